@@ -1,0 +1,10 @@
+"""gradlab: a laboratory for vanishing and exploding gradients.
+
+Backpropagation hands an early layer a gradient that is a product of many Jacobians; gradlab
+computes that product exactly, predicts it, and holds one against the other.
+"""
+
+import lazy_loader
+
+# The names are listed once, in __init__.pyi, and imported at first use.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

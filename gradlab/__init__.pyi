@@ -1,0 +1,25 @@
+from . import (
+    activations as activations,
+    chain as chain,
+    clipping as clipping,
+    dataset as dataset,
+    ensembles as ensembles,
+    estimate as estimate,
+    experiment as experiment,
+    figures as figures,
+    jacobians as jacobians,
+    scaled as scaled,
+    schema as schema,
+    theory as theory,
+    training as training,
+)
+from .dataset import named as named
+from .estimate import Claim as Claim
+from .experiment import fault as fault
+from .runner import run as run
+from .schema import BadInput as BadInput
+from .schema import Floats as Floats
+from .schema import Ints as Ints
+from .schema import Strings as Strings
+from .schema import config as config
+from .schema import key as key

@@ -1,0 +1,236 @@
+"""What an experiment is told: typed values, checked at the door, that become a pytree.
+
+The annotations of a config say what may vary inside one compiled program: `float` and lists of
+floats are leaves (traced); `int`, `str`, `bool` and their lists are structure (static). This room
+does not import jax before a config is turned into arrays, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import math
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
+
+if TYPE_CHECKING:
+    import jax
+
+    Floats = jax.Array
+    Ints = tuple[int, ...]
+    Strings = tuple[str, ...]
+else:
+    Floats = list[float]
+    Ints = list[int]
+    Strings = list[str]
+
+T = TypeVar("T")
+
+
+class BadInput(ValueError):
+    """Something given to gradlab that it cannot take; one sentence: what, given, allowed."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """What a configuration key means and which values it takes; both ends are allowed ones."""
+
+    doc: str
+    at_least: float = -math.inf
+    at_most: float = math.inf
+    above: float = -math.inf
+    choices: tuple[str, ...] = ()
+
+    def allows(self, value: Any) -> bool:
+        """Whether one value (not a list) is within the limits; nan never is."""
+        if self.choices and value not in self.choices:
+            return False
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return True
+        finite = isinstance(value, int) or math.isfinite(value)
+        return finite and self.at_least <= value <= self.at_most and value > self.above
+
+    def limits(self) -> str:
+        """The limits in words, empty where there are none."""
+        if self.choices:
+            return "one of " + ", ".join(self.choices)
+        low = [f"above {self.above:g}"] if self.above > -math.inf else []
+        low += [f"at least {self.at_least:g}"] if self.at_least > -math.inf else []
+        return " and ".join(low + ([f"at most {self.at_most:g}"] * (self.at_most < math.inf)))
+
+
+# The names in `activations.PHI`, told here too because `--help` must not wait for jax.
+ACTIVATIONS: tuple[str, ...] = ("linear", "tanh", "relu")
+
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+_COUNT = {"at_least": 1, "at_most": 10**7}
+
+# One word per idea: a config field with one of these names has this meaning and these limits.
+WORDS: dict[str, Key] = {
+    "activation": Key("the nonlinearity phi of every layer", choices=ACTIVATIONS),
+    "batch_size": Key("examples in a batch", **_COUNT),
+    "depth": Key("number of layers", **_COUNT),
+    "dtype": Key("floating point format", choices=DTYPES),
+    "learning_rate": Key("step size of the optimiser", above=0, at_most=1e6),
+    "num_seeds": Key("number of independent draws", **_COUNT),
+    "num_steps": Key("number of optimiser steps", **_COUNT),
+    "sigma_b": Key("standard deviation of the biases b", at_least=0, at_most=1e3),
+    "sigma_w": Key("standard deviation of W times the root of its fan-in", at_least=0, at_most=1e3),
+    "tau": Key("clipping threshold: the largest gradient norm let through", above=0, at_most=1e30),
+    "w": Key("weight of every layer of a scalar chain", at_least=-1e3, at_most=1e3),
+    "width": Key("number of neurons in a layer", at_least=1, at_most=2**16),
+}
+
+
+def key(doc: str, **limits: Any) -> Any:
+    """A config field with a meaning and limits of its own, where `WORDS` has none."""
+    return dataclasses.field(metadata={"key": Key(doc, **limits)})
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One field of a config class: its name, the type of one value, and whether it is a list."""
+
+    name: str
+    type: type
+    is_list: bool
+    optional: bool
+    key: Key
+
+    @property
+    def traced(self) -> bool:
+        """Whether its values may vary inside one compiled program."""
+        return self.type is float
+
+    def allowed(self) -> str:
+        """What the key takes, in words."""
+        noun = {float: "a finite number", int: "a whole number", bool: "true or false", str: "text"}
+        one = noun.get(self.type, "a value")
+        one = self.key.limits() if self.key.choices else f"{one} {self.key.limits()}".strip()
+        return one + (" or a list of such" if self.is_list else "") + (
+            " or null" if self.optional else ""
+        )
+
+
+@dataclass_transform(field_specifiers=(key,))
+def config(cls: type[T]) -> type[T]:
+    """The class as an experiment's configuration: a dataclass that `arrays` makes a pytree of."""
+    return dataclass(kw_only=True)(cls)
+
+
+@functools.cache
+def entries(cls: type) -> tuple[Entry, ...]:
+    """The fields of a config class, in the order written."""
+    hints = typing.get_type_hints(cls)
+    return tuple(_entry(cls, field, hints[field.name]) for field in dataclasses.fields(cls))
+
+
+def _entry(cls: type, field: dataclasses.Field[Any], hint: Any) -> Entry:
+    optional = typing.get_origin(hint) in (types.UnionType, typing.Union)
+    if optional:
+        hint = next(arg for arg in typing.get_args(hint) if arg is not type(None))
+    is_list = typing.get_origin(hint) is list
+    (kind,) = typing.get_args(hint) if is_list else (hint,)
+    if kind not in (bool, int, float, str):
+        raise TypeError(
+            f"{cls.__name__}.{field.name} is annotated {hint}; allowed are bool, int, float, str, "
+            "lists of them, each with `| None` where it may be missing"
+        )
+    described = field.metadata.get("key") or WORDS.get(field.name) or Key("")
+    return Entry(field.name, kind, is_list, optional, described)
+
+
+def read(cls: type[T], values: Mapping[str, Any]) -> T:
+    """The config that plain values describe; lists become tuples and one value a list of one.
+
+    Raises:
+        BadInput: a key is unknown, missing, of another type, or outside its limits.
+    """
+    known = {entry.name: entry for entry in entries(cls)}
+    for name in values:
+        if name not in known:
+            raise BadInput(unknown("key", name, known))
+    for name in known:
+        if name not in values:
+            raise BadInput(f"key '{name}' is missing; allowed: {known[name].allowed()}")
+    return cls(**{name: _checked(entry, values[name]) for name, entry in known.items()})
+
+
+def unknown(noun: str, name: str, known: Iterable[str]) -> str:
+    """The sentence for a name that is not known, with the nearest one that is."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, 1, cutoff=0.5)
+    hint = f"did you mean '{near[0]}'? " if near else ""
+    return f"{noun} '{name}' is not known; {hint}allowed: {', '.join(known) or 'none'}"
+
+
+def _checked(entry: Entry, value: Any) -> Any:
+    if value is None and entry.optional:
+        return None
+    given = list(value) if isinstance(value, list | tuple) else [value]
+    wrong = BadInput(f"{entry.name} is {_shown(value)}; allowed: {entry.allowed()}")
+    if (isinstance(value, list | tuple) and not entry.is_list) or not given:
+        raise wrong
+    try:
+        cast = tuple(_cast(entry.type, item) for item in given)
+    except (TypeError, ValueError):
+        raise wrong from None
+    if not all(entry.key.allows(item) and _finite(item) for item in cast):
+        raise wrong
+    return cast if entry.is_list else cast[0]
+
+
+def _cast(kind: type, value: Any) -> Any:
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is kind:
+        return value
+    raise TypeError
+
+
+def _finite(value: Any) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_shown, value)) + "]" if value else "an empty list"
+    return repr(value) if isinstance(value, str) else str(value).lower()
+
+
+def values(cfg: Any) -> dict[str, Any]:
+    """The plain values of a config, as `read` takes them and JSON holds them."""
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in vars(cfg).items()
+    }
+
+
+def arrays(cfg: T) -> T:
+    """The config as a pytree: each float a scalar leaf, each list of floats a leaf `(n,)`."""
+    import jax.numpy as jnp
+
+    cls = type(cfg)
+    _register(cls)
+    traced = {
+        entry.name: jnp.asarray(value, dtype=float)
+        for entry in entries(cls)
+        if entry.traced and (value := getattr(cfg, entry.name)) is not None
+    }
+    return dataclasses.replace(cfg, **traced)  # type: ignore[type-var]
+
+
+@functools.cache
+def _register(cls: type) -> None:
+    import jax
+
+    jax.tree_util.register_dataclass(
+        cls,
+        data_fields=[entry.name for entry in entries(cls) if entry.traced],
+        meta_fields=[entry.name for entry in entries(cls) if not entry.traced],
+    )

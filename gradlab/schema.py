@@ -112,8 +112,10 @@ class Entry:
         noun = {float: "a finite number", int: "a whole number", bool: "true or false", str: "text"}
         one = noun.get(self.type, "a value")
         one = self.key.limits() if self.key.choices else f"{one} {self.key.limits()}".strip()
-        return one + (" or a list of such" if self.is_list else "") + (
-            " or null" if self.optional else ""
+        return (
+            one
+            + (" or a list of such" if self.is_list else "")
+            + (" or null" if self.optional else "")
         )
 
 

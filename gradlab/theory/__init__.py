@@ -1,0 +1,7 @@
+"""What the mathematics predicts: one module for each body of theory, no keys, no chains.
+
+Nothing here measures: a theory never imports a measuring room, nor is imported by one, so that
+an experiment can hold one against the other. Each formula names its author, year and equation.
+"""
+
+from gradlab.theory import scalar as scalar

@@ -16,6 +16,8 @@ from . import (
 from .dataset import named as named
 from .estimate import Claim as Claim
 from .experiment import fault as fault
+from .figures import Axes as Axes
+from .figures import Figure as Figure
 from .runner import run as run
 from .schema import BadInput as BadInput
 from .schema import Floats as Floats

@@ -26,19 +26,27 @@ from gradlab.schema import BadInput
 _STORED = {"float16": "float32", "bfloat16": "float32", "int64": "int32", "uint32": "int32"}
 
 
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Labels:
+    """Texts along one axis: no array of jax, and so a part of the program's structure."""
+
+    texts: tuple[str, ...]
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Named:
     """An array whose axes have names; what an experiment's `compute` returns."""
 
-    values: Array
+    values: Array | Labels
     dims: tuple[str, ...] = field(metadata={"static": True})
     long_name: str = field(metadata={"static": True})
     units: str = field(metadata={"static": True})
 
 
 def named(values: Any, *dims: str, long_name: str = "", units: str = "1") -> Named:
-    """The array with a name for each axis.
+    """The array with a name for each axis; a list of texts names the places along one axis.
 
     Raises:
         ValueError: the number of names is not the number of axes.
@@ -48,6 +56,8 @@ def named(values: Any, *dims: str, long_name: str = "", units: str = "1") -> Nam
             f"array of shape {np.shape(values)} was given the axis names {dims}; "
             "allowed: one name for each axis"
         )
+    if np.ndim(values) == 1 and all(isinstance(value, str) for value in values):
+        values = Labels(tuple(values))
     return Named(values, dims, long_name, units)
 
 
@@ -73,7 +83,8 @@ def assemble(arrays: Mapping[str, Named], given: Mapping[str, Any]) -> xr.Datase
 
 
 def _variable(array: Named) -> xr.Variable:
-    values = np.asarray(array.values)
+    labelled = isinstance(array.values, Labels)
+    values = np.array(array.values.texts) if labelled else np.asarray(array.values)
     stored = values.astype(_STORED.get(values.dtype.name, values.dtype))
     labels = {"long_name": array.long_name, "units": array.units}
     return xr.Variable(array.dims, stored, {name: text for name, text in labels.items() if text})
@@ -81,7 +92,7 @@ def _variable(array: Named) -> xr.Variable:
 
 def _attribute(value: Any) -> Any:
     if value is None or isinstance(value, bool):
-        return str(value).lower()
+        return json.dumps(value)
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return ", ".join(value)
     return value

@@ -13,8 +13,8 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes as Axes
+from matplotlib.figure import Figure as Figure
 
 # Inches; one and two columns of a journal page.
 COLUMN, PAGE = 3.4, 7.0

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import json
 import math
 import types
 import typing
@@ -64,7 +65,10 @@ class Key:
 
 
 # The names in `activations.PHI`, told here too because `--help` must not wait for jax.
-ACTIVATIONS: tuple[str, ...] = ("linear", "tanh", "relu")
+ACTIVATIONS: tuple[str, ...] = (
+    *("linear", "tanh", "logistic", "erf", "softsign", "hard_tanh", "sin"),
+    *("relu", "leaky_relu", "elu", "selu", "gelu", "silu", "softplus"),
+)
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
@@ -76,6 +80,7 @@ WORDS: dict[str, Key] = {
     "batch_size": Key("examples in a batch", **_COUNT),
     "depth": Key("number of layers", **_COUNT),
     "dtype": Key("floating point format", choices=DTYPES),
+    "dtypes": Key("floating point formats that are followed", choices=DTYPES),
     "learning_rate": Key("step size of the optimiser", above=0, at_most=1e6),
     "num_seeds": Key("number of independent draws", **_COUNT),
     "num_steps": Key("number of optimiser steps", **_COUNT),
@@ -202,7 +207,9 @@ def _finite(value: Any) -> bool:
 def _shown(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_shown, value)) + "]" if value else "an empty list"
-    return repr(value) if isinstance(value, str) else str(value).lower()
+    if isinstance(value, bool) or value is None:
+        return json.dumps(value)
+    return repr(value)
 
 
 def values(cfg: Any) -> dict[str, Any]:

@@ -1,0 +1,26 @@
+"""Strict arithmetic for every test, and the experiments by name."""
+
+from pathlib import Path
+
+import jax
+import pytest
+
+from gradlab import experiment
+
+PROJECT = Path(__file__).parent.parent
+
+# Warnings are errors too: pyproject.toml says so.
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def project() -> Path:
+    return PROJECT
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Every test that asks for `experiment_file` runs for each experiment of the project."""
+    if "experiment_file" in metafunc.fixturenames:
+        files = experiment.discover(PROJECT)
+        metafunc.parametrize("experiment_file", files, ids=[file.stem for file in files])

@@ -146,12 +146,17 @@ def jacobians(model: Model, x: Array) -> Any:
     parts = checked(model, x)
     stacks = []
     for part in parts:
-        inputs = _inputs(part, x)
+        inputs = layer_inputs(part, x)
         stacks.append(jax.vmap(jax.jacfwd(part.layer, argnums=1))(part.params, inputs))
         x = part(x)
     if isinstance(model, Chain):
         return stacks[0]
     return tuple(J for stack in stacks for J in stack)
+
+
+def layer_inputs(chain: Chain, x: Array) -> Array:
+    """The input of every layer, `(depth, width)`."""
+    return x[None] if chain.depth == 1 else _states(chain, x)[:-1]
 
 
 def _outputs(chain: Chain, x: Array) -> Array:
@@ -170,11 +175,6 @@ def _states(chain: Chain, x: Array) -> Array:
             "array; give the model as [chain]."
         )
     return jnp.concatenate([x[None], outputs])
-
-
-def _inputs(chain: Chain, x: Array) -> Array:
-    """The input of every layer, `(depth, width)`."""
-    return x[None] if chain.depth == 1 else _states(chain, x)[:-1]
 
 
 class _Module:

@@ -1,0 +1,246 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import mpmath
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gradlab import chain, jacobians, scaled
+
+LOG_NORMS = jax.jit(jacobians.log_norms)
+
+
+def tanh_layer(params, z):
+    return jnp.tanh(params["W"] @ z + params["b"])
+
+
+def tanh_chain(depth, width, sigma_w=1.0, seed=0, dtype=jnp.float64):
+    key_W, key_b = jax.random.split(jax.random.key(seed))
+    W = sigma_w * jax.random.normal(key_W, (depth, width, width), dtype) / width**0.5
+    return chain.Chain(tanh_layer, {"W": W, "b": jax.random.normal(key_b, (depth, width)) / 10})
+
+
+def networks():
+    """Models of every kind that are accepted, with an input each."""
+    W = [jax.random.normal(jax.random.key(n), (n, m)) / m**0.5 for m, n in ((5, 3), (3, 6), (6, 4))]
+    varying = [chain.Chain(tanh_layer, {"W": w[None], "b": jnp.zeros((1, len(w)))}) for w in W]
+    residual = chain.Chain(
+        lambda W, z: z + jnp.tanh(W @ z), jax.random.normal(jax.random.key(3), (7, 5, 5)) / 3
+    )
+    normalised = chain.Chain(
+        lambda W, z: W @ z / jnp.sqrt(1 + jnp.mean((W @ z) ** 2)), residual.params
+    )
+    return {
+        "chain": tanh_chain(6, 5),
+        "varying widths": varying,
+        "residual": residual,
+        "normalised": normalised,
+        "recurrent": chain.Chain(
+            tanh_layer,
+            jax.tree.map(
+                lambda leaf: jnp.broadcast_to(leaf, (9, *leaf.shape[1:])), tanh_chain(1, 5).params
+            ),
+        ),
+        "closures and chains": [residual, lambda z: z**2, *varying, jnp.sin],
+    }
+
+
+INPUT = jnp.linspace(-1.0, 1.0, 5)
+each_network = pytest.mark.parametrize("name", networks())
+
+
+def apply(model, x):
+    for segment in chain.segments(model):
+        x = segment(x)
+    return x
+
+
+def loss(z):
+    return jnp.sum(jnp.sin(z) + z**2)
+
+
+def plain_partial_products(model, x):
+    J = [np.asarray(j) for j in chain.jacobians(model, x)]
+    return functools.reduce(lambda ps, j: [*ps, j @ ps[-1]], J[1:], [J[0]])
+
+
+@each_network
+def test_the_product_is_the_jacobian_of_the_whole_chain(name):
+    model = networks()[name]
+    whole = jax.jacrev(lambda x: apply(model, x))(INPUT)
+    # Both are sums of the same terms in another order: some ulp of the norm a layer.
+    tolerance = 1e-14 * np.linalg.norm(whole)
+    np.testing.assert_allclose(jacobians.product(model, INPUT), whole, rtol=0, atol=tolerance)
+    exact = scaled.unscale(jacobians.scaled_product(model, INPUT)).value
+    np.testing.assert_array_equal(exact, jacobians.product(model, INPUT))  # rescaling is exact
+
+
+@each_network
+def test_every_depth_has_the_norms_and_the_product_of_its_partial_product(name):
+    model = networks()[name]
+    P = plain_partial_products(model, INPUT)
+    # Ten layers of some ulp each.
+    close = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-13)
+    close(jacobians.log_norms(model, INPUT), [np.log(np.linalg.norm(p)) for p in P])
+    close(jacobians.log_spectral_norms(model, INPUT), [np.log(np.linalg.norm(p, 2)) for p in P])
+    for p, s in zip(P, jacobians.partial_products(model, INPUT), strict=True):
+        close(scaled.unscale(s).value / np.linalg.norm(p), p / np.linalg.norm(p))
+
+
+@pytest.mark.parametrize("name", ["chain", "residual", "recurrent"])
+def test_the_log_determinant_is_that_of_the_partial_product(name):
+    model = networks()[name]
+    expected = [np.linalg.slogdet(p)[1] for p in plain_partial_products(model, INPUT)]
+    # The rounding of the plain product is amplified by its condition, up to 1e4 here.
+    np.testing.assert_allclose(jacobians.log_abs_det(model, INPUT), expected, rtol=0, atol=1e-10)
+
+
+def test_a_chain_that_changes_its_width_has_no_determinant():
+    with pytest.raises(ValueError, match=r"Layer 1 goes from width 5 to 3"):
+        jacobians.log_abs_det(networks()["varying widths"], INPUT)
+
+
+@each_network
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_the_gradient_of_every_layers_weights_is_that_of_automatic_differentiation(name, dtype):
+    parts = jax.tree.map(lambda leaf: leaf.astype(dtype), chain.segments(networks()[name]))
+    x = INPUT.astype(dtype)
+    expected = jax.grad(lambda parts: loss(apply(parts, x)))(list(parts))
+    gradients = jacobians.weight_gradients(list(parts), x, loss)
+    layer = 0
+    for part in expected:
+        for k in range(part.depth):
+            layer += 1
+            one = jacobians.weight_gradient(list(parts), x, loss, layer)
+            for got in (one, gradients[layer - 1]):
+                for a, b in zip(
+                    jax.tree.leaves(got), jax.tree.leaves(chain.at(part.params, k)), strict=True
+                ):
+                    assert a.dtype == b.dtype
+                    # 10 roundings a layer, norm-wise: each factor of the product is rounded.
+                    bound = 10 * len(gradients) * jnp.finfo(dtype).eps * np.linalg.norm(b)
+                    assert np.linalg.norm(a - b) <= bound
+
+
+def test_the_gradients_of_a_chain_have_the_shape_of_its_parameters():
+    model = tanh_chain(6, 5)
+    gradients = jacobians.weight_gradients(model, INPUT, loss)
+    expected = jax.grad(lambda params: loss(chain.Chain(tanh_layer, params)(INPUT)))(model.params)
+    for name in ("W", "b"):
+        # Six layers of some ulp each.
+        np.testing.assert_allclose(gradients[name], expected[name], rtol=1e-12)
+    logs = jacobians.log_weight_gradient_norms(model, INPUT, loss)
+    squares = sum(jnp.sum(jnp.square(g.reshape(6, -1)), axis=1) for g in expected.values())
+    np.testing.assert_allclose(logs, jnp.log(squares) / 2, rtol=0, atol=1e-13)  # as above
+
+
+@each_network
+def test_the_gradient_of_every_state_has_the_norm_of_the_row_times_the_jacobians(name):
+    model = networks()[name]
+    states, J = chain.states(model, INPUT), chain.jacobians(model, INPUT)
+    row = jax.grad(loss)(states[-1])
+    expected = [np.log(np.linalg.norm(row))]
+    for j in J[::-1]:
+        row = row @ j
+        expected.insert(0, np.log(np.linalg.norm(row)))
+    logs = jacobians.log_gradient_norms(model, INPUT, loss)
+    np.testing.assert_allclose(logs, expected, rtol=0, atol=1e-13)  # ten layers of some ulp
+
+
+def test_a_batch_goes_through_vmap_and_jit():
+    model, batch = tanh_chain(6, 5), jax.random.normal(jax.random.key(9), (3, 5))
+    together = jax.jit(jax.vmap(lambda x: jacobians.log_norms(model, x)))(batch)
+    alone = [jacobians.log_norms(model, x) for x in batch]
+    np.testing.assert_allclose(together, alone, rtol=0, atol=1e-13)  # another order of sums
+    firsts = jax.vmap(lambda x: jacobians.weight_gradient(model, x, loss, 1)["W"])(batch)
+    expected = jax.grad(
+        lambda p: jnp.sum(jax.vmap(lambda x: loss(chain.Chain(tanh_layer, p)(x)))(batch))
+    )(model.params)["W"][0]
+    np.testing.assert_allclose(firsts.sum(0), expected, rtol=1e-11, atol=1e-14)  # as above
+
+
+def test_log_norms_have_the_derivative_of_the_plain_norm():
+    x = INPUT
+
+    def last(params):
+        return jacobians.log_norms(chain.Chain(tanh_layer, params), x)[-1]
+
+    def plain(params):
+        return jnp.log(jnp.linalg.norm(jacobians.product(chain.Chain(tanh_layer, params), x)))
+
+    params = tanh_chain(4, 5).params
+    for a, b in zip(*(jax.tree.leaves(jax.grad(f)(params)) for f in (last, plain)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-13)  # rounding of four layers
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    width=st.sampled_from([1, 2, 5]),
+    depth=st.sampled_from([2, 30]),
+    spread=st.sampled_from([0.0, 1.0, 15.0]),
+    dtype=st.sampled_from([jnp.float32, jnp.float64]),
+)
+def test_log_norms_are_right_in_any_range(seed, width, depth, spread, dtype):
+    """Layers scaled by powers of ten from 1e-15 to 1e15 against arbitrary precision."""
+    rng = np.random.default_rng(seed)
+    scales = 10.0 ** rng.uniform(-spread - 1, spread, depth)
+    Js = jnp.asarray(rng.normal(size=(depth, width, width)) * scales[:, None, None], dtype)
+    P = functools.reduce(
+        lambda p, j: mpmath.matrix(np.asarray(j, float).tolist()) * p, Js, mpmath.eye(width)
+    )
+    expected = mpmath.log(mpmath.mnorm(P, "f"))
+    got = float(LOG_NORMS(chain.linear(Js), jnp.zeros(width, dtype))[-1])
+    # Normwise growth of rounding: width eps a layer, times how much the product cancels in the
+    # direction of the start (Gaussian layers: rarely above 100); one ulp of the log itself.
+    eps = float(jnp.finfo(dtype).eps)
+    assert abs(got - expected) < eps * (100 * depth * width + 2 * abs(expected))
+
+
+@pytest.mark.parametrize(
+    ("factor", "dtype"), [(0.5, jnp.float32), (4.0, jnp.float32), (2.0**-60, jnp.float64)]
+)
+def test_a_product_far_out_of_range_is_exact(factor, dtype):
+    depth = 3000
+    J = jnp.broadcast_to(factor * jnp.eye(3, dtype=dtype), (depth, 3, 3))
+    P = jacobians.scaled_product(chain.linear(J), jnp.ones(3, dtype))
+    np.testing.assert_array_equal(P.mantissa, np.eye(3))
+    assert P.exponent[0, 0] == depth * np.log2(factor)
+    logs = jacobians.log_norms(chain.linear(J), jnp.ones(3, dtype))
+    steps = np.arange(1, depth + 1) * np.log(factor) + np.log(3) / 2
+    # An ulp or two of the log itself.
+    np.testing.assert_allclose(logs, steps, rtol=3 * float(jnp.finfo(dtype).eps))
+
+
+def test_zero_infinity_and_nan_arrive_unmasked():
+    J = jnp.broadcast_to(jnp.eye(2), (4, 2, 2))
+    x = jnp.ones(2)
+    dead = jacobians.log_norms(chain.linear(J.at[1].set(0.0)), x)
+    np.testing.assert_array_equal(dead, [np.log(2) / 2, -np.inf, -np.inf, -np.inf])
+    blown = chain.Chain(lambda s, z: jnp.where(s > 1, jnp.inf, s) * z, jnp.asarray([1.0, 2.0, 1.0]))
+    assert np.isposinf(jacobians.log_norms(blown, jnp.ones(1))[1])
+    lost = jacobians.log_norms([jnp.sin, lambda z: jnp.sqrt(z - 2)], x)
+    assert np.isfinite(lost[0])
+    assert np.isnan(lost[1])
+
+
+def test_memory_does_not_grow_with_depth():
+    """The compiled program's temporary buffers are those of one layer."""
+
+    def size(depth):
+        model, x = tanh_chain(depth, 8), jnp.ones(8)
+        analysis = jax.jit(jacobians.log_norms).lower(model, x).compile().memory_analysis()
+        return analysis.temp_size_in_bytes
+
+    # Two scalars a layer are the result itself, 16 bytes before the logarithm is taken.
+    assert size(2000) - size(1000) <= 1000 * 3 * 16
+
+
+def test_a_layer_that_is_not_there_is_refused():
+    with pytest.raises(ValueError, match="There is no layer 7; the layers are 1 to 6"):
+        jacobians.weight_gradient(tanh_chain(6, 5), INPUT, loss, 7)
+    with pytest.raises(ValueError, match="has no weights"):
+        jacobians.log_weight_gradient_norms([jnp.sin], INPUT, loss)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -67,7 +68,7 @@ def assemble(arrays: Mapping[str, Named], given: Mapping[str, Any]) -> xr.Datase
     A list in `given` that an axis is named after is that axis's coordinate, an axis without one is
     counted from 0, and every other value becomes an attribute.
     """
-    variables = {name: _variable(array) for name, array in arrays.items()}
+    variables = {name: as_variable(array) for name, array in arrays.items()}
     sizes = {
         dim: size
         for variable in variables.values()
@@ -82,7 +83,8 @@ def assemble(arrays: Mapping[str, Named], given: Mapping[str, Any]) -> xr.Datase
     return xr.Dataset(variables, coords, attrs)
 
 
-def _variable(array: Named) -> xr.Variable:
+def as_variable(array: Named) -> xr.Variable:
+    """The array with its axes and labels, in a format that the file can hold."""
     labelled = isinstance(array.values, Labels)
     values = np.array(array.values.texts) if labelled else np.asarray(array.values)
     stored = values.astype(_STORED.get(values.dtype.name, values.dtype))
@@ -153,7 +155,8 @@ def folder_for(path: Path) -> Path:
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary file beside `path` that takes its place, whole, when the block ends well."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    prefix = f".{path.name}.{socket.gethostname()}.{os.getpid()}."
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=".tmp")
     os.close(handle)
     temporary = Path(name)
     try:
@@ -165,6 +168,24 @@ def replacing(path: Path) -> Iterator[Path]:
         _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def tidy(folder: Path) -> None:
+    """Remove the temporary files that processes of this machine left when they were killed."""
+    for path in folder.glob(f".*.{socket.gethostname()}.*.tmp"):
+        pid = path.name.split(".")[-3]
+        if pid.isdecimal() and not _alive(int(pid)):
+            path.unlink(missing_ok=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _umask() -> int:

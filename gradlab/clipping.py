@@ -76,9 +76,8 @@ def norm(grads: Tree) -> Array:
 
 def cosine(one: Tree, other: Tree) -> Array:
     """The cosine of the angle between two pytrees, `()`, to about 10 ulps; nan where one is 0."""
-    pairs = zip(_unit(_leaves(one)), _unit(_leaves(other)), strict=True)
-    dot = sum((jnp.sum(a * b) for a, b in pairs), start=jnp.zeros(()))
-    return jnp.where((norm(one) > 0) & (norm(other) > 0), dot, jnp.nan)
+    # A tree of zeros has the unit vector 0 / 0, and so the cosine nan.
+    return _along(_unit(_leaves(one)), _unit(_leaves(other)))
 
 
 def clip_by_global_norm(tau: ArrayLike) -> optax.GradientTransformation:

@@ -62,40 +62,91 @@ def loss(z):
     return jnp.sum(jnp.sin(z) + z**2)
 
 
-def plain_partial_products(model, x):
-    J = [np.asarray(j) for j in chain.jacobians(model, x)]
+def everything(model, x):
+    """All that this room measures of one model, to be compiled once."""
+    depth = chain.depth(model)
+    return {
+        "states": chain.states(model, x),
+        "jacobians": chain.jacobians(model, x),
+        "whole": jax.jacrev(lambda x: apply(model, x))(x),
+        "product": jacobians.product(model, x),
+        "scaled": scaled.unscale(jacobians.scaled_product(model, x)).value,
+        "norms": jacobians.log_norms(model, x),
+        "spectral": jacobians.log_spectral_norms(model, x),
+        "partial": [scaled.unscale(s).value for s in jacobians.partial_products(model, x)],
+        "states_gradient": jacobians.log_gradient_norms(model, x, loss),
+        "gradients": jacobians.weight_gradients(model, x, loss),
+        "some": {k: jacobians.weight_gradient(model, x, loss, k) for k in (1, 2, depth)},
+        "autodiff": jax.grad(lambda parts: loss(apply(parts, x)))(list(chain.segments(model))),
+    }
+
+
+@functools.cache
+def measured(name, dtype=jnp.float64):
+    """Every network is measured once; the sequences stay sequences."""
+    model = networks()[name]
+    parts = jax.tree.map(lambda leaf: leaf.astype(dtype), list(chain.segments(model)))
+    return jax.jit(everything)(parts, INPUT.astype(dtype))
+
+
+def partial_products(seen):
+    J = [np.asarray(j) for j in seen["jacobians"]]
     return functools.reduce(lambda ps, j: [*ps, j @ ps[-1]], J[1:], [J[0]])
 
 
 @each_network
 def test_the_product_is_the_jacobian_of_the_whole_chain(name):
-    model = networks()[name]
-    whole = jax.jacrev(lambda x: apply(model, x))(INPUT)
+    seen = measured(name)
     # Both are sums of the same terms in another order: some ulp of the norm a layer.
-    tolerance = 1e-14 * np.linalg.norm(whole)
-    np.testing.assert_allclose(jacobians.product(model, INPUT), whole, rtol=0, atol=tolerance)
-    exact = scaled.unscale(jacobians.scaled_product(model, INPUT)).value
-    np.testing.assert_array_equal(exact, jacobians.product(model, INPUT))  # rescaling is exact
+    tolerance = 1e-14 * np.linalg.norm(seen["whole"])
+    np.testing.assert_allclose(seen["product"], seen["whole"], rtol=0, atol=tolerance)
+    np.testing.assert_allclose(seen["scaled"], seen["whole"], rtol=0, atol=tolerance)
 
 
 @each_network
 def test_every_depth_has_the_norms_and_the_product_of_its_partial_product(name):
-    model = networks()[name]
-    P = plain_partial_products(model, INPUT)
+    seen = measured(name)
+    P = partial_products(seen)
     # Ten layers of some ulp each.
     close = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-13)
-    close(jacobians.log_norms(model, INPUT), [np.log(np.linalg.norm(p)) for p in P])
-    close(jacobians.log_spectral_norms(model, INPUT), [np.log(np.linalg.norm(p, 2)) for p in P])
-    for p, s in zip(P, jacobians.partial_products(model, INPUT), strict=True):
-        close(scaled.unscale(s).value / np.linalg.norm(p), p / np.linalg.norm(p))
+    close(seen["norms"], [np.log(np.linalg.norm(p)) for p in P])
+    close(seen["spectral"], [np.log(np.linalg.norm(p, 2)) for p in P])
+    for p, got in zip(P, seen["partial"], strict=True):
+        close(got / np.linalg.norm(p), p / np.linalg.norm(p))
+
+
+@each_network
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_the_gradient_of_every_layers_weights_is_that_of_automatic_differentiation(name, dtype):
+    seen = measured(name, dtype)
+    expected = [chain.at(part.params, k) for part in seen["autodiff"] for k in range(part.depth)]
+    # 10 roundings a layer, norm-wise: each factor of the product is rounded.
+    bound = 10 * len(expected) * jnp.finfo(dtype).eps
+    pairs = [*enumerate(seen["gradients"], start=1), *seen["some"].items()]
+    for layer, gradient in pairs:
+        for a, b in zip(*map(jax.tree.leaves, (gradient, expected[layer - 1])), strict=True):
+            assert a.dtype == b.dtype
+            assert np.linalg.norm(a - b) <= bound * np.linalg.norm(b)
+
+
+@each_network
+def test_the_gradient_of_every_state_has_the_norm_of_the_row_times_the_jacobians(name):
+    seen = measured(name)
+    row = jax.grad(loss)(seen["states"][-1])
+    expected = [np.log(np.linalg.norm(row))]
+    for j in seen["jacobians"][::-1]:
+        row = row @ j
+        expected.insert(0, np.log(np.linalg.norm(row)))
+    # Ten layers of some ulp each.
+    np.testing.assert_allclose(seen["states_gradient"], expected, rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize("name", ["chain", "residual", "recurrent"])
 def test_the_log_determinant_is_that_of_the_partial_product(name):
-    model = networks()[name]
-    expected = [np.linalg.slogdet(p)[1] for p in plain_partial_products(model, INPUT)]
+    expected = [np.linalg.slogdet(p)[1] for p in partial_products(measured(name))]
+    got = jax.jit(jacobians.log_abs_det)(networks()[name], INPUT)
     # The rounding of the plain product is amplified by its condition, up to 1e4 here.
-    np.testing.assert_allclose(jacobians.log_abs_det(model, INPUT), expected, rtol=0, atol=1e-10)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-10)
 
 
 def test_a_chain_that_changes_its_width_has_no_determinant():
@@ -103,59 +154,25 @@ def test_a_chain_that_changes_its_width_has_no_determinant():
         jacobians.log_abs_det(networks()["varying widths"], INPUT)
 
 
-@each_network
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
-def test_the_gradient_of_every_layers_weights_is_that_of_automatic_differentiation(name, dtype):
-    parts = jax.tree.map(lambda leaf: leaf.astype(dtype), chain.segments(networks()[name]))
-    x = INPUT.astype(dtype)
-    expected = jax.grad(lambda parts: loss(apply(parts, x)))(list(parts))
-    gradients = jacobians.weight_gradients(list(parts), x, loss)
-    layer = 0
-    for part in expected:
-        for k in range(part.depth):
-            layer += 1
-            one = jacobians.weight_gradient(list(parts), x, loss, layer)
-            for got in (one, gradients[layer - 1]):
-                for a, b in zip(
-                    jax.tree.leaves(got), jax.tree.leaves(chain.at(part.params, k)), strict=True
-                ):
-                    assert a.dtype == b.dtype
-                    # 10 roundings a layer, norm-wise: each factor of the product is rounded.
-                    bound = 10 * len(gradients) * jnp.finfo(dtype).eps * np.linalg.norm(b)
-                    assert np.linalg.norm(a - b) <= bound
-
-
 def test_the_gradients_of_a_chain_have_the_shape_of_its_parameters():
     model = tanh_chain(6, 5)
-    gradients = jacobians.weight_gradients(model, INPUT, loss)
-    expected = jax.grad(lambda params: loss(chain.Chain(tanh_layer, params)(INPUT)))(model.params)
+    gradients = jax.jit(lambda m: jacobians.weight_gradients(m, INPUT, loss))(model)
+    expected = jax.jit(jax.grad(lambda p: loss(chain.Chain(tanh_layer, p)(INPUT))))(model.params)
     for name in ("W", "b"):
         # Six layers of some ulp each.
         np.testing.assert_allclose(gradients[name], expected[name], rtol=1e-12)
-    logs = jacobians.log_weight_gradient_norms(model, INPUT, loss)
+    logs = jax.jit(lambda m: jacobians.log_weight_gradient_norms(m, INPUT, loss))(model)
     squares = sum(jnp.sum(jnp.square(g.reshape(6, -1)), axis=1) for g in expected.values())
     np.testing.assert_allclose(logs, jnp.log(squares) / 2, rtol=0, atol=1e-13)  # as above
-
-
-@each_network
-def test_the_gradient_of_every_state_has_the_norm_of_the_row_times_the_jacobians(name):
-    model = networks()[name]
-    states, J = chain.states(model, INPUT), chain.jacobians(model, INPUT)
-    row = jax.grad(loss)(states[-1])
-    expected = [np.log(np.linalg.norm(row))]
-    for j in J[::-1]:
-        row = row @ j
-        expected.insert(0, np.log(np.linalg.norm(row)))
-    logs = jacobians.log_gradient_norms(model, INPUT, loss)
-    np.testing.assert_allclose(logs, expected, rtol=0, atol=1e-13)  # ten layers of some ulp
 
 
 def test_a_batch_goes_through_vmap_and_jit():
     model, batch = tanh_chain(6, 5), jax.random.normal(jax.random.key(9), (3, 5))
     together = jax.jit(jax.vmap(lambda x: jacobians.log_norms(model, x)))(batch)
-    alone = [jacobians.log_norms(model, x) for x in batch]
+    alone = [LOG_NORMS(model, x) for x in batch]
     np.testing.assert_allclose(together, alone, rtol=0, atol=1e-13)  # another order of sums
-    firsts = jax.vmap(lambda x: jacobians.weight_gradient(model, x, loss, 1)["W"])(batch)
+    first = jax.vmap(lambda x: jacobians.weight_gradient(model, x, loss, 1)["W"])
+    firsts = jax.jit(first)(batch)
     expected = jax.grad(
         lambda p: jnp.sum(jax.vmap(lambda x: loss(chain.Chain(tanh_layer, p)(x)))(batch))
     )(model.params)["W"][0]
@@ -172,7 +189,9 @@ def test_log_norms_have_the_derivative_of_the_plain_norm():
         return jnp.log(jnp.linalg.norm(jacobians.product(chain.Chain(tanh_layer, params), x)))
 
     params = tanh_chain(4, 5).params
-    for a, b in zip(*(jax.tree.leaves(jax.grad(f)(params)) for f in (last, plain)), strict=True):
+    for a, b in zip(
+        *(jax.tree.leaves(jax.jit(jax.grad(f))(params)) for f in (last, plain)), strict=True
+    ):
         np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-13)  # rounding of four layers
 
 
@@ -209,7 +228,7 @@ def test_a_product_far_out_of_range_is_exact(factor, dtype):
     P = jacobians.scaled_product(chain.linear(J), jnp.ones(3, dtype))
     np.testing.assert_array_equal(P.mantissa, np.eye(3))
     assert P.exponent[0, 0] == depth * np.log2(factor)
-    logs = jacobians.log_norms(chain.linear(J), jnp.ones(3, dtype))
+    logs = LOG_NORMS(chain.linear(J), jnp.ones(3, dtype))
     steps = np.arange(1, depth + 1) * np.log(factor) + np.log(3) / 2
     # An ulp or two of the log itself.
     np.testing.assert_allclose(logs, steps, rtol=3 * float(jnp.finfo(dtype).eps))
@@ -218,10 +237,10 @@ def test_a_product_far_out_of_range_is_exact(factor, dtype):
 def test_zero_infinity_and_nan_arrive_unmasked():
     J = jnp.broadcast_to(jnp.eye(2), (4, 2, 2))
     x = jnp.ones(2)
-    dead = jacobians.log_norms(chain.linear(J.at[1].set(0.0)), x)
+    dead = LOG_NORMS(chain.linear(J.at[1].set(0.0)), x)
     np.testing.assert_array_equal(dead, [np.log(2) / 2, -np.inf, -np.inf, -np.inf])
     blown = chain.Chain(lambda s, z: jnp.where(s > 1, jnp.inf, s) * z, jnp.asarray([1.0, 2.0, 1.0]))
-    assert np.isposinf(jacobians.log_norms(blown, jnp.ones(1))[1])
+    assert np.isposinf(LOG_NORMS(blown, jnp.ones(1))[1])
     lost = jacobians.log_norms([jnp.sin, lambda z: jnp.sqrt(z - 2)], x)
     assert np.isfinite(lost[0])
     assert np.isnan(lost[1])

@@ -62,6 +62,10 @@ class Store:
             if wanted.intersection(_keys(content)):
                 path.unlink(missing_ok=True)
 
+    def has(self, points: Sequence[Point]) -> bool:
+        """Whether exactly these points are finished as one chunk."""
+        return (self.folder / f"{chunk_name(points)}.nc").is_file()
+
     def keys(self) -> set[str]:
         """The keys of all finished points."""
         return {key for _, content in self._contents() for key in _keys(content)}

@@ -40,7 +40,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Method:
-    """How points are evaluated: one of `points.METHODS`, points in a batch (0: as memory allows)."""
+    """How points are evaluated: one of `settings.METHODS` but auto, points in a batch (0: as memory allows)."""
 
     name: str
     batch: int
@@ -132,9 +132,7 @@ class Program:
         arguments = jax.device_put((cfgs, keys), NamedSharding(mesh, PartitionSpec("points")))
         program = self._compiled(mesh, rows, arguments)
         arrays = _on_host(program(*arguments))
-        return [
-            jax.tree.map(lambda leaf, row=row: leaf[row], arrays) for row in range(len(points))
-        ]
+        return [jax.tree.map(lambda leaf, row=row: leaf[row], arrays) for row in range(len(points))]
 
     def _compiled(self, mesh: Mesh, rows: int, arguments: Any) -> Callable[..., Arrays]:
         shapes = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(arguments))
@@ -159,9 +157,7 @@ class Program:
             return jax.lax.map(one, (cfgs, keys), batch_size=size)
 
         along = PartitionSpec("points")
-        sharded = jax.shard_map(
-            local, mesh=mesh, in_specs=along, out_specs=along, check_vma=False
-        )
+        sharded = jax.shard_map(local, mesh=mesh, in_specs=along, out_specs=along, check_vma=False)
         return jax.jit(sharded).lower(*arguments).compile()
 
 

@@ -55,7 +55,9 @@ def _shapes(piece: Mapping[str, xr.Variable]) -> dict[str, tuple[Any, ...]]:
 def _lists(sweep: Sweep, dims: set[str]) -> list[str]:
     """The swept keys that hold lists and name an axis of the data."""
     entries = schema.entries(type(sweep.points[0].cfg))
-    return [entry.name for entry in entries if entry.is_list and entry.name in dims & set(sweep.axes)]
+    return [
+        entry.name for entry in entries if entry.is_list and entry.name in dims & set(sweep.axes)
+    ]
 
 
 def _dims(pieces: Sequence[Mapping[str, xr.Variable]]) -> set[str]:
@@ -70,8 +72,10 @@ def _grid(sweep: Sweep, pieces: Sequence[Mapping[str, xr.Variable]]) -> Joined:
     dims = _dims(pieces)
     lists = _lists(sweep, dims)
     # Where every list has one entry, a variable without the list's axis may take it as its own.
-    names = {key: key if key in lists and _single(sweep.axes[key]) else _free(key, dims)
-             for key in sweep.axes}
+    names = {
+        key: key if key in lists and _single(sweep.axes[key]) else _free(key, dims)
+        for key in sweep.axes
+    }
     lengths = [len(values) for values in sweep.axes.values()]
     variables: dict[str, xr.Variable] = {}
     as_one_run = set(lists) == set(sweep.axes)
@@ -165,9 +169,7 @@ def _without(piece: Mapping[str, xr.Variable], keys: Sequence[str]) -> dict[str,
 
 
 def _sizes(piece: Mapping[str, xr.Variable]) -> dict[str, int]:
-    return {
-        str(dim): size for variable in piece.values() for dim, size in variable.sizes.items()
-    }
+    return {str(dim): size for variable in piece.values() for dim, size in variable.sizes.items()}
 
 
 def _column(
@@ -211,13 +213,17 @@ def _laid(
         parts.append(ordered.values.reshape(-1, *ordered.shape[len(along) :]))
         owners.append(np.full(len(parts[-1]), number, dtype="int32"))
         for place, dim in enumerate(along):
-            marks = piece[dim].values.reshape([-1 if at == place else 1 for at in range(len(shape))])
+            marks = piece[dim].values.reshape(
+                [-1 if at == place else 1 for at in range(len(shape))]
+            )
             labels.setdefault(str(dim), []).append(np.broadcast_to(marks, shape).reshape(-1))
         rest = ordered.dims[len(along) :]
         attrs = row.attrs
     found = {name: xr.Variable((axis, *rest), np.concatenate(parts), attrs)}
     found[f"{axis}_point"] = xr.Variable(
-        (axis,), np.concatenate(owners), {"long_name": "the point of each entry", "instance_dimension": POINT}
+        (axis,),
+        np.concatenate(owners),
+        {"long_name": "the point of each entry", "instance_dimension": POINT},
     )
     for dim, marks in labels.items():
         if dim != axis:

@@ -70,9 +70,7 @@ def figure(
     shown = found[:MOST_PANELS]
     columns = min(3, max(1, len(shown)))
     lines = -(-max(1, len(shown)) // columns)
-    drawn, panels = figures.panels(
-        lines, columns, width=figures.PAGE, height=0.5 + 2.1 * lines
-    )
+    drawn, panels = figures.panels(lines, columns, width=figures.PAGE, height=0.5 + 2.1 * lines)
     across = _across(axes)
     for panel, row in zip(panels, shown, strict=False):
         _panel(panel, row, across, [key for key in axes if key != across], axes[across])
@@ -117,8 +115,11 @@ def _panel(
     for (name, pairs), look in zip(series.items(), figures.series(len(series)), strict=True):
         x, measured, low, high, expected = np.array(list(_summaries(pairs))).T
         panel.errorbar(
-            x, measured, np.stack([measured - low, high - measured]),
-            **(look | {"linestyle": "none", "elinewidth": 0.7}), label=name or "measured",
+            x,
+            measured,
+            np.stack([measured - low, high - measured]),
+            **(look | {"linestyle": "none", "elinewidth": 0.7}),
+            label=name or "measured",
         )
         panel.plot(x, expected, color=look["color"], linestyle=look["linestyle"], linewidth=0.9)
     if not all(map(_is_number, values)):

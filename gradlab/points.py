@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 # A change in one of these is a change of the code.
 PACKAGES = ("gradlab", "jax", "jaxlib", "numpy", "optax", "scipy", "xarray", "scikit-learn")
 
-METHODS = ("auto", "each", "map", "vmap")
-
 # A sweep loses at most one chunk of this many when it is killed.
 NUM_CHUNKS = 50
 

@@ -9,28 +9,20 @@ import shlex
 import sys
 import textwrap
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from gradlab import experiment as experiments
 from gradlab import schema
 from gradlab.experiment import Experiment
 from gradlab.schema import BadInput
+from gradlab.settings import NOT_NAMED, Settings
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 CLAIM_FAILED = BAD_INPUT = 1
 INTERRUPTED = 130
-
-
-@schema.config
-class Settings:
-    """What every run is told besides its experiment's own keys."""
-
-    seed: int = schema.key("seed of all random draws", at_least=0, at_most=2**31 - 1)
-    precision: str = schema.key("default float format", choices=("float32", "float64"))
-    results: str = schema.key("folder of the results, absolute or from the project's folder")
-    redraw: bool = schema.key("draw and judge the data saved before without computing again")
 
 
 def run(file: str) -> NoReturn:
@@ -43,8 +35,9 @@ def run(file: str) -> NoReturn:
             verdicts = _through_hydra(experiment)
         except Exception as error:
             raise _translated(error, experiment) from error
-    except KeyboardInterrupt:
-        _say(f"interrupted: files of finished runs are kept; to go on: {command()}")
+    except KeyboardInterrupt as stopped:
+        kept = str(stopped) or f"files of finished runs are kept; to go on: {command()}"
+        _say(f"interrupted: {kept}")
         sys.exit(INTERRUPTED)
     except BadInput as error:
         _say(f"error: {error}")
@@ -61,27 +54,39 @@ def _say(line: str) -> None:
     sys.stderr.write(line + "\n")
 
 
-def _through_hydra(experiment: Experiment) -> list[bool]:
-    import hydra
-    from hydra.core.hydra_config import HydraConfig
+class Program:
+    """What Hydra calls with a composed config, and what its sweeper reports to."""
 
-    verdicts: list[bool] = []
-    errors: list[Exception] = []
+    def __init__(self, experiment: Experiment) -> None:
+        self.experiment = experiment
+        self.verdicts: list[bool] = []
+        self.errors: list[Exception] = []
+        self.__module__ = experiment.name  # the name that Hydra gives the job
 
-    def task(cfg: DictConfig) -> None:
+    def __call__(self, cfg: DictConfig) -> bool:
+        """Whether every claim of a single run holds."""
+        from hydra.core.hydra_config import HydraConfig
+
         try:
-            verdicts.append(_task(experiment, cfg, list(HydraConfig.get().overrides.task)))
+            overrides = list(HydraConfig.get().overrides.task)
+            self.verdicts.append(_task(self.experiment, cfg, overrides))
         except Exception as error:
             # Hydra would print the overrides again and wrap it.
-            errors.append(error)
+            self.errors.append(error)
+            return False
+        return self.verdicts[-1]
 
-    task.__module__ = experiment.name  # the name that Hydra gives the job
+
+def _through_hydra(experiment: Experiment) -> list[bool]:
+    import hydra
+
+    program = Program(experiment)
     register(experiment)
     folder = str(experiment.config_file.parent)
-    hydra.main(config_path=folder, config_name=experiment.name, version_base="1.3")(task)()
-    if errors:
-        raise errors[0]
-    return verdicts
+    hydra.main(config_path=folder, config_name=experiment.name, version_base="1.3")(program)()
+    if program.errors:
+        raise program.errors[0]
+    return program.verdicts
 
 
 def register(experiment: Experiment) -> None:
@@ -182,9 +187,15 @@ def _task(experiment: Experiment, cfg: DictConfig, overrides: list[str]) -> bool
     # A last look at the values comes before the heavy imports, so that bad input is told at once.
     from gradlab import report
 
-    folder = experiment.project / settings.results / experiment.name
-    folder /= folder_name(written_values(experiment), overrides)
-    return report.run_one(experiment, own, settings, folder, command())
+    return report.run_one(
+        experiment, own, settings, folder(experiment, settings, overrides), command()
+    )
+
+
+def folder(experiment: Experiment, settings: Settings, overrides: list[str]) -> Path:
+    """Where the files of a run or a sweep with these overrides are."""
+    results = experiment.project / settings.results / experiment.name
+    return results / folder_name(written_values(experiment), overrides)
 
 
 def read(experiment: Experiment, values: Mapping[str, Any]) -> tuple[Settings, Any]:
@@ -199,10 +210,6 @@ def read(experiment: Experiment, values: Mapping[str, Any]) -> tuple[Settings, A
     return schema.read(Settings, shared), schema.read(experiment.module.Config, own)
 
 
-# Keys that say where or how, not what: they do not tell one result from another.
-_NOT_NAMED = ("results", "redraw")
-
-
 def folder_name(written: Mapping[str, Any], overrides: list[str]) -> str:
     """The readable name of a run: the overrides that change a value, sorted; empty for none."""
     import hashlib
@@ -210,12 +217,14 @@ def folder_name(written: Mapping[str, Any], overrides: list[str]) -> str:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     parsed = OverridesParser.create().parse_overrides(overrides)
-    scale = next((over.value() for over in parsed if over.key_or_group == "scale"), None)
+    scales = [over.value() for over in parsed if over.key_or_group == "scale"]
+    # A sweep has no value, and so never the written one.
+    scale = next((value for value in scales if isinstance(value, str)), None)
     default = {**written, **(written.get("scales", {}).get(scale) or {}), "scale": "full"}
     parts = sorted(
-        f"{over.key_or_group}={over.get_value_element_as_str()}"
+        f"{over.key_or_group}={str(over.input_line).partition('=')[2]}"
         for over in parsed
-        if over.key_or_group not in _NOT_NAMED and not _as_written(over.value(), default, over)
+        if over.key_or_group not in NOT_NAMED and not _as_written(over.value(), default, over)
     )
     name = ",".join(parts).replace("/", "_").replace(" ", "")
     if len(name.encode()) <= 200:  # file systems allow 255

@@ -27,7 +27,7 @@ from gradlab.schema import BadInput
 
 if TYPE_CHECKING:
     from gradlab.dataset import Named
-    from gradlab.runner import Settings
+    from gradlab.settings import Settings
 
 # Seconds after which points that are finished go to disk though their chunk is not.
 PATIENCE = 60.0
@@ -61,7 +61,7 @@ def compute(
     """
     program = evaluate.Program(exp.module.compute, method)
     for chunk in todo:
-        if chunk not in store:
+        if not store.has(chunk):
             report.prepare(chunk[0].precision)
             _compute_chunk(program, chunk, store, fail_fast)
         if steps is not None:
@@ -256,8 +256,12 @@ class Steps:
         console = Console(stderr=True)
         self._bar = (
             Progress(
-                TextColumn(f"{name}:"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-                console=console, transient=True,
+                TextColumn(f"{name}:"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                console=console,
+                transient=True,
             )
             if console.is_terminal
             else None
@@ -316,7 +320,11 @@ class Work(Protocol):
     """Something that computes chunks: this process, other processes, a cluster."""
 
     def __call__(
-        self, exp: Experiment, todo: Sequence[Sequence[Point]], store: Store, settings: Settings,
+        self,
+        exp: Experiment,
+        todo: Sequence[Sequence[Point]],
+        store: Store,
+        settings: Settings,
         steps: Steps,
     ) -> bool:
         """Whether the results are to be collected now, and not later by the same command."""
@@ -331,9 +339,7 @@ def here(
     return True
 
 
-def run(
-    exp: Experiment, sweep: Sweep, settings: Settings, folder: Path, work: Work = here
-) -> bool:
+def run(exp: Experiment, sweep: Sweep, settings: Settings, folder: Path, work: Work = here) -> bool:
     """Make the sweep's files in `folder`, computing what is missing; whether every claim holds."""
     begun = time.perf_counter()
     report.prepare(settings.precision)
@@ -349,9 +355,7 @@ def run(
         return collect(exp, sweep, settings, folder, begun) if now else True
 
 
-def _computed(
-    exp: Experiment, sweep: Sweep, store: Store, settings: Settings, work: Work
-) -> bool:
+def _computed(exp: Experiment, sweep: Sweep, store: Store, settings: Settings, work: Work) -> bool:
     dataset.folder_for(store.folder)
     dataset.tidy(store.folder)
     if not settings.resume:

@@ -1,0 +1,64 @@
+"""The sweeper and the launcher that Hydra finds by name; what they do is in `gradlab.launcher`.
+
+Hydra 1.3 takes plugins from the namespace `hydra_plugins` alone, and scans it at every start, so
+nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.utils import JobReturn
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+
+class GradlabSweeper(Sweeper):
+    """All points of a multirun as one object; each is composed once."""
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Take what Hydra hands over before the sweep."""
+        self.given = (hydra_context, task_function, config)
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Whether every point was computed and every claim holds."""
+        from gradlab import launcher
+
+        return launcher.sweep(*self.given, arguments)
+
+
+class GradlabLauncher(Launcher):
+    """The jobs of any sweeper in one compiled program for each structure of their configs."""
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Take what Hydra hands over before the sweep."""
+        self.given = (hydra_context, task_function, config)
+        self.jobs: list[Sequence[str]] = []
+
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> Sequence[JobReturn]:
+        """One return for each job; their results are joined with those of earlier batches."""
+        from gradlab import launcher
+
+        del self.jobs[initial_job_idx:]
+        self.jobs += job_overrides
+        return launcher.launch(*self.given, self.jobs)[initial_job_idx:]
+
+
+_HERE = "hydra_plugins.gradlab_launcher."
+
+ConfigStore.instance().store(
+    group="hydra/sweeper", name="gradlab", node={"_target_": _HERE + "GradlabSweeper"}
+)
+ConfigStore.instance().store(
+    group="hydra/launcher", name="gradlab", node={"_target_": _HERE + "GradlabLauncher"}
+)

@@ -72,7 +72,8 @@ def compute(cfg: Config, key: Array) -> dict[str, gl.Named]:
         "derivative_predicted": gl.named(
             gl.theory.scalar.derivative(cfg.w, 50, 1.0), "w", long_name="50 w^49"
         ),
-        **limits_of_formats(fine, cfg.depth, cfg.dtypes),
+        **limits_of_formats("w", cfg.w, cfg.depth, cfg.dtypes),
+        **limits_of_formats("w_fine", fine, cfg.depth, cfg.dtypes),
     }
 
 
@@ -101,31 +102,30 @@ def shared_derivative(w: Array) -> Array:
     return jnp.sum(gl.jacobians.weight_gradients(model, jnp.ones(1), jnp.sum))
 
 
-def limits_of_formats(w: Array, depth: int, dtypes: tuple[str, ...]) -> dict[str, gl.Named]:
+def limits_of_formats(
+    axis: str, w: Array, depth: int, dtypes: tuple[str, ...]
+) -> dict[str, gl.Named]:
     """The depths at which each format's plain product fails, measured and predicted, over `w`."""
     # Without 64-bit mode float64 is not there to be measured.
     names = [name for name in dtypes if jax.dtypes.canonicalize_dtype(name).name == name]
-    measured = [jax.vmap(lambda v, name=name: failures(v, depth, name))(w) for name in names]
-    expected = [expected_failures(w, name) for name in names]
-    kinds = {
-        "zero": "first depth L at which the product is 0",
-        "infinite": "first depth L at which the product is infinite",
-        "wrong": "first depth L at which the product is 1 % wrong",
+    measured = [jax.vmap(lambda v, name=name: failures(v, depth, name))(w).T for name in names]
+    expected = [jnp.stack(expected_failures(w, name)) for name in names]
+    suffix = axis.removeprefix("w")
+    columns = {
+        f"first_zero{suffix}": "first depth at which the product is 0",
+        f"first_infinite{suffix}": "first depth at which the product is infinite",
+        f"first_wrong{suffix}": "first depth at which the product is 1 % wrong",
     }
-    axes = ("format", "w_fine")
-    arrays = {"format": gl.named(names, "format")}
-    for i, (kind, text) in enumerate(kinds.items()):
-        first_measured = jnp.stack([row[:, i] for row in measured])
-        arrays[f"first_{kind}"] = gl.named(first_measured, *axes, long_name=text)
-        arrays[f"first_{kind}_predicted"] = gl.named(
-            jnp.stack([row[i] for row in expected]), *axes, long_name=text + ", predicted"
-        )
-    return arrays | {
-        "uncertainty": gl.named(
-            jnp.stack([row[-1] for row in expected]),
-            *axes,
-            long_name="layers by which rounding can move a first depth",
-        )
+    predicted = {f"{name}_predicted": f"{text}, predicted" for name, text in columns.items()}
+    predicted[f"uncertainty{suffix}"] = "layers by which rounding can move a first depth"
+    stacked = {
+        **dict(zip(columns, jnp.stack(measured, axis=1), strict=True)),
+        **dict(zip(predicted, jnp.stack(expected, axis=1), strict=True)),
+    }
+    texts = columns | predicted
+    return {"format": gl.named(names, "format")} | {
+        name: gl.named(values, "format", axis, long_name=texts[name], units="layers")
+        for name, values in stacked.items()
     }
 
 
@@ -136,11 +136,19 @@ def failures(w: Array, depth: int, dtype: str) -> Array:
     """
     model = gl.ensembles.scalar(w, depth, dtype)
     factors = gl.chain.jacobians(model, jnp.ones(1, dtype))[:, 0, 0]
-    _, products = jax.lax.scan(lambda p, J: (p * J,) * 2, jnp.ones((), factors.dtype), factors)
-    magnitude = jnp.abs(products.astype(w.dtype))
+    _, magnitude = jax.lax.scan(multiply, jnp.ones((), factors.dtype), factors)
     truth = gl.theory.scalar.log10_product(w, jnp.arange(1, depth + 1))
     wrong = ~(jnp.abs(jnp.log10(magnitude) - truth) <= math.log10(1.01))
     return jnp.stack([first(magnitude == 0), first(jnp.isinf(magnitude)), first(wrong)])
+
+
+def multiply(product: Array, factor: Array) -> tuple[Array, Array]:
+    """The next product, in its own format, and its magnitude in the default one.
+
+    XLA on CPU copies a whole stack of bfloat16 for each entry that it writes: 500 times slower.
+    """
+    product = product * factor
+    return product, jnp.abs(product).astype(float)
 
 
 def first(happens: Array) -> Array:
@@ -167,12 +175,13 @@ def flushes(w: Array, dtype: str) -> Array:
     Measured, with a factor that the compiler cannot know, because it depends on the device.
     """
     half = (0.5 * w / w).astype(dtype)
-    return half * jnp.finfo(dtype).tiny == 0
+    smallest_normal = 2.0 ** gl.theory.scalar.FORMATS[dtype].log2_smallest_normal
+    return half * jnp.asarray(smallest_normal, dtype) == 0
 
 
 def figure(data: xr.Dataset) -> gl.Figure:
     """The lines, their slopes, and the depths at which formats fail: points on predictions."""
-    fig, (lines, slopes, limits) = gl.figures.panels(1, 3, height=2.6)
+    fig, (lines, slopes, limits) = gl.figures.panels(1, 3, height=2.6, width_ratios=(1.25, 1, 1.25))
     draw_lines(lines, data)
     draw_slopes(slopes, data)
     draw_limits(limits, data)
@@ -180,83 +189,84 @@ def figure(data: xr.Dataset) -> gl.Figure:
 
 
 def draw_lines(axes: gl.Axes, data: xr.Dataset) -> None:
-    """log10 of the product against depth, with the range of each format."""
-    shown = data.sel(layer=data.layer <= 1000)
-    looks = gl.figures.series(data.sizes["w"])
-    for i, (w, look) in enumerate(zip(data.w.values, looks, strict=True)):
-        line = shown.isel(w=i)
+    """log10 of the product against depth, and on each line the depth at which formats fail."""
+    shown = data.sel(layer=data.layer <= 1100)
+    positive = shown.isel(w=np.flatnonzero(shown.w > 0))  # the others have the same magnitude
+    for i, look in enumerate(gl.figures.shades(positive.sizes["w"])):
+        line = positive.isel(w=i)
         axes.plot(line.layer, line.log10_predicted, **gl.figures.THEORY)
+        look |= {"markevery": (101 + i, 5), "linestyle": "none"}
+        axes.plot(line.layer, line.log10_product, label=f"{float(line.w):g}", **look)
+    for name, mark in zip(data.format.values, "1+x2", strict=False):
+        ends = positive.sel(format=name)
+        depth = np.minimum(ends.first_zero, ends.first_infinite)
         axes.plot(
-            line.layer,
-            line.log10_product,
-            color=look["color"],
-            marker=look["marker"],
-            linestyle="none",
-            markevery=0.12,
-            label=f"{w:g}",
+            depth,
+            depth * np.log10(np.abs(ends.w)),
+            mark,
+            color=gl.figures.COLOURS[1],
+            markersize=6,
+            markeredgewidth=1.1,
+            zorder=3,
         )
-    for name in data.format.values:
-        format_ = gl.theory.scalar.FORMATS[str(name)]
-        for edge in (format_.log2_smallest_normal, format_.log2_overflow):
-            axes.axhline(edge * math.log10(2), color="0.75", linewidth=0.6, zorder=0)
-        axes.annotate(
-            str(name),
-            (1.0, format_.log2_overflow * math.log10(2)),
-            xycoords=("axes fraction", "data"),
-            ha="right",
-            va="bottom",
-            fontsize=5,
-            color="0.4",
-        )
-    axes.set_ylim(-345, 345)
-    axes.set_xlabel("depth L")
+        axes.plot([], [], mark, color=gl.figures.COLOURS[1], markersize=6, label=f"{name} ends")
+    axes.set(xlim=(0, 1150), ylim=(-350, 350), xlabel="depth L")
     axes.set_ylabel(r"$\log_{10}\,|J_L \cdots J_1|$")
-    axes.legend(title="w", ncols=2, loc="lower left")
+    handles, labels = axes.get_legend_handles_labels()
+    num_lines = positive.sizes["w"]
+    weights = axes.legend(
+        handles[:num_lines],
+        labels[:num_lines],
+        title="w",
+        ncols=4,
+        loc="upper left",
+        fontsize=5.5,
+        columnspacing=0.8,
+        handletextpad=0.1,
+    )
+    axes.add_artist(weights)
+    axes.legend(handles[num_lines:], labels[num_lines:], loc="lower left", fontsize=5.5)
     gl.figures.title(axes, "the product is a straight line")
 
 
 def draw_slopes(axes: gl.Axes, data: xr.Dataset) -> None:
     """The slope that was fitted to the fine grid, on the prediction."""
-    slopes = fitted_slopes(data.log10_fine, data.layer)
+    slopes = gl.estimate.slope(data.layer, data.log10_fine).value
     axes.plot(data.w_fine, np.log10(data.w_fine), **gl.figures.THEORY, label=r"$\log_{10} w$")
-    axes.plot(data.w_fine[::10], slopes[::10], "o", color=gl.figures.COLOURS[0], label="fitted")
+    axes.plot(
+        data.w_fine[::10],
+        slopes[::10],
+        gl.figures.MARKS[0],
+        color=gl.figures.COLOURS[0],
+        label="fitted",
+    )
     axes.axhline(0, color="0.75", linewidth=0.6, zorder=0)
     axes.axvline(1, color="0.75", linewidth=0.6, zorder=0)
     axes.set_xlabel("weight w")
     axes.set_ylabel("decades a layer")
     axes.legend(loc="lower right")
-    gl.figures.title(axes, "its slope crosses 0 at w = 1")
+    gl.figures.title(axes, "its slope is 0 at w = 1")
 
 
 def draw_limits(axes: gl.Axes, data: xr.Dataset) -> None:
     """The first depth at which each format has 0 or infinity, and the first that is 1 % wrong."""
+    every = max(1, data.sizes["w_fine"] // 33)
     looks = gl.figures.series(data.sizes["format"])
     for name, look in zip(data.format.values, looks, strict=True):
         row = data.sel(format=name)
-        left = np.minimum(row.first_zero_predicted, row.first_infinite_predicted)
-        gone = np.minimum(row.first_zero, row.first_infinite)
+        left = np.minimum(row.first_zero_fine_predicted, row.first_infinite_fine_predicted)
+        gone = np.minimum(row.first_zero_fine, row.first_infinite_fine)
+        wrong = row.first_wrong_fine
         axes.plot(data.w_fine, left.where(np.isfinite(left)), **gl.figures.THEORY)
-        axes.plot(
-            data.w_fine[::6],
-            gone.where(np.isfinite(gone))[::6],
-            color=look["color"],
-            marker=look["marker"],
-            linestyle="none",
-            label=str(name),
-        )
-        wrong = row.first_wrong.where(np.isfinite(row.first_wrong))
-        axes.plot(data.w_fine, wrong, color=look["color"], linestyle=":", linewidth=0.8)
-    axes.plot([], [], color="0.4", linestyle=":", linewidth=0.8, label="1 % wrong")
-    axes.set_yscale("log")
-    axes.set_xlabel("weight w")
-    axes.set_ylabel("first depth at which it fails")
-    axes.legend(loc="upper left", fontsize=5.5)
-    gl.figures.title(axes, "where formats end: 0 or inf")
-
-
-def fitted_slopes(log10_product: xr.DataArray, layer: xr.DataArray) -> list[float]:
-    """The least-squares slope over depth of each row, in decades a layer."""
-    return [float(gl.estimate.slope(layer, row).value) for row in log10_product.values]
+        look |= {"linestyle": "none"}
+        axes.plot(data.w_fine[::every], gone.where(np.isfinite(gone))[::every], **look)
+        axes.plot(data.w_fine[::every], wrong[::every], **look, markerfacecolor="none", alpha=0.7)
+        axes.plot([], [], **look, label=str(name))
+    axes.set(yscale="log", ylim=(1, 2e6), xlabel="weight w")
+    axes.plot([], [], "o", color="0.4", markerfacecolor="none", label="1 % wrong")
+    axes.set_ylabel("first depth of 0 or infinity")
+    axes.legend(loc="upper left", fontsize=5.5, ncols=2, columnspacing=0.8, handletextpad=0.1)
+    gl.figures.title(axes, "where each format ends")
 
 
 def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
@@ -369,9 +379,9 @@ def format_claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     for name in data.format.values:
         row = data.sel(format=name)
         for kind, noun in (("zero", "0"), ("infinite", "infinite")):
-            measured = np.minimum(row[f"first_{kind}"], beyond)
-            predicted = np.minimum(row[f"first_{kind}_predicted"], beyond)
-            allowed = 1 + np.minimum(row.uncertainty, beyond)
+            measured = np.minimum(row[f"first_{kind}_fine"], beyond)
+            predicted = np.minimum(row[f"first_{kind}_fine_predicted"], beyond)
+            allowed = 1 + np.minimum(row.uncertainty_fine, beyond)
             yield gl.Claim(
                 f"{name}: the product is first {noun} at the predicted depth, "
                 "in units of what rounding can move it",
@@ -381,10 +391,10 @@ def format_claims(data: xr.Dataset) -> Iterator[gl.Claim]:
                 source="IEEE 754-2019, section 3.3",
                 relation="<=",
             )
-        held = np.minimum(row.first_wrong_predicted, beyond)
+        held = np.minimum(row.first_wrong_fine_predicted, beyond)
         yield gl.Claim(
             f"{name}: the product is not 1 % wrong before the bound on rounding allows it",
-            measured=float(np.min(np.minimum(row.first_wrong, beyond) - held)),
+            measured=float(np.min(np.minimum(row.first_wrong_fine, beyond) - held)),
             expected=0.0,
             tolerance={"whole layers": 1.0},
             source="Higham 2002, lemma 3.1",
@@ -397,20 +407,27 @@ def with_weight(change: Callable[[Array], Array]) -> Callable[..., Any]:
     return lambda honest: lambda w, depth, dtype=float: honest(change(w), depth, dtype)
 
 
+def unscaled(s: gl.scaled.Scaled) -> Array:
+    """The log of the plain product, which has no exponent of its own to fall back on."""
+    return jnp.log(jnp.abs(gl.scaled.unscale(s).value))
+
+
 FAULTS = {
     "weights 1 % too large": gl.fault("ensembles.scalar", with_weight(lambda w: 1.01 * w)),
     "weights 1 % too small": gl.fault("ensembles.scalar", with_weight(lambda w: 0.99 * w)),
+    "weights inverted": gl.fault("ensembles.scalar", with_weight(lambda w: 1 / w)),
+    "weights negated": gl.fault("ensembles.scalar", with_weight(lambda w: -w)),
     "one layer too few": gl.fault(
         "chain.jacobians", lambda honest: lambda model, x: honest(model, x).at[0].set(1)
     ),
     "sign lost": gl.fault("chain.jacobians", lambda honest: lambda model, x: abs(honest(model, x))),
-    "product not rescaled": gl.fault("scaled.rescale", lambda honest: lambda s: s),
+    "product not rescaled": gl.fault("scaled.log_magnitude", lambda honest: unscaled),
     "first layer's share forgotten": gl.fault(
         "jacobians.weight_gradients",
         lambda honest: lambda model, x, loss: honest(model, x, loss).at[0].set(0),
     ),
     "every format computed in float32": gl.fault(
-        "ensembles.scalar", lambda honest: lambda w, depth, dtype=float: honest(w, depth, "float32")
+        "failures", lambda honest: lambda w, depth, dtype: honest(w, depth, "float32")
     ),
 }
 

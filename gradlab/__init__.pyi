@@ -13,6 +13,7 @@ from . import (
     theory as theory,
     training as training,
 )
+from .dataset import Named as Named
 from .dataset import named as named
 from .estimate import Claim as Claim
 from .experiment import fault as fault

@@ -70,7 +70,7 @@ def assemble(arrays: Mapping[str, Named], given: Mapping[str, Any]) -> xr.Datase
     """
     variables = {name: as_variable(array) for name, array in arrays.items()}
     sizes = {
-        dim: size
+        str(dim): size
         for variable in variables.values()
         for dim, size in zip(variable.dims, variable.shape, strict=True)
     }
@@ -85,8 +85,8 @@ def assemble(arrays: Mapping[str, Named], given: Mapping[str, Any]) -> xr.Datase
 
 def as_variable(array: Named) -> xr.Variable:
     """The array with its axes and labels, in a format that the file can hold."""
-    labelled = isinstance(array.values, Labels)
-    values = np.array(array.values.texts) if labelled else np.asarray(array.values)
+    given = array.values
+    values = np.array(given.texts) if isinstance(given, Labels) else np.asarray(given)
     stored = values.astype(_STORED.get(values.dtype.name, values.dtype))
     labels = {"long_name": array.long_name, "units": array.units}
     return xr.Variable(array.dims, stored, {name: text for name, text in labels.items() if text})

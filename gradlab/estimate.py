@@ -10,7 +10,6 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
 
 
 @dataclass(frozen=True)
@@ -73,11 +72,24 @@ class Interval(NamedTuple):
 
 def mean(draws: ArrayLike, axis: int = 0) -> Interval:
     """The mean over one axis and its standard error."""
-    draws = np.asarray(draws)
-    return Interval(draws.mean(axis), draws.std(axis, ddof=1) / math.sqrt(draws.shape[axis]))
+    values = np.asarray(draws)
+    error = values.std(axis, ddof=1) / math.sqrt(values.shape[axis])
+    return Interval(values.mean(axis), error)
 
 
 def slope(x: ArrayLike, y: ArrayLike) -> Interval:
-    """The least-squares slope of `y (n,)` over `x (n,)` and its standard error."""
-    fit = stats.linregress(np.asarray(x), np.asarray(y))
-    return Interval(float(fit.slope), float(fit.stderr))
+    """The least-squares slope of each row of `y (..., n)` over `x (n,)`, and its standard error.
+
+    The error is that of independent residuals of one variance; it is nan for two points, which
+    leave no residual.
+    """
+    places, rows = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    places = places - places.mean()
+    squares = np.sum(places**2)
+    freedom = places.size - 2
+    with np.errstate(invalid="ignore"):  # a row with an infinity has no slope: nan
+        rows = rows - rows.mean(-1, keepdims=True)
+        value = np.sum(places * rows, -1) / squares
+        residuals = rows - value[..., None] * places
+        variance = np.sum(residuals**2, -1) / freedom if freedom else np.full(value.shape, np.nan)
+    return Interval(value, np.sqrt(variance / squares))

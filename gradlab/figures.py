@@ -13,6 +13,7 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from cycler import cycler
 from matplotlib.axes import Axes as Axes
 from matplotlib.figure import Figure as Figure
 
@@ -23,13 +24,13 @@ COLUMN, PAGE = 3.4, 7.0
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
-THEORY = {"color": "0.15", "linewidth": 0.9, "zorder": 1.5}
+THEORY: dict[str, Any] = {"color": "0.15", "linewidth": 0.9, "zorder": 1.5}
 
-STYLE = {
+STYLE: Any = {
     "axes.axisbelow": True,
     "axes.labelsize": 8,
     "axes.linewidth": 0.6,
-    "axes.prop_cycle": mpl.cycler(color=COLOURS),
+    "axes.prop_cycle": cycler(color=COLOURS),
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.titlelocation": "left",

@@ -72,7 +72,7 @@ ACTIVATIONS: tuple[str, ...] = (
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
-_COUNT = {"at_least": 1, "at_most": 10**7}
+_COUNT: dict[str, Any] = {"at_least": 1, "at_most": 10**7}
 
 # One word per idea: a config field with one of these names has this meaning and these limits.
 WORDS: dict[str, Key] = {
@@ -130,9 +130,13 @@ def config(cls: type[T]) -> type[T]:
     return dataclass(kw_only=True)(cls)
 
 
-@functools.cache
 def entries(cls: type) -> tuple[Entry, ...]:
     """The fields of a config class, in the order written."""
+    return _entries(cls)
+
+
+@functools.cache
+def _entries(cls: type) -> tuple[Entry, ...]:
     hints = typing.get_type_hints(cls)
     return tuple(_entry(cls, field, hints[field.name]) for field in dataclasses.fields(cls))
 

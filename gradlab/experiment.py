@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import json
 import sys
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from gradlab.estimate import Claim
 
 _PARTS = ("Config", "compute", "figure", "claims")
+
+# A sweep labels every point.
+_version = functools.cache(version)
 
 
 @dataclass(frozen=True)
@@ -128,8 +132,8 @@ def label(experiment: Experiment, cfg: Any, seed: int, arrays: dict[str, Any]) -
         "question": experiment.question,
         "seed": seed,
         "config": json.dumps(given),
-        "gradlab": version("gradlab"),
-        "jax": version("jax"),
+        "gradlab": _version("gradlab"),
+        "jax": _version("jax"),
     }
     return data
 

@@ -7,7 +7,8 @@ EXPERIMENTS := $(notdir $(basename $(filter-out experiments/_%,$(wildcard experi
 
 .PHONY: figures page test lint format slow lock clean $(EXPERIMENTS)
 
-figures: $(EXPERIMENTS)  ## every experiment to its figure and its verdict
+figures: .venv/ready  ## every experiment to its figure and its verdict
+	$(MAKE) --no-print-directory --jobs $$(nproc 2>/dev/null || echo 2) --keep-going --output-sync=target $(EXPERIMENTS)
 
 $(EXPERIMENTS): .venv/ready
 	$(BIN)/python experiments/$@.py
@@ -34,7 +35,7 @@ lock: .venv/ready  ## resolve the dependencies anew, by hash
 	$(if $(PYTHON),,$(error Python 3.11 or later was not found; install it, or say make PYTHON=...))
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed, this is " + sys.version)'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: --no-binary antlr4-python3-runtime -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 

@@ -29,12 +29,11 @@ class Store:
 
     folder: Path
 
-    def save(
-        self, points: Sequence[Point], arrays: Sequence[Mapping[str, Named]], how: Any
-    ) -> None:
+    def save(self, done: Sequence[tuple[Point, Mapping[str, Named]]], how: Any) -> None:
         """Put the arrays of points of equal structure in one file; `how` they were computed."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        content = _stacked(arrays)
+        points = [point for point, _ in done]
+        content = _stacked([arrays for _, arrays in done])
         content.attrs["points"] = json.dumps([point.plain() for point in points])
         content.attrs["how"] = json.dumps(how)
         dataset.write(self.folder / f"{chunk_name(points)}.nc", content)
@@ -71,7 +70,7 @@ class Store:
         return {key for _, content in self._contents() for key in _keys(content)}
 
     def load(self, points: Iterable[Point]) -> tuple[dict[str, dict[str, Named]], list[Any]]:
-        """Point key to arrays, for those of the points that are finished, and how they were made."""
+        """Point key to arrays, where the point is finished, and the ways they were computed."""
         wanted = {point.key for point in points}
         found: dict[str, dict[str, Named]] = {}
         ways: list[Any] = []

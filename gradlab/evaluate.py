@@ -40,7 +40,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Method:
-    """How points are evaluated: one of `settings.METHODS` but auto, points in a batch (0: as memory allows)."""
+    """How points are evaluated: `each`, `map` or `vmap`; points in a batch, 0 as memory allows."""
 
     name: str
     batch: int
@@ -60,8 +60,11 @@ def choose(method: str, batch: int) -> Method:
 
 def failure(error: Exception) -> Failure:
     """What an error said, in one line and in full."""
+    lines = str(error).strip().splitlines() or [""]
+    # What a callback raises comes with its traceback in the message, and its own words last.
+    words = lines[-1] if "Traceback" in lines[0] else f"{type(error).__name__}: {lines[0]}"
     return Failure(
-        f"{type(error).__name__}: {error}".splitlines()[0],
+        words,
         "".join(traceback.format_exception(error)),
     )
 

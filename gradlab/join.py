@@ -38,7 +38,7 @@ class Joined:
 
 def join(sweep: Sweep, runs: Sequence[xr.Dataset]) -> Joined:
     """The datasets of the sweep's points, each as a single run leaves it, as one."""
-    pieces = [dict(run.variables) for run in runs]
+    pieces = [{str(name): var for name, var in run.variables.items()} for run in runs]
     whole = math.prod(map(len, sweep.axes.values())) == len(runs)
     if whole and all(_shapes(piece) == _shapes(pieces[0]) for piece in pieces):
         joined = _grid(sweep, pieces)
@@ -54,7 +54,7 @@ def _shapes(piece: Mapping[str, xr.Variable]) -> dict[str, tuple[Any, ...]]:
 
 def _lists(sweep: Sweep, dims: set[str]) -> list[str]:
     """The swept keys that hold lists and name an axis of the data."""
-    entries = schema.entries(type(sweep.points[0].cfg))
+    entries = schema.entries(sweep.points[0].cfg.__class__)
     return [
         entry.name for entry in entries if entry.is_list and entry.name in dims & set(sweep.axes)
     ]
@@ -162,7 +162,7 @@ def _table(sweep: Sweep, pieces: Sequence[Mapping[str, xr.Variable]]) -> xr.Data
 def _without(piece: Mapping[str, xr.Variable], keys: Sequence[str]) -> dict[str, xr.Variable]:
     """The variables without the axes of length one that `keys` name; `point` takes their place."""
     return {
-        name: variable.squeeze([key for key in keys if key in variable.dims])
+        name: variable.isel({key: 0 for key in keys if key in variable.dims})
         for name, variable in piece.items()
         if name not in keys
     }
@@ -213,7 +213,7 @@ def _laid(
         parts.append(ordered.values.reshape(-1, *ordered.shape[len(along) :]))
         owners.append(np.full(len(parts[-1]), number, dtype="int32"))
         for place, dim in enumerate(along):
-            marks = piece[dim].values.reshape(
+            marks = piece[str(dim)].values.reshape(
                 [-1 if at == place else 1 for at in range(len(shape))]
             )
             labels.setdefault(str(dim), []).append(np.broadcast_to(marks, shape).reshape(-1))
@@ -225,9 +225,9 @@ def _laid(
         np.concatenate(owners),
         {"long_name": "the point of each entry", "instance_dimension": POINT},
     )
-    for dim, marks in labels.items():
+    for dim, pieces_of_marks in labels.items():
         if dim != axis:
-            found[f"{axis}_{dim}"] = xr.Variable((axis,), np.concatenate(marks))
+            found[f"{axis}_{dim}"] = xr.Variable((axis,), np.concatenate(pieces_of_marks))
     return found
 
 
@@ -258,13 +258,7 @@ def _attributes(sweep: Sweep, runs: Sequence[xr.Dataset]) -> dict[str, Any]:
         for name, value in runs[0].attrs.items()
         if name not in sweep.axes and all(_equal(run.attrs.get(name), value) for run in runs)
     }
-    configs = [schema.values(point.cfg) for point in sweep.points]
-    shared = {
-        name: value
-        for name, value in configs[0].items()
-        if all(config[name] == value for config in configs)
-    }
-    return common | {"config": json.dumps(shared), "sweep": json.dumps(dict(sweep.axes))}
+    return common | {"config": json.dumps(sweep.shared()), "sweep": json.dumps(dict(sweep.axes))}
 
 
 def _equal(one: Any, other: Any) -> bool:

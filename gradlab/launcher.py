@@ -47,7 +47,7 @@ def sweep(
     parsed = _parsed(context, arguments)
     swept = {key: over for key, over in parsed.items() if over.is_sweep_override()}
     if not swept:
-        return program(_without_hydra(config))
+        return program.single(_without_hydra(config), list(arguments))
     fixed = [str(over.input_line) for key, over in parsed.items() if key not in swept]
     axes = {key: _elements(over, context) for key, over in swept.items()}
     places = list(_places(context, config, fixed, swept, axes))

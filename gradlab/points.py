@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 # A change in one of these is a change of the code.
 PACKAGES = ("gradlab", "jax", "jaxlib", "numpy", "optax", "scipy", "xarray", "scikit-learn")
 
+LIBRARY = Path(__file__).parent
+
 # A sweep loses at most one chunk of this many when it is killed.
 NUM_CHUNKS = 50
 
@@ -71,6 +73,15 @@ class Sweep:
     fixed: tuple[str, ...]
     command: str
 
+    def shared(self) -> dict[str, Any]:
+        """The config values that all points have in common."""
+        configs = [schema.values(point.cfg) for point in self.points]
+        return {
+            name: value
+            for name, value in configs[0].items()
+            if all(config[name] == value for config in configs)
+        }
+
     def alone(self, point: Point) -> str:
         """The command line that computes one point alone."""
         program = shlex.split(self.command)[:2]
@@ -89,7 +100,7 @@ def structure(point: Point) -> tuple[Any, ...]:
         return len(value) if entry.is_list else "number"
 
     cfg = point.cfg
-    parts = (part(entry, getattr(cfg, entry.name)) for entry in schema.entries(type(cfg)))
+    parts = (part(entry, getattr(cfg, entry.name)) for entry in schema.entries(cfg.__class__))
     return (point.precision, *parts)
 
 
@@ -140,8 +151,7 @@ def digest(content: Any) -> str:
 def code_key(experiment: Experiment, *also: str) -> str:
     """The name of all that computes: the experiment, the library, what it stands on, and `also`."""
     path = experiment.project / "experiments" / f"{experiment.name}.py"
-    library = Path(__file__).parent
-    files = [path, *sorted(path.parent.glob("_*.py")), *sorted(library.rglob("*.py"))]
+    files = [path, *sorted(path.parent.glob("_*.py")), *sorted(LIBRARY.rglob("*.py"))]
     return digest([*map(_content, files), versions(), *also])
 
 

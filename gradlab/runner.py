@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 import shlex
 import sys
@@ -31,6 +30,10 @@ def run(file: str) -> NoReturn:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         experiment = experiments.load(file)
+        if {"--help", "-h"} & set(sys.argv[1:]):
+            # Hydra would look through every config group twice first, for over half a second.
+            sys.stdout.write(_help(experiment, written_values(experiment)) + "\n")
+            sys.exit(0)
         try:
             verdicts = _through_hydra(experiment)
         except Exception as error:
@@ -67,8 +70,11 @@ class Program:
         """Whether every claim of a single run holds."""
         from hydra.core.hydra_config import HydraConfig
 
+        return self.single(cfg, list(HydraConfig.get().overrides.task))
+
+    def single(self, cfg: DictConfig, overrides: list[str]) -> bool:
+        """Whether every claim of the run with these overrides holds."""
         try:
-            overrides = list(HydraConfig.get().overrides.task)
             self.verdicts.append(_task(self.experiment, cfg, overrides))
         except Exception as error:
             # Hydra would print the overrides again and wrap it.
@@ -96,7 +102,6 @@ def register(experiment: Experiment) -> None:
         BadInput: the config file is missing, or a key of the suite is used as the experiment's own.
     """
     from hydra.core.config_store import ConfigStore
-    from omegaconf import OmegaConf
 
     written = written_values(experiment)
     own = {entry.name for entry in schema.entries(experiment.module.Config)}
@@ -111,9 +116,6 @@ def register(experiment: Experiment) -> None:
     scales = {"full": {}} | written.get("scales", {})
     for scale, values in scales.items():
         store.store(group="scale", name=scale, node=values, package="_global_")
-    OmegaConf.register_new_resolver(
-        "gradlab.help", functools.partial(_help, experiment, written), replace=True
-    )
 
 
 def written_values(experiment: Experiment) -> dict[str, Any]:
@@ -244,7 +246,7 @@ def _translated(error: Exception, experiment: Experiment) -> Exception:
     from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
     from omegaconf.errors import OmegaConfBaseException, ValidationError
 
-    causes = [error]
+    causes: list[BaseException] = [error]
     while causes[-1].__cause__ is not None:
         causes.append(causes[-1].__cause__)
     entries = _entries(experiment)

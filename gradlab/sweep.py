@@ -75,7 +75,7 @@ def _compute_chunk(
 
     def save() -> None:
         if done:
-            store.save(*zip(*done, strict=True), program.method.record())
+            store.save(done, program.method.record())
             done.clear()
 
     saved = time.monotonic()
@@ -155,6 +155,7 @@ def _record(
     ]
     manifest = {
         "command": sweep.command,
+        "config": sweep.shared(),
         "sweep": dict(sweep.axes),
         "num_points": len(sweep.points),
         "num_failures": len(failures),

@@ -1,0 +1,185 @@
+"""Throw-away projects for tests of runs and sweeps, and their command line in this process."""
+
+import contextlib
+import io
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import pytest
+import xarray as xr
+
+from gradlab import dataset, figures, runner
+
+PROJECT = Path(__file__).parent.parent
+DRAW = figures.draw
+
+# A chaotic network: one different bit anywhere is a difference of order one some layers later.
+CHAOS = '''"""How far apart do two bits end?
+
+A tanh network with weights of scale 3.
+"""
+
+import gradlab as gl
+from gradlab.lazy import jax, jnp, np
+
+
+@gl.config
+class Config:
+    activation: str
+    depth: int
+    width: int
+    sigma_w: float
+    w: gl.Floats
+    fail: str = gl.key("the point that raises, as text")
+
+
+def told(fail: str, sigma_w: np.ndarray) -> np.ndarray:
+    if fail == f"value {float(sigma_w):g}":
+        raise ValueError("this value raises")
+    return np.asarray(sigma_w)
+
+
+def compute(cfg, key):
+    if cfg.fail == f"depth {cfg.depth} {cfg.activation} {cfg.width}":
+        raise ValueError("this structure raises")
+    phi = gl.activations.PHI[cfg.activation]
+    sigma_w = cfg.sigma_w
+    if cfg.fail.startswith("value"):
+        shape = jax.ShapeDtypeStruct((), sigma_w.dtype)
+        tell = lambda s: told(cfg.fail, s)
+        sigma_w = jax.pure_callback(tell, shape, sigma_w, vmap_method="sequential")
+    key_W, key_x = jax.random.split(key)
+    W = jax.random.normal(key_W, (cfg.depth, cfg.width, cfg.width)) * sigma_w / cfg.width**0.5
+
+    def step(x, W):
+        x = phi(W @ x)
+        return x, x[0]
+
+    x, first = jax.lax.scan(step, jax.random.normal(key_x, (cfg.width,)), W)
+    return {
+        "first": gl.named(first, "layer", long_name="first neuron"),
+        "x": gl.named(x, "neuron"),
+        "square": gl.named(cfg.w**2, "w"),
+        "length": gl.named(jnp.mean(x**2)),
+    }
+
+
+def figure(data):
+    drawn, (axes,) = gl.figures.panels()
+    axes.plot(data.w, data.square, "o")
+    return drawn
+
+
+def claims(data):
+    yield gl.Claim("no neuron leaves [-1, 1]", abs(data.x).max(), 1.0, {}, "tanh", "<=")
+    yield gl.Claim("w squared is a square", data.square[0], data.w[0] ** 2, {"rounding": 1e-6}, "")
+
+
+FAULTS = {}
+
+if __name__ == "__main__":
+    gl.run(__file__)
+'''
+
+VALUES = """defaults:
+  - schema
+  - base
+  - _self_
+  - scale: null
+
+activation: tanh
+depth: 6
+width: 5
+sigma_w: 3.0
+w: [0.5]
+fail: nothing
+
+scales:
+  smoke:
+    depth: 3
+"""
+
+
+class Outcome(NamedTuple):
+    """How a command ended."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+class Toy:
+    """A project with one experiment, `chaos`."""
+
+    def __init__(self, project: Path) -> None:
+        self.project = project
+        self.file = project / "experiments" / "chaos.py"
+        self.file.parent.mkdir(parents=True)
+        (project / "configs").mkdir()
+        self.file.write_text(CHAOS)
+        (project / "configs" / "chaos.yaml").write_text(VALUES)
+        shutil.copy(PROJECT / "configs" / "base.yaml", project / "configs")
+
+    @property
+    def results(self) -> Path:
+        return self.project / "results" / "chaos"
+
+    def run(self, *arguments: str) -> Outcome:
+        """The command line `chaos.py ARGUMENTS`, in this process."""
+        out, err = io.StringIO(), io.StringIO()
+        sys.modules.pop("gradlab_experiment_chaos", None)  # a test may have changed the file
+        argv, x64 = sys.argv, jax.config.jax_enable_x64
+        sys.argv = ["experiments/chaos.py", *arguments]
+        try:
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                runner.run(str(self.file))
+        except SystemExit as end:
+            return Outcome(int(end.code or 0), out.getvalue(), err.getvalue())
+        finally:
+            sys.argv = argv
+            jax.config.update("jax_enable_x64", x64)
+        raise AssertionError("a run ends with an exit status")
+
+    def sweep(self, *arguments: str) -> Outcome:
+        return self.run("--multirun", *arguments)
+
+    def data(self, folder: str = "") -> xr.Dataset:
+        return dataset.read(self.results / folder / "data.nc")
+
+    def files(self, folder: str = "") -> dict[str, bytes]:
+        """The final files whose bytes do not depend on when they were made."""
+        names = ("data.nc", "claims.json", "figure.png", "figure.pdf", "figure.svg")
+        return {name: (self.results / folder / name).read_bytes() for name in names}
+
+    def chunks(self, folder: str = "") -> dict[str, int]:
+        """Chunk file to its time of writing."""
+        there = (self.results / folder / "chunks").glob("*.nc")
+        return {path.name: path.stat().st_mtime_ns for path in there}
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Toy:
+    """A project of its own; figures are made, but not rendered, which takes most of the time."""
+    library = tmp_path / "library"  # one whose code does not change while it is tested
+    library.mkdir()
+    (library / "code.py").write_text("version = 1\n")
+    monkeypatch.setattr("gradlab.points.LIBRARY", library)
+
+    def draw(figure: Callable[[xr.Dataset], figures.Figure], data: xr.Dataset) -> dict[str, bytes]:
+        drawn = figure(data)
+        titles = [axes.get_title(loc="left") for axes in drawn.axes]
+        return dict.fromkeys(("png", "pdf", "svg"), repr(titles).encode())
+
+    monkeypatch.setattr("gradlab.figures.draw", draw)
+    return Toy(tmp_path)
+
+
+@pytest.fixture
+def rendering_toy(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> Toy:
+    """The same with its figures rendered."""
+    monkeypatch.setattr("gradlab.figures.draw", DRAW)
+    return toy

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from gradlab.estimate import Claim
-    from gradlab.runner import Settings
+    from gradlab.settings import Settings
 
 _PACKAGES = ("gradlab", "jax", "jaxlib", "numpy", "optax", "scipy", "xarray", "matplotlib")
 

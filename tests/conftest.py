@@ -4,8 +4,11 @@ from pathlib import Path
 
 import jax
 import pytest
+from toys import rendering_toy, toy
 
 from gradlab import experiment
+
+__all__ = ["rendering_toy", "toy"]  # fixtures
 
 PROJECT = Path(__file__).parent.parent
 

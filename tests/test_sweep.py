@@ -12,8 +12,6 @@ from toys import Toy
 
 from gradlab import experiment, points, runner, schema
 
-pytest_plugins = ("toys",)
-
 
 def test_a_point_of_a_sweep_has_the_bits_of_the_run_alone(toy: Toy) -> None:
     assert toy.sweep("sigma_w=2.0,3.0", "seed=0,7").status == 0

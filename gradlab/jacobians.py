@@ -160,11 +160,11 @@ def _walk(segment: Chain, carry: Carry, measure: Measure) -> tuple[Carry, Any]:
         carry = z, P.mantissa, P.exponent
         return carry, measure(_matrix(carry))
 
-    carry, measured = _scan(step, carry, segment)
+    carry, measured = scan(step, carry, segment)
     return carry, measured
 
 
-def _scan(step: Any, carry: Any, segment: Chain, reverse: bool = False) -> Any:
+def scan(step: Any, carry: Any, segment: Chain, reverse: bool = False) -> Any:
     """`jax.lax.scan` over the layers of a segment; one layer alone may change the carry's shape."""
     if segment.depth == 1:
         carry, seen = step(carry, chain.at(segment.params, 0))
@@ -184,7 +184,7 @@ def _plain_product(parts: Sequence[Chain], x: Array) -> tuple[Array, Array]:
     """The last state, and the product without rescaling."""
     carry = x, jnp.eye(x.size, dtype=x.dtype)
     for segment in parts:
-        carry, _ = _scan(partial(_push_only, segment.layer), carry, segment)
+        carry, _ = scan(partial(_push_only, segment.layer), carry, segment)
     return carry[0], carry[1].T
 
 
@@ -213,7 +213,7 @@ def _log_abs_det(segment: Chain, x: Array) -> tuple[Array, Array]:
         square = J.shape[0] == J.shape[1]
         return z_next, jnp.linalg.slogdet(J)[1] if square else jnp.zeros((), z.dtype)
 
-    z, logs = _scan(step, x, segment)
+    z, logs = scan(step, x, segment)
     return z, logs
 
 
@@ -259,7 +259,7 @@ def _backward(
     row, seen = last, []
     for segment, stack in zip(reversed(parts), reversed(stacks), strict=True):
         paired = Chain(segment.layer, (segment.params, stack))
-        row, measured = _scan(partial(_pull, segment.layer, measure), row, paired, reverse=True)
+        row, measured = scan(partial(_pull, segment.layer, measure), row, paired, reverse=True)
         seen.append(measured)
     return last, seen[::-1]
 

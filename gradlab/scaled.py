@@ -207,6 +207,11 @@ def power_of_two(exponent: Array, dtype: Any) -> Array:
     return jax.lax.bitcast_convert_type(bits << _finfo(dtype).nmant, dtype)
 
 
+def eps(dtype: Any) -> float:
+    """The distance from 1 to the next number of a dtype: twice its largest rounding error."""
+    return float(_finfo(dtype).eps)
+
+
 def _bias(dtype: Any) -> int:
     return int(_finfo(dtype).maxexp) - 1
 

@@ -1,0 +1,265 @@
+"""Every singular value of a long product to high relative accuracy, and Lyapunov exponents.
+
+Two quantities with two names. The *singular values* of `P_k` are those of the finite product;
+the *Lyapunov exponents* are the rates at which the diagonal of a forward QR grows. Their logs
+differ by a fraction of a nat to a few at any depth, which vanishes only in the rate.
+
+The product is kept as `Q diag(d) U Q_0^T`: `Q` orthogonal, `d` with an exponent an entry, `U`
+well conditioned (the stratification of Bai, Lee, Li and Xu 2011, after Stewart 1997), so nothing
+is ever lost beside a larger number, and `jacobi.svd` ends it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from gradlab import chain, jacobi, jacobians, scaled
+from gradlab.chain import Layer, Model
+from gradlab.scaled import Scaled
+
+# A pivot of a QR step is made of rounding if it is below this many roundings of its row.
+_NOISE = 8
+
+
+class Spectrum(NamedTuple):
+    """Singular values in descending order, and those of them that rounding has made unknowable.
+
+    Attributes:
+        singular_values: `(num_depths, width_0)`, one exponent an entry; zero where a unit is dead
+            or the chain has been narrower.
+        lost: `(num_depths, width_0)`: the rank was lost other than by a row of zeros, so the true
+            value is zero or too small, beside the entries of one layer, to be known.
+    """
+
+    singular_values: Scaled
+    lost: Array
+
+    @property
+    def log(self) -> Array:
+        """`log sigma_i` (nats): minus infinity for an exact zero, nan where `lost`."""
+        return jnp.where(self.lost, jnp.nan, scaled.log_magnitude(self.singular_values))
+
+
+class Exponents(NamedTuple):
+    """Lyapunov exponents (nats a layer, `(width,)`, descending) and their standard errors."""
+
+    values: Array
+    standard_errors: Array
+
+
+class Factors(NamedTuple):
+    """`P_k = Q diag(d) U Q_0^T`, with r columns left.
+
+    Attributes:
+        columns: the columns of `Q`, one a row, `(r, width_k)`.
+        d: `(r,)`, an exponent an entry, zero where the rank is lost.
+        U: `(r, width_0)`.
+        lost: `(r,)`, where d was set to zero because it was made of rounding.
+    """
+
+    columns: Array
+    d: Scaled
+    U: Array
+    lost: Array
+
+
+def singular_values(model: Model, x: Array, depths: Sequence[int]) -> Spectrum:
+    """All singular values of `P_k` for every k in `depths`, `(num_depths, width_0)`.
+
+    One for every input direction. The error of each log is a few roundings a layer and the log's
+    own ulp, whatever the size of the others, where the layers are well conditioned but for the
+    scale of their rows (`certificate.singular_value_bound` tells).
+
+    Args:
+        model: the chain.
+        x: its input, `(width_0,)`.
+        depths: ascending depths from 1 to the model's.
+    """
+    d, U, lost = _snapshots(model, x, depths)
+    X = Scaled(jnp.swapaxes(U, 1, 2) * d.mantissa[:, None, :], d.exponent[:, None, :])
+    values = jax.vmap(lambda X: jacobi.svd(X).singular_values)(X)
+    # Zeros come last, and of those the ones that were lost are not known to be zero.
+    num_known = jnp.sum(d.mantissa != 0, axis=1, keepdims=True)
+    place = jnp.arange(x.size)[None, :]
+    num_lost = jnp.sum(lost, axis=1, keepdims=True)
+    return Spectrum(values, (place >= num_known) & (place < num_known + num_lost))
+
+
+def log_singular_values(model: Model, x: Array, depths: Sequence[int]) -> Array:
+    """`log sigma_i(P_k)` (nats) for every k in `depths`, `(num_depths, width_0)`.
+
+    Minus infinity for an exact zero (a dead unit), nan where the rank is lost to rounding.
+    """
+    return singular_values(model, x, depths).log
+
+
+def singular_vectors(model: Model, x: Array) -> jacobi.Decomposition:
+    """The singular values of `P_L` with both sides' vectors, one a column.
+
+    The columns of `right`, `(width_0, r)`, are the input directions in the order in which they
+    survive; those of `left`, `(width_L, r)`, are what becomes of them; r is the smallest width.
+    """
+    _, factors = _walk(model, x, lambda *_: None)
+    X = Scaled(factors.U.T * factors.d.mantissa, factors.d.exponent[None, :])
+    side = jacobi.svd(X)
+    Q_0 = orthogonal_start(x)
+    return jacobi.Decomposition(
+        side.singular_values, factors.columns.T @ side.right, Q_0 @ side.left
+    )
+
+
+def lyapunov_exponents(model: Model, x: Array, burn_in: int, num_batches: int) -> Exponents:
+    """The mean growth of each direction of a forward QR (Benettin et al. 1980), `(width,)`.
+
+    Args:
+        model: a chain that keeps its width.
+        x: its input, `(width,)`.
+        burn_in: layers at the start that align the directions and are not counted.
+        num_batches: contiguous batches of layers whose means give the standard error; they must
+            be longer than the memory of the chain. At least 2.
+    """
+    logs = log_growth(model, x)[burn_in:]
+    if not 2 <= num_batches <= logs.shape[0]:
+        raise ValueError(
+            f"num_batches is {num_batches}; allowed are 2 to {logs.shape[0]}, the layers left."
+        )
+    length = logs.shape[0] // num_batches
+    means = jnp.mean(logs[: length * num_batches].reshape(num_batches, length, -1), axis=1)
+    error = jnp.std(means, axis=0, ddof=1) / num_batches**0.5
+    return Exponents(jnp.mean(means, axis=0), error)
+
+
+def log_growth(model: Model, x: Array) -> Array:
+    """`log R_ii` (nats) of the forward QR `J_k Q_{k-1} = Q_k R`, `(depth, width)`: increments."""
+    parts = chain.checked(model, x)
+    carry: tuple[Array, Array] = x, orthogonal_start(x).T
+    logs = []
+    for segment in parts:
+        carry, log = jacobians.scan(partial(_grow, segment.layer), carry, segment)
+        logs.append(log)
+    if carry[0].shape != x.shape or any(log.shape[1] != x.size for log in logs):
+        raise ValueError("Lyapunov exponents belong to a chain that keeps its width.")
+    return jnp.concatenate(logs)
+
+
+def orthogonal_start(x: Array) -> Array:
+    """The orthogonal matrix that every product starts from, `(width_0, width_0)`.
+
+    Fixed and without structure: it changes no singular value, and makes sure that no direction
+    that a layer singles out lies exactly along one of its columns.
+    """
+    normal = np.random.default_rng(0).normal(size=(x.size, x.size))
+    return jnp.asarray(np.linalg.qr(normal)[0], x.dtype)
+
+
+def start(x: Array) -> Factors:
+    """The factors of the empty product."""
+    ones, zeros = jnp.ones(x.size, x.dtype), jnp.zeros(x.size, jnp.int32)
+    Q_0 = orthogonal_start(x)
+    return Factors(Q_0.T, Scaled(ones, zeros), jnp.eye(x.size, dtype=x.dtype), zeros > 0)
+
+
+def advance(layer: Layer, params: Any, z: Array, factors: Factors) -> tuple[Array, Factors, Any]:
+    """The next state, the factors after one layer, and the QR that it took: `A`, `R`, row sizes."""
+    z, columns = jacobians.push(layer, params, z, factors.columns)
+    A = scaled.rescale(Scaled(columns, jnp.zeros((1, 1), jnp.int32)))
+    factors, A = _descending(factors, A)
+    Q, R, sizes = jacobi.graded_qr(A.mantissa.T)
+    k = R.shape[0]
+    pivots = jnp.diagonal(R)
+    noise = _NOISE * max(A.shape) * scaled.eps(R.dtype) * sizes
+    d = scaled.rescale(
+        Scaled(pivots * factors.d.mantissa[:k], factors.d.exponent[:k] + A.exponent[0])
+    )
+    gone = (pivots <= noise) | (d.mantissa == 0)
+    lost = factors.lost[:k] | ((pivots <= noise) & (sizes > 0) & (factors.d.mantissa[:k] != 0))
+    d = Scaled(jnp.where(gone, 0, d.mantissa), jnp.where(gone, 0, d.exponent))
+    # Columns are in descending order: R_ij d_j / (R_ii d_i) is large only where d_i = 0.
+    before = jnp.where(gone, 1, factors.d.mantissa[:k])[:, None]
+    shift = jnp.minimum(factors.d.exponent[None, :] - factors.d.exponent[:k, None], 64)
+    T = R / jnp.where(gone, 1, pivots)[:, None] * (factors.d.mantissa[None, :] / before)
+    T = T * scaled.power_of_two(shift, R.dtype)
+    T = jnp.where(gone[:, None], jnp.eye(k, R.shape[1], dtype=R.dtype), T)
+    return z, Factors(Q.T, d, T @ factors.U, lost), (A, R, sizes)
+
+
+def _descending(factors: Factors, A: Scaled) -> tuple[Factors, Scaled]:
+    """The same with the columns of `A diag(d)` in descending order, which keeps U tame."""
+    lengths = scaled.norm(A, axis=1)
+    size = jnp.log2(lengths.mantissa * factors.d.mantissa)
+    size = size + (lengths.exponent + factors.d.exponent).astype(size.dtype)
+    order = jnp.argsort(-size)
+    d = Scaled(factors.d.mantissa[order], factors.d.exponent[order])
+    moved = Factors(factors.columns, d, factors.U[order], factors.lost[order])
+    return moved, Scaled(A.mantissa[order], A.exponent)
+
+
+def _walk(model: Model, x: Array, see: Any, seen: Any = None) -> tuple[Any, Factors]:
+    """Through the whole model: `seen = see(factors, seen)` after every layer, and the factors."""
+
+    def step(layer: Layer, carry: Any, params: Any) -> tuple[Any, None]:
+        z, factors, seen = carry
+        z, factors, _ = advance(layer, params, z, factors)
+        return (z, factors, see(factors, seen)), None
+
+    carry = x, start(x), seen
+    for segment in chain.checked(model, x):
+        carry, _ = jacobians.scan(partial(step, segment.layer), carry, segment)
+    return carry[2], carry[1]
+
+
+def _snapshots(model: Model, x: Array, depths: Sequence[int]) -> tuple[Scaled, Array, Array]:
+    """`d`, `U` and `lost` at the depths asked for, padded to the input's width."""
+    wanted, num_layers = list(depths), chain.depth(model)
+    if (
+        not wanted
+        or wanted != sorted(set(wanted))
+        or not 1 <= wanted[0] <= wanted[-1] <= num_layers
+    ):
+        raise ValueError(
+            f"depths must be ascending whole numbers from 1 to {num_layers}, not {wanted}."
+        )
+    # The last slot takes what nobody asked for.
+    slot = np.full(num_layers + 1, len(wanted))
+    slot[wanted] = np.arange(len(wanted))
+    slots, n = jnp.asarray(slot), x.size
+
+    def see(factors: Factors, seen: Any) -> Any:
+        count, mantissa, exponent, U, lost = seen
+        here = slots[count + 1]
+        new = (factors.d.mantissa, factors.d.exponent, factors.U, factors.lost)
+        stored = (
+            jax.lax.dynamic_update_index_in_dim(old, _padded(leaf, old.shape[1:]), here, 0)
+            for old, leaf in zip((mantissa, exponent, U, lost), new, strict=True)
+        )
+        return (count + 1, *stored)
+
+    shape = (len(wanted) + 1, n)
+    empty = (
+        jnp.zeros((), jnp.int32),
+        jnp.zeros(shape, x.dtype),
+        jnp.zeros(shape, jnp.int32),
+        jnp.zeros((*shape, n), x.dtype),
+        jnp.zeros(shape, bool),
+    )
+    _, mantissa, exponent, U, lost = (
+        leaf[:-1] if leaf.ndim else leaf for leaf in _walk(model, x, see, empty)[0]
+    )
+    return Scaled(mantissa, exponent), U, lost
+
+
+def _padded(leaf: Array, shape: tuple[int, ...]) -> Array:
+    return jnp.zeros(shape, leaf.dtype).at[tuple(slice(0, k) for k in leaf.shape)].set(leaf)
+
+
+def _grow(layer: Layer, carry: tuple[Array, Array], params: Any) -> Any:
+    z, columns = jacobians.push(layer, params, *carry)
+    Q, R, _ = jacobi.graded_qr(columns.T)
+    return (z, Q.T), jnp.log(jnp.diagonal(R))

@@ -243,7 +243,7 @@ def compare(grads: Tree, tau: ArrayLike) -> Comparison:
 
 def explain(grads: Tree, tau: ArrayLike) -> str:
     """One sentence: how far optax's result is from the formula's, where first, and why."""
-    result = compare(grads, tau)
+    result = jax.jit(lambda grads: compare(grads, tau))(grads)
     cause = list(CAUSES)[int(result.cause)]
     if int(result.first) < 0:
         return f"optax and the formula agree: {CAUSES[cause]}"
@@ -302,7 +302,9 @@ def _cause(leaves: list[Array], tau: ArrayLike, first: Array) -> Array:
     flat = jnp.abs(jnp.concatenate([leaf.ravel().astype(wide) for leaf in leaves]))
     # Four ulps: more than a sum, a root and a conversion of these sizes are rounded by.
     off = ~(jnp.abs(seen.astype(wide) - size) <= 4 * _finfo(wide).eps * size)
-    squares_lost = jnp.max(flat) ** 2 < tiny / _finfo(seen.dtype).eps
+    is_narrow = _finfo(seen.dtype).bits < 32
+    # 16-bit subnormal numbers are rounded, all others are flushed, so that digits go earlier.
+    squares_lost = jnp.max(flat) ** 2 < tiny / (1 if is_narrow else _finfo(wide).eps)
     entry = flat[jnp.maximum(first, 0)]
     applies = {
         "none": first < 0,
@@ -311,7 +313,7 @@ def _cause(leaves: list[Array], tau: ArrayLike, first: Array) -> Array:
         "norm overflow": _any(jnp.isinf(seen.astype(dtype)) for dtype in narrow),
         "norm underflow": off & squares_lost | _any(seen.astype(dtype) == 0 for dtype in narrow),
         "threshold out of range": _any(_degenerate(tau.astype(dtype)) for dtype in narrow),
-        "low-precision accumulation": off & (_finfo(seen.dtype).bits < 32),
+        "low-precision accumulation": off & is_narrow,
         "one-ulp corner at equality": (size <= tau) != (seen < tau),
         "entry underflow": jnp.minimum(entry / size, entry * (tau / size)) < tiny,
         "rounding": True,

@@ -1,0 +1,189 @@
+"""The two pages, from what is on disk to two files beside it."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from gradlab import dataset
+from gradlab.page import gallery, interactive, lesson, numbers, vector
+from gradlab.page.gallery import Card, Run
+
+HERE = Path(__file__).parent
+
+# Characters of vector figures that a page may hold; the others it shows from beside it, so that a
+# page with any number of experiments and sweeps stays below 4 MB.
+BUDGET = 2_000_000
+MOST_CLAIMS = 200
+
+
+def pages(project: Path, results: Path) -> list[Path]:
+    """The files of the gallery and of the lesson, written into the folder of results."""
+    dataset.folder_for(results)
+    cards = gallery.cards(project, results)
+    written = []
+    for name, text in (("index.html", index(cards)), ("lesson.html", lesson_page(cards))):
+        dataset.write_bytes(results / name, text.encode())
+        written.append(results / name)
+    return written
+
+
+def index(cards: Sequence[Card]) -> str:
+    """The gallery, as HTML."""
+    spent = 0
+
+    def image(run: Run) -> Markup | str:
+        nonlocal spent
+        address = vector.uri(vector.shrunk(run.figure))
+        if spent + len(address) > BUDGET:
+            return f"{run.folder}/figure.svg".replace("%", "%25").replace("#", "%23")
+        spent += len(address)
+        return Markup(address)
+
+    return (
+        _environment()
+        .get_template("index.html")
+        .render(
+            _common(cards),
+            cards=cards,
+            image=image,
+            size=size,
+            tally=tally(cards),
+            most=MOST_CLAIMS,
+            worst_first=worst_first,
+            provenance=provenance,
+            axis=axis,
+        )
+    )
+
+
+def lesson_page(cards: Sequence[Card]) -> str:
+    """The lesson, as HTML."""
+    evidence = lesson.Evidence({card.name: card.run for card in cards})
+    return (
+        _environment()
+        .get_template("lesson.html")
+        .render(_common(cards), evidence=evidence, number=evidence.number, claim=evidence.claim)
+    )
+
+
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _common(cards: Sequence[Card]) -> dict[str, Any]:
+    found = {card.name: card.run.data for card in cards}
+    return {
+        "css": Markup((HERE / "assets" / "page.css").read_text()),
+        "script": Markup((HERE / "assets" / "figures.js").read_text()),
+        "figures": interactive.figures(found),
+        "plain": numbers.plain,
+        "extent": lambda packed: packed["shape"][0],
+        "place": place,
+        "ends": ends,
+        "at": at,
+        "pairs": pairs,
+    }
+
+
+# ---- words and numbers of the gallery
+
+
+def tally(cards: Sequence[Card]) -> Markup:
+    """How many claims hold and fail, and what was not run, in one line."""
+    held = sum(card.run.num_held for card in cards)
+    failed = sum(card.run.num_failed for card in cards)
+    parts = [
+        Markup('<b class="holds">{}</b> claims hold').format(held),
+        Markup('<b class="{}">{}</b> fail').format("fails" if failed else "", failed),
+        Markup("<b>{}</b> experiments").format(len(cards)),
+    ]
+    for state, text in (("missing", "not run yet"), ("damaged", "with damaged results")):
+        count = sum(card.run.state == state for card in cards)
+        if count:
+            parts.append(Markup('<b class="{}">{}</b> {}').format(state, count, text))
+    more = [run for card in cards for run in card.others]
+    if more:
+        sad = sum(run.state != "holds" for run in more)
+        text = Markup("<b>{}</b> more runs and sweeps").format(len(more))
+        parts.append(
+            text + (Markup(', <b class="fails">{}</b> not whole').format(sad) if sad else "")
+        )
+    return Markup(" · ").join(parts)
+
+
+def worst_first(claims: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The claims, those that fail before those that hold."""
+    return sorted(claims, key=lambda claim: bool(claim["verdict"] == "holds"))
+
+
+def provenance(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The entries of a run's record, one level deep, as text."""
+    for key, value in record.items():
+        if key == "failures":
+            continue
+        for name, entry in value.items() if isinstance(value, dict) else ((key, value),):
+            shown = entry if isinstance(entry, str) else json.dumps(entry, ensure_ascii=False)
+            yield str(name) if name == key else f"{key}: {name}", shown
+
+
+def axis(values: Sequence[Any]) -> str:
+    """The values of a swept key: all of a few, the ends of many."""
+    shown = [value if isinstance(value, str) else json.dumps(value) for value in values]
+    if len(shown) > 6:
+        return f"{shown[0]}, {shown[1]}, … {shown[-1]} ({len(shown)} values)"
+    return ", ".join(shown)
+
+
+def size(svg: str) -> Markup:
+    """Width and height as attributes, so that the page does not move while it loads."""
+    found = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
+    if not found:
+        return Markup("")
+    return Markup('width="{}" height="{}"').format(*(round(2 * float(n)) for n in found.groups()))
+
+
+# ---- values of the interactive figures
+
+
+def place(packed: Mapping[str, Any], value: float) -> int:
+    """The index of the entry nearest to a value."""
+    values = interactive.unpacked(packed)
+    return min(range(len(values)), key=lambda i: abs(values[i] - value))
+
+
+def ends(packed: Mapping[str, Any], decimals: int) -> tuple[str, str]:
+    """The first and the last entry, as text."""
+    values = interactive.unpacked(packed)
+    return numbers.fixed(values[0], decimals), numbers.fixed(values[-1], decimals)
+
+
+def at(packed: Mapping[str, Any], value: float) -> tuple[str, str] | None:
+    """A value and its place along the slider, in CSS; None where it is outside.
+
+    A thumb of 16 pixels travels the length of the slider less its own width.
+    """
+    values = interactive.unpacked(packed)
+    part = (value - values[0]) / ((values[-1] - values[0]) or math.inf)
+    return (f"{value:g}", f"calc(8px + {part:.4f} * (100% - 16px))") if 0 < part < 1 else None
+
+
+def pairs(values: Sequence[Any]) -> list[tuple[Any, str]]:
+    """Each value with its text; thousands are set apart."""
+    return [
+        (value, f"{value:,}".replace(",", "\u202f") if isinstance(value, int) else value)
+        for value in values
+    ]

@@ -1,0 +1,196 @@
+"""What is on disk for each experiment: found, finished, failed or missing, and never left out."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gradlab import dataset, experiment
+from gradlab.schema import BadInput
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+FILES = ("data.nc", "figure.svg", "claims.json", "run.json")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One folder of results.
+
+    Attributes:
+        name: the overrides that it was made with; empty for the experiment as written.
+        folder: where it is, from the folder of all results.
+        problems: what is missing or damaged, a sentence each; empty for a finished run.
+        claims: as saved, with their verdicts.
+        record: its provenance, as saved.
+        figure: the vector figure, as saved; empty where there is none.
+        links: its files that can be linked to.
+        data: its dataset, None where it cannot be read.
+    """
+
+    name: str
+    folder: str
+    problems: tuple[str, ...] = ()
+    claims: tuple[dict[str, Any], ...] = ()
+    record: Mapping[str, Any] = field(default_factory=dict)
+    figure: str = ""
+    links: tuple[str, ...] = ()
+    data: xr.Dataset | None = None
+
+    @property
+    def num_held(self) -> int:
+        """How many of its claims hold."""
+        return sum(claim["verdict"] == "holds" for claim in self.claims)
+
+    @property
+    def num_failed(self) -> int:
+        """How many of its claims do not."""
+        return len(self.claims) - self.num_held
+
+    @property
+    def command(self) -> str:
+        """How it was made; empty where that is not known."""
+        return str(self.record.get("command", ""))
+
+    @property
+    def failures(self) -> Sequence[Mapping[str, Any]]:
+        """The points of a sweep that have no result."""
+        return list(self.record.get("failures", ()))
+
+    @property
+    def axes(self) -> Mapping[str, Sequence[Any]]:
+        """The swept keys with their values; empty for a single run."""
+        return dict(self.record.get("sweep", {}))
+
+    @property
+    def state(self) -> str:
+        """In one word: missing, damaged, failed or holds."""
+        if self.problems:
+            return "damaged" if self.links or self.record else "missing"
+        return "failed" if self.num_failed or self.failures else "holds"
+
+
+@dataclass(frozen=True)
+class Card:
+    """One experiment: its question, its own run, and the runs with overrides and sweeps."""
+
+    name: str
+    question: str
+    source: str
+    command: str
+    run: Run
+    others: tuple[Run, ...]
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        """All of them."""
+        return (self.run, *self.others)
+
+
+def cards(project: Path, results: Path) -> list[Card]:
+    """A card for every experiment of the project and every folder of results, by name."""
+    files = {path.stem: path for path in experiment.discover(project)}
+    folders = {path.name for path in results.glob("*/") if any(_runs_below(path))}
+    return [_card(name, files.get(name), results) for name in sorted({*files, *folders})]
+
+
+def _runs_below(folder: Path) -> Iterator[Path]:
+    """The folders of runs in and below the folder of one experiment."""
+    candidates = (folder, *sorted(folder.glob("*/"))) if folder.is_dir() else ()
+    yield from (path for path in candidates if any((path / name).is_file() for name in FILES))
+
+
+def _card(name: str, file: Path | None, results: Path) -> Card:
+    question, source = described(file) if file else (name, "")
+    others = [path for path in _runs_below(results / name) if path != results / name]
+    return Card(
+        name,
+        question,
+        source,
+        f"python experiments/{name}.py",
+        _run("", results / name, results, () if file else ("its experiment file is gone",)),
+        tuple(_run(path.name, path, results, ()) for path in others),
+    )
+
+
+def described(file: Path) -> tuple[str, str]:
+    """The question and the source in a file's docstring, read without executing the file."""
+    try:
+        text = ast.get_docstring(ast.parse(file.read_text())) or ""
+    except (OSError, SyntaxError, ValueError) as error:
+        return file.stem, f"{file.name} cannot be read as Python: {error}"
+    question, _, source = text.partition("\n")
+    return question.strip() or file.stem, source.strip()
+
+
+def _run(name: str, folder: Path, results: Path, known: tuple[str, ...]) -> Run:
+    problems = list(known)
+    if not any((folder / file).is_file() for file in FILES):
+        return Run(name, folder.name, ("it has not been run yet", *known))
+    claims = _claims(_json(folder / "claims.json", problems), problems)
+    record = _json(folder / "run.json", problems)
+    if not isinstance(record, dict | None):
+        problems.append("run.json is damaged (not an object)")
+    return Run(
+        name,
+        folder.relative_to(results).as_posix(),
+        claims=tuple(claims),
+        record=record if isinstance(record, dict) else {},
+        figure=_text(folder / "figure.svg", problems),
+        data=_data(folder / "data.nc", problems),
+        links=tuple(file for file in ("data.nc", "figure.pdf") if (folder / file).is_file()),
+        problems=tuple(problems),
+    )
+
+
+def _text(path: Path, problems: list[str]) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        problems.append(f"{path.name} is missing")
+    except (OSError, UnicodeDecodeError) as error:
+        problems.append(f"{path.name} is damaged ({type(error).__name__})")
+    return ""
+
+
+def _json(path: Path, problems: list[str]) -> Any:
+    text = _text(path, problems)
+    if not text:
+        return None
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        problems.append(f"{path.name} is damaged ({error})")
+        return None
+
+
+_CLAIM = {"sentence", "measured", "expected", "tolerance", "source", "relation", "verdict"}
+
+
+def _claims(content: Any, problems: list[str]) -> Iterator[dict[str, Any]]:
+    if content is None:
+        return
+    for entry in content if isinstance(content, list) else [content]:
+        if (
+            isinstance(entry, dict)
+            and set(entry) >= _CLAIM
+            and isinstance(entry["tolerance"], dict)
+        ):
+            yield entry
+        else:
+            problems.append("claims.json is damaged (an entry is not a claim)")
+            return
+
+
+def _data(path: Path, problems: list[str]) -> xr.Dataset | None:
+    try:
+        return dataset.read(path)
+    except BadInput as error:
+        missing = not path.exists()
+        problems.append("data.nc is missing" if missing else f"data.nc is damaged: {error}")
+        return None

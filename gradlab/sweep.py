@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -79,9 +81,10 @@ def _compute_chunk(
             done.clear()
 
     saved = time.monotonic()
-    with contextlib.ExitStack() as at_the_end:
+    with Interrupts() as interrupts, contextlib.ExitStack() as at_the_end:
         at_the_end.callback(save)
         for point, outcome in program.evaluate(chunk):
+            interrupts.check()
             if isinstance(outcome, Failure):
                 store.save_failure(point, outcome.error, outcome.traceback)
                 if fail_fast:
@@ -91,6 +94,30 @@ def _compute_chunk(
             if time.monotonic() - saved > PATIENCE:
                 save()
                 saved = time.monotonic()
+
+
+class Interrupts:
+    """Ctrl-C inside the block, told from a failure: within a callback, jax makes it an error."""
+
+    def __enter__(self) -> Interrupts:
+        self._seen = False
+        self._before = signal.getsignal(signal.SIGINT)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, self._before)
+
+    def _note(self, *_: object) -> NoReturn:
+        self._seen = True
+        raise KeyboardInterrupt
+
+    def check(self) -> None:
+        """Go on with an interruption that was swallowed."""
+        if self._seen:
+            raise KeyboardInterrupt
 
 
 class FirstFailure(Exception):

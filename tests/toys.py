@@ -2,7 +2,9 @@
 
 import contextlib
 import io
+import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +25,8 @@ CHAOS = '''"""How far apart do two bits end?
 A tanh network with weights of scale 3.
 """
 
+import time
+
 import gradlab as gl
 from gradlab.lazy import jax, jnp, np
 
@@ -38,6 +42,7 @@ class Config:
 
 
 def told(fail: str, sigma_w: np.ndarray) -> np.ndarray:
+    time.sleep(float(fail.partition("sleep ")[2] or 0))
     if fail == f"value {float(sigma_w):g}":
         raise ValueError("this value raises")
     return np.asarray(sigma_w)
@@ -48,7 +53,7 @@ def compute(cfg, key):
         raise ValueError("this structure raises")
     phi = gl.activations.PHI[cfg.activation]
     sigma_w = cfg.sigma_w
-    if cfg.fail.startswith("value"):
+    if cfg.fail.startswith(("value", "sleep")):
         shape = jax.ShapeDtypeStruct((), sigma_w.dtype)
         tell = lambda s: told(cfg.fail, s)
         sigma_w = jax.pure_callback(tell, shape, sigma_w, vmap_method="sequential")
@@ -146,6 +151,21 @@ class Toy:
 
     def sweep(self, *arguments: str) -> Outcome:
         return self.run("--multirun", *arguments)
+
+    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+        """The same command line in a process of its own, with a copy of the library."""
+        library = self.project / "copy"
+        if not library.exists():
+            for package in ("gradlab", "hydra_plugins"):
+                shutil.copytree(PROJECT / package, library / package)
+        return subprocess.Popen(
+            [sys.executable, "experiments/chaos.py", *arguments],
+            cwd=self.project,
+            env=os.environ | {"PYTHONPATH": str(library)} | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
 
     def data(self, folder: str = "") -> xr.Dataset:
         return dataset.read(self.results / folder / "data.nc")

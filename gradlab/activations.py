@@ -28,7 +28,7 @@ Function = Callable[[Array], Array]
 # Klambauer et al. 2017, equation 14: the constants that make (mean 0, variance 1) a fixed point.
 _SELU_ALPHA = 1.6732632423543772848170429916717
 _SELU_SCALE = 1.0507009873554804934193349852946
-_LEAK = 0.01  # Maas et al. 2013
+LEAK = 0.01  # Maas et al. 2013
 
 
 @dataclass(frozen=True)
@@ -247,8 +247,8 @@ _MEMBERS = (
     _activation("relu", _left_right(_zero, lambda h: h), _left_right(_zero, _one), _zero, (0.0,)),
     _activation(
         "leaky_relu",
-        _left_right(lambda h: _LEAK * h, lambda h: h),
-        _left_right(_constant(_LEAK), _one),
+        _left_right(lambda h: LEAK * h, lambda h: h),
+        _left_right(_constant(LEAK), _one),
         _zero,
         (0.0,),
     ),

@@ -113,7 +113,7 @@ def preactivation_layer(phi: Phi) -> Layer:
 def normalised_layer(phi: Phi) -> Layer:
     """The layer `phi(h)`, h being `W z + b` less its mean, over its standard deviation.
 
-    Ba, Kiros and Hinton 2016, equation 4, without gain and bias, and without a small constant
+    Ba, Kiros and Hinton 2016, section 3, without gain and bias, and without a small constant
     in the denominator: equal pre-activations give nan.
     """
     return lambda affine, z: phi(_standardised(affine(z)))

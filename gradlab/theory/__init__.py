@@ -4,4 +4,6 @@ Nothing here measures: a theory never imports a measuring room, nor is imported 
 an experiment can hold one against the other. Each formula names its author, year and equation.
 """
 
+from gradlab.theory import gauss as gauss
+from gradlab.theory import meanfield as meanfield
 from gradlab.theory import scalar as scalar

@@ -58,6 +58,11 @@ def choose(method: str, batch: int) -> Method:
     return Method(name, batch if name == "vmap" else 1, tuple(jax.local_devices()))
 
 
+def platform() -> str:
+    """The kind of device that jax computes on here."""
+    return jax.default_backend()
+
+
 def failure(error: Exception) -> Failure:
     """What an error said, in one line and in full."""
     lines = str(error).strip().splitlines() or [""]

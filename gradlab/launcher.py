@@ -121,7 +121,7 @@ def _run(
     elif settings.cluster != "none":
         from gradlab.cluster import Cluster
 
-        work = Cluster(folder, code, whole)
+        work = Cluster(folder)
     else:
         work = sweeps.here
     verdict = sweeps.run(exp, whole, settings, folder, work)
@@ -273,7 +273,7 @@ class OtherLauncher:
         steps: Steps,
     ) -> bool:
         """True: the jobs are finished when the launcher returns."""
-        from gradlab.sweep import FirstFailure
+        from gradlab.sweep import FirstFailure, say
 
         left = [point for chunk in todo for point in chunk]
         if not left:
@@ -288,10 +288,14 @@ class OtherLauncher:
             config=self.config,
         )
         overrides = [[*self.sweep.fixed, *point.overrides] for point in left]
-        for point, job in zip(left, launcher.launch(overrides, initial_job_idx=0), strict=True):
-            if job.status == JobStatus.FAILED and not store.failures([point]):
-                error = cast(BaseException, job._return_value)
-                store.save_failure(point, f"{type(error).__name__}: {error}", repr(error))
+        try:
+            for point, job in zip(left, launcher.launch(overrides, 0), strict=True):
+                if job.status == JobStatus.FAILED and not store.failures([point]):
+                    store.save_failure(point, repr(job._return_value), "")
+        except Exception as error:  # a worker that was killed, say: the other points are finished
+            say(f"{type(launcher).__name__} stopped: {type(error).__name__}: {error}")
+        if not any(jobs.iterdir()):
+            jobs.rmdir()
         steps.step(len(left))
         if settings.fail_fast and store.failures(left):
             raise FirstFailure

@@ -54,7 +54,12 @@ class Point:
 
     def plain(self) -> dict[str, Any]:
         """What a chunk file tells about the point, as JSON holds it."""
-        return {"key": self.key, "seed": self.seed, "config": schema.values(self.cfg)}
+        return {
+            "key": self.key,
+            "seed": self.seed,
+            "precision": self.precision,
+            "config": schema.values(self.cfg),
+        }
 
 
 @dataclass(frozen=True)

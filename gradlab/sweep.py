@@ -126,10 +126,14 @@ class FirstFailure(Exception):
 
 def missing(sweep: Sweep, store: Store, size: int | None) -> list[list[Point]]:
     """The points that are not finished, in the chunks of the whole sweep."""
+    return left(points.chunks(sweep.points, size), store)
+
+
+def left(chunks: Sequence[Sequence[Point]], store: Store) -> list[list[Point]]:
+    """What is not finished of the chunks."""
     finished = store.keys()
-    chunks = points.chunks(sweep.points, size)
-    left = ([point for point in chunk if point.key not in finished] for chunk in chunks)
-    return [chunk for chunk in left if chunk]
+    unfinished = ([point for point in chunk if point.key not in finished] for chunk in chunks)
+    return [chunk for chunk in unfinished if chunk]
 
 
 def collect(exp: Experiment, sweep: Sweep, settings: Settings, folder: Path, begun: float) -> bool:
@@ -279,7 +283,7 @@ class Steps:
     """How far a sweep is, on stderr: a bar on a terminal, now and then a line elsewhere."""
 
     def __init__(self, name: str, done: int, total: int) -> None:
-        self._name, self._before, self._done, self._total = name, done, done, total
+        self._name, self._before, self.done, self._total = name, done, done, total
         self._begun = self._said = time.monotonic()
         console = Console(stderr=True)
         self._bar = (
@@ -298,7 +302,7 @@ class Steps:
     def __enter__(self) -> Steps:
         if self._bar is not None:
             self._bar.start()
-            self._task = self._bar.add_task(self._name, total=self._total, completed=self._done)
+            self._task = self._bar.add_task(self._name, total=self._total, completed=self.done)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -307,13 +311,13 @@ class Steps:
 
     def step(self, count: int) -> None:
         """`count` more points are finished."""
-        self.reach(self._done + count)
+        self.reach(self.done + count)
 
     def reach(self, done: int) -> None:
         """`done` points are finished."""
-        if done == self._done:
+        if done == self.done:
             return
-        self._done = done
+        self.done = done
         if self._bar is not None:
             self._bar.update(self._task, completed=done)
             return

@@ -4,6 +4,11 @@ Nothing here measures: a theory never imports a measuring room, nor is imported 
 an experiment can hold one against the other. Each formula names its author, year and equation.
 """
 
+from gradlab.theory import clipping as clipping
 from gradlab.theory import gauss as gauss
 from gradlab.theory import meanfield as meanfield
+from gradlab.theory import products as products
+from gradlab.theory import residual as residual
 from gradlab.theory import scalar as scalar
+from gradlab.theory import spectra as spectra
+from gradlab.theory import wall as wall

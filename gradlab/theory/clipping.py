@@ -1,46 +1,135 @@
-"""What clipping by the global norm predicts: the formula itself, and what it can and cannot do.
+"""Clipping and recurrence as mathematics: the formula, Pascanu's wall, Zhang's condition, Adam.
 
-g <- g tau / max(|g|, tau)              Pascanu, Mikolov and Bengio 2013, algorithm 1
+`tau` is the threshold, of the same units as the norm; norms are Euclidean.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-_finfo: Any = jnp.finfo  # without types in jax 0.10
+# The largest |phi'|, gamma in Pascanu et al. 2013, section 2.1.
+GAMMA = {"linear": 1.0, "tanh": 1.0, "logistic": 0.25, "relu": 1.0, "hard_tanh": 1.0, "sin": 1.0}
 
 
-def clipped(grads: Array, tau: ArrayLike) -> Array:
-    """The formula on one vector `(n,)`, evaluated over the largest entry, so that squares fit.
+# ---- the formula: Pascanu, Mikolov and Bengio 2013, algorithm 1
 
-    About five roundings an entry (relative), wherever tau over the largest entry is in the range.
+
+def factor(norm: ArrayLike, tau: ArrayLike) -> Array:
+    """`tau/max(norm, tau)`: what every entry of a gradient is multiplied by; 1 up to tau."""
+    norm, tau = jnp.asarray(norm, float), _threshold(tau)
+    return tau / jnp.maximum(norm, tau)
+
+
+def clipped(g: ArrayLike, tau: ArrayLike) -> Array:
+    """`g tau/max(‖g‖, tau)`, of the shape of `g`: the direction is kept, the norm capped."""
+    g = jnp.asarray(g, float)
+    largest = jnp.max(jnp.abs(g))
+    safe = jnp.where(largest > 0, largest, 1.0)  # so that the squares stay in range
+    return g * factor(safe * jnp.sqrt(jnp.sum(jnp.square(g / safe))), tau)
+
+
+def norm_after(norm: ArrayLike, tau: ArrayLike) -> Array:
+    """`min(norm, tau)`: the norm of a clipped gradient."""
+    return jnp.minimum(jnp.asarray(norm, float), _threshold(tau))
+
+
+# ---- recurrent chains
+
+
+def vanishing_threshold(activation: str) -> float:
+    """`1/gamma`: a largest singular value of W below it suffices for the gradient to vanish.
+
+    Above it is necessary for exploding: Pascanu et al. 2013, section 2.1.
     """
-    largest = jnp.max(jnp.abs(grads))
-    shape, level = grads / largest, tau / largest
-    return largest * (shape * (level / jnp.maximum(jnp.sqrt(jnp.sum(shape * shape)), level)))
+    if activation not in GAMMA:
+        raise ValueError(f"gamma is known for {', '.join(GAMMA)}, not for {activation!r}.")
+    return 1 / GAMMA[activation]
 
 
-def longest_step(learning_rate: ArrayLike, tau: ArrayLike) -> Array:
-    """How far one step of clipped gradient descent can go, whatever the batch: the rate times tau.
+def wall_offset(w: ArrayLike, x_0: ArrayLike) -> Array:
+    """`x_0 - w sigma(x_0)`: the b at which x_t = w sigma(x_{t-1}) + b stays at x_0."""
+    x_0 = jnp.asarray(x_0, float)
+    return x_0 - jnp.asarray(w, float) * jax.nn.sigmoid(x_0)
 
-    The change is -rate g tau / max(|g|, tau), of length at most rate tau: algorithm 1.
+
+def wall_gradient(w: ArrayLike, x_0: ArrayLike, target: ArrayLike, depth: ArrayLike) -> Array:
+    """The norm of the gradient of (sigma(x_depth) - target)² in (w, b), on b = `wall_offset`.
+
+    Pascanu et al. 2013, figure 6 (x_0 = 0.5, target 0.7, depth 50), with m = w sigma'(x_0):
+    `2 |sigma - target| sigma' √(1 + sigma²) (m^depth - 1)/(m - 1)`; derived, for w > 0.
     """
-    return jnp.asarray(learning_rate) * tau
+    w, x_0, target, depth = (jnp.asarray(value, float) for value in (w, x_0, target, depth))
+    level = jax.nn.sigmoid(x_0)
+    slope = level * jax.nn.sigmoid(-x_0)
+    m = w * slope
+    apart = jnp.where(m == 1, 2.0, m)
+    total = jnp.where(m == 1, depth, jnp.expm1(depth * jnp.log(apart)) / (apart - 1))
+    return 2 * jnp.abs(level - target) * slope * jnp.sqrt(1 + level * level) * total
 
 
-def share(chi_1: ArrayLike, num_layers_back: ArrayLike) -> Array:
-    """The gradient norm so many layers back over the last one's, clipped or not: chi_1^(n/2).
+def latch(w: ArrayLike) -> tuple[Array, Array]:
+    """The stable x* >= 0 of x = w tanh x, w > 0, and the Jacobian `w sech²(x*)` there, below 1.
 
-    Schoenholz, Gilmer, Ganguli and Sohl-Dickstein 2017, equation 19, of squares; clipping
-    multiplies all layers by one number and leaves it as it is.
+    Bengio, Simard and Frasconi 1994: a cell that remembers cannot pass a gradient. x* is 0 for
+    w <= 1; above, the positive fixed point.
     """
-    return jnp.asarray(chi_1) ** (jnp.asarray(num_layers_back) / 2)
+    w = jnp.asarray(w, float)
+    holds = w > 1
+    w_latch = jnp.where(holds, w, 2.0)
+
+    def newton(x: Array, _: None) -> tuple[Array, None]:
+        excess = w_latch * jnp.tanh(x) - x
+        return x - excess / (w_latch * jnp.square(1 / jnp.cosh(x)) - 1), None
+
+    # The excess is concave and x = w beyond its root, so that the iteration falls to the root.
+    x, _ = jax.lax.scan(newton, w_latch, None, length=64)
+    x = jnp.where(holds, x, 0.0)
+    return x, w * jnp.square(1 / jnp.cosh(x))
 
 
-def largest_norm(dtype: Any) -> float:
-    """The norm above which the sum of squares is above the range of a format: sqrt(max)."""
-    return float(_finfo(dtype).max) ** 0.5
+# ---- when clipping helps, and when it harms
+
+
+def smoothness_excess(
+    curvature: ArrayLike, gradient_norm: ArrayLike, L0: ArrayLike, L1: ArrayLike
+) -> Array:
+    """`‖∇²f‖ - (L0 + L1 ‖∇f‖)`: not positive where f is (L0, L1)-smooth. Zhang et al. 2020."""
+    bound = jnp.asarray(L0, float) + jnp.asarray(L1, float) * jnp.asarray(gradient_norm, float)
+    return jnp.asarray(curvature, float) - bound
+
+
+def quartic_descent(x_0: ArrayLike, step: ArrayLike, tau: ArrayLike, num_steps: int) -> Array:
+    """The iterates of clipped descent on x⁴, `(num_steps + 1,)`; tau = inf for plain descent.
+
+    x⁴ is (L0, L1)-smooth and not smooth (Zhang et al. 2020): a fixed step diverges from far out.
+    """
+    x_0, step = jnp.asarray(x_0, float), jnp.asarray(step, float)
+
+    def move(x: Array, _: None) -> tuple[Array, Array]:
+        gradient = 4 * x**3
+        capped = jnp.clip(gradient, -jnp.asarray(tau, float), jnp.asarray(tau, float))
+        return x - step * capped, x
+
+    last, before = jax.lax.scan(move, x_0, None, length=num_steps)
+    return jnp.append(before, last)
+
+
+def adam_fraction(
+    gradient: ArrayLike, norm: ArrayLike, tau: ArrayLike, epsilon: ArrayLike
+) -> Array:
+    """The part of its step that Adam still takes along an entry of a clipped, steady gradient.
+
+    `a/(a + epsilon)`, a = |gradient| tau/max(norm, tau): one wild layer makes the norm large, and
+    healthy entries fall under epsilon (Kingma and Ba 2015, algorithm 1, with steady moments).
+    """
+    size = jnp.abs(jnp.asarray(gradient, float)) * factor(norm, tau)
+    return size / (size + jnp.asarray(epsilon, float))
+
+
+def _threshold(tau: ArrayLike) -> Array:
+    if isinstance(tau, int | float) and not tau > 0:
+        raise ValueError(f"tau is a positive threshold, not {tau}.")
+    return jnp.asarray(tau, float)

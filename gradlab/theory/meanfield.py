@@ -118,7 +118,8 @@ def chi_c(phi: Phi, c: Array, q: Array, sigma_w: Array) -> Array:
 def xi_q(phi: Phi, sigma_w: Array, sigma_b: Array) -> Array:
     """`-1/log dV/dq` at q*: layers in which q - q* falls by e.
 
-    Schoenholz et al. 2017, section 3."""
+    Schoenholz et al. 2017, section 3.
+    """
     q = q_star(phi, sigma_w, sigma_b)
     return _layers_per_e(V_slope(phi, q, sigma_w, sigma_b))
 
@@ -127,7 +128,8 @@ def xi_q(phi: Phi, sigma_w: Array, sigma_b: Array) -> Array:
 def xi_c(phi: Phi, sigma_w: Array, sigma_b: Array) -> Array:
     """`-1/log C'(c*)`: layers in which c - c* falls by e.
 
-    Schoenholz et al. 2017, section 3."""
+    Schoenholz et al. 2017, section 3.
+    """
     q = q_star(phi, sigma_w, sigma_b)
     c = 1 - _epsilon_star(phi, q, sigma_w)
     return _layers_per_e(chi_c(phi, c, q, sigma_w))

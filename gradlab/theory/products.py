@@ -1,0 +1,132 @@
+"""Exact laws of products of random matrices at finite width: mean and variance, both exact.
+
+Statistics of products are heavy-tailed: hold the laws of logarithms against measurements, not
+raw moments. Widths are integers; psi and psi_1 are the digamma and trigamma functions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+from scipy.special import digamma, gammaln, polygamma
+
+# ---- products of square Gaussian matrices: Lyapunov exponents
+
+
+def lyapunov_exponents(width: int, variance: ArrayLike) -> Array:
+    """`½ [log(2 variance) + psi((width - k + 1)/2)]`, k = 1, 2, ..., `(width,)`: Newman 1986.
+
+    Nats a layer, the largest first, for a product of matrices with entries N(0, variance).
+    """
+    half = jnp.asarray(digamma(_degrees(width) / 2) / 2)
+    return jnp.log(2 * jnp.asarray(variance, float)) / 2 + half
+
+
+def lyapunov_variances(width: int) -> Array:
+    """`psi_1((width - k + 1)/2)/4`, k = 1, 2, ..., `(width,)`: nats², a layer.
+
+    The increments of the QR iteration are independent, each the logarithm of a chi variable with
+    width - k + 1 degrees of freedom (derived, and checked by simulation).
+    """
+    return jnp.asarray(polygamma(1, _degrees(width) / 2) / 4)
+
+
+# ---- one vector through relu layers with He weights, W_ij ~ N(0, 2/fan_in)
+
+
+def relu_log_mean(width: int) -> float:
+    """The mean of log|Jv|² of one layer, `E[psi(B/2)] + log(4/width)`, nats.
+
+    Hanin and Nica 2020: B of the units are active, Binomial(width, ½), given that one is; for
+    large widths -5/(2 width).
+    """
+    weights, half = _active(width)
+    return float(weights @ digamma(half)) + math.log(4 / width)
+
+
+def relu_log_variance(width: int) -> float:
+    """The variance of log|Jv|² of one layer, `E psi_1(B/2) + Var psi(B/2)`, nats².
+
+    Hanin and Nica 2020; for large widths 5/width.
+    """
+    weights, half = _active(width)
+    mean = weights @ digamma(half)
+    return float(weights @ (polygamma(1, half) + (digamma(half) - mean) ** 2))
+
+
+def relu_second_moment() -> float:
+    """`E|Jv|²` of any number of layers, 1: Hanin 2018. The typical |Jv|² decays all the same."""
+    return 1.0
+
+
+def relu_fourth_moment(widths: Sequence[int]) -> float:
+    """`E|Jv|⁴ = prod(1 + 5/width)` over the layers' widths: Hanin 2018."""
+    return math.prod(1 + 5 / width for width in _widths(widths))
+
+
+def relu_death(width: int) -> float:
+    """The probability that every unit of a layer is off, `2^-width`."""
+    return 2.0 ** -_width(width)
+
+
+def width_needed(depth: int, deviation: float) -> float:
+    """`5 depth/(4 deviation²)`: the width that keeps sd(log|gradient|) at `deviation` (nats).
+
+    Hanin and Nica 2020, for relu with He weights and a large width.
+    """
+    if not deviation > 0:
+        raise ValueError(f"deviation is positive, not {deviation}.")
+    return 5 * depth / (4 * deviation**2)
+
+
+# ---- one vector through linear layers, W_ij ~ N(0, 1/fan_in)
+
+
+def linear_log_mean(width: int) -> float:
+    """The mean of log|Wv|² - log|v|², `psi(width/2) - log(width/2)`, nats."""
+    return float(digamma(_width(width) / 2)) - math.log(width / 2)
+
+
+def linear_log_variance(width: int) -> float:
+    """The variance of log|Wv|², `psi_1(width/2)`, nats²."""
+    return float(polygamma(1, _width(width) / 2))
+
+
+def linear_fourth_moment(widths: Sequence[int]) -> float:
+    """`E|Jv|⁴ = prod(1 + 2/width)` over the layers' widths."""
+    return math.prod(1 + 2 / width for width in _widths(widths))
+
+
+# ---- linear layers with orthogonal weights
+
+
+def orthogonal_log_singular_value(gain: ArrayLike, depth: ArrayLike) -> Array:
+    """`depth log(gain)`: the logarithm of every singular value of gain^depth times a rotation."""
+    return jnp.asarray(depth, float) * jnp.log(jnp.asarray(gain, float))
+
+
+def _degrees(width: int) -> np.ndarray:
+    return np.arange(_width(width), 0, -1.0)
+
+
+def _active(width: int) -> tuple[np.ndarray, np.ndarray]:
+    """The probabilities of B = 1, ..., width given B > 0, and B/2."""
+    active = np.arange(1.0, _width(width) + 1)
+    log_choose = gammaln(width + 1) - gammaln(active + 1) - gammaln(width - active + 1)
+    weights = np.exp(log_choose - width * math.log(2))
+    return weights / weights.sum(), active / 2
+
+
+def _widths(widths: Sequence[int]) -> list[int]:
+    return [_width(width) for width in widths]
+
+
+def _width(width: int) -> int:
+    if width < 1:
+        raise ValueError(f"A width is at least 1, not {width}.")
+    return width

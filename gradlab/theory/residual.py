@@ -1,0 +1,89 @@
+"""Residual layers z + F(z), whose Jacobian is I + F': bounds, growth, and the edge at -1.
+
+The product of the Jacobians cannot vanish while every ‖F'‖ is below 1; it does vanish where F'
+has an eigenvalue -1. Norms are spectral norms; bounds are logarithms, in nats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from gradlab.theory import gauss, meanfield, scalar
+
+# The eigenvalue of F' at which a residual layer loses a direction.
+EDGE = -1.0
+
+
+def log_lower_bound(branch_norms: ArrayLike) -> Array:
+    """`sum log(1 - ‖F'_k‖)` over the last axis: no singular value of the product is smaller.
+
+    Weyl's inequality, layer by layer; -inf where a norm is 1 or more, and nothing is promised.
+    """
+    norms = jnp.asarray(branch_norms, float)
+    inside = norms < 1
+    return jnp.sum(jnp.where(inside, jnp.log1p(-jnp.where(inside, norms, 0.0)), -jnp.inf), axis=-1)
+
+
+def log_upper_bound(branch_norms: ArrayLike) -> Array:
+    """`sum log(1 + ‖F'_k‖)` over the last axis: no singular value of the product is larger."""
+    return jnp.sum(jnp.log1p(jnp.asarray(branch_norms, float)), axis=-1)
+
+
+def scalar_product(w: ArrayLike, depth: ArrayLike) -> Array:
+    """`(1 + w)^depth`, the product of the scalar chain z + w z: 0 at the edge w = -1."""
+    return scalar.product(1 + jnp.asarray(w, float), depth)
+
+
+def log10_scalar_product(w: ArrayLike, depth: ArrayLike) -> Array:
+    """`depth log10 |1 + w|`: finite at any depth, -inf at the edge w = -1."""
+    return scalar.log10_product(1 + jnp.asarray(w, float), depth)
+
+
+def linear_second_moment(s: ArrayLike, depth: ArrayLike) -> Array:
+    """`E|Jv|² = (1 + s²)^depth` of layers J = I + s G/√width, G_ij ~ N(0, 1), |v| = 1."""
+    return jnp.exp(log_linear_second_moment(s, depth))
+
+
+def log_linear_second_moment(s: ArrayLike, depth: ArrayLike) -> Array:
+    """`depth log(1 + s²)`, nats."""
+    return jnp.asarray(depth, float) * jnp.log1p(jnp.square(jnp.asarray(s, float)))
+
+
+def gradient_factor(
+    phi: Callable[[Array], Array], q: ArrayLike, sigma_w: ArrayLike, factor: ArrayLike
+) -> Array:
+    """`1 + factor² chi(q)`: a layer z + factor phi(W z + b)'s factor of the mean squared gradient.
+
+    Infinite width (Yang and Schoenholz 2017; derived here for one branch, since the cross term
+    averages to 0 over W). Always above 1: a wide residual chain never vanishes on average.
+    """
+    return 1 + jnp.square(jnp.asarray(factor, float)) * meanfield.chi(phi, q, sigma_w)
+
+
+def lengths(
+    phi: Callable[[Array], Array],
+    mean_square: ArrayLike,
+    sigma_w: ArrayLike,
+    sigma_b: ArrayLike,
+    factor: ArrayLike,
+    depth: int,
+) -> Array:
+    """The mean square of h in each of `depth` layers, `(depth,)`, for an odd phi.
+
+    The state's mean square, `mean_square` at the input, grows by factor² E phi(√q z)² a layer.
+    """
+    average = gauss.moments(phi).square
+    state = jnp.asarray(mean_square, float)
+    weight, bias = jnp.square(jnp.asarray(sigma_w, float)), jnp.square(jnp.asarray(sigma_b, float))
+    gain = jnp.square(jnp.asarray(factor, float))
+
+    def step(state: Array, _: None) -> tuple[Array, Array]:
+        q = weight * state + bias
+        return state + gain * average(q), q
+
+    return jax.lax.scan(step, state, None, length=depth)[1]

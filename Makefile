@@ -7,8 +7,12 @@ EXPERIMENTS := $(notdir $(basename $(filter-out experiments/_%,$(wildcard experi
 
 .PHONY: figures page test lint format slow lock clean $(EXPERIMENTS)
 
-figures: .venv/ready  ## every experiment to its figure and its verdict
-	$(MAKE) --no-print-directory --jobs $$(nproc 2>/dev/null || echo 2) --keep-going --output-sync=target $(EXPERIMENTS)
+figures: .venv/ready  ## every experiment to its figure and its verdict, and the page of them all
+	$(MAKE) --no-print-directory --jobs $$(nproc 2>/dev/null || echo 2) --keep-going --output-sync=target \
+		$(EXPERIMENTS); status=$$?; $(MAKE) --no-print-directory page && exit $$status
+
+page: .venv/ready  ## results/index.html and results/lesson.html, from what is on disk
+	$(BIN)/python -m gradlab.page
 
 $(EXPERIMENTS): .venv/ready
 	$(BIN)/python experiments/$@.py

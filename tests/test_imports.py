@@ -15,39 +15,56 @@ ROOT = PACKAGE.parent
 # Each room and the rooms of gradlab that it may import. `lazy` and `schema` are open to all.
 ROOMS: dict[str, set[str]] = {
     "activations": set(),
-    "certificate": {"chain", "jacobians", "scaled", "spectra"},
+    "balls": set(),
+    "certificate": {"balls", "chain", "jacobi", "jacobians", "scaled", "spectra"},
     "chain": set(),
+    "chunks": {"dataset", "points"},
     "clipping": {"scaled"},
+    "cluster": {
+        *("chunks", "dataset", "evaluate", "experiment", "points", "report", "settings", "sweep"),
+    },
     "dataset": set(),
     "ensembles": {"activations", "chain"},
     "estimate": set(),
+    "evaluate": {"experiment", "points"},
     "experiment": {"dataset", "estimate"},
     "figures": set(),
+    "jacobi": {"scaled"},
     "jacobians": {"chain", "scaled"},
-    "launcher": {"dataset", "experiment", "report", "sweep"},
+    "join": {"dataset", "points"},
+    "launcher": {
+        *("chunks", "cluster", "evaluate", "experiment", "points", "report", "runner"),
+        *("settings", "sweep"),
+    },
     "lazy": set(),
-    "page": {"dataset", "estimate", "experiment", "figures"},
-    "report": {"dataset", "estimate", "experiment", "figures"},
-    "runner": {"experiment", "launcher", "report", "sweep"},
+    "overview": {"estimate", "figures", "points"},
+    "page": {"dataset", "estimate", "experiment"},
+    "points": {"experiment", "settings"},
+    "report": {"dataset", "estimate", "experiment", "figures", "settings"},
+    "runner": {"experiment", "report", "settings"},
     "scaled": set(),
     "schema": set(),
-    "spectra": {"chain", "jacobians", "scaled"},
-    "sweep": {"dataset", "estimate", "experiment", "figures", "report"},
+    "settings": set(),
+    "spectra": {"chain", "jacobi", "jacobians", "scaled"},
+    "sweep": {
+        *("chunks", "dataset", "estimate", "evaluate", "experiment", "figures", "join"),
+        *("overview", "points", "report", "settings"),
+    },
     "theory": {"activations", "theory"},
     "training": {"chain", "clipping"},
 }
 OPEN_TO_ALL = {"lazy", "schema"}
 
-# Outside libraries that have one home.
+# Outside libraries that have one home, or two.
 HOMES: dict[str, set[str]] = {
-    "bokeh": {"page"},
-    "flint": {"certificate"},
+    "flint": {"balls", "certificate"},
     "hydra": {"runner", "launcher"},
+    "jinja2": {"page"},
     "matplotlib": {"figures"},
     "omegaconf": {"runner", "launcher"},
     "optax": {"clipping", "training"},
     "sklearn": {"training"},
-    "submitit": {"launcher"},
+    "submitit": {"cluster"},
 }
 MEASURING = {"certificate", "chain", "ensembles", "jacobians", "scaled", "spectra", "training"}
 

@@ -95,6 +95,7 @@ def _common(cards: Sequence[Card]) -> dict[str, Any]:
         "place": place,
         "ends": ends,
         "at": at,
+        "first": lambda packed: float(interactive.unpacked(packed)[0]),
         "pairs": pairs,
     }
 

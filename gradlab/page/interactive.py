@@ -150,16 +150,25 @@ def _ordered(values: xr.DataArray) -> xr.DataArray:
 
 def clipping(data: xr.Dataset) -> Payload:
     """One descent for each tau: where it goes, its gradient and the step that is left of it."""
+    axes = ("tau", "step")
     return {
         "tau": exact(data.tau),
-        "trajectory": exact(data.trajectory.transpose("tau", "step")),
-        "gradient": exact(data.gradient_norm.transpose("tau", "step")),
-        "clipped": exact(data.clipped_norm.transpose("tau", "step")),
+        "num_steps": int(data.sizes["step"]),
+        **{
+            name: exact(data[name].transpose(*axes))
+            for name in ("w", "b", "loss", "gradient_norm", "clipped_norm", "step_size")
+        },
+        "map": {
+            "w": [float(data.w_map[0]), float(data.w_map[-1])],
+            "b": [float(data.b_map[0]), float(data.b_map[-1])],
+            "loss": decimals(data.loss_map.transpose("b_map", "w_map"), 3),
+        },
+        "learning_rate": float(data.attrs["learning_rate"]),
     }
 
 
 FIGURES: dict[str, tuple[str, Callable[[xr.Dataset], Payload]]] = {
     "chain": ("scalar_chain", chain),
     "network": ("random_network", network),
-    "clipping": ("clipping", clipping),
+    "clipping": ("wall", clipping),
 }

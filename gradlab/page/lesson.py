@@ -13,7 +13,13 @@ from markupsafe import Markup
 from gradlab.page import numbers
 from gradlab.page.gallery import Run
 
-REDUCTIONS = {"max": np.max, "min": np.min, "mean": np.mean, "median": np.median, "count": np.size}
+REDUCTIONS: dict[str, Callable[..., Any]] = {
+    "max": np.max,
+    "min": np.min,
+    "mean": np.mean,
+    "median": np.median,
+    "count": np.size,
+}
 
 
 def _count(value: float, digits: int) -> Markup:

@@ -1,0 +1,110 @@
+"""The first interactive figure, by Bokeh and by the page's own SVG: bytes, ready, redraw, keyboard.
+
+    python benchmarks/page_bokeh.py [results/scalar_chain/data.nc] [chromium]
+
+Both draw the same arrays and are driven the same way, in the same browser, with no network.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+from bokeh.embed import file_html
+from bokeh.layouts import column
+from bokeh.models import ColumnDataSource, CustomJS, Slider
+from bokeh.plotting import figure
+from bokeh.resources import INLINE
+from playwright.sync_api import Page, sync_playwright
+
+from gradlab import dataset
+from gradlab.page import build
+from gradlab.page.gallery import Card, Run
+
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+
+
+def by_bokeh(data: xr.Dataset) -> str:
+    """The same figure, by Bokeh: a slider, a line of measurements, a line of the formula."""
+    layer, grid = data.layer.values, data.w_fine.values
+    start = int(np.argmin(abs(grid - 0.9)))
+    lines = ColumnDataSource({"all": [data.log10_fine.values]})
+    shown = ColumnDataSource({"layer": layer, "log10": data.log10_fine.values[start]})
+    formula = ColumnDataSource({"x": [0, layer[-1]], "y": [0, layer[-1] * np.log10(grid[start])]})
+    plot = figure(height=420, sizing_mode="stretch_width", x_range=(0, 100), y_range=(-32, 20))
+    plot.scatter("layer", "log10", source=shown, size=5)
+    plot.line("x", "y", source=formula, line_dash="dashed")
+    slider = Slider(start=float(grid[0]), end=float(grid[-1]), value=0.9, step=0.005, title="w")
+    slider.js_on_change(
+        "value",
+        CustomJS(
+            args={"lines": lines, "shown": shown, "formula": formula, "num": len(layer)},
+            code="""
+            const w = cb_obj.value, i = Math.round((w - cb_obj.start) / cb_obj.step);
+            shown.data = {...shown.data, log10: lines.data.all[0].slice(i * num, (i + 1) * num)};
+            const x = formula.data.x;
+            formula.data = {x, y: [0, x[1] * Math.log10(w)]};
+            """,
+        ),
+    )
+    return file_html(column(plot, slider, sizing_mode="stretch_width"), INLINE, "bokeh")
+
+
+def measure(page: Page, path: Path, slider: str) -> dict[str, float]:
+    """Milliseconds from navigation to a drawn figure, and from a key press to the next frame."""
+    ready, redraw = [], []
+    for _ in range(5):
+        page.goto(path.as_uri())
+        page.locator(slider).first.wait_for()
+        ready.append(
+            page.evaluate(
+                "new Promise(done => requestAnimationFrame(() => requestAnimationFrame("
+                "() => done(performance.now()))))"
+            )
+        )
+    page.locator(slider).first.focus()
+    for _ in range(60):
+        page.evaluate(
+            "window.pressed = 0; addEventListener('keydown', () => "
+            "{ pressed = performance.now(); }, {capture: true, once: true})"
+        )
+        page.keyboard.press("ArrowRight")
+        redraw.append(
+            page.evaluate(
+                "new Promise(done => requestAnimationFrame("
+                "() => done(performance.now() - pressed)))"
+            )
+        )
+    return {"ready_ms": statistics.median(ready), "redraw_ms": statistics.median(redraw)}
+
+
+def main() -> None:
+    """Print both rows."""
+    path = Path(sys.argv[1] if len(sys.argv) > 1 else "results/scalar_chain/data.nc")
+    chromium = sys.argv[2] if len(sys.argv) > 2 else "/usr/bin/chromium"
+    data = dataset.read(path)
+    card = Card("scalar_chain", "", "", "", Run("", "scalar_chain", data=data), ())
+    pages = {
+        "bokeh": (by_bokeh(data), ".noUi-handle"),
+        "svg": (build.index([card]), "input[type=range]"),
+    }
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        for name, (text, slider) in pages.items():
+            file = Path(folder) / f"{name}.html"
+            file.write_text(text)
+            page = browser.new_context(offline=True).new_page()
+            row = measure(page, file, slider)
+            print(
+                f"{name:6s} {len(text.encode()) / 1e6:5.2f} MB",
+                *(f"{k} {v:.0f}" for k, v in row.items()),
+            )
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -68,7 +68,7 @@ def graded_qr(A: Array) -> tuple[Array, Array, Array]:
     order = jnp.argsort(-sizes)
     Q, R = jnp.linalg.qr(A[order])
     sign = jnp.where(jnp.diagonal(R) < 0, -1, 1).astype(A.dtype)
-    Q = jnp.zeros_like(Q).at[order].set(Q * sign, unique_indices=True)
+    Q = jnp.zeros_like(Q).at[order].set(Q * sign[None, :], unique_indices=True)
     return Q, sign[:, None] * R, sizes[order][: R.shape[0]]
 
 

@@ -11,7 +11,7 @@ is ever lost beside a larger number, and `jacobi.svd` ends it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -26,6 +26,9 @@ from gradlab.scaled import Scaled
 
 # A pivot of a QR step is made of rounding if it is below this many roundings of its row.
 _NOISE = 8
+
+
+See = Callable[["Factors", "Step", Any], Any]
 
 
 class Spectrum(NamedTuple):
@@ -62,12 +65,23 @@ class Factors(NamedTuple):
         d: `(r,)`, an exponent an entry, zero where the rank is lost.
         U: `(r, width_0)`.
         lost: `(r,)`, where d was set to zero because it was made of rounding.
+        label: `(r,)`, the column of the start that each one descends from.
     """
 
     columns: Array
     d: Scaled
     U: Array
     lost: Array
+    label: Array
+
+
+class Step(NamedTuple):
+    """The QR of one layer: `A = Q R`, the rows' sizes, and which pivots were set to zero."""
+
+    Q: Array
+    R: Array
+    sizes: Array
+    gone: Array
 
 
 def singular_values(model: Model, x: Array, depths: Sequence[int]) -> Spectrum:
@@ -82,8 +96,9 @@ def singular_values(model: Model, x: Array, depths: Sequence[int]) -> Spectrum:
         x: its input, `(width_0,)`.
         depths: ascending depths from 1 to the model's.
     """
-    d, U, lost = _snapshots(model, x, depths)
-    X = Scaled(jnp.swapaxes(U, 1, 2) * d.mantissa[:, None, :], d.exponent[:, None, :])
+    factors, _ = at_depths(model, x, depths, _nothing, ())
+    d, lost = factors.d, factors.lost
+    X = Scaled(jnp.swapaxes(factors.U, 1, 2) * d.mantissa[:, None, :], d.exponent[:, None, :])
     values = jax.vmap(lambda X: jacobi.svd(X).singular_values)(X)
     # Zeros come last, and of those the ones that were lost are not known to be zero.
     num_known = jnp.sum(d.mantissa != 0, axis=1, keepdims=True)
@@ -106,8 +121,8 @@ def singular_vectors(model: Model, x: Array) -> jacobi.Decomposition:
     The columns of `right`, `(width_0, r)`, are the input directions in the order in which they
     survive; those of `left`, `(width_L, r)`, are what becomes of them; r is the smallest width.
     """
-    _, factors = _walk(model, x, lambda *_: None)
-    X = Scaled(factors.U.T * factors.d.mantissa, factors.d.exponent[None, :])
+    factors, _ = walk(model, x, _nothing, ())
+    X = Scaled(factors.U.T * factors.d.mantissa[None, :], factors.d.exponent[None, :])
     side = jacobi.svd(X)
     Q_0 = orthogonal_start(x)
     return jacobi.Decomposition(
@@ -163,11 +178,13 @@ def start(x: Array) -> Factors:
     """The factors of the empty product."""
     ones, zeros = jnp.ones(x.size, x.dtype), jnp.zeros(x.size, jnp.int32)
     Q_0 = orthogonal_start(x)
-    return Factors(Q_0.T, Scaled(ones, zeros), jnp.eye(x.size, dtype=x.dtype), zeros > 0)
+    return Factors(
+        Q_0.T, Scaled(ones, zeros), jnp.eye(x.size, dtype=x.dtype), zeros > 0, jnp.arange(x.size)
+    )
 
 
-def advance(layer: Layer, params: Any, z: Array, factors: Factors) -> tuple[Array, Factors, Any]:
-    """The next state, the factors after one layer, and the QR that it took: `A`, `R`, row sizes."""
+def advance(layer: Layer, params: Any, z: Array, factors: Factors) -> tuple[Array, Factors, Step]:
+    """The next state, the factors after one layer, and the QR that it took."""
     z, columns = jacobians.push(layer, params, z, factors.columns)
     A = scaled.rescale(Scaled(columns, jnp.zeros((1, 1), jnp.int32)))
     factors, A = _descending(factors, A)
@@ -176,7 +193,7 @@ def advance(layer: Layer, params: Any, z: Array, factors: Factors) -> tuple[Arra
     pivots = jnp.diagonal(R)
     noise = _NOISE * max(A.shape) * scaled.eps(R.dtype) * sizes
     d = scaled.rescale(
-        Scaled(pivots * factors.d.mantissa[:k], factors.d.exponent[:k] + A.exponent[0])
+        Scaled(pivots * factors.d.mantissa[:k], factors.d.exponent[:k] + A.exponent[0, 0])
     )
     gone = (pivots <= noise) | (d.mantissa == 0)
     lost = factors.lost[:k] | ((pivots <= noise) & (sizes > 0) & (factors.d.mantissa[:k] != 0))
@@ -187,7 +204,8 @@ def advance(layer: Layer, params: Any, z: Array, factors: Factors) -> tuple[Arra
     T = R / jnp.where(gone, 1, pivots)[:, None] * (factors.d.mantissa[None, :] / before)
     T = T * scaled.power_of_two(shift, R.dtype)
     T = jnp.where(gone[:, None], jnp.eye(k, R.shape[1], dtype=R.dtype), T)
-    return z, Factors(Q.T, d, T @ factors.U, lost), (A, R, sizes)
+    factors = Factors(Q.T, d, T @ factors.U, lost, factors.label[:k])
+    return z, factors, Step(Q, R, sizes, gone)
 
 
 def _descending(factors: Factors, A: Scaled) -> tuple[Factors, Scaled]:
@@ -197,66 +215,83 @@ def _descending(factors: Factors, A: Scaled) -> tuple[Factors, Scaled]:
     size = size + (lengths.exponent + factors.d.exponent).astype(size.dtype)
     order = jnp.argsort(-size)
     d = Scaled(factors.d.mantissa[order], factors.d.exponent[order])
-    moved = Factors(factors.columns, d, factors.U[order], factors.lost[order])
+    moved = Factors(factors.columns, d, factors.U[order], factors.lost[order], factors.label[order])
     return moved, Scaled(A.mantissa[order], A.exponent)
 
 
-def _walk(model: Model, x: Array, see: Any, seen: Any = None) -> tuple[Any, Factors]:
-    """Through the whole model: `seen = see(factors, seen)` after every layer, and the factors."""
+def walk(model: Model, x: Array, see: See, seen: Any) -> tuple[Factors, Any]:
+    """Through the model: the last factors, and `seen = see(factors, step, seen)` at the end."""
 
     def step(layer: Layer, carry: Any, params: Any) -> tuple[Any, None]:
         z, factors, seen = carry
-        z, factors, _ = advance(layer, params, z, factors)
-        return (z, factors, see(factors, seen)), None
+        z, factors, qr = advance(layer, params, z, factors)
+        return (z, factors, see(factors, qr, seen)), None
 
     carry = x, start(x), seen
     for segment in chain.checked(model, x):
         carry, _ = jacobians.scan(partial(step, segment.layer), carry, segment)
-    return carry[2], carry[1]
+    return carry[1], carry[2]
 
 
-def _snapshots(model: Model, x: Array, depths: Sequence[int]) -> tuple[Scaled, Array, Array]:
-    """`d`, `U` and `lost` at the depths asked for, padded to the input's width."""
-    wanted, num_layers = list(depths), chain.depth(model)
-    if (
-        not wanted
-        or wanted != sorted(set(wanted))
-        or not 1 <= wanted[0] <= wanted[-1] <= num_layers
-    ):
+def at_depths(model: Model, x: Array, depths: Sequence[int], see: See, seen: Any) -> Any:
+    """`(factors, seen)` as they stand at every depth asked for, `(num_depths, ...)`.
+
+    The factors are padded with zeros to the input's width; their columns are left out.
+
+    Args:
+        model: the chain.
+        x: its input, `(width_0,)`.
+        depths: ascending depths from 1 to the model's.
+        see: as in `walk`.
+        seen: what it starts from, a pytree of arrays.
+    """
+    slots, num_slots = _slots(depths, chain.depth(model))
+
+    def store(factors: Factors, step: Step, carry: Any) -> Any:
+        count, seen, stored = carry
+        seen = see(factors, step, seen)
+        new = _padded(factors._replace(columns=jnp.zeros((0, 0))), x.size), seen
+        stored = jax.tree.map(
+            lambda old, leaf: jax.lax.dynamic_update_index_in_dim(old, leaf, slots[count], 0),
+            stored,
+            new,
+        )
+        return count + 1, seen, stored
+
+    empty = jax.tree.map(
+        lambda leaf: jnp.zeros((num_slots + 1, *leaf.shape), leaf.dtype),
+        (start(x)._replace(columns=jnp.zeros((0, 0))), seen),
+    )
+    _, (_, _, stored) = walk(model, x, store, (jnp.zeros((), jnp.int32), seen, empty))
+    return jax.tree.map(lambda leaf: leaf[:-1], stored)
+
+
+def _slots(depths: Sequence[int], num_layers: int) -> tuple[Array, int]:
+    """For every layer the slot that its factors go to: the last one for what nobody asked for."""
+    wanted = list(depths)
+    if not wanted or wanted != sorted(set(wanted) & set(range(1, num_layers + 1))):
         raise ValueError(
             f"depths must be ascending whole numbers from 1 to {num_layers}, not {wanted}."
         )
-    # The last slot takes what nobody asked for.
-    slot = np.full(num_layers + 1, len(wanted))
-    slot[wanted] = np.arange(len(wanted))
-    slots, n = jnp.asarray(slot), x.size
-
-    def see(factors: Factors, seen: Any) -> Any:
-        count, mantissa, exponent, U, lost = seen
-        here = slots[count + 1]
-        new = (factors.d.mantissa, factors.d.exponent, factors.U, factors.lost)
-        stored = (
-            jax.lax.dynamic_update_index_in_dim(old, _padded(leaf, old.shape[1:]), here, 0)
-            for old, leaf in zip((mantissa, exponent, U, lost), new, strict=True)
-        )
-        return (count + 1, *stored)
-
-    shape = (len(wanted) + 1, n)
-    empty = (
-        jnp.zeros((), jnp.int32),
-        jnp.zeros(shape, x.dtype),
-        jnp.zeros(shape, jnp.int32),
-        jnp.zeros((*shape, n), x.dtype),
-        jnp.zeros(shape, bool),
-    )
-    _, mantissa, exponent, U, lost = (
-        leaf[:-1] if leaf.ndim else leaf for leaf in _walk(model, x, see, empty)[0]
-    )
-    return Scaled(mantissa, exponent), U, lost
+    slots = np.full(num_layers, len(wanted))
+    slots[np.array(wanted) - 1] = np.arange(len(wanted))
+    return jnp.asarray(slots), len(wanted)
 
 
-def _padded(leaf: Array, shape: tuple[int, ...]) -> Array:
-    return jnp.zeros(shape, leaf.dtype).at[tuple(slice(0, k) for k in leaf.shape)].set(leaf)
+def _padded(factors: Factors, size: int) -> Factors:
+    """Factors of r rows as factors of `size` rows, the rest of them zero."""
+
+    def pad(leaf: Array) -> Array:
+        if leaf.size == 0:
+            return leaf
+        return jnp.zeros((size, *leaf.shape[1:]), leaf.dtype).at[: leaf.shape[0]].set(leaf)
+
+    return jax.tree.map(pad, factors)
+
+
+def _nothing(factors: Factors, step: Step, seen: Any) -> Any:
+    del factors, step
+    return seen
 
 
 def _grow(layer: Layer, carry: tuple[Array, Array], params: Any) -> Any:

@@ -4,16 +4,17 @@ import numpy as np
 from flint import arb, arb_mat, ctx
 
 
-def log_singular_values(matrices, bits=None):
+def log_singular_values(matrices, bits=None, exponents=None):
     """`log sigma_i` of the product of given matrices, descending, right to the last bit.
 
     One-sided Jacobi on the exact product, with more bits than its singular values can differ by.
+    The columns of the first matrix are first multiplied by two to the `exponents`, if given.
     """
     matrices = [np.asarray(m, float) for m in matrices]
     before = ctx.prec
     try:
         ctx.prec = bits or _enough_bits(matrices)
-        return _jacobi(_product(matrices))
+        return _jacobi(_product(matrices, exponents))
     finally:
         ctx.prec = before
 
@@ -33,8 +34,14 @@ def _log2_condition(m):
     return len(s) * np.log2(s[0]) - np.linalg.slogdet(m)[1] / np.log(2)
 
 
-def _product(matrices):
+def _product(matrices, exponents):
     product = arb_mat(matrices[0].tolist())
+    if exponents is not None:
+        n = len(exponents)
+        powers = [
+            [arb(2) ** int(exponents[i]) if i == j else 0 for j in range(n)] for i in range(n)
+        ]
+        product = product * arb_mat(powers)
     for m in matrices[1:]:
         product = (arb_mat(m.tolist()) * product).mid()
     return product

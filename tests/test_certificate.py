@@ -1,0 +1,109 @@
+import sys
+
+import arbitrary
+import jax
+import jax.numpy as jnp
+import mpmath
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_spectra import DEPTH, ENSEMBLES, SINGULAR_VALUES, WIDTH, gaussian, tanh_jacobians
+
+from gradlab import certificate, chain, jacobians
+
+BOUND = jax.jit(certificate.singular_value_bound, static_argnums=2)
+NORM_BOUND = jax.jit(certificate.log_norm_bound)
+LOG_NORMS = jax.jit(jacobians.log_norms)
+
+
+def reversal(rng):
+    """A chain whose second half undoes what the first has done: 1e20 up, then 1e20 down."""
+    del rng
+    steps = np.diag(10.0 ** np.linspace(0, -1, WIDTH))
+    return np.stack([steps] * (DEPTH // 2) + [steps[::-1, ::-1]] * (DEPTH // 2))
+
+
+HARD = {
+    "reversal": reversal,
+    "random triangular": lambda rng: 3 * np.triu(gaussian(rng)),
+    "column graded": lambda rng: gaussian(rng) * 10.0 ** -np.linspace(0, 4, WIDTH),
+}
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    name=st.sampled_from(sorted(ENSEMBLES | HARD)),
+    seed=st.integers(0, 2**32 - 1),
+    dtype=st.sampled_from([jnp.float32, jnp.float64]),
+)
+def test_no_error_is_above_its_bound(name, seed, dtype):
+    matrices = jnp.asarray((ENSEMBLES | HARD)[name](np.random.default_rng(seed)), dtype)
+    model, x = chain.linear(matrices), jnp.zeros(WIDTH, dtype)
+    exact = arbitrary.log_singular_values(matrices)
+    got = SINGULAR_VALUES(model, x, (DEPTH,))
+    ulps = 2 * np.finfo(dtype).eps * np.abs(exact)  # of the log itself, which is no product's error
+    error = np.where(got.lost[0], 0, np.abs(got.log[0] - exact))
+    assert not (error > BOUND(model, x, (DEPTH,)) + ulps).any()
+    norm = exact[0] + np.log(np.sum(np.exp(2 * (exact - exact[0])))) / 2
+    assert abs(LOG_NORMS(model, x)[-1] - norm) <= NORM_BOUND(model, x) + ulps.max()
+
+
+def test_the_bounds_of_an_ordinary_chain_are_worth_having():
+    matrices = jnp.asarray(np.eye(WIDTH) + 0.1 * gaussian(np.random.default_rng(0)))
+    model, x = chain.linear(matrices), jnp.zeros(WIDTH)
+    # 40 layers and five units: some hundred roundings, and what their conditions add.
+    assert BOUND(model, x, (DEPTH,)) < 1e-9
+    assert NORM_BOUND(model, x) < 1e-11
+
+
+def test_a_chain_that_undoes_more_than_the_digits_can_hold_has_no_useful_bound():
+    model = chain.linear(jnp.asarray(reversal(None)))
+    assert BOUND(model, jnp.zeros(WIDTH), (DEPTH,))[0] > 1
+
+
+def test_every_step_is_exact_for_a_layer_changed_by_a_few_roundings():
+    matrices = jnp.asarray(tanh_jacobians(np.random.default_rng(0), 3.0))
+    left = jax.jit(certificate.residuals)(chain.linear(matrices), jnp.zeros(WIDTH))
+    assert left.backward.shape == left.orthogonality.shape == (DEPTH,)
+    # Householder QR of five columns: some ulp.
+    assert left.backward.max() < 2e-15
+    assert left.orthogonality.max() < 4e-15
+
+
+def test_an_enclosure_holds_the_exact_values_and_is_as_narrow_as_asked():
+    rng = np.random.default_rng(0)
+    matrices = list(rng.normal(size=(6, 3, 3)) * 10.0 ** rng.uniform(-20, 20, (6, 3, 1)))
+    lower, upper = certificate.enclosure(matrices, 1e-12)
+    with mpmath.workdps(300):
+        product = mpmath.eye(3)
+        for J in matrices:
+            product = mpmath.matrix(J.tolist()) * product
+        exact = [mpmath.log(s) for s in mpmath.svd_r(product, compute_uv=False)]
+    assert all(a <= e <= b for a, e, b in zip(lower, exact, upper, strict=True))
+    assert (upper - lower).max() <= 1e-12
+
+
+def test_an_enclosure_says_what_it_cannot_tell_from_zero():
+    matrices = np.random.default_rng(0).normal(size=(4, 3, 3))
+    matrices[1, 1] = matrices[1, 2]
+    lower, upper = certificate.enclosure(matrices, 1e-12)
+    np.testing.assert_array_equal(np.isneginf(lower), [False, False, True])
+    assert upper[2] < upper[1] - 100
+
+
+def test_the_float_method_lies_in_the_enclosure():
+    matrices = gaussian(np.random.default_rng(1))
+    got = SINGULAR_VALUES(chain.linear(jnp.asarray(matrices)), jnp.zeros(WIDTH), (DEPTH,)).log[0]
+    lower, upper = certificate.enclosure(matrices, 1e-12)
+    # The rounding of forty layers of condition up to 1e3.
+    assert (got > lower - 1e-10).all()
+    assert (got < upper + 1e-10).all()
+
+
+def test_without_flint_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "flint", None)
+    monkeypatch.delitem(sys.modules, "gradlab.balls", raising=False)
+    monkeypatch.delattr("gradlab.balls", raising=False)
+    with pytest.raises(ImportError, match=r"gradlab\[certify\]"):
+        certificate.enclosure([np.eye(2)], 1e-10)

@@ -1,0 +1,231 @@
+import arbitrary
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import digamma, polygamma
+
+from gradlab import chain, jacobi, jacobians, scaled, spectra
+from gradlab.scaled import Scaled
+
+WIDTH, DEPTH = 5, 40
+# One shape for all drawn cases, so that each of these is compiled once a dtype.
+SINGULAR_VALUES = jax.jit(spectra.singular_values, static_argnums=2)
+SVD = jax.jit(jacobi.svd)
+LOG_ABS_DET = jax.jit(jacobians.log_abs_det)
+
+
+def gaussian(rng):
+    return rng.normal(size=(DEPTH, WIDTH, WIDTH)) / WIDTH**0.5
+
+
+def tanh_jacobians(rng, sigma_w, depth=DEPTH, width=WIDTH):
+    x, J = rng.normal(size=width), []
+    for W in sigma_w * rng.normal(size=(depth, width, width)) / width**0.5:
+        h = W @ x
+        x = np.tanh(h)
+        J.append(W / np.cosh(h)[:, None] ** 2)
+    return np.array(J)
+
+
+def grades(rng, decades):
+    return 10.0 ** -np.linspace(0, decades, WIDTH)[rng.permutation(WIDTH)]
+
+
+# Ensembles whose layers are well conditioned once their rows are scaled, however badly they are
+# scaled; what rounding may do to them does not grow with that.
+ENSEMBLES = {
+    "gaussian": gaussian,
+    "saturated": lambda rng: tanh_jacobians(rng, 4.0),
+    "residual": lambda rng: np.eye(WIDTH) + 0.3 * gaussian(rng),
+    "orthogonal": lambda rng: 0.9 * np.linalg.qr(gaussian(rng))[0],
+    "row graded": lambda rng: grades(rng, 14)[:, None] * gaussian(rng),
+    "differently graded": lambda rng: np.stack(
+        [grades(rng, 14)[:, None] * W for W in gaussian(rng)]
+    ),
+    "upper triangular": lambda rng: np.triu(gaussian(rng), 1) + np.diag(np.arange(1.0, WIDTH + 1)),
+    "lower triangular": lambda rng: np.tril(gaussian(rng), -1) + np.diag(np.arange(1.0, WIDTH + 1)),
+    "mixed scales": lambda rng: gaussian(rng) * 10.0 ** rng.uniform(-12, 12, (DEPTH, 1, 1)),
+}
+
+
+def spectrum(matrices, dtype, depths=(DEPTH,)):
+    matrices = jnp.asarray(matrices, dtype)
+    model = chain.linear(matrices)
+    return matrices, SINGULAR_VALUES(model, jnp.zeros(matrices.shape[-1], dtype), depths)
+
+
+def rounding(matrices, dtype, log):
+    """Each layer's rounding, magnified by how near to singular its scaled rows are, and ulps."""
+    matrices = np.asarray(matrices, float)
+    rows = matrices / np.abs(matrices).max(axis=2, keepdims=True)
+    conditions = np.linalg.norm(rows, 2, axis=(1, 2)) / np.linalg.norm(rows, -2, axis=(1, 2))
+    eps = float(jnp.finfo(dtype).eps)
+    return eps * (4 * WIDTH * conditions.sum() + 2 * np.abs(log))
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    name=st.sampled_from(sorted(ENSEMBLES)),
+    seed=st.integers(0, 2**32 - 1),
+    dtype=st.sampled_from([jnp.float32, jnp.float64]),
+)
+def test_every_singular_value_is_right_to_its_own_last_digits(name, seed, dtype):
+    matrices = ENSEMBLES[name](np.random.default_rng(seed))
+    matrices, result = spectrum(matrices, dtype)
+    exact = arbitrary.log_singular_values(matrices)
+    assert not result.lost.any()
+    assert (np.abs(result.log[0] - exact) <= rounding(matrices, dtype, exact)).all()
+
+
+def test_layers_of_condition_1e14_lose_nothing_over_300_layers():
+    rng = np.random.default_rng(0)
+    matrices = tanh_jacobians(rng, 5.0, depth=300, width=8)
+    assert np.median(np.linalg.cond(matrices)) > 1e8
+    assert np.linalg.cond(matrices).max() > 1e14
+    _, result = spectrum(matrices, jnp.float64, (300,))
+    exact = arbitrary.log_singular_values(matrices)
+    # The bar: rounding of 300 layers, and the ulp of logs of several thousand nats.
+    assert np.abs(result.log[0] - exact).max() < 1e-10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "bar"), [(jnp.float64, 1e-10), (jnp.float32, 1e-2)])
+def test_ten_thousand_tanh_layers_keep_all_their_singular_values(dtype, bar):
+    rng = np.random.default_rng(0)
+    matrices = jnp.asarray(tanh_jacobians(rng, 1.2, depth=10_000, width=8), dtype)
+    _, result = spectrum(matrices, dtype, (10_000,))
+    exact = arbitrary.log_singular_values(matrices, bits=60_000)
+    # The bar: rounding of 10^4 layers, and the ulp of logs of 10^4 nats.
+    assert np.abs(result.log[0] - exact).max() < bar
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_the_logs_sum_to_the_log_determinant_at_every_depth(dtype):
+    matrices, result = spectrum(gaussian(np.random.default_rng(1)), dtype, tuple(range(1, 41)))
+    expected = LOG_ABS_DET(chain.linear(matrices), jnp.zeros(WIDTH, dtype))
+    # Rounding of 40 layers of condition up to 1e3.
+    np.testing.assert_allclose(
+        result.log.sum(axis=1), expected, rtol=0, atol=4e4 * scaled.eps(dtype)
+    )
+
+
+def test_the_depths_asked_for_are_those_of_the_shorter_products():
+    matrices, result = spectrum(gaussian(np.random.default_rng(2)), jnp.float64, (1, 7, 40))
+    for depth, log in zip((1, 7, 40), result.log, strict=True):
+        exact = arbitrary.log_singular_values(matrices[:depth])
+        assert (np.abs(log - exact) <= rounding(matrices, jnp.float64, exact)).all()
+
+
+def test_a_dead_unit_gives_exact_zeros_and_is_not_called_lost():
+    matrices = gaussian(np.random.default_rng(3))
+    matrices[10, 2] = 0
+    matrices[25, 4] = 0
+    matrices, result = spectrum(matrices, jnp.float64)
+    exact = arbitrary.log_singular_values(matrices, bits=2000)
+    assert not result.lost.any()
+    assert result.log[0, -1] == -np.inf
+    np.testing.assert_allclose(
+        result.log[0, :-1][exact[:-1] > -500], exact[exact > -500][:4], atol=1e-11
+    )
+
+
+REPEATS = {
+    "two equal rows": lambda J: np.vstack([J[:4], J[:1]]),
+    "a row that is the sum of two": lambda J: np.vstack([J[:4], J[0] + J[1]]),
+    "two equal columns": lambda J: np.hstack([J[:, :4], J[:, :1]]),
+    "rank one": lambda J: np.outer(J[0], J[1]),
+}
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("name", REPEATS)
+def test_a_rank_lost_without_a_dead_unit_is_flagged(name, dtype):
+    matrices = np.array(gaussian(np.random.default_rng(4)))
+    matrices[20] = REPEATS[name](matrices[20])
+    rank = np.linalg.matrix_rank(matrices[20])
+    matrices, result = spectrum(matrices, dtype)
+    np.testing.assert_array_equal(result.lost[0], np.arange(WIDTH) >= rank)
+    np.testing.assert_array_equal(np.isnan(result.log[0]), result.lost[0])
+    exact = arbitrary.log_singular_values(matrices, bits=4000)
+    known = np.abs(result.log[0] - exact)[:rank]
+    assert (known <= rounding(np.delete(matrices, 20, 0), dtype, exact[:rank])).all()
+
+
+def test_a_chain_that_has_been_narrow_has_that_many_singular_values():
+    rng = np.random.default_rng(5)
+    sizes = [(6, 5), (3, 6), (7, 3), (5, 7)]
+    matrices = [jnp.asarray(rng.normal(size=size)) for size in sizes]
+    result = SINGULAR_VALUES(chain.linear(matrices), jnp.zeros(5), (1, 4))
+    assert np.isfinite(result.log[0]).all()
+    np.testing.assert_array_equal(np.isneginf(result.log[1]), np.arange(5) >= 3)
+    exact = arbitrary.log_singular_values(matrices)
+    np.testing.assert_allclose(result.log[1, :3], exact[:3], rtol=0, atol=1e-13)  # four layers
+
+
+def test_singular_vectors_reassemble_the_product():
+    rng = np.random.default_rng(6)
+    for sizes in ([(4, 4)] * 3, [(6, 5), (3, 6), (7, 3)]):
+        matrices = [jnp.asarray(rng.normal(size=size)) for size in sizes]
+        model, x = chain.linear(matrices), jnp.zeros(sizes[0][1])
+        side = jax.jit(spectra.singular_vectors)(model, x)
+        product = np.linalg.multi_dot(matrices[::-1])
+        values = scaled.unscale(side.singular_values).value
+        rank = len(values)
+        # A few roundings, normwise.
+        close = {"rtol": 0, "atol": 1e-13 * np.linalg.norm(product)}
+        np.testing.assert_allclose(side.left * values[None, :] @ side.right.T, product, **close)
+        np.testing.assert_allclose(side.left.T @ side.left, np.eye(rank), rtol=0, atol=1e-14)
+        np.testing.assert_allclose(side.right.T @ side.right, np.eye(rank), rtol=0, atol=1e-14)
+
+
+def test_lyapunov_exponents_of_gaussian_products_are_newmans():
+    """Newman 1986: lambda_k = (log(2/N) + psi((N - k + 1)/2))/2, with independent increments."""
+    depth, width = 20_000, 4
+    matrices = jax.random.normal(jax.random.key(0), (depth, width, width)) / width**0.5
+    run = jax.jit(lambda m: spectra.lyapunov_exponents(m, jnp.zeros(width), 0, 100))
+    values, errors = run(chain.linear(matrices))
+    halves = (width - np.arange(width)) / 2
+    exact = (np.log(2 / width) + digamma(halves)) / 2
+    deviation = np.sqrt(polygamma(1, halves) / 4 / depth)
+    # Sampling: chi² of 4 exponents is below 23.5 with probability 1 - 1e-4.
+    assert np.sum(((values - exact) / deviation) ** 2) < 23.5
+    # 100 batches estimate a standard error to 7 %; four of those.
+    np.testing.assert_allclose(errors, deviation, rtol=0.3)
+
+
+def test_lyapunov_exponents_are_not_the_singular_values_of_the_finite_product():
+    matrices, result = spectrum(gaussian(np.random.default_rng(7)), jnp.float64)
+    forward = jax.jit(spectra.log_growth)(chain.linear(matrices), jnp.zeros(WIDTH)).sum(axis=0)
+    difference = np.abs(forward - result.log[0])
+    assert difference.max() > 0.05
+    np.testing.assert_allclose(forward.sum(), result.log[0].sum(), atol=1e-10)  # log|det|, rounding
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), spread=st.sampled_from([0, 3, 5000]))
+def test_jacobi_is_right_for_columns_of_any_scale(seed, spread):
+    rng = np.random.default_rng(seed)
+    Y = rng.normal(size=(7, WIDTH))
+    e = np.sort(rng.integers(-spread, spread + 1, size=WIDTH))[rng.permutation(WIDTH)]
+    side = SVD(Scaled(jnp.asarray(Y), jnp.asarray(e, jnp.int32)[None]))
+    exact = arbitrary.log_singular_values([Y], bits=25_000, exponents=e)
+    # A few roundings for each of five columns, magnified by the condition of Y, and ulps.
+    bound = 2.3e-16 * (20 * np.linalg.cond(Y) + 2 * np.abs(exact))
+    assert (np.abs(scaled.log_magnitude(side.singular_values) - exact) <= bound).all()
+
+
+@pytest.mark.parametrize("depths", [(), (0, 3), (3, 2), (2, 2), (1, 41)])
+def test_depths_that_are_not_there_are_refused(depths):
+    with pytest.raises(ValueError, match="depths must be ascending whole numbers from 1 to 40"):
+        spectra.singular_values(chain.linear(jnp.ones((40, 2, 2))), jnp.zeros(2), depths)
+
+
+def test_lyapunov_exponents_are_refused_where_they_make_no_sense():
+    matrices = [jnp.ones((3, 2)), jnp.ones((2, 3))]
+    with pytest.raises(ValueError, match="keeps its width"):
+        spectra.lyapunov_exponents(chain.linear(matrices), jnp.zeros(2), 0, 2)
+    with pytest.raises(ValueError, match="num_batches is 9; allowed are 2 to 3"):
+        spectra.lyapunov_exponents(chain.linear(jnp.ones((4, 2, 2))), jnp.zeros(2), 1, 9)

@@ -66,8 +66,8 @@ def scale(x: Array, axis: Axes = None) -> Scaled:
         raise TypeError(f"Only a real floating array can be scaled, not one of dtype {x.dtype}.")
     axes = tuple(range(x.ndim)) if axis is None else axis
     field = jnp.max(_field(x), axis=axes, keepdims=True)
-    digits = 2 * _finfo(x.dtype).nmant
-    # A group is lifted as one, by twice the mantissa's length, and only if nothing overflows; in
+    digits = _finfo(x.dtype).nmant
+    # A group is lifted as one, by the mantissa's length, and only if nothing overflows; in
     # a larger group a subnormal entry is out of range in any case.
     lift = field < 2 * _bias(x.dtype) - digits
     exponent = jnp.where(lift, -digits, 0).astype(jnp.int32)
@@ -89,10 +89,13 @@ def multiply(a: Scaled, b: Scaled) -> Scaled:
 def add(a: Scaled, b: Scaled) -> Scaled:
     """The sum; a term smaller than the other by more than the dtype's range is lost in it."""
     a, b = rescale(a), rescale(b)
-    exponent = jnp.maximum(_exponent_or_nothing(a), _exponent_or_nothing(b))
-    dtype = a.mantissa.dtype
-    aligned = [s.mantissa * power_of_two(s.exponent - exponent, dtype) for s in (a, b)]
-    return rescale(Scaled(aligned[0] + aligned[1], exponent))
+    exponents = [_exponent_or_nothing(s) for s in (a, b)]
+    largest = jnp.maximum(*exponents)
+    one, other = (
+        s.mantissa * power_of_two(e - largest, s.mantissa.dtype)
+        for s, e in zip((a, b), exponents, strict=True)
+    )
+    return rescale(Scaled(one + other, jnp.where(largest == _NOTHING, 0, largest)))
 
 
 def matmul(a: Scaled, b: Scaled) -> Scaled:
@@ -114,9 +117,11 @@ def norm(s: Scaled, axis: Axes = None) -> Scaled:
     """The Euclidean norm over `axis` (all: None), which is dropped."""
     s = rescale(s)
     axes = tuple(range(s.mantissa.ndim)) if axis is None else axis
-    exponent = jnp.max(_exponent_or_nothing(s), axis=axes, keepdims=True)
+    own = _exponent_or_nothing(s)
+    exponent = jnp.max(own, axis=axes, keepdims=True)
     dtype = s.mantissa.dtype
-    aligned = s.mantissa * power_of_two(s.exponent - exponent, dtype)
+    aligned = s.mantissa * power_of_two(own - exponent, dtype)
+    exponent = jnp.where(exponent == _NOTHING, 0, exponent)
     wide = jnp.promote_types(dtype, jnp.float32)
     length = jnp.sqrt(jnp.sum(aligned.astype(wide) ** 2, axis=axes)).astype(dtype)
     shared = jnp.broadcast_to(exponent, np.broadcast_shapes(exponent.shape, (1,) * s.mantissa.ndim))
@@ -234,10 +239,10 @@ def _field(x: Array) -> Array:
 
 
 def _lifted(x: Array) -> Array:
-    """`x * 2**(2 nmant)`, right for subnormal entries also where arithmetic flushes them."""
+    """`x * 2**nmant`, right for subnormal entries also where arithmetic flushes them."""
     info = _finfo(x.dtype)
-    lifted = x * 2.0 ** (2 * info.nmant)
-    smallest = 2.0 ** (2 * info.nmant + info.minexp - info.nmant)
+    lifted = x * 2.0**info.nmant
+    smallest = 2.0**info.minexp
     digits = _magnitude_bits(x).astype(x.dtype) * smallest
     signed = jnp.where(jnp.signbit(x), -digits, digits)
     # The difference is zero and carries the derivative, which bits do not have.

@@ -54,7 +54,7 @@ def unit_gaussian(key: Array, shape: tuple[int, ...], dtype: DTypeLike) -> Array
 def unit_orthogonal(key: Array, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
     """Haar orthogonal matrices, `shape`; orthonormal columns or rows where not square."""
     *stack, num_out, num_in = shape
-    wide = jnp.promote_types(dtype, jnp.float32)  # LAPACK has no shorter type
+    wide = jnp.promote_types(jnp.zeros((), dtype).dtype, jnp.float32)  # LAPACK has none shorter
     return jax.random.orthogonal(key, num_out, tuple(stack), m=num_in, dtype=wide).astype(dtype)
 
 

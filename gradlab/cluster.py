@@ -6,6 +6,8 @@ computed what, or how often an element was stopped: the files alone say what is 
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import shutil
 import subprocess
@@ -29,10 +31,14 @@ if TYPE_CHECKING:
 
 POLL = 1.0
 
-# Run by the batch shell when its Python was killed (by the memory killer, say, or by hand).
+# Run by the batch shell at its end. A job whose Python was killed (for its memory, by hand) still
+# runs then; one that was cancelled or preempted does not, and is Slurm's business.
 _REQUEUE = """\
 id=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
-again() { [ $? -gt 128 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt %d ] && scontrol requeue "$id"; }
+again() {
+    [ $? -gt 128 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt %d ] &&
+        [ "$(squeue --noheader --format=%%T --jobs="$id")" = RUNNING ] && scontrol requeue "$id"
+}
 trap again EXIT"""
 
 
@@ -188,11 +194,13 @@ class Queue:
         from submitit.core.utils import FailedJobError
 
         try:
-            self.jobs = self.executor.submit_array(elements)
+            # What sbatch prints is in the error too.
+            with contextlib.redirect_stderr(io.StringIO()):
+                self.jobs = self.executor.submit_array(elements)
         except FailedJobError as error:
             words = " ".join(str(error).split())
             raise BadInput(
-                f"the cluster refused the job: {words}; allowed: a job it takes"
+                f"the job was refused: {words}; allowed: what the cluster takes"
             ) from None
         dataset.write_json(self.note, [job.job_id for job in self.jobs])
 

@@ -1,0 +1,122 @@
+import math
+
+import jax
+import jax.numpy as jnp
+import mpmath as mp
+import numpy as np
+import optax
+import pytest
+
+from gradlab.activations import PHI
+from gradlab.theory import clipping
+
+KEY = jax.random.key(5)
+
+
+@pytest.mark.parametrize("norm", [0.0, 1e-200, 0.3, 1.0, 7.0, 1e200])
+def test_the_clipped_gradient_keeps_its_direction_and_caps_its_norm(norm):
+    direction = jax.random.normal(KEY, (7,))
+    g = norm * direction / jnp.linalg.norm(direction)
+    after = clipping.clipped(g, 1.0)
+    expected = g if norm <= 1 else g / norm
+    np.testing.assert_allclose(after, expected, rtol=1e-14, atol=0)  # rounding
+    assert float(clipping.norm_after(norm, 1.0)) == min(norm, 1.0)
+    assert float(clipping.factor(norm, 1.0)) * norm == pytest.approx(min(norm, 1.0), rel=1e-15)
+
+
+def test_clipping_twice_is_clipping_once():
+    g = 50 * jax.random.normal(KEY, (9,))
+    once = clipping.clipped(g, 2.0)
+    np.testing.assert_allclose(clipping.clipped(once, 2.0), once, rtol=1e-15)  # rounding
+
+
+def test_a_threshold_that_is_not_positive_is_named():
+    for tau in (0.0, -1.0, math.nan):
+        with pytest.raises(ValueError, match="tau is a positive threshold"):
+            clipping.factor(1.0, tau)
+
+
+def test_the_wall_has_its_closed_form():
+    measured = float(clipping.wall_gradient(4.5, 0.5, 0.7, 50))
+    assert measured == pytest.approx(11.48040437, abs=1e-8)  # digits given
+
+    def loss(w, b):
+        x = jax.lax.fori_loop(0, 50, lambda _, x: w * jax.nn.sigmoid(x) + b, 0.5)
+        return (jax.nn.sigmoid(x) - 0.7) ** 2
+
+    for w in (1.0, 4.0, 4.5, 6.0):
+        b = clipping.wall_offset(w, 0.5)
+        gradient = jnp.stack(jax.jacfwd(loss, argnums=(0, 1))(w, b))
+        # Rounding: x_0 = 0.5 is held to an ulp, which 50 layers of factor m amplify by m^50.
+        slope = 0.2350037122 * w
+        np.testing.assert_allclose(
+            jnp.linalg.norm(gradient),
+            clipping.wall_gradient(w, 0.5, 0.7, 50),
+            rtol=1e-13 * max(1, slope**50),
+        )
+
+
+def test_at_the_edge_of_the_wall_the_terms_are_counted():
+    level = 1 / (1 + math.exp(-0.5))
+    slope = level * (1 - level)
+    at_edge = clipping.wall_gradient(1 / slope, 0.5, 0.7, 50)
+    expected = 2 * abs(level - 0.7) * slope * math.sqrt(1 + level**2) * 50
+    # 1/slope times the slope is 1 to an ulp, and (m^50 - 1)/(m - 1) has slope 1225 in m there.
+    assert float(at_edge) == pytest.approx(expected, rel=1e-13)
+
+
+def test_gamma_is_the_largest_slope():
+    h = jnp.linspace(-6, 6, 24_001)
+    for name, gamma in clipping.GAMMA.items():
+        assert float(jnp.max(jnp.abs(PHI[name].dphi(h)))) == pytest.approx(gamma, rel=1e-15)
+        assert clipping.vanishing_threshold(name) == 1 / gamma
+    with pytest.raises(ValueError, match="gamma is known for linear, tanh"):
+        clipping.vanishing_threshold("gelu")
+
+
+def test_a_cell_that_remembers_cannot_pass_a_gradient():
+    w = jnp.asarray([0.5, 1.0, 1.0001, 1.5, 3.0, 20.0])
+    x, J = clipping.latch(w)
+    assert bool((J[jnp.asarray([0, 2, 3, 4, 5])] < 1).all())
+    np.testing.assert_array_equal(x[:2], [0, 0])
+    with mp.workdps(40):
+        for k in range(2, 6):
+            exact = mp.findroot(lambda x, k=k: float(w[k]) * mp.tanh(x) - x, float(x[k]))
+            # The root of a difference of slope J - 1: rounding over that.
+            assert float(x[k]) == pytest.approx(float(exact), rel=1e-15 / float(1 - J[k]))
+            slope = float(w[k]) * mp.sech(exact) ** 2
+            assert float(J[k]) == pytest.approx(float(slope), rel=1e-11)
+
+
+def test_clipped_descent_converges_where_plain_descent_diverges():
+    plain = jnp.abs(clipping.quartic_descent(3.0, 0.1, jnp.inf, 3))
+    assert bool((jnp.diff(plain) > 0).all())
+    assert float(plain[3]) > 1e6
+    clipped = clipping.quartic_descent(3.0, 0.1, 1.0, 2000)
+    assert float(jnp.abs(clipped[-1])) < 0.03  # descent on x⁴ ends as 1/√(8 step num_steps)
+
+
+def test_the_quartic_is_smooth_in_zhangs_sense_and_not_in_the_usual_one():
+    x = jnp.logspace(-6, 6, 1001)
+    curvature, gradient = 12 * x**2, 4 * x**3
+    # 12 x² - 4 x³ L1 is largest at x = 2/L1: L0 = 16/L1² suffices, and no less.
+    for L1 in (0.5, 3.0):
+        excess = clipping.smoothness_excess(curvature, gradient, 16 / L1**2, L1)
+        assert float(excess.max()) <= 0
+        less = clipping.smoothness_excess(curvature, gradient, 15.9 / L1**2, L1)
+        assert float(less.max()) > 0
+    assert float(clipping.smoothness_excess(curvature, gradient, 1e6, 0.0).max()) > 0
+
+
+@pytest.mark.parametrize("wild", [1e2, 1e5, 1e9])
+def test_clipping_lets_healthy_layers_fall_under_adams_epsilon(wild):
+    healthy, tau, epsilon = 0.5, 1.0, 1e-8
+    gradients = jnp.asarray([wild, healthy])
+    clipped = clipping.clipped(gradients, tau)
+    adam = optax.adam(1.0, eps=epsilon)
+    state = adam.init(clipped)
+    for _ in range(3):
+        updates, state = adam.update(clipped, state)
+    predicted = clipping.adam_fraction(healthy, jnp.linalg.norm(gradients), tau, epsilon)
+    # optax forms 1 - b2^t with b2 = 0.999: a thousand units of rounding.
+    assert float(-updates[1]) == pytest.approx(float(predicted), rel=1e-12)

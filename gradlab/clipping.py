@@ -77,7 +77,8 @@ def norm(grads: Tree) -> Array:
 def cosine(one: Tree, other: Tree) -> Array:
     """The cosine of the angle between two pytrees, `()`, to about 10 ulps; nan where one is 0."""
     # A tree of zeros has the unit vector 0 / 0, and so the cosine nan.
-    return _along(_unit(_leaves(one)), _unit(_leaves(other)))
+    parts = (_leaves(tree) for tree in (one, other))
+    return _along(*(_unit(leaves, _measure(leaves)) for leaves in parts))
 
 
 def clip_by_global_norm(tau: ArrayLike) -> optax.GradientTransformation:
@@ -132,7 +133,7 @@ def _clip_jvp(primals: Any, tangents: Any) -> tuple[list[Array], list[Array]]:
     keep = _within(size, tau)
     factor = _quotient(tau, size)
     # Where nothing is clipped the direction has no part, and may not exist: 0 * nan is nan.
-    unit = [jnp.where(keep, 0, direction) for direction in _unit(leaves)]
+    unit = [jnp.where(keep, 0, direction) for direction in _unit(leaves, size)]
     factor = _Scaled(jnp.where(keep, 1, factor.head), factor.tail, factor.exponent * ~keep)
     along = _along(unit, dleaves)
     slopes = [
@@ -146,17 +147,15 @@ def _clip_jvp(primals: Any, tangents: Any) -> tuple[list[Array], list[Array]]:
 
 @jax.custom_jvp
 def _norm(leaves: list[Array]) -> Array:
-    size = _measure(leaves)
-    # The tail is below half an ulp of the head: toward zero, a negative one costs an ulp.
-    head = jnp.where(size.tail < 0, _one_ulp_lower(size.head), size.head)
-    return _join(head, size.exponent, size.head.dtype)
+    return _rounded(_measure(leaves))
 
 
 @_norm.defjvp
 def _norm_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
-    size = _norm(*primals)
-    unit = [jnp.where(size > 0, part, 0) for part in _unit(*primals)]
-    return size, _along(unit, *tangents)
+    (leaves,), (dleaves,) = primals, tangents
+    size = _measure(leaves)
+    unit = [jnp.where(size.head > 0, part, 0) for part in _unit(leaves, size)]
+    return _rounded(size), _along(unit, dleaves)
 
 
 def _along(unit: list[Array], tangents: list[Array]) -> Array:
@@ -165,12 +164,10 @@ def _along(unit: list[Array], tangents: list[Array]) -> Array:
     return sum(products, start=jnp.zeros((), _wide(unit)))
 
 
-def _unit(leaves: list[Array]) -> list[Array]:
+def _unit(leaves: list[Array], size: _Scaled) -> list[Array]:
     """The leaves over their global norm, in `wide`."""
-    size = _measure(leaves)
-    return [
-        _scaled_down(*_split(leaf, size.head.dtype), size.exponent) / size.head for leaf in leaves
-    ]
+    parts = (_split(leaf, size.head.dtype) for leaf in leaves)
+    return [_scaled_down(*part, size.exponent) / size.head for part in parts]
 
 
 # ---- beside optax
@@ -181,8 +178,8 @@ CAUSES = {
     "infinite leaf": "an entry is infinite, and so is the norm",
     "zero at tau = 0": "optax divides 0 by 0, since its test is norm < tau",
     "norm overflow": "the norm of a finite gradient is infinite in the format it is computed in",
-    "norm underflow": "squares below the smallest normal number are lost from the norm",
     "threshold out of range": "tau is infinite or 0 in the format of the leaf",
+    "norm underflow": "squares below the smallest normal number are lost from the norm",
     "low-precision accumulation": "squares of 16-bit leaves are summed in 16 bits",
     "one-ulp corner at equality": "the norm is tau to rounding, and the two decide differently",
     "entry underflow": "an entry, or its share of the norm, is below the smallest normal number",
@@ -194,6 +191,8 @@ class Comparison(NamedTuple):
     """What `optax.clip_by_global_norm` and the formula make of one gradient.
 
     Attributes:
+        optax: optax's result.
+        formula: the formula's result.
         ulps: tree as the gradient, for each entry how many floats the two results are apart;
             `inf` where only one of them is nan.
         max_ulps: the largest of these.
@@ -203,9 +202,13 @@ class Comparison(NamedTuple):
         norm: of the gradient.
         norm_optax: of optax's result.
         norm_formula: of the formula's result.
-        cosine: between the two results; nan where one is 0 or not finite.
+        cosine_optax: of the angle between optax's result and the gradient; nan where one of
+            them is 0 or not finite.
+        cosine_formula: of the angle between the formula's result and the gradient.
     """
 
+    optax: Tree
+    formula: Tree
     ulps: Tree
     max_ulps: Array
     num_disagree: Array
@@ -214,7 +217,8 @@ class Comparison(NamedTuple):
     norm: Array
     norm_optax: Array
     norm_formula: Array
-    cosine: Array
+    cosine_optax: Array
+    cosine_formula: Array
 
 
 def compare(grads: Tree, tau: ArrayLike) -> Comparison:
@@ -228,16 +232,23 @@ def compare(grads: Tree, tau: ArrayLike) -> Comparison:
     flat = jnp.concatenate([jnp.zeros(0), *map(jnp.ravel, jax.tree.leaves(distance))])
     differs = flat > 0
     first = jnp.where(jnp.any(differs), jnp.argmax(differs), -1)
+    trees = [_leaves(tree) for tree in (grads, by_optax, by_formula)]
+    sizes = [_measure(leaves) for leaves in trees]
+    units = [_unit(leaves, size) for leaves, size in zip(trees, sizes, strict=True)]
+    before, after_optax, after_formula = map(_rounded, sizes)
     return Comparison(
+        optax=by_optax,
+        formula=by_formula,
         ulps=distance,
         max_ulps=jnp.max(flat, initial=0),
         num_disagree=jnp.sum(differs),
         first=first,
-        cause=_cause(_leaves(grads), tau, first),
-        norm=norm(grads),
-        norm_optax=norm(by_optax),
-        norm_formula=norm(by_formula),
-        cosine=cosine(by_optax, by_formula),
+        cause=_cause(trees[0], tau, before, first),
+        norm=before,
+        norm_optax=after_optax,
+        norm_formula=after_formula,
+        cosine_optax=_along(units[0], units[1]),
+        cosine_formula=_along(units[0], units[2]),
     )
 
 
@@ -292,16 +303,16 @@ def ulps(one: Array, other: Array) -> Array:
     return jnp.where(num_nan == 0, apart, jnp.where(num_nan == 1, jnp.inf, 0))
 
 
-def _cause(leaves: list[Array], tau: ArrayLike, first: Array) -> Array:
+def _cause(leaves: list[Array], tau: ArrayLike, size: Array, first: Array) -> Array:
     """Index into `CAUSES` of the first cause that applies."""
     wide = _wide(leaves)
     tau = jnp.asarray(tau, wide)
-    size, seen = norm(leaves), optax.tree.norm(leaves)
+    seen = optax.tree.norm(leaves)
     narrow = [leaf.dtype for leaf in leaves]
     tiny = max(_finfo(dtype).tiny.astype(wide) for dtype in narrow)
     flat = jnp.abs(jnp.concatenate([leaf.ravel().astype(wide) for leaf in leaves]))
-    # Four ulps: more than a sum, a root and a conversion of these sizes are rounded by.
-    off = ~(jnp.abs(seen.astype(wide) - size) <= 4 * _finfo(wide).eps * size)
+    # Two ulps: more than a sum, a root and a conversion of these sizes are rounded by.
+    off = ~(jnp.abs(seen.astype(wide) - size) <= 2 * _finfo(wide).eps * size)
     is_narrow = _finfo(seen.dtype).bits < 32
     # 16-bit subnormal numbers are rounded, all others are flushed, so that digits go earlier.
     squares_lost = jnp.max(flat) ** 2 < tiny / (1 if is_narrow else _finfo(wide).eps)
@@ -469,6 +480,12 @@ def _measure(leaves: list[Array]) -> _Scaled:
     # 0 where all is finite, else inf, or nan where one entry is.
     wild = jnp.sum(jnp.where(finite, 0, jnp.abs(entries)))
     return _Scaled(jnp.where(wild == 0, head, wild), jnp.where(wild == 0, tail, 0), largest)
+
+
+def _rounded(size: _Scaled) -> Array:
+    """A norm as one float, toward zero: where the tail is negative, that costs an ulp."""
+    head = jnp.where(size.tail < 0, _one_ulp_lower(size.head), size.head)
+    return _join(head, size.exponent, size.head.dtype)
 
 
 def _slack(dtype: Any) -> float:

@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, OverrideType, QuotedString, Transformer
+from hydra.core.override_parser.types import (
+    Override,
+    OverrideType,
+    Quote,
+    QuotedString,
+    Transformer,
+)
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf
@@ -279,8 +285,9 @@ class OtherLauncher:
         if not left:
             return True
         jobs = store.folder.with_name("jobs")
+        quoted = QuotedString(str(jobs), Quote.single).with_quotes()
         self.config.hydra.sweep.dir = str(jobs)
-        self.config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{jobs}'")
+        self.config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted}")
         file = exp.project / "experiments" / f"{exp.name}.py"
         launcher = Plugins.instance().instantiate_launcher(
             hydra_context=self.context,

@@ -65,7 +65,7 @@ def compute(cfg: Config, key: Array) -> dict[str, gl.Named]:
         ),
         "chi_1": gl.named(chi_1, "activation", "sigma_w", long_name="chi_1"),
         "log10_predicted": gl.named(
-            back * jnp.log10(chi_1)[..., None] / 2,
+            back[None, None, :] * jnp.log10(chi_1)[..., None] / 2,
             *("activation", "sigma_w", "back"),
             long_name="(L - l) log10(chi_1) / 2",
         ),

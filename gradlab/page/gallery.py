@@ -150,7 +150,10 @@ def _run(name: str, folder: Path, results: Path, known: tuple[str, ...]) -> Run:
 
 def _text(path: Path, problems: list[str]) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
+        if not text.strip():
+            problems.append(f"{path.name} is damaged (it is empty)")
+        return text
     except FileNotFoundError:
         problems.append(f"{path.name} is missing")
     except (OSError, UnicodeDecodeError) as error:
@@ -160,7 +163,7 @@ def _text(path: Path, problems: list[str]) -> str:
 
 def _json(path: Path, problems: list[str]) -> Any:
     text = _text(path, problems)
-    if not text:
+    if not text.strip():
         return None
     try:
         return json.loads(text)

@@ -163,6 +163,7 @@ def clipping(data: xr.Dataset) -> Payload:
             "b": [float(data.b_map[0]), float(data.b_map[-1])],
             "loss": decimals(data.loss_map.transpose("b_map", "w_map"), 3),
         },
+        "meets": int(np.argmax(data.gradient_norm.isel(tau=-1).values)),
         "learning_rate": float(data.attrs["learning_rate"]),
     }
 

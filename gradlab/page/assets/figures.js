@@ -545,7 +545,7 @@ class ClippingFigure extends Figure {
     const [map, course] = this.root.querySelectorAll("svg");
     const signed = (v) => fixed(v, 1);
     this.map = new Plot(map, {
-      height: 380, xLabel: "weight w", yLabel: "bias b; the darker, the larger the loss",
+      height: 380, xLabel: "weight w", yLabel: "bias b; shaded by the loss",
       xTicks: signed, yTicks: signed,
     });
     this.course = new Plot(course, { height: 380, xLabel: "step", yLabel: "norm of the gradient, log axis" });
@@ -555,7 +555,7 @@ class ClippingFigure extends Figure {
     const picture = shade(losses.map((v) => Math.sqrt(v / most)), rows, columns);
     this.picture = element("image", { href: picture, preserveAspectRatio: "none" }, this.map.front);
     this.plain = element("path", { class: "ghost plain" }, this.map.front);
-    this.line = element("path", { class: "measured", "data-line": "" }, this.map.front);
+    this.line = element("path", { class: "measured path", "data-line": "" }, this.map.front);
     this.points = element("path", { class: "dots" }, this.map.front);
     this.here = element("circle", { class: "here", r: 6 }, this.map.front);
     const { front } = this.course;
@@ -591,9 +591,10 @@ class ClippingFigure extends Figure {
     const box = { x: map.inner.left, y: map.inner.top, width: map.w, height: map.h };
     for (const [key, value] of Object.entries(box)) this.picture.setAttribute(key, value);
     const logs = [...this.gradient_norm, ...this.clipped_norm].map(Math.log10).filter(Number.isFinite);
-    const low = logs.reduce((a, b) => Math.min(a, b)), high = logs.reduce((a, b) => Math.max(a, b));
+    logs.sort((a, b) => a - b);
     course.x = [0, this.size - 1];
-    course.y = [Math.max(low, -6) - 0.3, high + 0.3];
+    // Where descent was thrown onto a plain the gradient is next to nothing, and left below.
+    course.y = [Math.max(logs[0], logs.at(-1) - 5) - 0.3, logs.at(-1) + 0.3];
     course.drawAxes();
     const last = this.tau.length - 1;
     this.plain.setAttribute("d", map.line(row(this.w, this.size, last), row(this.b, this.size, last)));
@@ -608,7 +609,7 @@ class ClippingFigure extends Figure {
     ].map((name) => row(this[name], this.size, i));
     const fired = [...size].filter((norm) => norm > tau).length;
     this.line.setAttribute("d", map.line(w, b));
-    this.points.setAttribute("d", map.dots(w, b));
+    this.points.setAttribute("d", map.dots(w.subarray(0, j + 1), b.subarray(0, j + 1)));
     this.here.setAttribute("cx", map.px(w[j]));
     this.here.setAttribute("cy", map.py(b[j]));
     this.before.setAttribute("d", course.line(steps, size.map(Math.log10)));

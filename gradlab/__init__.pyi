@@ -10,6 +10,7 @@ from . import (
     jacobians as jacobians,
     scaled as scaled,
     schema as schema,
+    spectra as spectra,
     theory as theory,
     training as training,
 )

@@ -81,6 +81,7 @@ WORDS: dict[str, Key] = {
     "depth": Key("number of layers", **_COUNT),
     "dtype": Key("floating point format", choices=DTYPES),
     "dtypes": Key("floating point formats that are followed", choices=DTYPES),
+    "factor": Key("factor of the branch F in a residual layer z + F(z)", at_least=0, at_most=10),
     "learning_rate": Key("step size of the optimiser", above=0, at_most=1e6),
     "num_seeds": Key("number of independent draws", **_COUNT),
     "num_steps": Key("number of optimiser steps", **_COUNT),

@@ -23,6 +23,9 @@ from gradlab.scaled import Scaled
 
 Loss = Callable[[Array], Array]
 Measure = Callable[[Scaled], Any]
+# The same, given what rescaling has found: the square of the mantissa's norm, and by how much the
+# exponent has grown.
+_Measure = Callable[[Scaled, Array, Array], Any]
 
 
 def push(layer: Layer, params: Any, z: Array, columns: Array) -> tuple[Array, Array]:
@@ -46,8 +49,8 @@ def scaled_product(model: Model, x: Array) -> Scaled:
     """`J_L ... J_1` with one exponent for the matrix, `(width_L, width_0)`."""
     carry = _start(x)
     for segment in chain.checked(model, x):
-        carry, _ = _walk(segment, carry, lambda _: None)
-    return _matrix(carry)
+        carry, _ = _walk(segment, carry, lambda *_: None)
+    return scaled.rescale(_matrix(carry))
 
 
 def along(model: Model, x: Array, measure: Measure) -> Any:
@@ -59,22 +62,25 @@ def along(model: Model, x: Array, measure: Measure) -> Any:
         measure: from a scaled matrix `(width_k, width_0)` to any pytree of arrays whose shapes
             do not depend on `width_k`. It runs inside the scan: nothing else is stored.
     """
-    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *_by_segment(model, x, measure))
+    return _along(model, x, lambda P, *_: measure(P))
 
 
 def log_norms(model: Model, x: Array) -> Array:
     """`log |P_k|` (Frobenius, nats) for every depth k = 1 ... L, `(depth,)`."""
-    return _log_of_square(*along(model, x, _square_norm))
+    # Without the exponent itself the scan carries one thing less.
+    squares, shifts = _along(model, x, lambda _, square, shift: (square, shift))
+    return _log_of_square(squares, jnp.cumsum(shifts), x.dtype)
 
 
 def log_spectral_norms(model: Model, x: Array) -> Array:
     """`log` of the largest singular value of `P_k` (nats) for every depth k, `(depth,)`."""
-    return _log_of_square(*along(model, x, _square_spectral_norm))
+    squares, exponents = along(model, x, _square_spectral_norm)
+    return _log_of_square(squares, exponents, x.dtype)
 
 
 def partial_products(model: Model, x: Array) -> tuple[Scaled, ...]:
     """`P_k` for every depth k, one scaled matrix `(width_k, width_0)` each: memory grows."""
-    stacks = _by_segment(model, x, lambda P: P)
+    stacks = _by_segment(model, x, lambda P, *_: scaled.rescale(P))
     return tuple(chain.at(stack, k) for stack in stacks for k in range(stack.shape[0]))
 
 
@@ -150,18 +156,46 @@ def _matrix(carry: Carry) -> Scaled:
     return Scaled(carry[1].T, carry[2])
 
 
-def _walk(segment: Chain, carry: Carry, measure: Measure) -> tuple[Carry, Any]:
+def _walk(segment: Chain, carry: Carry, measure: _Measure) -> tuple[Carry, Any]:
     """Through one segment: the product after it, and the measure of P after each layer."""
 
     def step(carry: Carry, params: Any) -> tuple[Carry, Any]:
         z, columns, exponent = carry
         z, columns = push(segment.layer, params, z, columns)
-        P = scaled.rescale(Scaled(columns, exponent))
-        carry = z, P.mantissa, P.exponent
-        return carry, measure(_matrix(carry))
+        shift, square = _size(columns)
+        columns = columns * scaled.power_of_two(-shift, columns.dtype)
+        carry = z, columns, exponent + shift
+        return carry, measure(_matrix(carry), square, shift)
 
     carry, measured = scan(step, carry, segment)
     return carry, measured
+
+
+def _size(columns: Array) -> tuple[Array, Array]:
+    """The exponent to take out of a matrix, and the square of its norm without that exponent.
+
+    One pass over the matrix where its square is in range, which is nearly always.
+    """
+    wide = jnp.promote_types(columns.dtype, jnp.float32)
+    # A quarter of the exponents to each side: no square that matters leaves the range.
+    reach = 2.0 ** (scaled.largest_exponent(wide) // 2)
+    square = jnp.sum(jnp.square(columns.astype(wide)))
+    return jax.lax.cond(
+        (square > 1 / reach) & (square < reach), _ordinary, _careful, columns, square
+    )
+
+
+def _ordinary(columns: Array, square: Array) -> tuple[Array, Array]:
+    half = scaled.exponent_of(square) // 2
+    most = scaled.largest_exponent(columns.dtype)
+    shift = jnp.clip(half, -most, most)
+    return shift, square * scaled.power_of_two(-2 * shift, square.dtype)
+
+
+def _careful(columns: Array, square: Array) -> tuple[Array, Array]:
+    shift = scaled.exponent_of(jnp.max(jnp.abs(columns)))
+    columns = columns * scaled.power_of_two(-shift, columns.dtype)
+    return shift, jnp.sum(jnp.square(columns.astype(square.dtype)))
 
 
 def scan(step: Any, carry: Any, segment: Chain, reverse: bool = False) -> Any:
@@ -172,7 +206,11 @@ def scan(step: Any, carry: Any, segment: Chain, reverse: bool = False) -> Any:
     return jax.lax.scan(step, carry, segment.params, reverse=reverse)
 
 
-def _by_segment(model: Model, x: Array, measure: Measure) -> list[Any]:
+def _along(model: Model, x: Array, measure: _Measure) -> Any:
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *_by_segment(model, x, measure))
+
+
+def _by_segment(model: Model, x: Array, measure: _Measure) -> list[Any]:
     carry, seen = _start(x), []
     for segment in chain.checked(model, x):
         carry, measured = _walk(segment, carry, measure)
@@ -192,10 +230,6 @@ def _push_only(layer: Layer, carry: tuple[Array, Array], params: Any) -> Any:
     return push(layer, params, *carry), None
 
 
-def _square_norm(P: Scaled) -> tuple[Array, Array]:
-    return jnp.sum(jnp.square(P.mantissa)), P.exponent[0, 0]
-
-
 def _square_spectral_norm(P: Scaled) -> tuple[Array, Array]:
     m = P.mantissa
     gram = m @ m.T if m.shape[0] < m.shape[1] else m.T @ m
@@ -203,8 +237,8 @@ def _square_spectral_norm(P: Scaled) -> tuple[Array, Array]:
     return jnp.linalg.eigvalsh(gram)[-1], P.exponent[0, 0]
 
 
-def _log_of_square(square: Array, exponent: Array) -> Array:
-    return jnp.log(square) / 2 + exponent.astype(square.dtype) * math.log(2)
+def _log_of_square(square: Array, exponent: Array, dtype: Any) -> Array:
+    return (jnp.log(square) / 2 + exponent.astype(square.dtype) * math.log(2)).astype(dtype)
 
 
 def _log_abs_det(segment: Chain, x: Array) -> tuple[Array, Array]:

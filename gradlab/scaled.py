@@ -212,6 +212,11 @@ def power_of_two(exponent: Array, dtype: Any) -> Array:
     return jax.lax.bitcast_convert_type(bits << _finfo(dtype).nmant, dtype)
 
 
+def largest_exponent(dtype: Any) -> int:
+    """The largest e for which both `2**e` and `2**-e` are normal numbers."""
+    return _bias(dtype) - 1
+
+
 def eps(dtype: Any) -> float:
     """The distance from 1 to the next number of a dtype: twice its largest rounding error."""
     return float(_finfo(dtype).eps)

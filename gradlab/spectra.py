@@ -210,9 +210,8 @@ def advance(layer: Layer, params: Any, z: Array, factors: Factors) -> tuple[Arra
 
 def _descending(factors: Factors, A: Scaled) -> tuple[Factors, Scaled]:
     """The same with the columns of `A diag(d)` in descending order, which keeps U tame."""
-    lengths = scaled.norm(A, axis=1)
-    size = jnp.log2(lengths.mantissa * factors.d.mantissa)
-    size = size + (lengths.exponent + factors.d.exponent).astype(size.dtype)
+    lengths = jnp.sqrt(jnp.sum(jnp.square(A.mantissa), axis=1))
+    size = jnp.log2(lengths * factors.d.mantissa) + factors.d.exponent.astype(lengths.dtype)
     order = jnp.argsort(-size)
     d = Scaled(factors.d.mantissa[order], factors.d.exponent[order])
     moved = Factors(factors.columns, d, factors.U[order], factors.lost[order], factors.label[order])

@@ -358,7 +358,7 @@ def evidence() -> lesson.Evidence:
     ("where", "shown"),
     [
         ({"x": 1.5, "name": "q"}, ">4<"),
-        ({"x": -1, "name": "p"}, ">3<"),
+        ({"x": "last", "name": "p"}, ">3<"),
         ({"how": "max"}, ">4<"),
         ({"name": "p", "how": "mean"}, ">2<"),
     ],

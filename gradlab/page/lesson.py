@@ -13,6 +13,7 @@ from markupsafe import Markup
 from gradlab.page import numbers
 from gradlab.page.gallery import Run
 
+LAST = "last"  # the place at the end of an axis
 REDUCTIONS: dict[str, Callable[..., Any]] = {
     "max": np.max,
     "min": np.min,
@@ -29,13 +30,24 @@ def _count(value: float, digits: int) -> Markup:
     return Markup(f"{round(value):,}".replace(",", "\u202f"))
 
 
+def _power(log10: float, digits: int) -> Markup:
+    if -4 <= log10 < 6:
+        return numbers.plain(10**log10, digits)
+    return numbers.power_of_ten(log10, digits)
+
+
+def _exponential(log: float, digits: int) -> Markup:
+    return _power(log / math.log(10), digits)
+
+
 def _depth(value: float, digits: int) -> Markup:
     return Markup("never") if math.isinf(value) else _count(value, digits)
 
 
 LOOKS: dict[str, Callable[[float, int], Markup]] = {
     "plain": numbers.plain,
-    "power": numbers.power_of_ten,
+    "power": _power,
+    "exp": _exponential,
     "fixed": numbers.fixed,
     "count": _count,
     "depth": _depth,
@@ -79,15 +91,15 @@ class Evidence:
             digits: how many significant digits, or decimals for the look "fixed".
             how: an entry of `REDUCTIONS` that makes one number of many.
             sign: -1 shows the number without the sign that the sentence says in words.
-            where: the place along each axis, by its value (for floats the nearest, to rounding);
-                -1 for its end.
+            where: the place along each axis, by its value (for floats to rounding), or
+                "last".
         """
         try:
             value = self._value(experiment, variable, how, where)
         except (KeyError, ValueError, IndexError, AttributeError):
             return _missing(experiment, "number")
         place = ", ".join(
-            f"{name} = {at}" if at != -1 else f"the end of {name}" for name, at in where.items()
+            f"the last {name}" if at == LAST else f"{name} = {at}" for name, at in where.items()
         )
         place = f"{how} over the rest; {place}".strip("; ") if how else place
         shown = LOOKS[look](sign * value, digits)
@@ -108,7 +120,7 @@ class Evidence:
             return float(data.attrs[variable])
         values = data[variable]
         for name, at in where.items():
-            values = values.isel({name: at if at == -1 else _index(data[name].values, at)})
+            values = values.isel({name: -1 if at == LAST else _index(data[name].values, at)})
         return float(REDUCTIONS[how](values.values) if how else values.item())
 
     def labels(self, experiment: str, axis: str) -> list[str]:
@@ -116,10 +128,10 @@ class Evidence:
         run = self.runs.get(experiment)
         return [] if run is None or run.data is None else [str(at) for at in run.data[axis].values]
 
-    def claim(self, experiment: str, begins: str) -> Markup:
-        """The verdict on a claim whose sentence begins so, to stand behind the lesson's own."""
+    def claim(self, experiment: str, words: str) -> Markup:
+        """The verdict on the claims with these words, to stand behind the lesson's own."""
         run = self.runs.get(experiment)
-        found = [c for c in run.claims if c["sentence"].startswith(begins)] if run else []
+        found = [c for c in run.claims if words in c["sentence"]] if run else []
         if not found:
             return _missing(experiment, "check")
         failed = [claim for claim in found if claim["verdict"] != "holds"]

@@ -385,7 +385,12 @@ FAULTS = {
         "ensembles.residual", lambda honest: lambda *sizes: gl.ensembles.gaussian(*sizes[:-1])
     ),
     "plain chain given the identity": gl.fault(
-        "ensembles.gaussian", lambda honest: lambda *sizes: gl.ensembles.residual(*sizes, 0.1)
+        "ensembles.gaussian",
+        lambda honest: (
+            lambda key, depth, width, phi, sigma_w, sigma_b: gl.ensembles.residual(
+                key, depth, width, phi, sigma_w, sigma_b, 0.1
+            )
+        ),
     ),
     "weights 10 % too large in the plain chain": gl.fault(
         "ensembles.gaussian",

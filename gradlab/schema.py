@@ -229,7 +229,7 @@ def arrays(cfg: T) -> T:
     """The config as a pytree: each float a scalar leaf, each list of floats a leaf `(n,)`."""
     import jax.numpy as jnp
 
-    cls = type(cfg)
+    cls: type = type(cfg)
     _register(cls)
     traced = {
         entry.name: jnp.asarray(value, dtype=float)

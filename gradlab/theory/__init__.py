@@ -11,4 +11,3 @@ from gradlab.theory import products as products
 from gradlab.theory import residual as residual
 from gradlab.theory import scalar as scalar
 from gradlab.theory import spectra as spectra
-from gradlab.theory import wall as wall

@@ -51,7 +51,7 @@ def V(phi: Phi, q: Array, sigma_w: Array, sigma_b: Array) -> Array:
 @_elementwise
 def V_slope(phi: Phi, q: Array, sigma_w: Array, sigma_b: Array) -> Array:
     """`dV/dq`, by Stein's lemma chi_1 + sigma_w² E[phi'' phi]: Schoenholz 2017, section 3."""
-    return _slope(lambda q: V(phi, q, sigma_w, sigma_b), jnp.maximum(q, 1e-30))
+    return _slope(lambda q: V(phi, q, sigma_w, sigma_b), jnp.maximum(q, 1e-25))
 
 
 @_elementwise
@@ -255,9 +255,12 @@ def _bisected(f: Function, right: Array, rising: bool) -> Array:
 
 def _polished(f: Function, x: Array) -> Array:
     """A zero of f from one right to half its digits, and with it its first derivatives."""
-    for _ in range(3):
-        x = x - f(x) / _slope(f, x)
-    return x
+    return _repeated(lambda x: x - f(x) / _slope(f, x), x, 3)
+
+
+def _repeated(f: Function, x: Array, num_times: int) -> Array:
+    """`f(f(...f(x)))`, compiled once."""
+    return jax.lax.scan(lambda x, _: (f(x), None), x, None, length=num_times)[0]
 
 
 def _slope(f: Function, x: Array) -> Array:
@@ -280,7 +283,8 @@ def _epsilon_star(phi: Phi, q: Array, sigma_w: Array) -> Array:
 
     held = jax.lax.stop_gradient((q, sigma_w))
     root = _converged(lambda epsilon: newton(epsilon, *held), finite & chaos)
-    root = newton(newton(root, q, sigma_w), q, sigma_w)  # the last digits, and the derivatives
+    # The last digits, and the derivatives.
+    root = _repeated(lambda epsilon: newton(epsilon, q, sigma_w), root, 2)
     return jnp.where(chaos, jnp.where(finite, root, jnp.nan), 0.0)
 
 

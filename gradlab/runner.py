@@ -41,7 +41,9 @@ def run(file: str) -> NoReturn:
     except KeyboardInterrupt as stopped:
         kept = str(stopped) or f"files of finished runs are kept; to go on: {command()}"
         _say(f"interrupted: {kept}")
-        sys.exit(INTERRUPTED)
+        sys.stdout.flush()
+        # A thread of jax may still compute: tearing down the interpreter under it ends in a crash.
+        os._exit(INTERRUPTED)
     except BadInput as error:
         _say(f"error: {error}")
         sys.exit(BAD_INPUT)

@@ -41,7 +41,7 @@ class Config:
     fail: str = gl.key("the point that raises, as text")
 
 
-def told(fail: str, sigma_w: np.ndarray) -> np.ndarray:
+def told(fail, sigma_w):
     time.sleep(float(fail.partition("sleep ")[2] or 0))
     if fail == f"value {float(sigma_w):g}":
         raise ValueError("this value raises")

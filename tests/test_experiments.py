@@ -1,0 +1,349 @@
+"""What every experiment must do, those that nobody has written yet among them."""
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+import xarray as xr
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+
+from gradlab import dataset, experiment, figures, runner
+from gradlab.estimate import Claim
+from gradlab.experiment import Experiment
+from gradlab.settings import Settings
+
+SCALES = ("full", "smoke")
+
+
+@contextlib.contextmanager
+def hydra_told_of(exp: Experiment) -> Iterator[None]:
+    """Hydra's store with this experiment's types in it, as it was before afterwards."""
+    before = ConfigStore.get_state()
+    try:
+        runner.register(exp)
+        with initialize_config_dir(str(exp.config_file.parent), version_base="1.3"):
+            yield
+    finally:
+        ConfigStore.set_state(before)
+
+
+def composed(exp: Experiment, scale: str) -> tuple[Settings, Any]:
+    """The settings and the config of an experiment at one scale."""
+    with hydra_told_of(exp):
+        cfg = compose(exp.name, overrides=[f"scale={scale}"])
+    return runner.read(exp, OmegaConf.to_container(cfg, resolve=True))
+
+
+@pytest.fixture
+def exp(experiment_file: Path) -> Experiment:
+    return experiment.load(experiment_file)
+
+
+def measured(exp: Experiment, folder: Path) -> Path:
+    """The `data.nc` of a smoke run, left in `folder`."""
+    settings, cfg = composed(exp, "smoke")
+    path = folder / "data.nc"
+    dataset.write(path, experiment.measure(exp, cfg, settings.seed))
+    return path
+
+
+@cache
+def honest(file: Path) -> tuple[bytes, xr.Dataset, list[Claim]]:
+    """A smoke run through disk: the bytes there, the dataset read back, and its claims."""
+    exp = experiment.load(file)
+    with tempfile.TemporaryDirectory() as folder:
+        path = measured(exp, Path(folder))
+        data = dataset.read(path)
+        return path.read_bytes(), data, experiment.judge(exp, data)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_the_config_composes_at_every_scale(exp: Experiment, scale: str) -> None:
+    settings, cfg = composed(exp, scale)
+    smoke = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in runner.written_values(exp)["scales"]["smoke"].items()
+    }
+
+    assert settings.precision == "float64"
+    assert ({name: getattr(cfg, name) for name in smoke} == smoke) == (scale == "smoke")
+
+
+def test_every_claim_holds_of_a_small_run_that_went_through_disk(experiment_file: Path) -> None:
+    _, _, claims = honest(experiment_file)
+
+    assert claims
+    assert [claim.record() for claim in claims if not claim.holds] == []
+    assert len({claim.sentence for claim in claims}) == len(claims)
+
+
+def test_every_tolerance_names_a_cause_and_every_claim_a_source(experiment_file: Path) -> None:
+    _, _, claims = honest(experiment_file)
+
+    assert [claim.sentence for claim in claims if not claim.source] == []
+    assert [claim.sentence for claim in claims if "" in claim.tolerance] == []
+
+
+def test_the_figure_is_drawn_from_disk_and_has_the_same_bytes_twice(exp: Experiment) -> None:
+    _, data, _ = honest(exp.project / "experiments" / f"{exp.name}.py")
+    drawn = figures.draw(exp.module.figure, data)
+
+    assert drawn["png"].startswith(b"\x89PNG")
+    assert drawn["pdf"].startswith(b"%PDF")
+    assert b"</svg>" in drawn["svg"]
+    assert figures.draw(exp.module.figure, data.copy(deep=True)) == drawn
+
+
+@pytest.mark.slow
+def test_the_same_run_compiled_anew_has_the_same_bytes(exp: Experiment, tmp_path: Path) -> None:
+    bits, _, _ = honest(exp.project / "experiments" / f"{exp.name}.py")
+    jax.clear_caches()
+
+    assert measured(exp, tmp_path).read_bytes() == bits
+
+
+def test_the_committed_results_are_small(exp: Experiment) -> None:
+    folder = exp.project / "results" / exp.name
+    sizes = {path.name: path.stat().st_size for path in folder.glob("*.*")}
+
+    assert sizes.get("data.nc", 0) < 1_000_000
+    assert [name for name, size in sizes.items() if name != "data.nc" and size > 300_000] == []
+
+
+@pytest.mark.slow
+def test_every_fault_breaks_a_claim_and_every_claim_is_broken_by_a_fault(
+    exp: Experiment, tmp_path: Path
+) -> None:
+    _, _, claims = honest(exp.project / "experiments" / f"{exp.name}.py")
+    sentences = [claim.sentence for claim in claims]
+    broken: dict[str, set[str]] = {}
+    for fault, planted in exp.faults.items():
+        with planted(exp):
+            data = dataset.read(measured(exp, tmp_path))
+            broken[fault] = {
+                claim.sentence for claim in experiment.judge(exp, data) if not claim.holds
+            }
+    sys.stdout.write(matrix(sentences, broken))
+
+    assert [fault for fault, caught in broken.items() if not caught] == []
+    assert set(sentences) - set().union(*broken.values()) == set()
+
+
+def matrix(sentences: list[str], broken: dict[str, set[str]]) -> str:
+    """A line for each claim, a column for each fault: x where the fault breaks the claim."""
+    legend = [f"{place:>3} {fault}" for place, fault in enumerate(broken, start=1)]
+    header = "".join(f"{place:>3}" for place in range(1, len(broken) + 1))
+    rows = [
+        "".join("  x" if sentence in caught else "  ." for caught in broken.values())
+        + f"  {sentence}"
+        for sentence in sentences
+    ]
+    return "\n".join(["", *legend, "", header, *rows, ""])
+
+
+# ---- an experiment that nobody here has seen
+
+UNSEEN = '''"""How fast does a gradient change on its way back through a random network?
+
+Schoenholz, Gilmer, Ganguli and Sohl-Dickstein 2017, section 4.
+"""
+
+import gradlab as gl
+from gradlab.lazy import jax, jnp, np
+
+
+@gl.config
+class Config:
+    activation: str
+    depth: int
+    width: int
+    num_seeds: int
+    sigma_w: gl.Floats
+    sigma_b: float
+    gain: float = gl.key("factor of the weights that theory is not told of", above=0, at_most=10)
+
+
+def compute(cfg, key):
+    phi = gl.activations.PHI[cfg.activation]
+
+    def one(key, sigma_w):
+        key_chain, key_input = jax.random.split(key)
+        weight = cfg.gain * sigma_w
+        model = gl.ensembles.gaussian(key_chain, cfg.depth, cfg.width, phi, weight, cfg.sigma_b)
+        x = gl.ensembles.inputs(key_input, cfg.width, 1.0)
+        norms = gl.jacobians.log_gradient_norms(model, x, jnp.sum)
+        return norms - norms[-1]
+
+    over_sigma_w = jax.vmap(one, in_axes=(None, 0))
+    seeds = jax.random.split(key, cfg.num_seeds)
+    return {
+        "log_gradient": gl.named(
+            jax.lax.map(lambda key: over_sigma_w(key, cfg.sigma_w), seeds),
+            *("seed", "sigma_w", "layer"),
+            long_name="log |dL/dz_l| / |dL/dz_L|",
+            units="nats",
+        ),
+        "chi_1": gl.named(
+            gl.theory.meanfield.chi_1(phi, cfg.sigma_w, cfg.sigma_b), "sigma_w", long_name="chi_1"
+        ),
+    }
+
+
+def figure(data):
+    fig, (axes,) = gl.figures.panels(width=gl.figures.COLUMN)
+    for sigma_w, look in zip(data.sigma_w.values, gl.figures.series(data.sizes["sigma_w"])):
+        line = data.log_gradient.sel(sigma_w=sigma_w).mean("seed")
+        axes.plot(data.layer, line, color=look["color"], marker=look["marker"], linestyle="none")
+    axes.set_xlabel("layer")
+    return fig
+
+
+def claims(data):
+    for i, sigma_w in enumerate(data.sigma_w.values):
+        grown = gl.estimate.mean(data.log_gradient[:, i, 0])
+        yield gl.Claim(
+            f"sigma_w = {sigma_w:g}: the log gradient grows by log chi_1 / 2 a layer",
+            measured=grown.value / data.attrs["depth"],
+            expected=float(np.log(data.chi_1[i]) / 2),
+            tolerance={
+                "sampling": 4 * grown.error / data.attrs["depth"],
+                "finite width": 2 / data.attrs["width"],
+            },
+            source="Schoenholz et al. 2017, equation 19",
+        )
+
+
+FAULTS = {"gradient read backwards": gl.fault(
+    "jacobians.log_gradient_norms",
+    lambda honest: lambda model, x, loss: honest(model, x, loss)[::-1],
+)}
+
+if __name__ == "__main__":
+    gl.run(__file__)
+'''
+
+VALUES = """defaults:
+  - schema
+  - base
+  - _self_
+  - scale: null
+
+activation: linear
+depth: 20
+width: 32
+num_seeds: 8
+sigma_w: [0.9, 1.5]
+sigma_b: 0.0
+gain: 1.0
+
+scales:
+  smoke:
+    depth: 5
+"""
+
+
+@pytest.fixture
+def unseen(project: Path, tmp_path: Path) -> Path:
+    """A project of which only the two files are new."""
+    for name, content in {"experiments/unseen.py": UNSEEN, "configs/unseen.yaml": VALUES}.items():
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(content)
+    shutil.copy(project / "configs" / "base.yaml", tmp_path / "configs")
+    return tmp_path
+
+
+def run(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command line of the unseen experiment, in a process and with a cache of its own."""
+    return subprocess.run(
+        [sys.executable, "experiments/unseen.py", *arguments],
+        cwd=project,
+        env=os.environ | {"XDG_CACHE_HOME": str(project / "cache")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def files(project: Path) -> set[str]:
+    """All files of a project but the cache and the results."""
+    paths = (path.relative_to(project) for path in project.rglob("*") if path.is_file())
+    return {str(path) for path in paths if path.parts[0] not in ("cache", "results")}
+
+
+RESULT = {"claims.json", "data.nc", "figure.pdf", "figure.png", "figure.svg", "run.json"}
+
+
+def test_an_unseen_experiment_is_two_files_and_runs(unseen: Path) -> None:
+    before = files(unseen)
+    done = run(unseen)
+
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in (unseen / "results" / "unseen").iterdir()} == RESULT
+    assert "2 of 2 claims hold" in done.stdout
+    assert files(unseen) == before
+
+
+def test_an_unseen_experiment_takes_a_scale_and_one_number_for_a_list(unseen: Path) -> None:
+    done = run(unseen, "scale=smoke", "sigma_w=1.2")
+    folder = unseen / "results" / "unseen" / "scale=smoke,sigma_w=1.2"
+
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in folder.iterdir()} == RESULT
+    data = dataset.read(folder / "data.nc")
+    assert data.sigma_w.values.tolist() == [1.2]
+    assert data.sizes["layer"] == 6
+
+
+def test_a_claim_that_fails_ends_the_program_with_1_after_everything_is_written(
+    unseen: Path,
+) -> None:
+    done = run(unseen, "scale=smoke", "gain=3")
+    folder = unseen / "results" / "unseen" / "gain=3,scale=smoke"
+
+    assert done.returncode == 1
+    assert {path.name for path in folder.iterdir()} == RESULT
+    verdicts = [claim["verdict"] for claim in json.loads((folder / "claims.json").read_text())]
+    assert verdicts == ["fails", "fails"]
+    assert "Traceback" not in done.stderr
+
+
+def test_an_unseen_experiment_is_swept(unseen: Path) -> None:
+    done = run(unseen, "--multirun", "scale=smoke", "depth=5,8", "seed=0,1")
+
+    assert done.returncode == 0, done.stderr
+    (data,) = (unseen / "results" / "unseen").glob("*/data.nc")
+    assert {"depth", "seed"} & {"seed"} <= set(dataset.read(data).coords)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("dept=3", "depth"),
+        ("depth=0", "depth is 0"),
+        ("activation=thanh", "tanh"),
+        ("sigma_w=[]", "sigma_w is an empty list"),
+        ("gain=inf", "gain"),
+        ("scale=tiny", "smoke"),
+    ],
+)
+def test_bad_input_gets_one_sentence_and_nothing_is_written(
+    unseen: Path, override: str, said: str
+) -> None:
+    done = run(unseen, override)
+
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (unseen / "results").exists()

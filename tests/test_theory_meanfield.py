@@ -221,7 +221,9 @@ def test_predictions_are_differentiable_in_both_deviations():
     exact = jax.jit(jax.vmap(jax.jacfwd(f)))(points)
     reverse = jax.jit(jax.vmap(jax.jacrev(f)))(points)
     shifts = h * jnp.asarray([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
-    values = jax.jit(jax.vmap(f))((points[:, None] + shifts).reshape(-1, 2)).reshape(2, 2, 2, 5)
+    values = jax.jit(jax.vmap(f))((points[:, None] + shifts[None]).reshape(-1, 2)).reshape(
+        2, 2, 2, 5
+    )
     numeric = jnp.swapaxes((values[:, :, 0] - values[:, :, 1]) / (2 * h), 1, 2)
     # Rounding, in two orders; the numeric slope: h² times a third derivative, and rounding over
     # h times the conditioning of the root.

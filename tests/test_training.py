@@ -126,6 +126,18 @@ def test_layers_are_those_of_the_chains_and_leaves_stand_for_themselves() -> Non
     np.testing.assert_array_equal(norms, [5, 1, 13, 2])
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_the_length_of_a_tree_is_right_where_its_squares_leave_the_range(scale: float) -> None:
+    tree = {"W": jnp.array([[2.0, 3.0]], jnp.float32) * scale, "b": jnp.float32(6.0) * scale}
+    assert training.length(tree) == pytest.approx(7 * scale, rel=8 * 2.0**-24)  # a rounding each
+
+
+def test_the_length_of_a_tree_does_not_hide_zero_infinity_or_nan() -> None:
+    assert training.length([jnp.zeros(2), jnp.zeros(0)]) == 0
+    assert training.length([jnp.array([1.0, -jnp.inf])]) == jnp.inf
+    assert jnp.isnan(training.length([jnp.array([jnp.inf, jnp.nan])]))
+
+
 def test_a_model_of_chains_is_its_own_parameters() -> None:
     model = (chain.linear(jnp.array([[[1.0, 2], [3, 4]]])), chain.linear(jnp.array([[[1.0, -1]]])))
     np.testing.assert_array_equal(training.apply_model(model, jnp.array([1.0, 1])), [-4])
@@ -185,7 +197,7 @@ def test_a_schedule_that_cannot_be_is_refused(batch_size: int, num_steps: int) -
 @pytest.mark.parametrize("step", [-1, 3])
 def test_a_freak_at_a_step_that_there_is_not_is_refused(step: int) -> None:
     steps = training.Schedule(jnp.zeros((3, 1), int), jnp.ones(3))
-    with pytest.raises(ValueError, match=f"freak step is {step}; allowed: 0 to 2"):
+    with pytest.raises(ValueError, match=f"freak_step is {step}; allowed: 0 to 2"):
         training.with_freak(steps, step, 1e4)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,12 +82,33 @@ class Store:
                     ways += [] if way in ways else [way]
         return found, ways
 
+    def as_saved(self, points: Iterable[Point]) -> list[Point]:
+        """The points with the keys under which they were saved last, whatever code did it."""
+        last: dict[str, str] = {}
+        for _, content in sorted(self._contents(), key=lambda pair: pair[0].stat().st_mtime_ns):
+            for plain in json.loads(content.attrs["points"]):
+                last[_without_key(plain)] = plain["key"]
+        return [
+            replace(point, key=last.get(_without_key(point.plain()), point.key)) for point in points
+        ]
+
+    def prune(self, points: Iterable[Point]) -> None:
+        """Remove the files that hold none of the points: what older code has left."""
+        wanted = {point.key for point in points}
+        for path, content in self._contents():
+            if wanted.isdisjoint(_keys(content)):
+                path.unlink(missing_ok=True)
+
     def _contents(self) -> Iterator[tuple[Path, xr.Dataset]]:
         for path in sorted(self.folder.glob("*.nc")):
             try:
                 yield path, dataset.read(path)
             except BadInput:
                 path.unlink(missing_ok=True)  # damaged from outside: its points are missing again
+
+
+def _without_key(plain: Mapping[str, Any]) -> str:
+    return json.dumps({name: value for name, value in plain.items() if name != "key"})
 
 
 def _keys(content: xr.Dataset) -> list[str]:

@@ -20,7 +20,7 @@ from gradlab.points import Point
 # None stands for a sweep that is judged as one run.
 Judged = tuple[Point | None, list[Claim]]
 
-MOST_PANELS, MOST_SERIES = 12, 5
+MOST_PANELS, MOST_SERIES, MOST_TICKS = 12, 6, 8
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,7 @@ def figure(
         _panel(panel, row, across, [key for key in axes if key != across], axes[across])
         figures.title(panel, _wrapped(row.sentence))
         panel.set_xlabel(across)
+        panel.set_ylabel("measured")
     for panel in panels[len(shown) :]:
         panel.set_axis_off()
     if not shown:
@@ -107,10 +108,7 @@ def _panel(
 ) -> None:
     places = _places(values)
     series: dict[str, list[tuple[float, Claim]]] = {}
-    names = [_name(point, others) for point, _ in row.claims]
-    if len(set(names)) > MOST_SERIES:  # too many to tell apart: all together, with their range
-        names = [f"over {' and '.join(others)}"] * len(names)
-    for name, (point, claim) in zip(names, row.claims, strict=True):
+    for name, (point, claim) in zip(_names(row, others), row.claims, strict=True):
         series.setdefault(name, []).append((places[repr(point.values[across])], claim))
     for (name, pairs), look in zip(series.items(), figures.series(len(series)), strict=True):
         x, measured, low, high, expected = np.array(list(_summaries(pairs))).T
@@ -122,20 +120,39 @@ def _panel(
             label=name or "measured",
         )
         panel.plot(x, expected, color=look["color"], linestyle=look["linestyle"], linewidth=0.9)
-    if not all(map(_is_number, values)):
+    failing = [
+        (places[repr(point.values[across])], claim.measured)
+        for point, claim in row.claims
+        if not claim.holds
+    ]
+    if failing:
+        panel.plot(*zip(*failing, strict=True), "kx", markersize=5, label="fails")
+    panel.plot([], [], **figures.THEORY, label={"=": "expected"}.get(_relation(row), "bound"))
+    if len(values) <= MOST_TICKS or not all(map(_is_number, values)):
         panel.set_xticks(list(places.values()), [str(_bare(value)) for value in values])
-    if len(series) > 1 or any(series):
-        panel.legend()
+    panel.legend()
+
+
+def _relation(row: Row) -> str:
+    return row.claims[0][1].relation
+
+
+def _names(row: Row, others: Sequence[str]) -> list[str]:
+    """The series of each point: all other parameters, or all but the seed, or one for all."""
+    for kept in (others, [key for key in others if key != "seed"]):
+        names = [
+            ", ".join(f"{key}={_bare(point.values[key])}" for key in kept)
+            for point, _ in row.claims
+        ]
+        if len(set(names)) <= MOST_SERIES:
+            return names
+    return [f"median, range over {' and '.join(others)}"] * len(row.claims)
 
 
 def _places(values: Sequence[Any]) -> dict[str, float]:
     if all(map(_is_number, values)):
         return {repr(value): float(_bare(value)) for value in values}
     return {repr(value): float(place) for place, value in enumerate(values)}
-
-
-def _name(point: Point, others: Sequence[str]) -> str:
-    return ", ".join(f"{key}={_bare(point.values[key])}" for key in others)
 
 
 def _summaries(pairs: Sequence[tuple[float, Claim]]) -> Iterator[tuple[float, ...]]:

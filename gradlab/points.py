@@ -17,12 +17,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradlab import schema
+from gradlab.settings import NOT_NAMED
 
 if TYPE_CHECKING:
     from gradlab.experiment import Experiment
 
 # A change in one of these is a change of the code.
 PACKAGES = ("gradlab", "jax", "jaxlib", "numpy", "optax", "scipy", "xarray", "scikit-learn")
+
+# What tells how a sweep is made says nothing to one of its points alone.
+NOT_ALONE = set(NOT_NAMED) - {"results"} | {"sweep_method", "sweep_batch"}
 
 LIBRARY = Path(__file__).parent
 
@@ -90,7 +94,8 @@ class Sweep:
     def alone(self, point: Point) -> str:
         """The command line that computes one point alone."""
         program = shlex.split(self.command)[:2]
-        return shlex.join([*program, *self.fixed, *point.overrides])
+        what = [line for line in self.fixed if line.partition("=")[0] not in NOT_ALONE]
+        return shlex.join([*program, *what, *point.overrides])
 
 
 def structure(point: Point) -> tuple[Any, ...]:

@@ -157,6 +157,8 @@ def collect(exp: Experiment, sweep: Sweep, settings: Settings, folder: Path, beg
     ]
     failed = [*noted, *lost, *unjudged]
     _record(exp, sweep, settings, folder, begun, failed, ways)
+    if not failed:
+        store.prune(sweep.points)
     return not failed and all(claim.holds for _, claims in judged for claim in claims)
 
 
@@ -375,9 +377,16 @@ def run(exp: Experiment, sweep: Sweep, settings: Settings, folder: Path, work: W
     """Make the sweep's files in `folder`, computing what is missing; whether every claim holds."""
     begun = time.perf_counter()
     report.prepare(settings.precision)
-    dataset.folder_for(folder)
+    if not settings.redraw:
+        dataset.folder_for(folder)
     dataset.tidy(folder)
     store = Store(folder / "chunks")
+    if settings.redraw:
+        sweep = dataclasses.replace(sweep, points=store.as_saved(sweep.points))
+        if not store.load(sweep.points)[0]:
+            raise BadInput(
+                f"'{folder}' holds no finished point; allowed: a sweep that was computed"
+            )
     with telling(sweep, store, folder):
         try:
             now = settings.redraw or _computed(exp, sweep, store, settings, work)

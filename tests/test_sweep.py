@@ -325,9 +325,23 @@ def test_redraw_draws_a_sweep_again_without_computing(toy: Toy) -> None:
     toy.sweep("seed=0,1")
     files, chunks = toy.files("seed=0,1"), toy.chunks("seed=0,1")
     (toy.results / "seed=0,1" / "figure.png").unlink()
+    (points.LIBRARY / "code.py").write_text("version = 2\n")  # another figure, say
     toy.sweep("seed=0,1", "redraw=true")
     assert toy.files("seed=0,1") == files
     assert toy.chunks("seed=0,1") == chunks
+    nothing = toy.sweep("seed=2,3", "redraw=true")
+    assert nothing.status == 1
+    assert "holds no finished point" in nothing.stderr
+
+
+def test_what_older_code_left_is_removed_when_all_is_finished(toy: Toy) -> None:
+    toy.sweep("seed=0,1")
+    before = toy.chunks("seed=0,1")
+    (points.LIBRARY / "code.py").write_text("version = 2\n")
+    toy.sweep("seed=0,1")
+    after = toy.chunks("seed=0,1")
+    assert len(after) == len(before)
+    assert after.keys().isdisjoint(before)
 
 
 def test_temporary_files_of_a_killed_process_are_removed(toy: Toy) -> None:

@@ -1,5 +1,6 @@
 from . import (
     activations as activations,
+    certificate as certificate,
     chain as chain,
     clipping as clipping,
     dataset as dataset,

@@ -20,7 +20,7 @@ from gradlab.points import Point
 # None stands for a sweep that is judged as one run.
 Judged = tuple[Point | None, list[Claim]]
 
-MOST_PANELS, MOST_SERIES, MOST_TICKS = 12, 6, 8
+MOST_PANELS, MOST_SERIES, FEW_SERIES, MOST_TICKS = 12, 6, 2, 8
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,8 @@ def _panel(
     panel.plot([], [], **figures.THEORY, label={"=": "expected"}.get(_relation(row), "bound"))
     if len(values) <= MOST_TICKS or not all(map(_is_number, values)):
         panel.set_xticks(list(places.values()), [str(_bare(value)) for value in values])
-    panel.legend()
+    if panel is panel.figure.axes[0] or len(series) <= FEW_SERIES:
+        panel.legend()
 
 
 def _relation(row: Row) -> str:

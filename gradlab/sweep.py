@@ -151,7 +151,7 @@ def collect(exp: Experiment, sweep: Sweep, settings: Settings, folder: Path, beg
     noted = _noted(sweep, store)
     known = {one.point.key for one in noted} | set(found)
     lost = [
-        Failed(point, "its process ended before it was finished", "")
+        Failed(point, "it was not finished", "")
         for point in sweep.points
         if point.key not in known
     ]

@@ -457,7 +457,11 @@ FAULTS = {
     ),
     "one Jacobian of each chain left out": gl.fault(
         "product_back",
-        with_product(lambda honest, P, J: honest(P, J.at[-1].set(jnp.eye(J.shape[1], J.shape[2])))),
+        with_product(
+            lambda honest, P, J: honest(
+                P, J.at[-1].set(jnp.eye(J.shape[1], J.shape[2], dtype=J.dtype))
+            )
+        ),
     ),
     "product in single precision": gl.fault("product_back", with_product(in_single)),
     "layers taken at the wrong states": gl.fault(

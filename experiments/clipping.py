@@ -801,9 +801,9 @@ def always(grads: Any, tau: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf * factor.astype(leaf.dtype), grads)
 
 
-def each_leaf(grads: Any, tau: Any) -> Any:
-    """Every leaf brought to the threshold by itself."""
-    return jax.tree.map(lambda leaf: always(leaf, tau), grads)
+def each_layer(grads: Any, tau: Any) -> Any:
+    """Every layer's W, and its b, brought to the threshold by itself."""
+    return jax.tree.map(jax.vmap(lambda leaf: always(leaf, tau)), grads)
 
 
 def each_entry(grads: Any, tau: Any) -> Any:
@@ -838,7 +838,7 @@ FAULTS = {
         "clipping.formula", lambda honest: gl.clipping.optax_clip
     ),
     "clip forgotten in training": gl.fault("clipping.clip", instead(lambda grads, tau: grads)),
-    "every leaf clipped by itself": gl.fault("clipping.clip", instead(each_leaf)),
+    "every layer clipped by itself": gl.fault("clipping.clip", instead(each_layer)),
     "optax scales all up and clips every entry": gl.fault(
         "clipping.optax_clip", instead(lambda grads, tau: each_entry(always(grads, tau), tau))
     ),

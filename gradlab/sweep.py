@@ -151,9 +151,7 @@ def collect(exp: Experiment, sweep: Sweep, settings: Settings, folder: Path, beg
     noted = _noted(sweep, store)
     known = {one.point.key for one in noted} | set(found)
     lost = [
-        Failed(point, "it was not finished", "")
-        for point in sweep.points
-        if point.key not in known
+        Failed(point, "it was not finished", "") for point in sweep.points if point.key not in known
     ]
     failed = [*noted, *lost, *unjudged]
     _record(exp, sweep, settings, folder, begun, failed, ways)

@@ -383,7 +383,11 @@ f16, bf16, f32 = jnp.float16, jnp.bfloat16, jnp.float32
         (jnp.array([300, 300], f16), 1.0, "norm overflow"),
         ({"W": jnp.full(3, 1e5, f32), "b": jnp.ones(1, f16)}, 1.0, "norm overflow"),
         (jnp.array([1e-25, 0], f32), 1e-26, "norm underflow"),
-        ({"W": jnp.full(3, 1e-9, f32), "b": jnp.full(1, 1e-7, f16)}, 1e-10, "threshold out of range"),
+        (
+            {"W": jnp.full(3, 1e-9, f32), "b": jnp.full(1, 1e-7, f16)},
+            1e-10,
+            "threshold out of range",
+        ),
         (jnp.array([6e4, 6e4], f16), 7e4, "norm overflow"),
         (jnp.array([200, 100], f16), 1e5, "none"),
         (jnp.arange(20, dtype=bf16), 1.0, "low-precision accumulation"),

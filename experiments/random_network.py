@@ -248,9 +248,6 @@ FAULTS = {
     "weights 15 % too large": gl.fault(
         "ensembles.gaussian", plain(lambda phi, sigma_w, sigma_b: (phi, 1.15 * sigma_w, sigma_b))
     ),
-    "weights 15 % too small": gl.fault(
-        "ensembles.gaussian", plain(lambda phi, sigma_w, sigma_b: (phi, 0.85 * sigma_w, sigma_b))
-    ),
     "activation forgotten": gl.fault(
         "ensembles.gaussian",
         plain(lambda phi, *sigmas: (gl.activations.PHI["linear"], *sigmas)),
@@ -258,10 +255,6 @@ FAULTS = {
     "gradient read from the wrong end": gl.fault(
         "jacobians.log_gradient_norms",
         lambda honest: lambda model, x, loss: honest(model, x, loss)[::-1],
-    ),
-    "norm squared": gl.fault(
-        "jacobians.log_gradient_norms",
-        lambda honest: lambda model, x, loss: 2 * honest(model, x, loss),
     ),
     "identity branch dropped": gl.fault(
         "ensembles.residual",

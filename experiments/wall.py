@@ -271,13 +271,6 @@ FAULTS = {
     "threshold 1 % too large": gl.fault(
         "clipping.clip", of_clip(lambda honest, g, tau: honest(g, 1.01 * tau))
     ),
-    "clips to a hundredth of tau": gl.fault(
-        "clipping.clip", of_clip(lambda honest, g, tau: honest(g, 0.01 * tau))
-    ),
-    "always scales to tau": gl.fault(
-        "clipping.clip",
-        of_clip(lambda honest, g, tau: g * jnp.where(tau < jnp.inf, tau, 1) / jnp.linalg.norm(g)),
-    ),
     "last step's share forgotten": gl.fault(
         "jacobians.weight_gradients",
         lambda honest: (

@@ -14,8 +14,25 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from cycler import cycler
-from matplotlib.axes import Axes as Axes
-from matplotlib.figure import Figure as Figure
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+__all__ = [
+    "COLOURS",
+    "COLUMN",
+    "DASHES",
+    "MARKS",
+    "PAGE",
+    "STYLE",
+    "THEORY",
+    "Axes",
+    "Figure",
+    "draw",
+    "panels",
+    "series",
+    "shades",
+    "title",
+]
 
 # Inches; one and two columns of a journal page.
 COLUMN, PAGE = 3.4, 7.0

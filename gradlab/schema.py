@@ -167,9 +167,9 @@ def read(cls: type[T], values: Mapping[str, Any]) -> T:
     for name in values:
         if name not in known:
             raise BadInput(unknown("key", name, known))
-    for name in known:
+    for name, entry in known.items():
         if name not in values:
-            raise BadInput(f"key '{name}' is missing; allowed: {known[name].allowed()}")
+            raise BadInput(f"key '{name}' is missing; allowed: {entry.allowed()}")
     return cls(**{name: _checked(entry, values[name]) for name, entry in known.items()})
 
 

@@ -87,9 +87,14 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
     path = tmp_path / "file"
     dataset.write_bytes(path, b"old")
-    with pytest.raises(RuntimeError), dataset.replacing(path) as temporary:
-        temporary.write_bytes(b"half of the new")
-        raise RuntimeError
+
+    def fail_halfway() -> None:
+        with dataset.replacing(path) as temporary:
+            temporary.write_bytes(b"half of the new")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_halfway()
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 

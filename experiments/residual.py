@@ -403,11 +403,7 @@ FAULTS = {
     "branch twice as large": gl.fault("ensembles.residual", with_factor(2.0)),
     "branch norm taken from its smallest direction": gl.fault(
         "branch_norms",
-        lambda honest: (
-            lambda model, x: jnp.linalg.norm(
-                gl.chain.jacobians(model, x) - jnp.eye(x.size), ord=-2, axis=(1, 2)
-            )
-        ),
+        lambda honest: lambda J: jnp.linalg.norm(J - jnp.eye(J.shape[-1]), ord=-2, axis=(1, 2)),
     ),
     "eigenvalue 1 % off in the scalar chain": gl.fault(
         "ensembles.scalar_residual", lambda honest: lambda w, depth: honest(0.99 * w, depth)

@@ -273,9 +273,9 @@ def draw_edge(axes: gl.Axes, data: xr.Dataset) -> None:
         look |= {"linestyle": "none", "fillstyle": "full" if name == "scalar" else "none"}
         axes.plot(data.w_edge, rows.where(np.isfinite(rows)), **look, label=str(name))
     axes.axvline(-1, color="0.75", linewidth=0.6, zorder=0)
-    axes.annotate("exactly 0", (-0.97, 0.02), xycoords=("data", "axes fraction"), fontsize=6)
+    axes.annotate("exactly 0\nat -1", (-0.95, 0.02), xycoords=("data", "axes fraction"), fontsize=6)
     axes.set(xlabel="eigenvalue w of F'", ylabel=f"$\\log_{{10}}$ of what is left, L = {depth}")
-    axes.legend(loc="lower left", fontsize=5.5)
+    axes.legend(loc="center left", bbox_to_anchor=(0.56, 0.42), fontsize=5.5)
     gl.figures.title(axes, "the edge at w = -1")
 
 

@@ -135,7 +135,7 @@ def figure(data: xr.Dataset) -> gl.Figure:
             look |= {"linestyle": "none"}
             axes.plot(data.sigma_w, row.where(np.isfinite(row)), **look, label=str(name))
         axes.axhline(data.attrs["depth"], color="0.75", linewidth=0.6, linestyle=":")
-        axes.set(xscale="log", yscale="log", xlabel=r"$\sigma_w$", ylim=(5, 1e5))
+        axes.set(yscale="log", xlabel=r"$\sigma_w$", ylim=(5, 1e5))
         gl.figures.title(axes, f"width {width}")
     panels[0].set_ylabel("first depth off by a factor 2")
     panels[0].legend(loc="upper left", fontsize=5.5)

@@ -271,11 +271,16 @@ def draw_edge(axes: gl.Axes, data: xr.Dataset) -> None:
     for name, look in zip(data.edge.values, gl.figures.series(2), strict=True):
         rows = data.log10_edge.sel(edge=name)
         look |= {"linestyle": "none", "fillstyle": "full" if name == "scalar" else "none"}
-        axes.plot(data.w_edge, rows.where(np.isfinite(rows)), **look, label=str(name))
+        axes.plot(
+            data.w_edge,
+            rows.where(np.isfinite(rows)),
+            **look,
+            label=str(name).replace(" of", "\nof"),
+        )
     axes.axvline(-1, color="0.75", linewidth=0.6, zorder=0)
     axes.annotate("exactly 0\nat -1", (-0.95, 0.02), xycoords=("data", "axes fraction"), fontsize=6)
     axes.set(xlabel="eigenvalue w of F'", ylabel=f"$\\log_{{10}}$ of what is left, L = {depth}")
-    axes.legend(loc="center left", bbox_to_anchor=(0.56, 0.42), fontsize=5.5)
+    axes.legend(loc="lower left", fontsize=5.5, handlelength=1.0)
     gl.figures.title(axes, "the edge at w = -1")
 
 

@@ -5,6 +5,9 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3.14
 BIN := .venv/bin
 EXPERIMENTS := $(notdir $(basename $(filter-out experiments/_%,$(wildcard experiments/*.py))))
 
+# Parallel workers are deaf to Ctrl-C, and lose their streams to submitit: these run by themselves.
+ALONE := tests/test_runner.py tests/test_sweep_launchers.py tests/test_cluster.py
+
 .PHONY: figures page test lint format slow lock clean $(EXPERIMENTS)
 
 figures: .venv/ready  ## every experiment to its figure and its verdict, and the page of them all
@@ -18,7 +21,8 @@ $(EXPERIMENTS): .venv/ready
 	$(BIN)/python experiments/$@.py
 
 test: lint  ## lint, format check, type check and all tests
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile $(foreach file,$(ALONE),--ignore $(file))
+	$(BIN)/python -m pytest $(ALONE)
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -1,5 +1,6 @@
 """Strict arithmetic for every test, and the experiments by name."""
 
+import signal
 from pathlib import Path
 
 import jax
@@ -11,6 +12,9 @@ from gradlab import experiment
 __all__ = ["rendering_toy", "toy"]  # fixtures
 
 PROJECT = Path(__file__).parent.parent
+
+# A shell that runs the tests in the background makes them, and all that they start, deaf to Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Warnings are errors too: pyproject.toml says so.
 jax.config.update("jax_enable_x64", True)

@@ -12,6 +12,7 @@ import json
 import shutil
 import subprocess
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,7 +178,7 @@ def _open(todo: Sequence[Sequence[Point]], store: Store) -> list[list[Point]]:
     return [chunk for chunk in left if chunk]
 
 
-class Queue:
+class Queue(ABC):
     """Where elements run; knows which of those it was given before still do."""
 
     def __init__(self, executor: submitit.Executor, folder: Path) -> None:
@@ -212,9 +213,9 @@ class Queue:
         """The array in words."""
         return "job " + ", ".join(sorted({job.partition("_")[0] for job in self.ids()}))
 
+    @abstractmethod
     def active(self) -> bool:
         """Whether any element waits or runs."""
-        raise NotImplementedError
 
     def cancel(self) -> None:
         """Stop every element."""

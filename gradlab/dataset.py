@@ -153,6 +153,24 @@ def folder_for(path: Path) -> Path:
 
 
 @contextlib.contextmanager
+def folder_if_needed(path: Path) -> Iterator[None]:
+    """`folder_for(path)` around a block; where the block fails, no new empty folder stays.
+
+    Raises:
+        BadInput: it cannot be made or written to.
+    """
+    new = [place for place in (path, *path.parents) if not place.exists()]
+    folder_for(path)
+    try:
+        yield
+    except BaseException:
+        for place in new:
+            with contextlib.suppress(OSError):  # something stands in it by now
+                place.rmdir()
+        raise
+
+
+@contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary file beside `path` that takes its place, whole, when the block ends well."""
     prefix = f".{path.name}.{socket.gethostname()}.{os.getpid()}."

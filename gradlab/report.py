@@ -36,9 +36,9 @@ def run_one(exp: Experiment, cfg: Any, settings: Settings, folder: Path, command
         data = dataset.read(folder / "data.nc")
         record = None
     else:
-        dataset.folder_for(folder)
         start = time.perf_counter()
-        with busy(f"{exp.name}: computing"):
+        # What only `compute` can tell of bad input is told after the folder was proved writable.
+        with dataset.folder_if_needed(folder), busy(f"{exp.name}: computing"):
             data = experiment.measure(exp, cfg, settings.seed)
         record = {
             "command": command,

@@ -132,3 +132,16 @@ def test_json_refuses_what_json_cannot_hold(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
         dataset.write_json(tmp_path / "file.json", {"value": float("nan")})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_block_that_fails_leaves_no_new_folder_and_takes_no_old_one(tmp_path: Path) -> None:
+    def fail(path: Path) -> None:
+        with dataset.folder_if_needed(path):
+            assert path.is_dir()
+            raise RuntimeError
+
+    (tmp_path / "old").mkdir()
+    for path in (tmp_path / "new" / "newer", tmp_path / "old"):
+        with pytest.raises(RuntimeError):
+            fail(path)
+    assert list(tmp_path.iterdir()) == [tmp_path / "old"]

@@ -121,6 +121,12 @@ def busy(what: str) -> Iterator[None]:
         yield
 
 
+def stdout(width: int) -> Console:
+    """Standard output, `width` columns wide where it is no terminal with a width of its own."""
+    console = Console(file=sys.stdout)
+    return console if console.is_terminal else Console(file=sys.stdout, width=width)
+
+
 def show(exp: Experiment, claims: Sequence[Claim], folder: Path) -> None:
     """Print the claims as a table, and where the files are."""
     table = Table(title=exp.question, title_justify="left", box=None, pad_edge=False)
@@ -137,9 +143,7 @@ def show(exp: Experiment, claims: Sequence[Claim], folder: Path) -> None:
             f"{claim.expected:.6g}",
             f"{sum(claim.tolerance.values()):.2g}",
         )
-    console = Console(file=sys.stdout)
-    if not console.is_terminal:
-        console = Console(file=sys.stdout, width=120)
+    console = stdout(120)
     console.print(table)
     held = sum(claim.holds for claim in claims)
     console.print(f"{held} of {len(claims)} claims hold; files in {folder}", soft_wrap=True)

@@ -265,9 +265,7 @@ def _show(exp: Experiment, judged: Sequence[Judged], folder: Path) -> None:
             f"{held} of {len(row.claims)}",
             f"{overview.off(claim):.2g} tolerances at {named(point)}",
         )
-    console = Console(file=sys.stdout)
-    if not console.is_terminal:
-        console = Console(file=sys.stdout, width=140)
+    console = report.stdout(140)
     console.print(table)
     claims = [claim for _, claims in judged for claim in claims]
     console.print(

@@ -112,7 +112,7 @@ def figure(data: xr.Dataset) -> gl.Figure:
         draw_rates(axes, data.sel(activation=name))
         gl.figures.title(axes, str(name))
     panels[0].set_ylabel("decades a layer back")
-    panels[0].legend(loc="upper left")
+    panels[0].legend(loc="lower right")
     return fig
 
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from gradlab import chain, scaled
@@ -23,9 +25,8 @@ from gradlab.scaled import Scaled
 
 Loss = Callable[[Array], Array]
 Measure = Callable[[Scaled], Any]
-# The same, given what rescaling has found: the square of the mantissa's norm, and by how much the
-# exponent has grown.
-_Measure = Callable[[Scaled, Array, Array], Any]
+# The same, given also the square of the mantissa's norm, which rescaling has found.
+_Measure = Callable[[Scaled, Array], Any]
 
 
 def push(layer: Layer, params: Any, z: Array, columns: Array) -> tuple[Array, Array]:
@@ -62,14 +63,17 @@ def along(model: Model, x: Array, measure: Measure) -> Any:
         measure: from a scaled matrix `(width_k, width_0)` to any pytree of arrays whose shapes
             do not depend on `width_k`. It runs inside the scan: nothing else is stored.
     """
-    return _along(model, x, lambda P, *_: measure(P))
+    return _along(model, x, lambda P, _: measure(P))
 
 
 def log_norms(model: Model, x: Array) -> Array:
     """`log |P_k|` (Frobenius, nats) for every depth k = 1 ... L, `(depth,)`."""
-    # Without the exponent itself the scan carries one thing less.
-    squares, shifts = _along(model, x, lambda _, square, shift: (square, shift))
-    return _log_of_square(squares, jnp.cumsum(shifts), x.dtype)
+    carry, norms = _start(x), []
+    for segment in chain.checked(model, x):
+        carry, found = _norms(segment, carry)
+        norms.append(found)
+    squares, exponents = (jnp.concatenate(parts) for parts in zip(*norms, strict=True))
+    return _log_of_square(squares, exponents, x.dtype)
 
 
 def log_spectral_norms(model: Model, x: Array) -> Array:
@@ -80,7 +84,7 @@ def log_spectral_norms(model: Model, x: Array) -> Array:
 
 def partial_products(model: Model, x: Array) -> tuple[Scaled, ...]:
     """`P_k` for every depth k, one scaled matrix `(width_k, width_0)` each: memory grows."""
-    stacks = _by_segment(model, x, lambda P, *_: scaled.rescale(P))
+    stacks = _by_segment(model, x, lambda P, _: scaled.rescale(P))
     return tuple(chain.at(stack, k) for stack in stacks for k in range(stack.shape[0]))
 
 
@@ -165,7 +169,7 @@ def _walk(segment: Chain, carry: Carry, measure: _Measure) -> tuple[Carry, Any]:
         shift, square = _size(columns)
         columns = columns * scaled.power_of_two(-shift, columns.dtype)
         carry = z, columns, exponent + shift
-        return carry, measure(_matrix(carry), square, shift)
+        return carry, measure(_matrix(carry), square)
 
     carry, measured = scan(step, carry, segment)
     return carry, measured
@@ -176,10 +180,9 @@ def _size(columns: Array) -> tuple[Array, Array]:
 
     One pass over the matrix where its square is in range, which is nearly always.
     """
-    wide = jnp.promote_types(columns.dtype, jnp.float32)
+    square = _square(columns)
     # A quarter of the exponents to each side: no square that matters leaves the range.
-    reach = 2.0 ** (scaled.largest_exponent(wide) // 2)
-    square = jnp.sum(jnp.square(columns.astype(wide)))
+    reach = 2.0 ** (scaled.largest_exponent(square.dtype) // 2)
     return jax.lax.cond(
         (square > 1 / reach) & (square < reach), _ordinary, _careful, columns, square
     )
@@ -193,9 +196,14 @@ def _ordinary(columns: Array, square: Array) -> tuple[Array, Array]:
 
 
 def _careful(columns: Array, square: Array) -> tuple[Array, Array]:
-    shift = scaled.exponent_of(jnp.max(jnp.abs(columns)))
-    columns = columns * scaled.power_of_two(-shift, columns.dtype)
-    return shift, jnp.sum(jnp.square(columns.astype(square.dtype)))
+    del square
+    shift = scaled.exponent_of_largest(columns)
+    return shift, _square(columns * scaled.power_of_two(-shift, columns.dtype))
+
+
+def _square(columns: Array) -> Array:
+    """The square of the norm, in at least float32."""
+    return jnp.sum(jnp.square(columns.astype(jnp.promote_types(columns.dtype, jnp.float32))))
 
 
 def scan(step: Any, carry: Any, segment: Chain, reverse: bool = False) -> Any:
@@ -271,6 +279,135 @@ def _split(parts: Sequence[Chain], layer: int) -> tuple[list[Chain], Chain, list
 
 def _slice(segment: Chain, start: int, stop: int) -> Chain:
     return Chain(segment.layer, jax.tree.map(lambda leaf: leaf[start:stop], segment.params))
+
+
+# ---- forward, norms only: blocks of layers, the states of a block first, then its product -----
+#
+# A step of a narrow chain costs what it takes to start its kernels. XLA on a CPU starts up to eight
+# of them in a loop's body much faster than more, so two short loops beat one that does it all. In
+# a wide chain the one loop wins, which reads the matrix less often.
+
+_WIDE = 64
+_LONGEST_BLOCK = 32
+
+# The squares of the mantissas' norms and their exponents, `(layers,)` each.
+Norms = tuple[Array, Array]
+
+
+def _norms(segment: Chain, carry: Carry) -> tuple[Carry, Norms]:
+    """Through one segment: the product after it, and the norm of P after each layer."""
+    if segment.depth == 1 or carry[0].size >= _WIDE:
+        return _step_by_step(segment, carry)
+    one: Any = jax.eval_shape(partial(chain.at, layer=0), segment.params)
+    # What a layer closes over may be differentiated too, and has to be an argument for that.
+    layer, closed_over = jax.closure_convert(segment.layer, one, carry[0])
+    narrow: tuple[Carry, Norms] = _narrow(layer, segment.params, closed_over, carry)
+    return narrow
+
+
+def _step_by_step(segment: Chain, carry: Carry) -> tuple[Carry, Norms]:
+    norms: Norms
+    carry, norms = _walk(segment, carry, lambda P, square: (square, P.exponent[0, 0]))
+    return carry, norms
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _narrow(
+    layer: Callable[..., Array], params: Any, closed_over: Any, carry: Carry
+) -> tuple[Carry, Norms]:
+    return _blocks(_closed(layer, params, closed_over), carry)
+
+
+@_narrow.defjvp
+def _(layer: Callable[..., Array], primals: Any, tangents: Any) -> Any:
+    # Backwards, an index into the parameters would cost as much as all of them.
+    def walk(params: Any, closed_over: Any, carry: Carry) -> tuple[Carry, Norms]:
+        return _step_by_step(_closed(layer, params, closed_over), carry)
+
+    return jax.jvp(walk, primals, tangents)
+
+
+def _closed(layer: Callable[..., Array], params: Any, closed_over: Any) -> Chain:
+    return Chain(lambda params, z: layer(params, z, *closed_over), params)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class _Linearised:
+    """A layer's linear map without the layer's own parameters, which need no second copy.
+
+    `places[i]` is the parameter that constant i of the map is, or None where it is in `kept`.
+    """
+
+    kept: list[Array]
+    places: tuple[int | None, ...] = field(metadata={"static": True})
+    tree: Any = field(metadata={"static": True})
+
+    def __call__(self, params: Any, columns: Array) -> Array:
+        """`J` applied to each of the columns, which lie in rows."""
+        kept, own = iter(self.kept), jax.tree.leaves(params)
+        constants = [next(kept) if place is None else own[place] for place in self.places]
+        return jax.vmap(jax.tree.unflatten(self.tree, constants))(columns)
+
+
+def _linearised(layer: Layer, params: Any, z: Array) -> tuple[Array, _Linearised]:
+    output, apply_J = jax.linearize(partial(layer, params), z)
+    constants, tree = jax.tree.flatten(apply_J)
+    own = jax.tree.leaves(params)
+    places = tuple(
+        next((place for place, leaf in enumerate(own) if leaf is constant), None)
+        for constant in constants
+    )
+    kept = [c for c, place in zip(constants, places, strict=True) if place is None]
+    return output, _Linearised(kept, places, tree)
+
+
+def _blocks(segment: Chain, carry: Carry) -> tuple[Carry, Norms]:
+    """Through a segment block by block: constant memory, one compilation at any depth."""
+    depth = segment.depth
+    lengths = range(_LONGEST_BLOCK, _LONGEST_BLOCK // 2 - 1, -1)
+    length = min(lengths, key=lambda n: -depth % n) if depth > _LONGEST_BLOCK else depth
+    # The first block is filled up with layers that do nothing.
+    idle = -depth % length
+    layers = jnp.arange(-idle, depth).reshape(-1, length)
+    carry, norms = jax.lax.scan(partial(_block, segment, idle > 0), carry, layers)
+    squares, exponents = (leaf.reshape(-1)[idle:] for leaf in norms)
+    return carry, (squares, exponents)
+
+
+def _block(segment: Chain, idle: bool, carry: Carry, layers: Array) -> tuple[Carry, Norms]:
+    """Through the given layers of a segment, of which those below 0 do nothing, if any do."""
+    z, columns, exponent = carry
+
+    def state(z: Array, layer: Array) -> tuple[Array, _Linearised]:
+        output, linearised = _linearised(segment.layer, _at(idle, segment.params, layer), z)
+        return _unless(idle, layer, z, output), linearised
+
+    def product(columns: Array, at_layer: tuple[Array, _Linearised]) -> tuple[Array, Norms]:
+        layer, linearised = at_layer
+        after = linearised(_at(idle, segment.params, layer), columns)
+        columns = _unless(idle, layer, columns, after)
+        # Right in any range and without a branch, of which `vmap` would take both.
+        shift = scaled.exponent_of_largest(columns)
+        columns = columns * scaled.power_of_two(-shift, columns.dtype)
+        return columns, (_square(columns), shift)
+
+    z, linearised = jax.lax.scan(state, z, layers)
+    columns, (squares, shifts) = jax.lax.scan(product, columns, (layers, linearised))
+    # The running sum; jnp.cumsum takes several times longer to compile.
+    exponents = exponent[0] + np.tri(shifts.size, dtype=np.int32) @ shifts
+    return (z, columns, exponents[-1:, None]), (squares, exponents)
+
+
+def _at(idle: bool, params: Any, layer: Array) -> Any:
+    """The parameters of a layer; an idle one goes through the first and throws the result away."""
+    index: Any = jnp.maximum(layer, 0) if idle else layer
+    return chain.at(params, index)
+
+
+def _unless(idle: bool, layer: Array, before: Array, after: Array) -> Array:
+    """What is there after a layer, or before it where the layer is idle."""
+    return jnp.where(layer < 0, before, after) if idle else after
 
 
 # ---- backward: the row dL/dz_k, and its exponent ---------------------------------------------

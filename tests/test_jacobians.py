@@ -221,6 +221,53 @@ def test_log_norms_are_right_in_any_range(seed, width, depth, spread, dtype):
     assert abs(got - expected) < eps * (100 * depth * width + 2 * abs(expected))
 
 
+@pytest.mark.parametrize("depth", [31, 32, 33, 37, 100])
+def test_blocks_of_layers_leave_no_layer_out_and_repeat_none(depth):
+    """One block, several, and such as must be filled up, with the gradient of the first weights."""
+    model = tanh_chain(depth, 3)
+    got = LOG_NORMS(model, INPUT[:3])
+    J = chain.jacobians(model, INPUT[:3])
+    P = functools.reduce(lambda ps, j: [*ps, j @ ps[-1]], J[1:], [J[0]])
+    # Some ulp a layer, amplified by what a product of 100 tanh layers cancels.
+    np.testing.assert_allclose(got, [jnp.log(jnp.linalg.norm(p)) for p in P], rtol=0, atol=1e-12)
+
+    def last(params):
+        return jacobians.log_norms(chain.Chain(tanh_layer, params), INPUT[:3])[-1]
+
+    def plain(params):
+        P = jacobians.product(chain.Chain(tanh_layer, params), INPUT[:3])
+        return jnp.log(jnp.linalg.norm(P))
+
+    ours, theirs = (jax.jit(jax.grad(f))(model.params)["W"] for f in (last, plain))
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-10)  # as above, and once backwards
+
+
+def test_what_a_layer_closes_over_has_its_derivative_too():
+    W = tanh_chain(37, 3).params["W"]
+
+    def last(gain):
+        return jacobians.log_norms(chain.Chain(lambda W, z: gain * (W @ z), W), INPUT[:3])[-1]
+
+    # Every layer is linear and scales with the gain: the slope is depth / gain.
+    for slope in (jax.jit(jax.grad(last))(0.5), jax.grad(jax.jit(last))(0.5)):
+        np.testing.assert_allclose(slope, 37 / 0.5, rtol=1e-13)  # some ulp a layer
+
+
+@pytest.mark.parametrize(("width", "depth"), [(2, 40), (64, 6)])
+@pytest.mark.parametrize(("exponent", "dtype"), [(498, jnp.float64), (83, jnp.float32)])
+def test_one_layer_may_leave_the_range_of_squares(width, depth, exponent, dtype):
+    """Layers that scale by 2^±498 (1e±150), in float32 by 2^±83 (1e±25), in runs and in turn."""
+    rng = np.random.default_rng(width)
+    exponents = np.array([exponent, exponent, -exponent, -exponent, 0, exponent] * depth)[:depth]
+    turns = np.stack([np.linalg.qr(rng.normal(size=(width, width)))[0] for _ in exponents])
+    J = jnp.asarray(turns * 2.0 ** exponents[:, None, None], dtype)
+    got = LOG_NORMS(chain.linear(J), jnp.zeros(width, dtype))
+    expected = np.cumsum(exponents) * np.log(2) + np.log(width) / 2
+    # Every layer is orthogonal up to its rounding, which is width ulp at most; an ulp of the log.
+    tolerance = float(jnp.finfo(dtype).eps) * (width * np.arange(1, depth + 1) + np.abs(expected))
+    assert (np.abs(got - expected) <= tolerance).all()
+
+
 @pytest.mark.parametrize(
     ("factor", "dtype"), [(0.5, jnp.float32), (4.0, jnp.float32), (2.0**-60, jnp.float64)]
 )

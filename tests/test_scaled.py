@@ -64,6 +64,15 @@ def test_the_largest_and_the_smallest_numbers_survive(dtype):
     np.testing.assert_array_equal(unscale(s).value, x)
 
 
+@each_dtype
+def test_the_exponent_of_the_largest_entry_is_that_of_the_largest_magnitude(dtype):
+    info = jnp.finfo(dtype)
+    edges = [[0.0], [info.max], [-info.tiny, 0.0], [1.0, jnp.inf], [1.0, jnp.nan]]
+    for x in [numbers(dtype), *(jnp.asarray(edge, dtype) for edge in edges)]:
+        expected = scaled.exponent_of(jnp.max(jnp.abs(x)))
+        assert scaled.exponent_of_largest(x) == expected
+
+
 def test_zero_infinity_and_nan_pass_through():
     x = jnp.asarray([0.0, jnp.inf, -jnp.inf, jnp.nan])
     s = scale(x, ())

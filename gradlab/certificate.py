@@ -18,10 +18,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from gradlab import chain, jacobi, jacobians, scaled, spectra
+from gradlab import chain, doubled, jacobi, jacobians, scaled, spectra
 from gradlab.chain import Chain, Layer, Model
 from gradlab.scaled import Scaled
 from gradlab.spectra import Factors, Step
+
+# Where a bound of first order is above this, it is none.
+_FIRST_ORDER = 0.1
+
+# A change that is no more than this times larger right of `diag(d)` is counted there.
+_CATCH_UP = 16
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -56,29 +62,37 @@ def log_norm_bound(model: Model, x: Array) -> Array:
     forward = jacobians.log_norms(model, x)
     before = jnp.concatenate([jnp.log(jnp.full(1, x.size, x.dtype)) / 2, forward[:-1]])
     own, after = _own_and_later_log_norms(parts, x)
-    gamma = (_widest(parts, x) + 8) * scaled.eps(x.dtype)
+    gamma = (max(chain.widths(model, x)) + 8) * scaled.eps(x.dtype)
     return gamma * jnp.sum(jnp.exp(own + after + before - forward[-1]))
 
 
 def singular_value_bound(model: Model, x: Array, depths: Sequence[int]) -> Array:
     """A bound of first order on the error of every `log sigma_i` (nats), `(num_depths,)`.
 
-    Each QR step is exact for a layer changed by a factor `I + E_k`, with E_k as small as the
-    layer is well conditioned once its rows are scaled; the change is passed on multiplied by how
-    far a direction that had fallen behind another has caught up since (a chain that undoes what
-    it did far beyond 1/eps is lost, and the bound says so), and by the condition of `U`.
+    Infinite where it is not small, since changes of first order then say nothing.
+
+    Each step's `L R` is exact for a layer changed by a factor `I + E`, which is small unless the
+    layer is nearly singular. To the right of `diag(d)` such a change no longer grows; what is
+    small there is counted there, and the rest, which is where a direction had fallen behind
+    another, goes on through the layers and grows as that direction catches up.
     """
     n = x.size
 
-    def see(factors: Factors, step: Step, seen: Any) -> Any:
-        total, least = seen
-        return total + _step_error(step), jnp.minimum(least, _log_2_ratios(factors, n)[0])
+    def see(after: Factors, step: Step, seen: _Seen) -> _Seen:
+        del after
+        r, order = step.before.d.mantissa.size, step.eliminated.order
+        error = _step_error(step)
+        changes = seen.changes[:r, :r][order][:, order] + error.before
+        left, right = _sides(changes, step.before)
+        changes = error.R @ left @ error.R_inverse + error.after
+        total = seen.total + _condition(step.before.U) * (right + error.U)
+        return _Seen(
+            jnp.zeros((n, n), x.dtype).at[: len(changes), : len(changes)].set(changes), total
+        )
 
-    nothing = jnp.zeros((), x.dtype), jnp.zeros((n, n), jnp.float32)
-    factors, (total, least) = spectra.at_depths(model, x, depths, see, nothing)
-    last, alive = jax.vmap(lambda f: _log_2_ratios(f, n))(factors)
-    caught_up = jnp.max(jnp.where(alive, last - least, 0), axis=(1, 2))
-    return total * jnp.exp2(caught_up).astype(x.dtype) * jax.vmap(_condition)(factors.U)
+    nothing = _Seen(jnp.zeros((n, n), x.dtype), jnp.zeros((), x.dtype))
+    factors, seen = spectra.at_depths(model, x, depths, see, nothing)
+    return jax.vmap(_bound)(factors, seen)
 
 
 def residuals(model: Model, x: Array) -> Residuals:
@@ -144,53 +158,97 @@ def _pull(layer: Layer, rows: Scaled, at_layer: Any) -> tuple[Scaled, tuple[Arra
     return before, (own, later)
 
 
-def _widest(parts: Sequence[Chain], x: Array) -> int:
-    """The largest width on the way: the longest sum of a matrix product."""
-    widths = [x.size]
-    for segment in parts:
-        x = segment(x)
-        widths.append(x.size)
-    return max(widths)
-
-
 # ---- the singular values ----------------------------------------------------------------------
 
 
-def _step_error(step: Step) -> Array:
-    """`|E|` with `A (I + E) = Q R` for an error of every row that is small beside that row.
+class _Seen(NamedTuple):
+    """The changes that go on, beside the columns as they stand, `(n, n)`, and the sum of others."""
 
-    `E = A^-1 dA = R^-1 Q^T dA`, and every row of dA is below gamma times the row's size (Cox and
-    Higham 1998), with gamma = 2 width eps.
+    changes: Array
+    total: Array
+
+
+class _StepError(NamedTuple):
+    """Relative changes by the roundings of a step, entry by entry, and what carries changes on.
+
+    Attributes:
+        before: beside the columns before the step, `(r, r)`.
+        after: beside those after it, `(k, k)`.
+        U: of the rows of U, a scalar.
+        R: `|R|`, `(k, r)`.
+        R_inverse: `|R^-1|`, `(r, k)`, for the first k columns.
     """
-    k = step.R.shape[0]
-    # Q is as graded as the rows are, so that row i of Q^T dA is small beside row size i.
-    size = jnp.diag(jnp.where(step.sizes == 0, 1, step.sizes))
+
+    before: Array
+    after: Array
+    U: Array
+    R: Array
+    R_inverse: Array
+
+
+def _step_error(step: Step) -> _StepError:
+    """`|E|` with `A (I + E) = L R` for the roundings of one step."""
+    L, R, _, _ = step.eliminated
+    k, r = R.shape
+    eps = scaled.eps(R.dtype)
+    gone = jnp.diagonal(R) == 0
     # A pivot that was set to zero belongs to no singular value that is given.
-    R = jnp.where(step.gone[:, None], size, step.R[:, :k])
-    inverse = jax.scipy.linalg.solve_triangular(R, size)
-    gamma = 2 * max(step.Q.shape) * scaled.eps(R.dtype)
-    return gamma * jnp.linalg.norm(inverse)
-
-
-def _log_2_ratios(factors: Factors, size: int) -> tuple[Array, Array]:
-    """`min(0, log2 d_i / d_j)` by the columns' labels, and where neither is 0, `(size, size)`."""
-    d, label = factors.d, factors.label
-    known = jnp.zeros(size, bool).at[label].set(d.mantissa != 0)
-    log = jnp.log2(d.mantissa) + d.exponent.astype(d.mantissa.dtype)
-    logs = (
-        jnp.zeros(size, jnp.float32)
-        .at[label]
-        .set(jnp.where(d.mantissa != 0, log, 0).astype(jnp.float32))
+    nothing = gone[:, None] | gone[None, :]
+    square = jnp.where(nothing, jnp.eye(k, dtype=R.dtype), R[:, :k])
+    inverse = jax.scipy.linalg.solve_triangular(square, jnp.eye(k, dtype=R.dtype))
+    inverse = jnp.where(nothing, 0, jnp.abs(jnp.triu(inverse)))
+    inverse = jnp.zeros((r, k), R.dtype).at[:k].set(inverse)
+    L = jnp.where(gone[None, :], 0, L)
+    L_inverse, L, R = jnp.abs(jnp.linalg.pinv(L)), jnp.abs(L), jnp.abs(R)
+    # Sums over a width and an elimination over another, and the layer's own derivative.
+    terms = max(step.J.shape) + 4
+    sums = jnp.abs(step.J) @ jnp.abs(step.before.columns.T) + L @ R
+    own = jnp.where(step.is_quick, eps, doubled.eps(R.dtype)) * terms
+    rounded = jnp.where(step.is_quick, 0, eps)
+    # R diag(d) = diag(new d) T; the update of U rounds the rows of T U.
+    ratios = _ratios(step.before)
+    pivots = jnp.diagonal(R)
+    T = ratios[:k] * R / jnp.where(gone, 1, pivots)[:, None]
+    T_inverse = ratios[:, :k] * inverse * pivots[None, :]
+    return _StepError(
+        inverse @ (own * (L_inverse @ sums) + rounded * R),
+        rounded * (L_inverse @ L),
+        terms * eps * jnp.linalg.norm(T_inverse @ T),
+        R,
+        inverse,
     )
-    both = known[:, None] & known[None, :]
-    return jnp.where(both, jnp.minimum(logs[:, None] - logs[None, :], 0), 0), both
 
 
-def _condition(U: Array) -> Array:
-    """The condition of the rows of U, each of unit length; padding is left out."""
-    lengths = jnp.linalg.norm(U, axis=1)
-    values = jnp.linalg.svd(U / jnp.where(lengths == 0, 1, lengths)[:, None], compute_uv=False)
-    return values[0] / jnp.min(jnp.where(values > 0.5 * scaled.eps(U.dtype), values, values[0]))
+def _sides(changes: Array, factors: Factors) -> tuple[Array, Array]:
+    """The changes that are smaller left of `diag(d)`, and the norm of those smaller right of it."""
+    right = changes * _ratios(factors)
+    alive = factors.d.mantissa != 0
+    alive = alive[:, None] & alive[None, :]
+    left = jnp.where(alive & (right > _CATCH_UP * changes), changes, 0)
+    return left, jnp.linalg.norm(jnp.where(alive & (right <= _CATCH_UP * changes), right, 0))
+
+
+def _bound(factors: Factors, seen: _Seen) -> Array:
+    left, right = _sides(seen.changes, factors)
+    L, U = _condition(factors.columns), _condition(factors.U)
+    closing = 8 * len(factors.U) * scaled.eps(factors.U.dtype) * L * U
+    bound = seen.total + L * jnp.linalg.norm(left) + U * right + closing
+    return jnp.where(bound < _FIRST_ORDER, bound, jnp.inf)
+
+
+def _ratios(factors: Factors) -> Array:
+    """`d_j / d_i` where it is no more than 2^64, which no column that stays in order passes."""
+    d = factors.d
+    shift = jnp.minimum(d.exponent[None, :] - d.exponent[:, None], 64)
+    mantissa = d.mantissa[None, :] / jnp.where(d.mantissa == 0, 1, d.mantissa)[:, None]
+    return mantissa * scaled.power_of_two(shift, d.mantissa.dtype)
+
+
+def _condition(rows: Array) -> Array:
+    """The condition of rows scaled to unit length; zeros and padding are left out."""
+    lengths = jnp.linalg.norm(rows, axis=1)
+    values = jnp.linalg.svd(rows / jnp.where(lengths == 0, 1, lengths)[:, None], compute_uv=False)
+    return values[0] / jnp.min(jnp.where(values > 0.5 * scaled.eps(rows.dtype), values, values[0]))
 
 
 def _residual(layer: Layer, carry: tuple[Array, Array], params: Any) -> Any:

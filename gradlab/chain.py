@@ -74,6 +74,16 @@ def depth(model: Model) -> int:
     return sum(segment.depth for segment in segments(model))
 
 
+def widths(model: Model, x: Array) -> tuple[int, ...]:
+    """The widths of the states at the segments' ends, the input's first."""
+    state = jax.eval_shape(jnp.asarray, x)
+    sizes = [state.size]
+    for segment in segments(model):
+        state = jax.eval_shape(segment, state)
+        sizes.append(state.size)
+    return tuple(sizes)
+
+
 def segments(model: Model) -> tuple[Chain, ...]:
     """The model as uniform chains, in order; neighbours that share a layer are stacked.
 

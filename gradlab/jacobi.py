@@ -18,7 +18,7 @@ from jax import Array
 from gradlab import scaled
 from gradlab.scaled import Scaled
 
-# Clustered singular values have needed seven sweeps at most; a nan ends the loop at once.
+# Clustered singular values have needed seven sweeps at most.
 _MAX_SWEEPS = 30
 
 
@@ -41,18 +41,36 @@ class Rotated(NamedTuple):
     rotations: Array
 
 
+class Triangular(NamedTuple):
+    """`X = Q L^T` with orthonormal columns in `Q`, `(m, n)`, and an exponent a column in `L`."""
+
+    Q: Array
+    L: Scaled
+
+
 def svd(X: Scaled) -> Decomposition:
     """The thin singular value decomposition of `X`, `(m, n)`, one exponent a column, m >= n."""
-    Q_1, L_1, order_1 = _precondition(X)
-    Q_2, L_2, order_2 = _precondition(L_1)
-    columns, exponents, J = _orthogonalise(L_2.mantissa.T, L_2.exponent[0])
+    first = triangular(X)
+    second = triangular(first.L)
+    columns, exponents, J = _orthogonalise(second.L.mantissa.T, second.L.exponent[0])
     lengths = scaled.norm(Scaled(columns, exponents[:, None]), axis=1)
     unit = columns / jnp.where(lengths.mantissa == 0, 1, _at(lengths, exponents))[:, None]
-    left = Q_1 @ unit.T[jnp.argsort(order_2)]
-    right = (Q_2 @ J.T)[jnp.argsort(order_1)]
-    order = jnp.argsort(-_log_2(lengths))
+    order = jnp.argsort(-scaled.log_2(lengths))
     values = Scaled(lengths.mantissa[order], lengths.exponent[order])
-    return Decomposition(values, left[:, order], right[:, order])
+    return Decomposition(values, (first.Q @ unit.T)[:, order], (second.Q @ J.T)[:, order])
+
+
+def triangular(X: Scaled) -> Triangular:
+    """A QR step, which brings the columns of `L` nearer to orthogonal than those of `X`."""
+    X = scaled.rescale(X)
+    order = jnp.argsort(-scaled.log_2(scaled.norm(X, axis=0)))
+    exponent = X.exponent[0][order]
+    Q, R, _ = graded_qr(X.mantissa[:, order])
+    # Columns are in descending order, so a larger ratio meets only a zero, which it must not touch.
+    shift = jnp.minimum(exponent[:, None] - exponent[None, :], 64)
+    L = jnp.tril(R.T) * scaled.power_of_two(shift, R.dtype)
+    L = jnp.zeros_like(L).at[order].set(L, unique_indices=True)
+    return Triangular(Q, scaled.rescale(Scaled(L, exponent[None, :])))
 
 
 def graded_qr(A: Array) -> tuple[Array, Array, Array]:
@@ -72,19 +90,6 @@ def graded_qr(A: Array) -> tuple[Array, Array, Array]:
     return Q, sign[:, None] * R, sizes[order][: R.shape[0]]
 
 
-def _precondition(X: Scaled) -> tuple[Array, Scaled, Array]:
-    """`Q`, `L` and `order` with `X[:, order] = Q L^T`: a matrix nearer to orthogonal columns."""
-    X = scaled.rescale(X)
-    key = _log_2(scaled.norm(X, axis=0))
-    order = jnp.argsort(-key)
-    exponent = X.exponent[0][order]
-    Q, R, _ = graded_qr(X.mantissa[:, order])
-    # Columns are in descending order, so a larger ratio meets only a zero, which it must not touch.
-    shift = jnp.minimum(exponent[:, None] - exponent[None, :], 64)
-    ratio = scaled.power_of_two(shift, R.dtype)
-    return Q, scaled.rescale(Scaled(jnp.tril(R.T) * ratio, exponent[None, :])), order
-
-
 def _orthogonalise(columns: Array, exponents: Array) -> Rotated:
     """Jacobi sweeps until all columns are orthogonal to working precision."""
     n = columns.shape[0]
@@ -94,30 +99,34 @@ def _orthogonalise(columns: Array, exponents: Array) -> Rotated:
         jnp.zeros(padded, exponents.dtype).at[:n].set(exponents),
         jnp.eye(padded, dtype=columns.dtype),
     )
-    # Convergence is quadratic: after a sweep that met no larger cosine, all are below eps.
-    enough = scaled.eps(columns.dtype) ** 0.75
+    # As near as a computed cosine tells; a nan ends it at once.
+    enough = 2 * padded * scaled.eps(columns.dtype)
 
     def unfinished(state: Any) -> Array:
-        _, cosine, num_sweeps = state
-        return (cosine > enough) & (num_sweeps < _MAX_SWEEPS)
+        rotated, num_sweeps = state
+        return (_largest_cosine(rotated.columns) > enough) & (num_sweeps < _MAX_SWEEPS)
 
     def sweep(state: Any) -> Any:
-        rotated, _, num_sweeps = state
-        rotated, cosines = jax.lax.scan(
-            lambda r, _: _rotate_all_pairs(r), rotated, length=max(padded - 1, 1)
+        rotated, num_sweeps = state
+        rotated, _ = jax.lax.scan(
+            lambda r, _: (_rotate_all_pairs(r), None), rotated, length=max(padded - 1, 1)
         )
         fresh = scaled.rescale(Scaled(rotated.columns, rotated.exponents[:, None]))
-        rotated = Rotated(fresh.mantissa, fresh.exponent[:, 0], rotated.rotations)
-        return rotated, jnp.max(cosines), num_sweeps + 1
+        return Rotated(fresh.mantissa, fresh.exponent[:, 0], rotated.rotations), num_sweeps + 1
 
     if n == 1:
         return Rotated(columns, exponents, jnp.ones((1, 1), columns.dtype))
-    state = start, jnp.ones((), columns.dtype), jnp.zeros((), jnp.int32)
-    done = jax.lax.while_loop(unfinished, sweep, state)[0]
+    done, _ = jax.lax.while_loop(unfinished, sweep, (start, jnp.zeros((), jnp.int32)))
     return Rotated(done.columns[:n], done.exponents[:n], done.rotations[:n, :n])
 
 
-def _rotate_all_pairs(r: Rotated) -> tuple[Rotated, Array]:
+def _largest_cosine(columns: Array) -> Array:
+    lengths = jnp.linalg.norm(columns, axis=1)
+    unit = columns / jnp.where(lengths == 0, 1, lengths)[:, None]
+    return jnp.max(jnp.abs(jnp.tril(unit @ unit.T, -1)))
+
+
+def _rotate_all_pairs(r: Rotated) -> Rotated:
     """One round of a tournament: row i against row i + n/2, then all move on by one seat."""
     half = r.exponents.shape[0] // 2
     swap = r.exponents[:half] < r.exponents[half:]
@@ -154,9 +163,7 @@ def _rotate_all_pairs(r: Rotated) -> tuple[Rotated, Array]:
     seats = _next_seats(half)
     top = jax.tree.map(lambda x, y: _choose(swap, x, y), large, small)
     bottom = jax.tree.map(lambda x, y: _choose(~swap, x, y), large, small)
-    moved = jax.tree.map(lambda x, y: jnp.concatenate([x, y])[seats], top, bottom)
-    lengths = jnp.sqrt(a) * jnp.sqrt(b)
-    return moved, jnp.max(jnp.abs(c) / jnp.where(lengths == 0, 1, lengths))
+    return jax.tree.map(lambda x, y: jnp.concatenate([x, y])[seats], top, bottom)
 
 
 def _turn(one: Array, factor: Array, other: Array, cosine: Array) -> Array:
@@ -171,11 +178,6 @@ def _next_seats(half: int) -> np.ndarray[Any, Any]:
     """Who sits where in the next round, so that all pairs meet once in `2 half - 1` rounds."""
     top, bottom = list(range(half)), list(range(half, 2 * half))
     return np.array([top[0], bottom[0], *top[1:-1], *bottom[1:], top[-1]][: 2 * half])
-
-
-def _log_2(s: Scaled) -> Array:
-    """The logarithm to base 2 for sorting; minus infinity for zero."""
-    return jnp.log2(s.mantissa) + s.exponent.astype(s.mantissa.dtype)
 
 
 def _at(s: Scaled, exponent: Array) -> Array:

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from gradlab import doubled
+
 Axes = int | tuple[int, ...] | None
 
 # JAX gives these no types.
@@ -161,6 +163,11 @@ def log_magnitude(s: Scaled, dtype: Any = None) -> Array:
     return jnp.log(jnp.abs(s.mantissa.astype(dtype))) + exponent
 
 
+def log_2(s: Scaled) -> Array:
+    """`log2 |s|`, elementwise, to sort by; minus infinity for zero."""
+    return jnp.log2(jnp.abs(s.mantissa)) + s.exponent.astype(s.mantissa.dtype)
+
+
 def log_on_host(s: Scaled) -> np.ndarray[Any, np.dtype[np.float64]]:
     """`log|s|` (nats) in float64 whatever the dtype, computed outside of JAX."""
     with np.errstate(divide="ignore"):
@@ -205,6 +212,12 @@ def exponent_of(x: Array) -> Array:
 def exponent_of_largest(x: Array) -> Array:
     """`exponent_of` the entry of largest magnitude: integers have a faster maximum than floats."""
     return _exponent(jnp.max(_magnitude_bits(x)) >> _finfo(x.dtype).nmant, x.dtype)
+
+
+def rough_log_2(x: Array) -> Array:
+    """`log2|x|` to within 0.09, read from the bits: to choose by, not to calculate with."""
+    info = _finfo(x.dtype)
+    return _magnitude_bits(x).astype(x.dtype) * 2.0**-info.nmant - _bias(x.dtype)
 
 
 def power_of_two(exponent: Array, dtype: Any) -> Array:
@@ -270,17 +283,7 @@ def _exponent_or_nothing(s: Scaled) -> Array:
     return jnp.where(empty, _NOTHING, s.exponent)
 
 
-def _halves(x: Array) -> tuple[Array, Array]:
-    """`x` as a sum of two numbers of half its digits, so that products of halves are exact."""
-    integer = _integer(x.dtype)
-    keep = (-1) << (_finfo(x.dtype).nmant // 2 + 1)
-    high = jax.lax.bitcast_convert_type(
-        jax.lax.bitcast_convert_type(x, integer) & jnp.asarray(keep, integer), x.dtype
-    )
-    return high, x - high
-
-
 def _rounding(a: Array, b: Array, product: Array) -> Array:
     """`a b - product` without error for a rounded `product` (Dekker 1971)."""
-    (a_high, a_low), (b_high, b_low) = _halves(a), _halves(b)
+    (a_high, a_low), (b_high, b_low) = doubled.halves(a), doubled.halves(b)
     return ((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low

@@ -4,9 +4,10 @@ Two quantities with two names. The *singular values* of `P_k` are those of the f
 the *Lyapunov exponents* are the rates at which the diagonal of a forward QR grows. Their logs
 differ by a fraction of a nat to a few at any depth, which vanishes only in the rate.
 
-The product is kept as `Q diag(d) U Q_0^T`: `Q` orthogonal, `d` with an exponent an entry, `U`
-well conditioned (the stratification of Bai, Lee, Li and Xu 2011, after Stewart 1997), so nothing
-is ever lost beside a larger number, and `jacobi.svd` ends it.
+The product is kept as `L diag(d) U` with `L` and `U` well conditioned and an exponent for every
+entry of `d`: a rank-revealing decomposition, which determines every singular value to high
+relative accuracy (Demmel et al. 1999), and in which nothing is ever lost beside a larger number.
+A layer is taken in by Gaussian elimination (`elimination`), and `jacobi.svd` ends it.
 """
 
 from __future__ import annotations
@@ -20,13 +21,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from gradlab import chain, jacobi, jacobians, scaled
+from gradlab import chain, elimination, jacobi, jacobians, scaled
 from gradlab.chain import Layer, Model
+from gradlab.elimination import Eliminated
 from gradlab.scaled import Scaled
 
-# A pivot of a QR step is made of rounding if it is below this many roundings of its row.
-_NOISE = 8
-
+# Quick elimination may lose this much of a logarithm (nats), by one layer that is nearly singular
+# or by all of a deep chain; float32 loses it by every layer.
+_LOSS = 1e-11
+# And no column may be overtaken by another in a layer by more than this, or than the width.
+_OVERTAKEN = 16.0
 
 See = Callable[["Factors", "Step", Any], Any]
 
@@ -58,14 +62,14 @@ class Exponents(NamedTuple):
 
 
 class Factors(NamedTuple):
-    """`P_k = Q diag(d) U Q_0^T`, with r columns left.
+    """`P_k = L diag(d) U`, with r columns left.
 
     Attributes:
-        columns: the columns of `Q`, one a row, `(r, width_k)`.
-        d: `(r,)`, an exponent an entry, zero where the rank is lost.
-        U: `(r, width_0)`.
+        columns: the columns of `L`, one a row, `(r, width_k)`; zero where d is.
+        d: `(r,)`, an exponent an entry, roughly descending, zero where the rank is lost.
+        U: `(r, width_0)`, its rows' largest entries in [1, 2), or zero where d is.
         lost: `(r,)`, where d was set to zero because it was made of rounding.
-        label: `(r,)`, the column of the start that each one descends from.
+        label: `(r,)`, the input's column that each one descends from.
     """
 
     columns: Array
@@ -76,12 +80,15 @@ class Factors(NamedTuple):
 
 
 class Step(NamedTuple):
-    """The QR of one layer: `A = Q R`, the rows' sizes, and which pivots were set to zero."""
+    """One layer: the factors before it, with columns in pivots' order, its Jacobian, and its `L R`.
 
-    Q: Array
-    R: Array
-    sizes: Array
-    gone: Array
+    `J` is `(width_k, width_{k-1})`, by a power of two as `L R = J before.columns^T` needs it.
+    """
+
+    before: Factors
+    J: Array
+    eliminated: Eliminated
+    is_quick: Array
 
 
 def singular_values(model: Model, x: Array, depths: Sequence[int]) -> Spectrum:
@@ -97,13 +104,11 @@ def singular_values(model: Model, x: Array, depths: Sequence[int]) -> Spectrum:
         depths: ascending depths from 1 to the model's.
     """
     factors, _ = at_depths(model, x, depths, _nothing, ())
-    d, lost = factors.d, factors.lost
-    X = Scaled(jnp.swapaxes(factors.U, 1, 2) * d.mantissa[:, None, :], d.exponent[:, None, :])
-    values = jax.vmap(lambda X: jacobi.svd(X).singular_values)(X)
+    values = jax.vmap(lambda f: _svd(f).singular_values)(factors)
     # Zeros come last, and of those the ones that were lost are not known to be zero.
-    num_known = jnp.sum(d.mantissa != 0, axis=1, keepdims=True)
+    num_known = jnp.sum(factors.d.mantissa != 0, axis=1, keepdims=True)
     place = jnp.arange(x.size)[None, :]
-    num_lost = jnp.sum(lost, axis=1, keepdims=True)
+    num_lost = jnp.sum(factors.lost, axis=1, keepdims=True)
     return Spectrum(values, (place >= num_known) & (place < num_known + num_lost))
 
 
@@ -121,13 +126,7 @@ def singular_vectors(model: Model, x: Array) -> jacobi.Decomposition:
     The columns of `right`, `(width_0, r)`, are the input directions in the order in which they
     survive; those of `left`, `(width_L, r)`, are what becomes of them; r is the smallest width.
     """
-    factors, _ = walk(model, x, _nothing, ())
-    X = Scaled(factors.U.T * factors.d.mantissa[None, :], factors.d.exponent[None, :])
-    side = jacobi.svd(X)
-    Q_0 = orthogonal_start(x)
-    return jacobi.Decomposition(
-        side.singular_values, factors.columns.T @ side.right, Q_0 @ side.left
-    )
+    return _svd(walk(model, x, _nothing, ())[0])
 
 
 def lyapunov_exponents(model: Model, x: Array, burn_in: int, num_batches: int) -> Exponents:
@@ -165,10 +164,10 @@ def log_growth(model: Model, x: Array) -> Array:
 
 
 def orthogonal_start(x: Array) -> Array:
-    """The orthogonal matrix that every product starts from, `(width_0, width_0)`.
+    """The orthogonal matrix that a forward QR starts from, `(width_0, width_0)`.
 
-    Fixed and without structure: it changes no singular value, and makes sure that no direction
-    that a layer singles out lies exactly along one of its columns.
+    Fixed and without structure: it makes sure that no direction that a layer singles out lies
+    exactly along one of its columns, where it would stay.
     """
     normal = np.random.default_rng(0).normal(size=(x.size, x.size))
     return jnp.asarray(np.linalg.qr(normal)[0], x.dtype)
@@ -176,58 +175,112 @@ def orthogonal_start(x: Array) -> Array:
 
 def start(x: Array) -> Factors:
     """The factors of the empty product."""
-    ones, zeros = jnp.ones(x.size, x.dtype), jnp.zeros(x.size, jnp.int32)
-    Q_0 = orthogonal_start(x)
-    return Factors(
-        Q_0.T, Scaled(ones, zeros), jnp.eye(x.size, dtype=x.dtype), zeros > 0, jnp.arange(x.size)
+    eye = jnp.eye(x.size, dtype=x.dtype)
+    zeros = jnp.zeros(x.size, jnp.int32)
+    return Factors(eye, Scaled(eye.sum(axis=0), zeros), eye, zeros > 0, jnp.arange(x.size))
+
+
+def advance(
+    layer: Layer, params: Any, z: Array, factors: Factors, try_quick: bool
+) -> tuple[Array, Factors, Step]:
+    """The next state, the factors after one layer, and what the layer was."""
+
+    def jacobian() -> Array:
+        return jacobians.push(layer, params, z, jnp.eye(z.size, dtype=z.dtype))[1].T
+
+    def careful() -> tuple[Factors, Factors, Eliminated]:
+        J = scaled.scale(jacobian())
+        done = elimination.careful(J.mantissa, factors.columns.T, scaled.log_2(factors.d))
+        before = jax.tree.map(lambda leaf: leaf[done.order], factors)
+        return _absorb(before, done, J.exponent[0, 0])[0], before, done
+
+    if not try_quick:
+        after, before, done = careful()
+        step = Step(before, scaled.scale(jacobian()).mantissa, done, jnp.zeros((), bool))
+        return layer(params, z), after, step
+    z_next, columns = jacobians.push(layer, params, z, factors.columns)
+    quick, sizes = elimination.quick(columns.T)
+    after, T = _absorb(factors, quick, jnp.zeros((), jnp.int32))
+    stands = _stands(quick, sizes, T)
+    after, before, done = _unless(stands, (after, factors, quick), careful)
+    J = jnp.where(stands, jacobian(), scaled.scale(jacobian()).mantissa)
+    return z_next, after, Step(before, J, done, stands)
+
+
+def _unless(done: Array, value: Any, otherwise: Callable[[], Any]) -> Any:
+    """`value` if `done`, else `otherwise()`.
+
+    A loop of at most one turn: a conditional would copy the value, and under vmap always do both.
+    """
+    state = done, value
+    state = jax.lax.while_loop(
+        lambda state: ~state[0], lambda state: (jnp.ones_like(state[0]), otherwise()), state
     )
+    return state[1]
 
 
-def advance(layer: Layer, params: Any, z: Array, factors: Factors) -> tuple[Array, Factors, Step]:
-    """The next state, the factors after one layer, and the QR that it took."""
-    z, columns = jacobians.push(layer, params, z, factors.columns)
-    A = scaled.rescale(Scaled(columns, jnp.zeros((1, 1), jnp.int32)))
-    factors, A = _descending(factors, A)
-    Q, R, sizes = jacobi.graded_qr(A.mantissa.T)
-    k = R.shape[0]
+def _absorb(before: Factors, layer: Eliminated, exponent: Array) -> tuple[Factors, Array]:
+    """`L R diag(d) U 2^exponent` as factors, and the T of `R diag(d) = diag(new d) T`."""
+    k = layer.R.shape[0]
+    d = before.d
+    pivots = jnp.abs(jnp.diagonal(layer.R))
+    gone = pivots == 0
+    new = Scaled(pivots * d.mantissa[:k], d.exponent[:k] + exponent)
+    # Columns are in descending order: R_ij d_j / (R_ii d_i) is large only where that has changed.
+    shift = jnp.minimum(d.exponent[None, :] - d.exponent[:k, None], 64)
+    row = 1 / jnp.where(gone, 1, new.mantissa)[:, None]
+    T = layer.R * row * d.mantissa[None, :] * scaled.power_of_two(shift, layer.R.dtype)
+    U = scaled.rescale(Scaled(T @ before.U, new.exponent[:, None]))
+    new = scaled.rescale(Scaled(new.mantissa, U.exponent[:, 0]))
+    L = jnp.where(gone[None, :], 0, layer.L)
+    return Factors(L.T, new, U.mantissa, before.lost[:k] | layer.lost, before.label[:k]), T
+
+
+def _stands(quick: Eliminated, sizes: Array, T: Array) -> Array:
+    """Whether the quick elimination of a layer is as good as the careful one."""
+    R, k = quick.R, quick.R.shape[0]
     pivots = jnp.diagonal(R)
-    noise = _NOISE * max(A.shape) * scaled.eps(R.dtype) * sizes
-    d = scaled.rescale(
-        Scaled(pivots * factors.d.mantissa[:k], factors.d.exponent[:k] + A.exponent[0, 0])
+    gone = pivots == 0
+    # Rounding changes a row by its size; R^-1 carries that to the columns. Signs without
+    # a pattern give a fair sample of it.
+    signs = jnp.asarray(np.random.default_rng(0).choice([-1, 1], size=k), R.dtype)
+    square = jnp.where(gone[:, None], jnp.eye(k, dtype=R.dtype), R[:, :k])
+    change = jax.lax.linalg.triangular_solve(
+        square, jnp.where(gone, 0, sizes * signs)[:, None], left_side=True
     )
-    gone = (pivots <= noise) | (d.mantissa == 0)
-    lost = factors.lost[:k] | ((pivots <= noise) & (sizes > 0) & (factors.d.mantissa[:k] != 0))
-    d = Scaled(jnp.where(gone, 0, d.mantissa), jnp.where(gone, 0, d.exponent))
-    # Columns are in descending order: R_ij d_j / (R_ii d_i) is large only where d_i = 0.
-    before = jnp.where(gone, 1, factors.d.mantissa[:k])[:, None]
-    shift = jnp.minimum(factors.d.exponent[None, :] - factors.d.exponent[:k, None], 64)
-    T = R / jnp.where(gone, 1, pivots)[:, None] * (factors.d.mantissa[None, :] / before)
-    T = T * scaled.power_of_two(shift, R.dtype)
-    T = jnp.where(gone[:, None], jnp.eye(k, R.shape[1], dtype=R.dtype), T)
-    factors = Factors(Q.T, d, T @ factors.U, lost, factors.label[:k])
-    return z, factors, Step(Q, R, sizes, gone)
+    largest, reach = jnp.max(sizes), 2.0 ** (scaled.largest_exponent(R.dtype) // 2)
+    return (
+        (scaled.eps(R.dtype) * jnp.max(jnp.abs(change)) <= _LOSS)
+        & (jnp.max(jnp.abs(T)) <= max(_OVERTAKEN, k))
+        & (largest < reach)
+        & (largest > 1 / reach)
+        & jnp.all(~gone | (sizes == 0))
+    )
 
 
-def _descending(factors: Factors, A: Scaled) -> tuple[Factors, Scaled]:
-    """The same with the columns of `A diag(d)` in descending order, which keeps U tame."""
-    lengths = jnp.sqrt(jnp.sum(jnp.square(A.mantissa), axis=1))
-    size = jnp.log2(lengths * factors.d.mantissa) + factors.d.exponent.astype(lengths.dtype)
-    order = jnp.argsort(-size)
-    d = Scaled(factors.d.mantissa[order], factors.d.exponent[order])
-    moved = Factors(factors.columns, d, factors.U[order], factors.lost[order], factors.label[order])
-    return moved, Scaled(A.mantissa[order], A.exponent)
+def _svd(factors: Factors) -> jacobi.Decomposition:
+    """The decomposition of `L diag(d) U`."""
+    d = factors.d
+    U = jacobi.triangular(Scaled(factors.U.T * d.mantissa[None, :], d.exponent[None, :]))
+    side = jacobi.svd(Scaled(factors.columns.T @ U.L.mantissa, U.L.exponent))
+    return side._replace(right=U.Q @ side.right)
 
 
 def walk(model: Model, x: Array, see: See, seen: Any) -> tuple[Factors, Any]:
     """Through the model: the last factors, and `seen = see(factors, step, seen)` at the end."""
+    parts = chain.checked(model, x)
+    # Rounding is magnified by every direction that falls behind another and catches up; how far
+    # the worst of them does grows with the number of layers and of directions.
+    num_steps = chain.depth(model) * max(chain.widths(model, x))
+    try_quick = num_steps * scaled.eps(x.dtype) <= _LOSS
 
     def step(layer: Layer, carry: Any, params: Any) -> tuple[Any, None]:
         z, factors, seen = carry
-        z, factors, qr = advance(layer, params, z, factors)
-        return (z, factors, see(factors, qr, seen)), None
+        z, factors, taken = advance(layer, params, z, factors, try_quick)
+        return (z, factors, see(factors, taken, seen)), None
 
     carry = x, start(x), seen
-    for segment in chain.checked(model, x):
+    for segment in parts:
         carry, _ = jacobians.scan(partial(step, segment.layer), carry, segment)
     return carry[1], carry[2]
 
@@ -235,7 +288,7 @@ def walk(model: Model, x: Array, see: See, seen: Any) -> tuple[Factors, Any]:
 def at_depths(model: Model, x: Array, depths: Sequence[int], see: See, seen: Any) -> Any:
     """`(factors, seen)` as they stand at every depth asked for, `(num_depths, ...)`.
 
-    The factors are padded with zeros to the input's width; their columns are left out.
+    The factors are padded with zeros to the input's width, and their columns to the largest.
 
     Args:
         model: the chain.
@@ -244,28 +297,33 @@ def at_depths(model: Model, x: Array, depths: Sequence[int], see: See, seen: Any
         see: as in `walk`.
         seen: what it starts from, a pytree of arrays.
     """
-    slots, num_slots = _slots(depths, chain.depth(model))
+    num_layers = chain.depth(model)
+    slots = _slots(depths, num_layers)
+    chain.checked(model, x)
+    shape = x.size, max(chain.widths(model, x))
+    if list(depths) == [num_layers]:
+        factors, seen = walk(model, x, see, seen)
+        return jax.tree.map(lambda leaf: leaf[None], (_padded(factors, shape), seen))
 
     def store(factors: Factors, step: Step, carry: Any) -> Any:
         count, seen, stored = carry
         seen = see(factors, step, seen)
-        new = _padded(factors._replace(columns=jnp.zeros((0, 0))), x.size), seen
         stored = jax.tree.map(
             lambda old, leaf: jax.lax.dynamic_update_index_in_dim(old, leaf, slots[count], 0),
             stored,
-            new,
+            (_padded(factors, shape), seen),
         )
         return count + 1, seen, stored
 
     empty = jax.tree.map(
-        lambda leaf: jnp.zeros((num_slots + 1, *leaf.shape), leaf.dtype),
-        (start(x)._replace(columns=jnp.zeros((0, 0))), seen),
+        lambda leaf: jnp.zeros((len(depths) + 1, *leaf.shape), leaf.dtype),
+        (_padded(start(x), shape), seen),
     )
     _, (_, _, stored) = walk(model, x, store, (jnp.zeros((), jnp.int32), seen, empty))
     return jax.tree.map(lambda leaf: leaf[:-1], stored)
 
 
-def _slots(depths: Sequence[int], num_layers: int) -> tuple[Array, int]:
+def _slots(depths: Sequence[int], num_layers: int) -> Array:
     """For every layer the slot that its factors go to: the last one for what nobody asked for."""
     wanted = list(depths)
     if not wanted or wanted != sorted(set(wanted) & set(range(1, num_layers + 1))):
@@ -274,18 +332,17 @@ def _slots(depths: Sequence[int], num_layers: int) -> tuple[Array, int]:
         )
     slots = np.full(num_layers, len(wanted))
     slots[np.array(wanted) - 1] = np.arange(len(wanted))
-    return jnp.asarray(slots), len(wanted)
+    return jnp.asarray(slots)
 
 
-def _padded(factors: Factors, size: int) -> Factors:
-    """Factors of r rows as factors of `size` rows, the rest of them zero."""
+def _padded(factors: Factors, shape: tuple[int, int]) -> Factors:
+    """Factors of r rows as factors of `shape[0]` rows, their columns padded to `shape[1]`."""
 
-    def pad(leaf: Array) -> Array:
-        if leaf.size == 0:
-            return leaf
-        return jnp.zeros((size, *leaf.shape[1:]), leaf.dtype).at[: leaf.shape[0]].set(leaf)
+    def pad(leaf: Array, *width: int) -> Array:
+        return jnp.zeros((shape[0], *width), leaf.dtype).at[tuple(map(slice, leaf.shape))].set(leaf)
 
-    return jax.tree.map(pad, factors)
+    padded = jax.tree.map(lambda leaf: pad(leaf, *leaf.shape[1:]), factors)
+    return padded._replace(columns=pad(factors.columns, shape[1]))
 
 
 def _nothing(factors: Factors, step: Step, seen: Any) -> Any:

@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_spectra import DEPTH, ENSEMBLES, SINGULAR_VALUES, WIDTH, gaussian, tanh_jacobians
+from test_spectra import (
+    DEPTH,
+    ENSEMBLES,
+    NEARLY_SINGULAR,
+    SINGULAR_VALUES,
+    WIDTH,
+    gaussian,
+    reversal,
+    tanh_jacobians,
+)
 
 from gradlab import certificate, chain, jacobians
 
@@ -17,18 +26,13 @@ NORM_BOUND = jax.jit(certificate.log_norm_bound)
 LOG_NORMS = jax.jit(jacobians.log_norms)
 
 
-def reversal(rng):
-    """A chain whose second half undoes what the first has done: 1e20 up, then 1e20 down."""
-    del rng
-    steps = np.diag(10.0 ** np.linspace(0, -1, WIDTH))
-    return np.stack([steps] * (DEPTH // 2) + [steps[::-1, ::-1]] * (DEPTH // 2))
+def undone(rng):
+    """A chain whose second half undoes the first in a basis that its entries cannot hold."""
+    Q = np.linalg.qr(rng.normal(size=(WIDTH, WIDTH)))[0]
+    return Q @ reversal(rng) @ Q.T
 
 
-HARD = {
-    "reversal": reversal,
-    "random triangular": lambda rng: 3 * np.triu(gaussian(rng)),
-    "column graded": lambda rng: gaussian(rng) * 10.0 ** -np.linspace(0, 4, WIDTH),
-}
+HARD = {"undone": undone} | {name: draw for name, (draw, _) in NEARLY_SINGULAR.items()}
 
 
 @settings(max_examples=25, deadline=None)
@@ -57,9 +61,15 @@ def test_the_bounds_of_an_ordinary_chain_are_worth_having():
     assert NORM_BOUND(model, x) < 1e-11
 
 
-def test_a_chain_that_undoes_more_than_the_digits_can_hold_has_no_useful_bound():
-    model = chain.linear(jnp.asarray(reversal(None)))
-    assert BOUND(model, jnp.zeros(WIDTH), (DEPTH,))[0] > 1
+def test_a_chain_that_undoes_more_than_the_digits_can_hold_has_no_bound():
+    model = chain.linear(jnp.asarray(undone(np.random.default_rng(0))))
+    assert np.isinf(BOUND(model, jnp.zeros(WIDTH), (DEPTH,))[0])
+
+
+def test_a_chain_that_undoes_it_all_without_rounding_has_a_good_bound():
+    model = chain.linear(jnp.asarray(reversal(np.random.default_rng(0))))
+    # Forty diagonal layers: some hundred roundings.
+    assert BOUND(model, jnp.zeros(WIDTH), (DEPTH,))[0] < 1e-11
 
 
 def test_every_step_is_exact_for_a_layer_changed_by_a_few_roundings():

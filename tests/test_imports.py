@@ -16,7 +16,7 @@ ROOT = PACKAGE.parent
 ROOMS: dict[str, set[str]] = {
     "activations": set(),
     "balls": set(),
-    "certificate": {"balls", "chain", "jacobi", "jacobians", "scaled", "spectra"},
+    "certificate": {"balls", "chain", "doubled", "jacobi", "jacobians", "scaled", "spectra"},
     "chain": set(),
     "chunks": {"dataset", "points"},
     "clipping": {"scaled"},
@@ -24,6 +24,8 @@ ROOMS: dict[str, set[str]] = {
         *("chunks", "dataset", "evaluate", "experiment", "points", "report", "settings", "sweep"),
     },
     "dataset": set(),
+    "doubled": set(),
+    "elimination": {"doubled", "scaled"},
     "ensembles": {"activations", "chain"},
     "estimate": set(),
     "evaluate": {"experiment", "points"},
@@ -42,10 +44,10 @@ ROOMS: dict[str, set[str]] = {
     "points": {"experiment", "settings"},
     "report": {"dataset", "estimate", "experiment", "figures", "settings"},
     "runner": {"experiment", "report", "settings"},
-    "scaled": set(),
+    "scaled": {"doubled"},
     "schema": set(),
     "settings": set(),
-    "spectra": {"chain", "jacobi", "jacobians", "scaled"},
+    "spectra": {"chain", "elimination", "jacobi", "jacobians", "scaled"},
     "sweep": {
         *("chunks", "dataset", "estimate", "evaluate", "experiment", "figures", "join"),
         *("overview", "points", "report", "settings"),
@@ -66,7 +68,10 @@ HOMES: dict[str, set[str]] = {
     "sklearn": {"training"},
     "submitit": {"cluster"},
 }
-MEASURING = {"certificate", "chain", "ensembles", "jacobians", "scaled", "spectra", "training"}
+MEASURING = {
+    *("certificate", "chain", "doubled", "elimination", "ensembles", "jacobi", "jacobians"),
+    *("scaled", "spectra", "training"),
+}
 
 
 def room(path: Path) -> str:

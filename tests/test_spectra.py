@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.linalg import hilbert
 from scipy.special import digamma, polygamma
 
 from gradlab import chain, jacobi, jacobians, scaled, spectra
@@ -34,8 +35,29 @@ def grades(rng, decades):
     return 10.0 ** -np.linspace(0, decades, WIDTH)[rng.permutation(WIDTH)]
 
 
-# Ensembles whose layers are well conditioned once their rows are scaled, however badly they are
-# scaled; what rounding may do to them does not grow with that.
+def reversal(rng):
+    """A chain whose second half undoes what the first has done: 1e20 up, then 1e20 down."""
+    steps = np.diag(10.0 ** np.linspace(0, -1, WIDTH)[rng.permutation(WIDTH)])
+    return np.stack([steps] * (DEPTH // 2) + [steps[::-1, ::-1]] * (DEPTH // 2))
+
+
+def permuted(rng):
+    """Permutations whose rows are scaled by anything, so that directions overtake each other."""
+    rows = np.stack([np.eye(WIDTH)[rng.permutation(WIDTH)] for _ in range(DEPTH)])
+    return rows * 10.0 ** rng.uniform(-5, 5, (DEPTH, WIDTH, 1))
+
+
+def blocks(rng):
+    """Two blocks that do not meet, either of which may be the larger in any layer."""
+    matrices, part = gaussian(rng), np.arange(WIDTH) < 2
+    scale = 10.0 ** rng.uniform(-1, 1, (DEPTH, 2))
+    return (
+        matrices * (part[:, None] == part) * np.where(part, scale[:, :1], scale[:, 1:])[..., None]
+    )
+
+
+# Ensembles of which rounding may take no more than a few digits a layer: well conditioned once
+# their rows are scaled, or of a structure that elimination does not touch.
 ENSEMBLES = {
     "gaussian": gaussian,
     "saturated": lambda rng: tanh_jacobians(rng, 4.0),
@@ -48,6 +70,30 @@ ENSEMBLES = {
     "upper triangular": lambda rng: np.triu(gaussian(rng), 1) + np.diag(np.arange(1.0, WIDTH + 1)),
     "lower triangular": lambda rng: np.tril(gaussian(rng), -1) + np.diag(np.arange(1.0, WIDTH + 1)),
     "mixed scales": lambda rng: gaussian(rng) * 10.0 ** rng.uniform(-12, 12, (DEPTH, 1, 1)),
+    "out of range": lambda rng: gaussian(rng) * 10.0 ** rng.uniform(-25, 25, (DEPTH, 1, 1)),
+    "reversal": reversal,
+    "permuted": permuted,
+    "blocks": blocks,
+    "shear": lambda _: np.stack([np.eye(WIDTH) + 2 * np.eye(WIDTH, k=1)] * DEPTH),
+    "opposite shears": lambda _: np.stack(
+        [np.eye(WIDTH) + 2 * np.eye(WIDTH, k=1 - 2 * (k % 2)) for k in range(DEPTH)]
+    ),
+}
+# Ensembles of layers that are nearly singular in themselves, and the digits that they may cost.
+NEARLY_SINGULAR = {
+    "hilbert": (lambda _: np.stack([hilbert(WIDTH)] * DEPTH), 2),
+    "vandermonde": (lambda rng: np.stack([np.vander(rng.uniform(0.1, 1, WIDTH))] * DEPTH), 4),
+    "column graded": (lambda rng: gaussian(rng) * grades(rng, 4), 4),
+    "graded on both sides": (
+        lambda rng: (
+            10.0 ** rng.uniform(-4, 4, (DEPTH, WIDTH, 1))
+            * gaussian(rng)
+            * 10.0 ** rng.uniform(-4, 4, (DEPTH, 1, WIDTH))
+        ),
+        4,
+    ),
+    "random upper triangular": (lambda rng: 3 * np.triu(gaussian(rng)), 6),
+    "random lower triangular": (lambda rng: 3 * np.tril(gaussian(rng)), 6),
 }
 
 
@@ -80,6 +126,17 @@ def test_every_singular_value_is_right_to_its_own_last_digits(name, seed, dtype)
     assert (np.abs(result.log[0] - exact) <= rounding(matrices, dtype, exact)).all()
 
 
+@settings(max_examples=20, deadline=None)
+@given(name=st.sampled_from(sorted(NEARLY_SINGULAR)), seed=st.integers(0, 2**32 - 1))
+def test_layers_that_are_nearly_singular_cost_a_few_digits_and_not_all(name, seed):
+    draw, digits = NEARLY_SINGULAR[name]
+    matrices, result = spectrum(draw(np.random.default_rng(seed)), jnp.float64)
+    exact = arbitrary.log_singular_values(matrices)
+    assert not result.lost.any()
+    # A rounding a layer, magnified as `NEARLY_SINGULAR` says.
+    assert (np.abs(result.log[0] - exact) <= DEPTH * 2.2e-16 * (np.abs(exact) + 10**digits)).all()
+
+
 def test_layers_of_condition_1e14_lose_nothing_over_300_layers():
     rng = np.random.default_rng(0)
     matrices = tanh_jacobians(rng, 5.0, depth=300, width=8)
@@ -92,15 +149,14 @@ def test_layers_of_condition_1e14_lose_nothing_over_300_layers():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("dtype", "bar"), [(jnp.float64, 2e-10), (jnp.float32, 0.2)])
+@pytest.mark.parametrize(("dtype", "bar"), [(jnp.float64, 1e-10), (jnp.float32, 1e-2)])
 def test_ten_thousand_tanh_layers_keep_all_their_singular_values(dtype, bar):
     rng = np.random.default_rng(0)
     matrices = jnp.asarray(tanh_jacobians(rng, 1.2, depth=10_000, width=8), dtype)
     _, result = spectrum(matrices, dtype, (10_000,))
     exact = arbitrary.log_singular_values(matrices, bits=60_000)
-    # Rounding of 10^4 layers, of which the nearest to singular (condition 1e5 with its rows
-    # scaled) weighs most. Seen: 2e-11 and 1.02e-10 in float64, 0.02 and 0.08 in float32; the
-    # aims, 1e-10 and 1e-2, are therefore missed for some draws.
+    # Rounding of 10^4 layers, magnified by directions that fall behind and catch up, and the ulp
+    # of 17000 nats (4e-12, 2e-3). Seen in four draws: up to 7e-12 and 4e-3.
     assert np.abs(result.log[0] - exact).max() < bar
 
 
@@ -165,6 +221,22 @@ def test_a_chain_that_has_been_narrow_has_that_many_singular_values():
     np.testing.assert_array_equal(np.isneginf(result.log[1]), np.arange(5) >= 3)
     exact = arbitrary.log_singular_values(matrices)
     np.testing.assert_allclose(result.log[1, :3], exact[:3], rtol=0, atol=1e-13)  # four layers
+
+
+def test_every_singular_value_of_many_chains_at_once_is_that_of_each_alone():
+    matrices = jnp.asarray(np.stack([ENSEMBLES[n](np.random.default_rng(0)) for n in ENSEMBLES]))
+    of_each = lambda m: spectra.log_singular_values(chain.linear(m), jnp.zeros(WIDTH), (DEPTH,))  # noqa: E731
+    together = jax.jit(jax.vmap(of_each))(matrices)
+    for log, m in zip(together, matrices, strict=True):
+        # The same operations in other kernels: a few roundings a layer of condition up to 1e3.
+        np.testing.assert_allclose(log, jax.jit(of_each)(m), rtol=1e-13, atol=1e-10)
+
+
+@pytest.mark.parametrize("bad", [jnp.inf, jnp.nan])
+def test_an_infinite_or_undefined_layer_is_seen_in_every_singular_value(bad):
+    layers = [chain.apply_linear, lambda _, z: z.at[0].multiply(bad)]
+    model = [chain.Chain(f, jnp.eye(3)[None]) for f in layers]
+    assert np.isnan(spectra.log_singular_values(model, jnp.ones(3), (2,))).all()
 
 
 def test_singular_vectors_reassemble_the_product():

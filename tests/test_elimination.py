@@ -1,0 +1,137 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flint import fmpq, fmpq_mat
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gradlab import doubled, elimination, scaled
+from gradlab.doubled import Doubled
+
+DTYPES = [jnp.float32, jnp.float64]
+OPERATIONS = {
+    "product": (lambda x, y: doubled.product(x.high, y.high), lambda x, y: x[0] * y[0]),
+    "add": (doubled.add, lambda x, y: sum(x) + sum(y)),
+    "subtract": (doubled.subtract, lambda x, y: sum(x) - sum(y)),
+    "multiply": (doubled.multiply, lambda x, y: sum(x) * sum(y)),
+    "divide": (doubled.divide, lambda x, y: sum(x) / sum(y)),
+}
+CAREFUL = jax.jit(elimination.careful)
+QUICK = jax.jit(elimination.quick)
+
+
+def exact(*parts):
+    return tuple(fmpq(*float(part).as_integer_ratio()) for part in parts)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    name=st.sampled_from(sorted(OPERATIONS)),
+    seed=st.integers(0, 2**32 - 1),
+    dtype=st.sampled_from(DTYPES),
+)
+def test_operations_on_pairs_have_half_as_many_digits_again(name, seed, dtype):
+    rng = np.random.default_rng(seed)
+    highs = jnp.asarray(rng.normal(size=2) * 10.0 ** rng.integers(-3, 4, 2), dtype)
+    lows = highs * jnp.asarray(rng.uniform(-0.25, 0.25, 2), dtype) * scaled.eps(dtype)
+    x, y = (Doubled(high, low) for high, low in zip(highs, lows, strict=True))
+    operate, expected = OPERATIONS[name]
+    got = jax.jit(operate)(x, y)
+    truth = expected(exact(*x), exact(*y))
+    # An operation's own error; a sum's is beside its terms.
+    size = abs(exact(x.high)[0]) + abs(exact(y.high)[0]) if name in ("add", "subtract") else truth
+    assert abs(sum(exact(*got)) - truth) <= exact(doubled.eps(dtype))[0] * abs(size)
+    assert abs(got.low) <= abs(got.high) * scaled.eps(dtype)
+
+
+def is_unit_lower(L):
+    """Whether the rows of L can be sorted into a unit lower triangle with entries up to 1."""
+    rows = [int(np.flatnonzero(row)[-1]) if row.any() else -1 for row in L]
+    return sorted(rows) == list(range(len(L))) and abs(L).max() <= 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(5, 5, 5), (4, 6, 6), (7, 3, 3), (6, 6, 4)])
+def test_both_factor_the_product_into_an_unordered_triangle_and_an_ordered_one(shape, dtype):
+    m, n, r = shape
+    rng = np.random.default_rng(0)
+    J, L = (jnp.asarray(rng.normal(size=s), dtype) for s in ((m, n), (n, r)))
+    for done in (QUICK(J @ L)[0], CAREFUL(J, L, jnp.zeros(r, dtype))):
+        np.testing.assert_array_equal(done.R, np.triu(done.R))
+        assert not done.lost.any()
+        product = np.asarray(done.L, float) @ np.asarray(done.R, float)
+        # A few roundings.
+        np.testing.assert_allclose(
+            product,
+            (np.asarray(J, float) @ np.asarray(L, float))[:, done.order],
+            rtol=0,
+            atol=30 * scaled.eps(dtype),
+        )
+        if m == r:
+            assert is_unit_lower(np.asarray(done.L))
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), dtype=st.sampled_from(DTYPES), n=st.sampled_from([2, 5]))
+def test_careful_pivots_are_right_to_rounding_for_nearly_singular_layers(seed, dtype, n):
+    rng = np.random.default_rng(seed)
+    U, V = np.linalg.qr(rng.normal(size=(2, n, n)))[0]
+    J = jnp.asarray((U * np.geomspace(1, 1e-4, n)) @ V, dtype)
+    L = jnp.asarray(np.tril(rng.uniform(-1, 1, (n, n)), -1) + np.eye(n), dtype)
+    done = CAREFUL(J, L, jnp.zeros(n, dtype))
+    assert not done.lost.any()
+    A = fmpq_mat([list(exact(*row)) for row in np.asarray(J)]) * fmpq_mat(
+        [list(exact(*row)) for row in np.asarray(L)]
+    )
+    # Elimination in exact arithmetic, with the same pivots.
+    lower = np.asarray(done.L)
+    rows = np.argsort([np.flatnonzero(row)[-1] for row in lower])
+    columns = [int(j) for j in done.order]
+    S = [[A[int(i), j] for j in columns] for i in rows]
+    for k in range(n):
+        # Two roundings, and what the doubled digits leave of a condition of 1e4.
+        for j in range(k, n):
+            error = abs(exact(done.R[k, j])[0] - S[k][j])
+            assert error <= exact(4 * scaled.eps(dtype))[0] * max(abs(S[k][j]), abs(S[k][k]))
+        for i in range(k + 1, n):
+            factor = S[i][k] / S[k][k]
+            S[i] = [a - factor * b for a, b in zip(S[i], S[k], strict=True)]
+
+
+def test_pivots_follow_the_diagonal_beside_the_layer():
+    J = jnp.asarray(np.random.default_rng(0).normal(size=(4, 4)))
+    log_2_d = jnp.array([-3000.0, 10.0, -40.0, 800.0])
+    done = CAREFUL(J, jnp.eye(4), log_2_d)
+    np.testing.assert_array_equal(done.order, [3, 1, 2, 0])
+    assert abs(done.L).max() <= 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rank_that_only_rounding_stands_in_for_is_lost_and_zeros_are_not(dtype):
+    rng = np.random.default_rng(0)
+    J = rng.normal(size=(5, 5))
+    L = jnp.asarray(np.tril(rng.uniform(-1, 1, (5, 5)), -1) + np.eye(5), dtype)
+    repeated, dead, both = J.copy(), J.copy(), J.copy()
+    repeated[4] = J[0] - 2 * J[2]
+    dead[3] = 0
+    both[4], both[3] = J[0] - 2 * J[2], 0
+    low_rank = rng.normal(size=(5, 2)) @ rng.normal(size=(2, 5))
+    for layer, num_lost, num_pivots in (
+        (J, 0, 5),
+        (repeated, 1, 4),
+        (dead, 0, 4),
+        (both, 1, 3),
+        (low_rank, 3, 2),
+        (np.zeros((5, 5)), 0, 0),
+    ):
+        done = CAREFUL(jnp.asarray(layer, dtype), L, jnp.zeros(5, dtype))
+        np.testing.assert_array_equal(np.diag(done.R) != 0, np.arange(5) < num_pivots)
+        expected = (np.arange(5) >= num_pivots) & (np.arange(5) < num_pivots + num_lost)
+        np.testing.assert_array_equal(done.lost, expected)
+
+
+@pytest.mark.parametrize("bad", [np.inf, np.nan])
+def test_a_layer_that_is_not_finite_has_no_pivot_that_is(bad):
+    J = jnp.eye(3).at[1, 2].set(bad)
+    assert np.isnan(np.diag(CAREFUL(J, jnp.eye(3), jnp.zeros(3)).R)).all()

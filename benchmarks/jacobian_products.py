@@ -2,9 +2,11 @@
 
     python benchmarks/jacobian_products.py [--quick] [--into results/benchmarks]
 
-Needs only jax and numpy; torch and matplotlib are used where they are installed. Every library
-gets one thread. All rivals of a row are called in turn, again and again, so that whatever else
-the machine does hits all of them alike; a ratio is the median of the ratios within a round.
+Needs only jax and numpy; torch and matplotlib are used where they are installed. The process
+gets one core, and so every library one thread. All rivals of a row are called in turn, again and
+again, so that whatever else the machine does hits all of them alike; each is called once untimed
+just before it is timed, so that no rival pays for what the one before left in the caches. A ratio
+is the median of the ratios within a round.
 On a CPU the clock is the process's CPU time, elsewhere it is the wall clock.
 """
 
@@ -15,12 +17,10 @@ from __future__ import annotations
 import os
 
 # Read once, when the libraries start.
+if hasattr(os, "sched_setaffinity"):
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[name] = "1"
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "")
-    + " --xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
-)
 
 import argparse
 import json
@@ -157,6 +157,7 @@ def timed(functions: Rivals, seconds: float) -> dict[str, list[float]]:
     started = time.perf_counter()
     while len(times[next(iter(times))]) < 5 or time.perf_counter() - started < seconds:
         for name, function in functions.items():
+            function()
             before = CLOCK()
             function()
             times[name].append(CLOCK() - before)

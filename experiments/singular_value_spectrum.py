@@ -155,7 +155,7 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
             measured=float(in_format.sel(algorithm="graded").max()),
             expected=0.0,
             tolerance={"rounding of the layers": rounding},
-            source="d_i^L by construction; method after Stewart 1997",
+            source="d_i^L by construction; method after Demmel et al. 1999",
         )
         smallest = in_format.isel(direction=-1, depths=-1)
         # What lies below eps times the largest is noise, so the log stops near log(eps).

@@ -23,6 +23,9 @@ from gradlab import chain, scaled
 from gradlab.chain import Chain, Layer, Model
 from gradlab.scaled import Scaled
 
+# Up to this width XLA's own loops are cheaper, on a CPU, than its call of a matrix product.
+_TINY = 8
+
 Loss = Callable[[Array], Array]
 Measure = Callable[[Scaled], Any]
 # The same, given also the square of the mantissa's norm, which rescaling has found.
@@ -206,6 +209,13 @@ def _square(columns: Array) -> Array:
     return jnp.sum(jnp.square(columns.astype(jnp.promote_types(columns.dtype, jnp.float32))))
 
 
+def matmul(A: Array, B: Array) -> Array:
+    """`A @ B` for matrices, however small."""
+    if max(*A.shape, *B.shape) > _TINY:
+        return A @ B
+    return jnp.sum(A[:, :, None] * B[None], axis=1)
+
+
 def scan(step: Any, carry: Any, segment: Chain, reverse: bool = False) -> Any:
     """`jax.lax.scan` over the layers of a segment; one layer alone may change the carry's shape."""
     if segment.depth == 1:
@@ -383,17 +393,26 @@ def _block(segment: Chain, idle: bool, carry: Carry, layers: Array) -> tuple[Car
         output, linearised = _linearised(segment.layer, _at(idle, segment.params, layer), z)
         return _unless(idle, layer, z, output), linearised
 
-    def product(columns: Array, at_layer: tuple[Array, _Linearised]) -> tuple[Array, Norms]:
+    def push_on(columns: Array, at_layer: tuple[Array, _Linearised]) -> Array:
         layer, linearised = at_layer
-        after = linearised(_at(idle, segment.params, layer), columns)
+        return linearised(_at(idle, segment.params, layer), columns)
+
+    def product(columns: Array, at_layer: tuple[Array, Any]) -> tuple[Array, Norms]:
+        layer, J = at_layer
+        after = matmul(columns, J) if tiny else push_on(columns, at_layer)
         columns = _unless(idle, layer, columns, after)
         # Right in any range and without a branch, of which `vmap` would take both.
         shift = scaled.exponent_of_largest(columns)
         columns = columns * scaled.power_of_two(-shift, columns.dtype)
         return columns, (_square(columns), shift)
 
-    z, linearised = jax.lax.scan(state, z, layers)
-    columns, (squares, shifts) = jax.lax.scan(product, columns, (layers, linearised))
+    maps: Any
+    z, maps = jax.lax.scan(state, z, layers)
+    tiny = z.size <= _TINY
+    if tiny:
+        # All Jacobians of the block at once, their columns in rows too.
+        maps = jax.vmap(partial(push_on, jnp.eye(z.size, dtype=z.dtype)))((layers, maps))
+    columns, (squares, shifts) = jax.lax.scan(product, columns, (layers, maps))
     # The running sum; jnp.cumsum takes several times longer to compile.
     exponents = exponent[0] + np.tri(shifts.size, dtype=np.int32) @ shifts
     return (z, columns, exponents[-1:, None]), (squares, exponents)

@@ -69,14 +69,12 @@ class Factors(NamedTuple):
         d: `(r,)`, an exponent an entry, roughly descending, zero where the rank is lost.
         U: `(r, width_0)`, its rows' largest entries in [1, 2), or zero where d is.
         lost: `(r,)`, where d was set to zero because it was made of rounding.
-        label: `(r,)`, the input's column that each one descends from.
     """
 
     columns: Array
     d: Scaled
     U: Array
     lost: Array
-    label: Array
 
 
 class Step(NamedTuple):
@@ -177,7 +175,7 @@ def start(x: Array) -> Factors:
     """The factors of the empty product."""
     eye = jnp.eye(x.size, dtype=x.dtype)
     zeros = jnp.zeros(x.size, jnp.int32)
-    return Factors(eye, Scaled(eye.sum(axis=0), zeros), eye, zeros > 0, jnp.arange(x.size))
+    return Factors(eye, Scaled(eye.sum(axis=0), zeros), eye, zeros > 0)
 
 
 def advance(
@@ -230,10 +228,10 @@ def _absorb(before: Factors, layer: Eliminated, exponent: Array) -> tuple[Factor
     shift = jnp.minimum(d.exponent[None, :] - d.exponent[:k, None], 64)
     row = 1 / jnp.where(gone, 1, new.mantissa)[:, None]
     T = layer.R * row * d.mantissa[None, :] * scaled.power_of_two(shift, layer.R.dtype)
-    U = scaled.rescale(Scaled(T @ before.U, new.exponent[:, None]))
+    U = scaled.rescale(Scaled(jacobians.matmul(T, before.U), new.exponent[:, None]))
     new = scaled.rescale(Scaled(new.mantissa, U.exponent[:, 0]))
     L = jnp.where(gone[None, :], 0, layer.L)
-    return Factors(L.T, new, U.mantissa, before.lost[:k] | layer.lost, before.label[:k]), T
+    return Factors(L.T, new, U.mantissa, before.lost[:k] | layer.lost), T
 
 
 def _stands(quick: Eliminated, sizes: Array, T: Array) -> Array:

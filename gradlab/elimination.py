@@ -48,7 +48,8 @@ def quick(A: Array) -> tuple[Eliminated, Array]:
     LU, _, rows = jax.lax.linalg.lu(A)
     k = min(A.shape)
     L = jnp.tril(LU[:, :k], -1) + jnp.eye(A.shape[0], k, dtype=A.dtype)
-    L = jnp.zeros_like(L).at[rows].set(L, unique_indices=True)
+    place = jnp.zeros_like(rows).at[rows].set(jnp.arange(len(rows), dtype=rows.dtype))
+    L = L[place]
     sizes = jnp.max(jnp.abs(A), axis=1)[rows][:k]
     order = jnp.arange(A.shape[1], dtype=jnp.int32)
     return Eliminated(L, jnp.triu(LU[:k]), order, jnp.zeros(k, bool)), sizes

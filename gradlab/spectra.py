@@ -29,9 +29,10 @@ from gradlab.scaled import Scaled
 # Quick elimination may lose this much of a logarithm (nats), by one layer that is nearly singular
 # or by all of a deep chain; float32 loses it by every layer.
 _LOSS = 1e-11
-# And no column may be overtaken by another in a layer by more than this, or than the width.
+# And no column may be overtaken by another in a layer by more than this, or than twice the width.
 _OVERTAKEN = 16.0
 
+# From the factors after a layer, what the layer was, and what was seen before, to what is seen.
 See = Callable[["Factors", "Step", Any], Any]
 
 
@@ -101,7 +102,7 @@ def singular_values(model: Model, x: Array, depths: Sequence[int]) -> Spectrum:
         x: its input, `(width_0,)`.
         depths: ascending depths from 1 to the model's.
     """
-    factors, _ = at_depths(model, x, depths, _nothing, ())
+    factors, _ = at_depths(model, x, depths, None, ())
     values = jax.vmap(lambda f: _svd(f).singular_values)(factors)
     # Zeros come last, and of those the ones that were lost are not known to be zero.
     num_known = jnp.sum(factors.d.mantissa != 0, axis=1, keepdims=True)
@@ -124,7 +125,7 @@ def singular_vectors(model: Model, x: Array) -> jacobi.Decomposition:
     The columns of `right`, `(width_0, r)`, are the input directions in the order in which they
     survive; those of `left`, `(width_L, r)`, are what becomes of them; r is the smallest width.
     """
-    return _svd(walk(model, x, _nothing, ())[0])
+    return _svd(walk(model, x, None, ())[0])
 
 
 def lyapunov_exponents(model: Model, x: Array, burn_in: int, num_batches: int) -> Exponents:
@@ -179,30 +180,37 @@ def start(x: Array) -> Factors:
 
 
 def advance(
-    layer: Layer, params: Any, z: Array, factors: Factors, try_quick: bool
-) -> tuple[Array, Factors, Step]:
-    """The next state, the factors after one layer, and what the layer was."""
+    layer: Layer, params: Any, z: Array, factors: Factors, try_quick: bool, with_step: bool
+) -> tuple[Array, Factors, Step | None]:
+    """The next state, the factors after one layer, and what the layer was, if that is wanted."""
 
     def jacobian() -> Array:
         return jacobians.push(layer, params, z, jnp.eye(z.size, dtype=z.dtype))[1].T
 
-    def careful() -> tuple[Factors, Factors, Eliminated]:
+    def careful() -> tuple[Factors, Any]:
         J = scaled.scale(jacobian())
         done = elimination.careful(J.mantissa, factors.columns.T, scaled.log_2(factors.d))
         before = jax.tree.map(lambda leaf: leaf[done.order], factors)
-        return _absorb(before, done, J.exponent[0, 0])[0], before, done
+        after, _ = _absorb(before, done, J.exponent[0, 0])
+        return after, (before, done) if with_step else ()
 
-    if not try_quick:
-        after, before, done = careful()
-        step = Step(before, scaled.scale(jacobian()).mantissa, done, jnp.zeros((), bool))
-        return layer(params, z), after, step
-    z_next, columns = jacobians.push(layer, params, z, factors.columns)
-    quick, sizes = elimination.quick(columns.T)
-    after, T = _absorb(factors, quick, jnp.zeros((), jnp.int32))
-    stands = _stands(quick, sizes, T)
-    after, before, done = _unless(stands, (after, factors, quick), careful)
-    J = jnp.where(stands, jacobian(), scaled.scale(jacobian()).mantissa)
-    return z_next, after, Step(before, J, done, stands)
+    if try_quick:
+        z_next, columns = jacobians.push(layer, params, z, factors.columns)
+        quick, sizes = elimination.quick(columns.T)
+        after, T = _absorb(factors, quick, jnp.zeros((), jnp.int32))
+        stands = _stands(quick, sizes, T)
+        after, seen = _unless(stands, (after, (factors, quick) if with_step else ()), careful)
+    else:
+        z_next, stands = layer(params, z), jnp.zeros((), bool)
+        after, seen = careful()
+    if not with_step:
+        return z_next, after, None
+    J = jacobian()
+    return (
+        z_next,
+        after,
+        Step(seen[0], jnp.where(stands, J, scaled.scale(J).mantissa), seen[1], stands),
+    )
 
 
 def _unless(done: Array, value: Any, otherwise: Callable[[], Any]) -> Any:
@@ -249,7 +257,7 @@ def _stands(quick: Eliminated, sizes: Array, T: Array) -> Array:
     largest, reach = jnp.max(sizes), 2.0 ** (scaled.largest_exponent(R.dtype) // 2)
     return (
         (scaled.eps(R.dtype) * jnp.max(jnp.abs(change)) <= _LOSS)
-        & (jnp.max(jnp.abs(T)) <= max(_OVERTAKEN, k))
+        & (jnp.max(jnp.abs(T)) <= max(_OVERTAKEN, 2 * k))
         & (largest < reach)
         & (largest > 1 / reach)
         & jnp.all(~gone | (sizes == 0))
@@ -264,8 +272,12 @@ def _svd(factors: Factors) -> jacobi.Decomposition:
     return side._replace(right=U.Q @ side.right)
 
 
-def walk(model: Model, x: Array, see: See, seen: Any) -> tuple[Factors, Any]:
-    """Through the model: the last factors, and `seen = see(factors, step, seen)` at the end."""
+def walk(model: Model, x: Array, see: See | None, seen: Any) -> tuple[Factors, Any]:
+    """The last factors, and `seen` after `seen = see(factors, step, seen)` at every layer."""
+    return _walk(model, x, see is not None, see or _nothing, seen)
+
+
+def _walk(model: Model, x: Array, with_steps: bool, see: Any, seen: Any) -> tuple[Factors, Any]:
     parts = chain.checked(model, x)
     # Rounding is magnified by every direction that falls behind another and catches up; how far
     # the worst of them does grows with the number of layers and of directions.
@@ -274,7 +286,7 @@ def walk(model: Model, x: Array, see: See, seen: Any) -> tuple[Factors, Any]:
 
     def step(layer: Layer, carry: Any, params: Any) -> tuple[Any, None]:
         z, factors, seen = carry
-        z, factors, taken = advance(layer, params, z, factors, try_quick)
+        z, factors, taken = advance(layer, params, z, factors, try_quick, with_steps)
         return (z, factors, see(factors, taken, seen)), None
 
     carry = x, start(x), seen
@@ -283,7 +295,9 @@ def walk(model: Model, x: Array, see: See, seen: Any) -> tuple[Factors, Any]:
     return carry[1], carry[2]
 
 
-def at_depths(model: Model, x: Array, depths: Sequence[int], see: See, seen: Any) -> Any:
+def at_depths(
+    model: Model, x: Array, depths: Sequence[int], see: See | None, seen: Any
+) -> tuple[Factors, Any]:
     """`(factors, seen)` as they stand at every depth asked for, `(num_depths, ...)`.
 
     The factors are padded with zeros to the input's width, and their columns to the largest.
@@ -295,17 +309,17 @@ def at_depths(model: Model, x: Array, depths: Sequence[int], see: See, seen: Any
         see: as in `walk`.
         seen: what it starts from, a pytree of arrays.
     """
+    chain.checked(model, x)
     num_layers = chain.depth(model)
     slots = _slots(depths, num_layers)
-    chain.checked(model, x)
     shape = x.size, max(chain.widths(model, x))
     if list(depths) == [num_layers]:
         factors, seen = walk(model, x, see, seen)
         return jax.tree.map(lambda leaf: leaf[None], (_padded(factors, shape), seen))
 
-    def store(factors: Factors, step: Step, carry: Any) -> Any:
+    def store(factors: Factors, step: Any, carry: Any) -> Any:
         count, seen, stored = carry
-        seen = see(factors, step, seen)
+        seen = (see or _nothing)(factors, step, seen)
         stored = jax.tree.map(
             lambda old, leaf: jax.lax.dynamic_update_index_in_dim(old, leaf, slots[count], 0),
             stored,
@@ -317,8 +331,15 @@ def at_depths(model: Model, x: Array, depths: Sequence[int], see: See, seen: Any
         lambda leaf: jnp.zeros((len(depths) + 1, *leaf.shape), leaf.dtype),
         (_padded(start(x), shape), seen),
     )
-    _, (_, _, stored) = walk(model, x, store, (jnp.zeros((), jnp.int32), seen, empty))
-    return jax.tree.map(lambda leaf: leaf[:-1], stored)
+    carry = jnp.zeros((), jnp.int32), seen, empty
+    _, (_, _, stored) = _walk(model, x, see is not None, store, carry)
+    at_each: tuple[Factors, Any] = jax.tree.map(lambda leaf: leaf[:-1], stored)
+    return at_each
+
+
+def _nothing(factors: Factors, step: Any, seen: Any) -> Any:
+    del factors, step
+    return seen
 
 
 def _slots(depths: Sequence[int], num_layers: int) -> Array:
@@ -341,11 +362,6 @@ def _padded(factors: Factors, shape: tuple[int, int]) -> Factors:
 
     padded = jax.tree.map(lambda leaf: pad(leaf, *leaf.shape[1:]), factors)
     return padded._replace(columns=pad(factors.columns, shape[1]))
-
-
-def _nothing(factors: Factors, step: Step, seen: Any) -> Any:
-    del factors, step
-    return seen
 
 
 def _grow(layer: Layer, carry: tuple[Array, Array], params: Any) -> Any:

@@ -3,8 +3,8 @@
 All of it is about the product of the Jacobians at the states *as computed*: what rounding does to
 the states themselves, which a chaotic chain amplifies, is the chain's own sensitivity.
 
-The bounds are of first order in the rounding unit and cost one more pass; `enclosure` is a proof,
-of what it is given, and is affordable for a few thousand layers of a few units.
+The bounds are of first order in the rounding unit and cost a few more passes; `enclosure` is
+a proof, of what it is given, and is affordable for a few thousand layers of a few units.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ def singular_value_bound(model: Model, x: Array, depths: Sequence[int]) -> Array
     Each step's `L R` is exact for a layer changed by a factor `I + E`, which is small unless the
     layer is nearly singular. To the right of `diag(d)` such a change no longer grows; what is
     small there is counted there, and the rest, which is where a direction had fallen behind
-    another, goes on through the layers and grows as that direction catches up.
+    another, goes on through the layers and grows as that direction catches up. Every rounding is
+    taken as large as it may be, and as independent of the others (Higham and Mary 2019).
     """
     n = x.size
 
@@ -82,12 +83,14 @@ def singular_value_bound(model: Model, x: Array, depths: Sequence[int]) -> Array
         del after
         r, order = step.before.d.mantissa.size, step.eliminated.order
         error = _step_error(step)
-        changes = seen.changes[:r, :r][order][:, order] + error.before
+        changes = seen.changes[:r, :r][order][:, order] + jnp.square(error.before)
         left, right = _sides(changes, step.before)
-        changes = error.R @ left @ error.R_inverse + error.after
-        total = seen.total + _condition(step.before.U) * (right + error.U)
+        carried = jnp.square(error.unit) @ left @ jnp.square(error.unit_inverse)
+        changes = carried * jnp.square(error.growth) + jnp.square(error.after)
+        own = jnp.square(_condition(step.before.U)) * (right + jnp.square(error.U))
         return _Seen(
-            jnp.zeros((n, n), x.dtype).at[: len(changes), : len(changes)].set(changes), total
+            jnp.zeros((n, n), x.dtype).at[: len(changes), : len(changes)].set(changes),
+            seen.total + own,
         )
 
     nothing = _Seen(jnp.zeros((n, n), x.dtype), jnp.zeros((), x.dtype))
@@ -162,7 +165,10 @@ def _pull(layer: Layer, rows: Scaled, at_layer: Any) -> tuple[Scaled, tuple[Arra
 
 
 class _Seen(NamedTuple):
-    """The changes that go on, beside the columns as they stand, `(n, n)`, and the sum of others."""
+    """The squares of the changes that go on, beside the columns as they stand, `(n, n)`.
+
+    `total` is the sum of the squares of those that are counted already.
+    """
 
     changes: Array
     total: Array
@@ -175,15 +181,17 @@ class _StepError(NamedTuple):
         before: beside the columns before the step, `(r, r)`.
         after: beside those after it, `(k, k)`.
         U: of the rows of U, a scalar.
-        R: `|R|`, `(k, r)`.
-        R_inverse: `|R^-1|`, `(r, k)`, for the first k columns.
+        unit: `|R|` with rows divided by their pivots, `(k, r)`.
+        unit_inverse: the inverse of its first k columns without signs, `(r, k)`.
+        growth: the ratio of two pivots, `(k, k)`.
     """
 
     before: Array
     after: Array
     U: Array
-    R: Array
-    R_inverse: Array
+    unit: Array
+    unit_inverse: Array
+    growth: Array
 
 
 def _step_error(step: Step) -> _StepError:
@@ -208,31 +216,35 @@ def _step_error(step: Step) -> _StepError:
     # R diag(d) = diag(new d) T; the update of U rounds the rows of T U.
     ratios = _ratios(step.before)
     pivots = jnp.diagonal(R)
-    T = ratios[:k] * R / jnp.where(gone, 1, pivots)[:, None]
-    T_inverse = ratios[:, :k] * inverse * pivots[None, :]
+    by_pivot = 1 / jnp.where(gone, 1, pivots)[:, None]
+    unit, unit_inverse = R * by_pivot, inverse * pivots[None, :]
     return _StepError(
         inverse @ (own * (L_inverse @ sums) + rounded * R),
         rounded * (L_inverse @ L),
-        terms * eps * jnp.linalg.norm(T_inverse @ T),
-        R,
-        inverse,
+        terms * eps * jnp.linalg.norm((ratios[:, :k] * unit_inverse) @ (ratios[:k] * unit)),
+        unit,
+        unit_inverse,
+        pivots[:, None] * by_pivot.T,
     )
 
 
 def _sides(changes: Array, factors: Factors) -> tuple[Array, Array]:
-    """The changes that are smaller left of `diag(d)`, and the norm of those smaller right of it."""
-    right = changes * _ratios(factors)
+    """Squares of changes: those to keep left of `diag(d)`, and the sum of those right of it."""
+    right = changes * jnp.square(_ratios(factors))
     alive = factors.d.mantissa != 0
     alive = alive[:, None] & alive[None, :]
-    left = jnp.where(alive & (right > _CATCH_UP * changes), changes, 0)
-    return left, jnp.linalg.norm(jnp.where(alive & (right <= _CATCH_UP * changes), right, 0))
+    is_small = right <= _CATCH_UP**2 * changes
+    return (
+        jnp.where(alive & ~is_small, changes, 0),
+        jnp.sum(jnp.where(alive & is_small, right, 0)),
+    )
 
 
 def _bound(factors: Factors, seen: _Seen) -> Array:
     left, right = _sides(seen.changes, factors)
-    L, U = _condition(factors.columns), _condition(factors.U)
-    closing = 8 * len(factors.U) * scaled.eps(factors.U.dtype) * L * U
-    bound = seen.total + L * jnp.linalg.norm(left) + U * right + closing
+    L, U = jnp.square(_condition(factors.columns)), jnp.square(_condition(factors.U))
+    closing = jnp.square(8 * len(factors.U) * scaled.eps(factors.U.dtype)) * L * U
+    bound = jnp.sqrt(seen.total + L * jnp.sum(left) + U * right + closing)
     return jnp.where(bound < _FIRST_ORDER, bound, jnp.inf)
 
 

@@ -4,9 +4,9 @@
 
 Needs only jax and numpy; torch and matplotlib are used where they are installed. The process
 gets one core, and so every library one thread. All rivals of a row are called in turn, again and
-again, so that whatever else the machine does hits all of them alike; each is called once untimed
-just before it is timed, so that no rival pays for what the one before left in the caches. A ratio
-is the median of the ratios within a round.
+again, so that whatever else the machine does hits all of them alike; each runs untimed for
+2 milliseconds just before it is timed, so that no rival pays for what the one before left in the
+caches. A ratio is the median of the ratios within a round.
 On a CPU the clock is the process's CPU time, elsewhere it is the wall clock.
 """
 
@@ -157,13 +157,21 @@ def timed(functions: Rivals, seconds: float) -> dict[str, list[float]]:
     started = time.perf_counter()
     while len(times[next(iter(times))]) < 5 or time.perf_counter() - started < seconds:
         for name, function in functions.items():
-            function()
+            warm_up(function)
             before = CLOCK()
             function()
             times[name].append(CLOCK() - before)
         if time.perf_counter() - started > 4 * seconds:
             break
     return times
+
+
+def warm_up(function: Callable[[], object], seconds: float = 2e-3) -> None:
+    """Call a rival untimed, at least once."""
+    started = time.perf_counter()
+    function()
+    while time.perf_counter() - started < seconds:
+        function()
 
 
 def ratio(times, one, other):

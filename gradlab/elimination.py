@@ -1,13 +1,16 @@
 """Gaussian elimination of one layer beside a diagonal: `J L_0 diag(d) = L R diag(d)`.
 
-`quick` is LAPACK's, with rows pivoted. `careful` pivots rows and columns on the entries of
-`J L_0 diag(d)` and works in doubled digits, so that its factors are right to working precision
-however nearly singular the layer is. Elimination, unlike rotation, leaves a zero a zero and
-a scale a scale, which is why no structure of a layer (triangular, diagonal, graded) is lost.
+`quick` is LAPACK's, with rows pivoted, and `refined` corrects it by its residual. `careful` pivots
+rows and columns on the entries of `J L_0 diag(d)` and works in doubled digits, so that its factors
+are right to working precision however nearly singular the layer is.
+
+Elimination, unlike rotation, leaves a zero a zero and a scale a scale, which is why no structure of
+a layer (triangular, diagonal, graded) is lost.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -40,19 +43,74 @@ class Eliminated(NamedTuple):
     lost: Array
 
 
-def quick(A: Array) -> tuple[Eliminated, Array]:
-    """The factors of `A`, `(m, r)`, with the columns as they stand, and their rows' sizes, `(k,)`.
+class Quick(NamedTuple):
+    """The factors of `A` by LAPACK, and the rows and sizes of its pivots.
 
-    The size of the row that a pivot came from is its largest entry in `A`.
+    Attributes:
+        done: with the columns as they stand.
+        place: `(m,)`, where each row of `A` is in the order of the pivots.
+        sizes: `(k,)`, the largest entry of the row of `A` that each pivot came from.
     """
+
+    done: Eliminated
+    place: Array
+    sizes: Array
+
+
+def quick(A: Array) -> Quick:
+    """Elimination in working precision, of `A`, `(m, r)`."""
     LU, _, rows = jax.lax.linalg.lu(A)
     k = min(A.shape)
     L = jnp.tril(LU[:, :k], -1) + jnp.eye(A.shape[0], k, dtype=A.dtype)
     place = jnp.zeros_like(rows).at[rows].set(jnp.arange(len(rows), dtype=rows.dtype))
-    L = L[place]
     sizes = jnp.max(jnp.abs(A), axis=1)[rows][:k]
     order = jnp.arange(A.shape[1], dtype=jnp.int32)
-    return Eliminated(L, jnp.triu(LU[:k]), order, jnp.zeros(k, bool)), sizes
+    done = Eliminated(L[place], jnp.triu(LU[:k]), order, jnp.zeros(k, bool))
+    return Quick(done, place, sizes)
+
+
+def refined(J: Array, L_0: Array, found: Quick) -> Eliminated:
+    """The factors of `J L_0` right to working precision, from those that are nearly so.
+
+    One step of Newton's method with a residual in more digits; m >= r. The error left is the
+    square of what rounding had made of the quick factors.
+    """
+    L, R, order, lost = found.done
+    m, k = L.shape
+    square = jnp.where(jnp.diagonal(R)[:, None] == 0, jnp.eye(k, dtype=R.dtype), R)
+    residual = _residual(J, L_0, L, R)
+    # L (I + X) (I + Y) R with X strictly below the diagonal, and Y not.
+    beside_R = jax.lax.linalg.triangular_solve(square, residual)
+    rows = (
+        jnp.zeros(m, found.place.dtype).at[found.place].set(jnp.arange(m, dtype=found.place.dtype))
+    )
+    rows = rows[:k]
+    both = jax.lax.linalg.triangular_solve(
+        L[rows], beside_R[rows], left_side=True, lower=True, unit_diagonal=True
+    )
+    Y = jnp.triu(both)
+    below = jnp.tri(m, k, -1, bool)[found.place]
+    L = L + jnp.where(below, beside_R - L @ Y, 0)
+    return Eliminated(L, R + jnp.triu(Y @ square), order, lost)
+
+
+def _residual(J: Array, L_0: Array, L: Array, R: Array) -> Array:
+    """`J L_0 - L R`, right to its own last digits but for about half a rounding of a rounding."""
+    (J_high, J_low), (L_high, L_low) = (_split(x, 1) for x in (J, L))
+    (L_0_high, L_0_low), (R_high, R_low) = (_split(x, 0) for x in (L_0, R))
+    # Products of the high parts are exact, and so nearly alike that their difference is.
+    rest = (J_low @ L_0 + J_high @ L_0_low) - (L_low @ R + L_high @ R_low)
+    return (J_high @ L_0_high - L_high @ R_high) + rest
+
+
+def _split(x: Array, axis: int) -> tuple[Array, Array]:
+    """A high and a low part of `x`; sums of products of high parts along `axis` are exact."""
+    digits = int(_finfo(x.dtype).nmant) + 1
+    bits = (digits - math.ceil(math.log2(x.shape[axis]))) // 2
+    largest = scaled.exponent_of(jnp.max(jnp.abs(x), axis=axis, keepdims=True))
+    unit = largest + 1 - bits
+    high = jnp.round(x * scaled.power_of_two(-unit, x.dtype)) * scaled.power_of_two(unit, x.dtype)
+    return high, x - high
 
 
 class _State(NamedTuple):

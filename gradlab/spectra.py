@@ -23,11 +23,11 @@ from jax import Array
 
 from gradlab import chain, elimination, jacobi, jacobians, scaled
 from gradlab.chain import Layer, Model
-from gradlab.elimination import Eliminated
+from gradlab.elimination import Eliminated, Quick
 from gradlab.scaled import Scaled
 
-# Quick elimination may lose this much of a logarithm (nats), by one layer that is nearly singular
-# or by all of a deep chain; float32 loses it by every layer.
+# Elimination in working precision may lose this much of a logarithm (nats), by one layer that is
+# nearly singular or by all of a deep chain. Otherwise, as in float32 by every layer, it is refined.
 _LOSS = 1e-11
 # And no column may be overtaken by another in a layer by more than this, or than twice the width.
 _OVERTAKEN = 16.0
@@ -180,7 +180,7 @@ def start(x: Array) -> Factors:
 
 
 def advance(
-    layer: Layer, params: Any, z: Array, factors: Factors, try_quick: bool, with_step: bool
+    layer: Layer, params: Any, z: Array, factors: Factors, is_quick: bool, with_step: bool
 ) -> tuple[Array, Factors, Step | None]:
     """The next state, the factors after one layer, and what the layer was, if that is wanted."""
 
@@ -194,23 +194,20 @@ def advance(
         after, _ = _absorb(before, done, J.exponent[0, 0])
         return after, (before, done) if with_step else ()
 
-    if try_quick:
-        z_next, columns = jacobians.push(layer, params, z, factors.columns)
-        quick, sizes = elimination.quick(columns.T)
-        after, T = _absorb(factors, quick, jnp.zeros((), jnp.int32))
-        stands = _stands(quick, sizes, T)
-        after, seen = _unless(stands, (after, (factors, quick) if with_step else ()), careful)
-    else:
-        z_next, stands = layer(params, z), jnp.zeros((), bool)
-        after, seen = careful()
+    z_next, columns = jacobians.push(layer, params, z, factors.columns)
+    quick = elimination.quick(columns.T)
+    is_refined = not is_quick and columns.shape[0] <= columns.shape[1]
+    done = elimination.refined(jacobian(), factors.columns.T, quick) if is_refined else quick.done
+    after, T = _absorb(factors, done, jnp.zeros((), jnp.int32))
+    # Refining squares what rounding has made of the factors.
+    allowed = scaled.eps(z.dtype) ** 0.5 / 2 if is_refined else _LOSS
+    stands = _stands(quick, factors.d, T, allowed)
+    after, seen = _unless(stands, (after, (factors, done) if with_step else ()), careful)
     if not with_step:
         return z_next, after, None
     J = jacobian()
-    return (
-        z_next,
-        after,
-        Step(seen[0], jnp.where(stands, J, scaled.scale(J).mantissa), seen[1], stands),
-    )
+    J = jnp.where(stands, J, scaled.scale(J).mantissa)
+    return z_next, after, Step(seen[0], J, seen[1], stands & (not is_refined))
 
 
 def _unless(done: Array, value: Any, otherwise: Callable[[], Any]) -> Any:
@@ -242,9 +239,9 @@ def _absorb(before: Factors, layer: Eliminated, exponent: Array) -> tuple[Factor
     return Factors(L.T, new, U.mantissa, before.lost[:k] | layer.lost), T
 
 
-def _stands(quick: Eliminated, sizes: Array, T: Array) -> Array:
-    """Whether the quick elimination of a layer is as good as the careful one."""
-    R, k = quick.R, quick.R.shape[0]
+def _stands(quick: Quick, d: Scaled, T: Array, allowed: float) -> Array:
+    """Whether the quick elimination of a layer loses no more than is allowed (nats)."""
+    R, k, sizes = quick.done.R, quick.done.R.shape[0], quick.sizes
     pivots = jnp.diagonal(R)
     gone = pivots == 0
     # Rounding changes a row by its size; R^-1 carries that to the columns. Signs without
@@ -256,11 +253,12 @@ def _stands(quick: Eliminated, sizes: Array, T: Array) -> Array:
     )
     largest, reach = jnp.max(sizes), 2.0 ** (scaled.largest_exponent(R.dtype) // 2)
     return (
-        (scaled.eps(R.dtype) * jnp.max(jnp.abs(change)) <= _LOSS)
+        (scaled.eps(R.dtype) * jnp.max(jnp.abs(change)) <= allowed)
         & (jnp.max(jnp.abs(T)) <= max(_OVERTAKEN, 2 * k))
         & (largest < reach)
         & (largest > 1 / reach)
-        & jnp.all(~gone | (sizes == 0))
+        # A pivot may be gone with a dead unit, or with a direction that is gone already.
+        & jnp.all(~gone | (sizes == 0) | (d.mantissa[:k] == 0))
     )
 
 
@@ -282,11 +280,11 @@ def _walk(model: Model, x: Array, with_steps: bool, see: Any, seen: Any) -> tupl
     # Rounding is magnified by every direction that falls behind another and catches up; how far
     # the worst of them does grows with the number of layers and of directions.
     num_steps = chain.depth(model) * max(chain.widths(model, x))
-    try_quick = num_steps * scaled.eps(x.dtype) <= _LOSS
+    is_quick = num_steps * scaled.eps(x.dtype) <= _LOSS
 
     def step(layer: Layer, carry: Any, params: Any) -> tuple[Any, None]:
         z, factors, seen = carry
-        z, factors, taken = advance(layer, params, z, factors, try_quick, with_steps)
+        z, factors, taken = advance(layer, params, z, factors, is_quick, with_steps)
         return (z, factors, see(factors, taken, seen)), None
 
     carry = x, start(x), seen

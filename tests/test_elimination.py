@@ -19,6 +19,7 @@ OPERATIONS = {
 }
 CAREFUL = jax.jit(elimination.careful)
 QUICK = jax.jit(elimination.quick)
+REFINED = jax.jit(elimination.refined)
 
 
 def exact(*parts):
@@ -57,7 +58,11 @@ def test_both_factor_the_product_into_an_unordered_triangle_and_an_ordered_one(s
     m, n, r = shape
     rng = np.random.default_rng(0)
     J, L = (jnp.asarray(rng.normal(size=s), dtype) for s in ((m, n), (n, r)))
-    for done in (QUICK(J @ L)[0], CAREFUL(J, L, jnp.zeros(r, dtype))):
+    quick = QUICK(J @ L)
+    found = [quick.done, CAREFUL(J, L, jnp.zeros(r, dtype))]
+    if m >= r:
+        found.append(REFINED(J, L, quick))
+    for done in found:
         np.testing.assert_array_equal(done.R, np.triu(done.R))
         assert not done.lost.any()
         product = np.asarray(done.L, float) @ np.asarray(done.R, float)
@@ -72,31 +77,45 @@ def test_both_factor_the_product_into_an_unordered_triangle_and_an_ordered_one(s
             assert is_unit_lower(np.asarray(done.L))
 
 
-@settings(max_examples=30, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), dtype=st.sampled_from(DTYPES), n=st.sampled_from([2, 5]))
-def test_careful_pivots_are_right_to_rounding_for_nearly_singular_layers(seed, dtype, n):
+def by_elimination(J, L, done):
+    """The exact R and L of `J L` with the pivots of `done`, L's rows in order, and that order."""
+    J, L = (fmpq_mat([list(exact(*row)) for row in np.asarray(part)]) for part in (J, L))
+    A, n = J * L, L.ncols()
+    rows = np.argsort([np.flatnonzero(row)[-1] for row in np.asarray(done.L)], stable=True)
+    S = [[A[int(i), int(j)] for j in done.order] for i in rows]
+    factors = [[fmpq(int(i == j)) for j in range(n)] for i in range(n)]
+    for k in range(n):
+        for i in range(k + 1, n):
+            factors[i][k] = S[i][k] / S[k][k]
+            S[i] = [a - factors[i][k] * b for a, b in zip(S[i], S[k], strict=True)]
+    return S, factors, rows
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    dtype=st.sampled_from(DTYPES),
+    n=st.sampled_from([2, 5]),
+    how=st.sampled_from(["careful", "refined"]),
+)
+def test_factors_are_right_to_rounding_for_nearly_singular_layers(seed, dtype, n, how):
     rng = np.random.default_rng(seed)
     U, V = np.linalg.qr(rng.normal(size=(2, n, n)))[0]
-    J = jnp.asarray((U * np.geomspace(1, 1e-4, n)) @ V, dtype)
+    # Refining ends where the square of the quick factors' error is a rounding.
+    condition = 1e4 if how == "careful" else 50
+    J = jnp.asarray((U * np.geomspace(1, 1 / condition, n)) @ V, dtype)
     L = jnp.asarray(np.tril(rng.uniform(-1, 1, (n, n)), -1) + np.eye(n), dtype)
-    done = CAREFUL(J, L, jnp.zeros(n, dtype))
+    careful = how == "careful"
+    done = CAREFUL(J, L, jnp.zeros(n, dtype)) if careful else REFINED(J, L, QUICK(J @ L))
     assert not done.lost.any()
-    A = fmpq_mat([list(exact(*row)) for row in np.asarray(J)]) * fmpq_mat(
-        [list(exact(*row)) for row in np.asarray(L)]
-    )
-    # Elimination in exact arithmetic, with the same pivots.
-    lower = np.asarray(done.L)
-    rows = np.argsort([np.flatnonzero(row)[-1] for row in lower])
-    columns = [int(j) for j in done.order]
-    S = [[A[int(i), j] for j in columns] for i in rows]
+    R, factors, rows = by_elimination(J, L, done)
+    # Two roundings, and what the digits in between leave of the condition.
+    few = exact(4 * scaled.eps(dtype))[0]
     for k in range(n):
-        # Two roundings, and what the doubled digits leave of a condition of 1e4.
-        for j in range(k, n):
-            error = abs(exact(done.R[k, j])[0] - S[k][j])
-            assert error <= exact(4 * scaled.eps(dtype))[0] * max(abs(S[k][j]), abs(S[k][k]))
-        for i in range(k + 1, n):
-            factor = S[i][k] / S[k][k]
-            S[i] = [a - factor * b for a, b in zip(S[i], S[k], strict=True)]
+        for j in range(n):
+            size = max(abs(R[k][j]), abs(R[k][k])) if j >= k else 0
+            assert abs(exact(done.R[k, j])[0] - (R[k][j] if j >= k else 0)) <= few * size
+            assert abs(exact(done.L[rows[k], j])[0] - factors[k][j]) <= few
 
 
 def test_pivots_follow_the_diagonal_beside_the_layer():

@@ -94,8 +94,8 @@ def singular_values(model: Model, x: Array, depths: Sequence[int]) -> Spectrum:
     """All singular values of `P_k` for every k in `depths`, `(num_depths, width_0)`.
 
     One for every input direction. The error of each log is a few roundings a layer and the log's
-    own ulp, whatever the size of the others, where the layers are well conditioned but for the
-    scale of their rows (`certificate.singular_value_bound` tells).
+    own ulp, whatever the size of the others and however nearly singular the layers, as long as no
+    direction falls very far behind another and catches up (`certificate.singular_value_bound`).
 
     Args:
         model: the chain.
@@ -229,7 +229,7 @@ def _absorb(before: Factors, layer: Eliminated, exponent: Array) -> tuple[Factor
     pivots = jnp.abs(jnp.diagonal(layer.R))
     gone = pivots == 0
     new = Scaled(pivots * d.mantissa[:k], d.exponent[:k] + exponent)
-    # Columns are in descending order: R_ij d_j / (R_ii d_i) is large only where that has changed.
+    # Columns are in descending order: the ratio is large only where that has changed.
     shift = jnp.minimum(d.exponent[None, :] - d.exponent[:k, None], 64)
     row = 1 / jnp.where(gone, 1, new.mantissa)[:, None]
     T = layer.R * row * d.mantissa[None, :] * scaled.power_of_two(shift, layer.R.dtype)

@@ -225,7 +225,10 @@ def test_a_chain_that_has_been_narrow_has_that_many_singular_values():
 
 def test_every_singular_value_of_many_chains_at_once_is_that_of_each_alone():
     matrices = jnp.asarray(np.stack([ENSEMBLES[n](np.random.default_rng(0)) for n in ENSEMBLES]))
-    of_each = lambda m: spectra.log_singular_values(chain.linear(m), jnp.zeros(WIDTH), (DEPTH,))  # noqa: E731
+
+    def of_each(m):
+        return spectra.log_singular_values(chain.linear(m), jnp.zeros(WIDTH), (DEPTH,))
+
     together = jax.jit(jax.vmap(of_each))(matrices)
     for log, m in zip(together, matrices, strict=True):
         # The same operations in other kernels: a few roundings a layer of condition up to 1e3.

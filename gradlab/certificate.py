@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from gradlab import chain, doubled, jacobi, jacobians, scaled, spectra
+from gradlab import chain, doubled, jacobi, jacobians, linearisation, loops, scaled, spectra
 from gradlab.chain import Chain, Layer, Model
 from gradlab.scaled import Scaled
 from gradlab.spectra import Factors, Step
@@ -100,10 +100,10 @@ def singular_value_bound(model: Model, x: Array, depths: Sequence[int]) -> Array
 
 def residuals(model: Model, x: Array) -> Residuals:
     """What the QR of every layer leaves, `(depth,)` each: exact for a chain so much changed."""
-    carry: tuple[Array, Array] = x, spectra.orthogonal_start(x).T
+    carry: tuple[Array, Array] = x, spectra.orthogonal_start(x)
     seen = []
     for segment in chain.checked(model, x):
-        carry, left = jacobians.scan(partial(_residual, segment.layer), carry, segment)
+        carry, left = loops.scan(partial(_residual, segment.layer), carry, segment)
         seen.append(left)
     return jax.tree.map(lambda *parts: jnp.concatenate(parts), *seen)
 
@@ -144,7 +144,7 @@ def _own_and_later_log_norms(parts: Sequence[Chain], x: Array) -> tuple[Array, A
     own, later = [], []
     for segment, stack in zip(reversed(parts), reversed(stacks), strict=True):
         paired = Chain(segment.layer, (segment.params, stack))
-        rows, logs = jacobians.scan(partial(_pull, segment.layer), rows, paired, reverse=True)
+        rows, logs = loops.scan(partial(_pull, segment.layer), rows, paired, reverse=True)
         own.append(logs[0])
         later.append(logs[1])
     return jnp.concatenate(own[::-1]), jnp.concatenate(later[::-1])
@@ -153,8 +153,7 @@ def _own_and_later_log_norms(parts: Sequence[Chain], x: Array) -> tuple[Array, A
 def _pull(layer: Layer, rows: Scaled, at_layer: Any) -> tuple[Scaled, tuple[Array, Array]]:
     """The rows of `J_L ... J_{k+1}` times J_k, and both norms."""
     params, z = at_layer
-    output, pull_back = jax.vjp(partial(layer, params), z)
-    (J,) = jax.vmap(pull_back)(jnp.eye(output.size, dtype=z.dtype))
+    _, J = linearisation.jacobian(layer, params, z)
     before = scaled.rescale(Scaled(rows.mantissa @ J, rows.exponent))
     logs = (scaled.log_magnitude(scaled.norm(s)) for s in (scaled.scale(J), rows))
     own, later = logs
@@ -210,7 +209,7 @@ def _step_error(step: Step) -> _StepError:
     L_inverse, L, R = jnp.abs(jnp.linalg.pinv(L)), jnp.abs(L), jnp.abs(R)
     # Sums over a width and an elimination over another, and the layer's own derivative.
     terms = max(step.J.shape) + 4
-    sums = jnp.abs(step.J) @ jnp.abs(step.before.columns.T) + L @ R
+    sums = jnp.abs(step.J) @ jnp.abs(step.before.L) + L @ R
     own = jnp.where(step.is_quick, eps, doubled.eps(R.dtype)) * terms
     rounded = jnp.where(step.is_quick, 0, eps)
     # R diag(d) = diag(new d) T; the update of U rounds the rows of T U.
@@ -242,7 +241,7 @@ def _sides(changes: Array, factors: Factors) -> tuple[Array, Array]:
 
 def _bound(factors: Factors, seen: _Seen) -> Array:
     left, right = _sides(seen.changes, factors)
-    L, U = jnp.square(_condition(factors.columns)), jnp.square(_condition(factors.U))
+    L, U = jnp.square(_condition(factors.L.T)), jnp.square(_condition(factors.U))
     closing = jnp.square(8 * len(factors.U) * scaled.eps(factors.U.dtype)) * L * U
     bound = jnp.sqrt(seen.total + L * jnp.sum(left) + U * right + closing)
     return jnp.where(bound < _FIRST_ORDER, bound, jnp.inf)
@@ -264,9 +263,8 @@ def _condition(rows: Array) -> Array:
 
 
 def _residual(layer: Layer, carry: tuple[Array, Array], params: Any) -> Any:
-    z, columns = jacobians.push(layer, params, *carry)
-    A = columns.T
+    z, A = linearisation.push(layer, params, *carry)
     Q, R, _ = jacobi.graded_qr(A)
     backward = jnp.linalg.norm(A - Q @ R) / jnp.linalg.norm(A)
     orthogonality = jnp.linalg.norm(Q.T @ Q - jnp.eye(Q.shape[1], dtype=Q.dtype))
-    return (z, Q.T), Residuals(backward, orthogonality)
+    return (z, Q), Residuals(backward, orthogonality)

@@ -83,6 +83,18 @@ def rescale(s: Scaled) -> Scaled:
     return Scaled(s.mantissa * power_of_two(-shift, s.mantissa.dtype), s.exponent + shift)
 
 
+def share(s: Scaled, axis: Axes = None) -> Scaled:
+    """The same number with one exponent over `axis` (all: None), the largest that is there.
+
+    What is smaller than the largest by more than the dtype's range is flushed to zero.
+    """
+    axes = tuple(range(s.mantissa.ndim)) if axis is None else axis
+    own = _exponent_or_nothing(s)
+    largest = jnp.max(own, axis=axes, keepdims=True)
+    mantissa = s.mantissa * power_of_two(own - largest, s.mantissa.dtype)
+    return Scaled(mantissa, jnp.where(largest == _NOTHING, 0, largest))
+
+
 def multiply(a: Scaled, b: Scaled) -> Scaled:
     """The elementwise product."""
     return rescale(Scaled(a.mantissa * b.mantissa, a.exponent + b.exponent))
@@ -117,17 +129,14 @@ def matmul(a: Scaled, b: Scaled) -> Scaled:
 
 def norm(s: Scaled, axis: Axes = None) -> Scaled:
     """The Euclidean norm over `axis` (all: None), which is dropped."""
-    s = rescale(s)
     axes = tuple(range(s.mantissa.ndim)) if axis is None else axis
-    own = _exponent_or_nothing(s)
-    exponent = jnp.max(own, axis=axes, keepdims=True)
+    s = share(rescale(s), axes)
     dtype = s.mantissa.dtype
-    aligned = s.mantissa * power_of_two(own - exponent, dtype)
-    exponent = jnp.where(exponent == _NOTHING, 0, exponent)
     wide = jnp.promote_types(dtype, jnp.float32)
-    length = jnp.sqrt(jnp.sum(aligned.astype(wide) ** 2, axis=axes)).astype(dtype)
-    shared = jnp.broadcast_to(exponent, np.broadcast_shapes(exponent.shape, (1,) * s.mantissa.ndim))
-    return rescale(Scaled(length, jnp.max(shared, axis=axes)))
+    length = jnp.sqrt(jnp.sum(s.mantissa.astype(wide) ** 2, axis=axes)).astype(dtype)
+    rank = (1,) * s.mantissa.ndim
+    exponent = jnp.broadcast_to(s.exponent, np.broadcast_shapes(s.exponent.shape, rank))
+    return rescale(Scaled(length, jnp.max(exponent, axis=axes)))
 
 
 def prod(x: Array) -> Scaled:
@@ -209,9 +218,9 @@ def exponent_of(x: Array) -> Array:
     return _exponent(_field(x), x.dtype)
 
 
-def exponent_of_largest(x: Array) -> Array:
+def exponent_of_largest(x: Array, axis: Axes = None) -> Array:
     """`exponent_of` the entry of largest magnitude: integers have a faster maximum than floats."""
-    return _exponent(jnp.max(_magnitude_bits(x)) >> _finfo(x.dtype).nmant, x.dtype)
+    return _exponent(jnp.max(_magnitude_bits(x), axis=axis) >> _finfo(x.dtype).nmant, x.dtype)
 
 
 def rough_log_2(x: Array) -> Array:

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from gradlab import chain, elimination, jacobi, jacobians, scaled
+from gradlab import chain, elimination, jacobi, linearisation, loops, scaled
 from gradlab.chain import Layer, Model
 from gradlab.elimination import Eliminated, Quick
 from gradlab.scaled import Scaled
@@ -66,13 +66,13 @@ class Factors(NamedTuple):
     """`P_k = L diag(d) U`, with r columns left.
 
     Attributes:
-        columns: the columns of `L`, one a row, `(r, width_k)`; zero where d is.
+        L: `(width_k, r)`; a column is zero where d is.
         d: `(r,)`, an exponent an entry, roughly descending, zero where the rank is lost.
         U: `(r, width_0)`, its rows' largest entries in [1, 2), or zero where d is.
         lost: `(r,)`, where d was set to zero because it was made of rounding.
     """
 
-    columns: Array
+    L: Array
     d: Scaled
     U: Array
     lost: Array
@@ -81,7 +81,7 @@ class Factors(NamedTuple):
 class Step(NamedTuple):
     """One layer: the factors before it, with columns in pivots' order, its Jacobian, and its `L R`.
 
-    `J` is `(width_k, width_{k-1})`, by a power of two as `L R = J before.columns^T` needs it.
+    `J` is `(width_k, width_{k-1})`, by a power of two as `L R = J before.L` needs it.
     """
 
     before: Factors
@@ -152,10 +152,10 @@ def lyapunov_exponents(model: Model, x: Array, burn_in: int, num_batches: int) -
 def log_growth(model: Model, x: Array) -> Array:
     """`log R_ii` (nats) of the forward QR `J_k Q_{k-1} = Q_k R`, `(depth, width)`: increments."""
     parts = chain.checked(model, x)
-    carry: tuple[Array, Array] = x, orthogonal_start(x).T
+    carry: tuple[Array, Array] = x, orthogonal_start(x)
     logs = []
     for segment in parts:
-        carry, log = jacobians.scan(partial(_grow, segment.layer), carry, segment)
+        carry, log = loops.scan(partial(_grow, segment.layer), carry, segment)
         logs.append(log)
     if carry[0].shape != x.shape or any(log.shape[1] != x.size for log in logs):
         raise ValueError("Lyapunov exponents belong to a chain that keeps its width.")
@@ -183,26 +183,27 @@ def advance(
     layer: Layer, params: Any, z: Array, factors: Factors, is_quick: bool, with_step: bool
 ) -> tuple[Array, Factors, Step | None]:
     """The next state, the factors after one layer, and what the layer was, if that is wanted."""
+    z_next, linear = linearisation.linearise(layer, params, z)
 
     def jacobian() -> Array:
-        return jacobians.push(layer, params, z, jnp.eye(z.size, dtype=z.dtype))[1].T
+        return linear.jacobian(params)
 
     def careful() -> tuple[Factors, Any]:
         J = scaled.scale(jacobian())
-        done = elimination.careful(J.mantissa, factors.columns.T, scaled.log_2(factors.d))
-        before = jax.tree.map(lambda leaf: leaf[done.order], factors)
+        done = elimination.careful(J.mantissa, factors.L, scaled.log_2(factors.d))
+        before = _in_order(factors, done.order)
         after, _ = _absorb(before, done, J.exponent[0, 0])
         return after, (before, done) if with_step else ()
 
-    z_next, columns = jacobians.push(layer, params, z, factors.columns)
-    quick = elimination.quick(columns.T)
-    is_refined = not is_quick and columns.shape[0] <= columns.shape[1]
-    done = elimination.refined(jacobian(), factors.columns.T, quick) if is_refined else quick.done
+    columns = linear.times(params, factors.L)
+    quick = elimination.quick(columns)
+    is_refined = not is_quick and columns.shape[1] <= columns.shape[0]
+    done = elimination.refined(jacobian(), factors.L, quick) if is_refined else quick.done
     after, T = _absorb(factors, done, jnp.zeros((), jnp.int32))
     # Refining squares what rounding has made of the factors.
     allowed = scaled.eps(z.dtype) ** 0.5 / 2 if is_refined else _LOSS
     stands = _stands(quick, factors.d, T, allowed)
-    after, seen = _unless(stands, (after, (factors, done) if with_step else ()), careful)
+    after, seen = loops.unless(stands, (after, (factors, done) if with_step else ()), careful)
     if not with_step:
         return z_next, after, None
     J = jacobian()
@@ -210,16 +211,10 @@ def advance(
     return z_next, after, Step(seen[0], J, seen[1], stands & (not is_refined))
 
 
-def _unless(done: Array, value: Any, otherwise: Callable[[], Any]) -> Any:
-    """`value` if `done`, else `otherwise()`.
-
-    A loop of at most one turn: a conditional would copy the value, and under vmap always do both.
-    """
-    state = done, value
-    state = jax.lax.while_loop(
-        lambda state: ~state[0], lambda state: (jnp.ones_like(state[0]), otherwise()), state
-    )
-    return state[1]
+def _in_order(factors: Factors, order: Array) -> Factors:
+    """The factors with the directions in another order."""
+    permuted = jax.tree.map(lambda leaf: leaf[order], factors._replace(L=factors.L.T))
+    return permuted._replace(L=permuted.L.T)
 
 
 def _absorb(before: Factors, layer: Eliminated, exponent: Array) -> tuple[Factors, Array]:
@@ -233,10 +228,10 @@ def _absorb(before: Factors, layer: Eliminated, exponent: Array) -> tuple[Factor
     shift = jnp.minimum(d.exponent[None, :] - d.exponent[:k, None], 64)
     row = 1 / jnp.where(gone, 1, new.mantissa)[:, None]
     T = layer.R * row * d.mantissa[None, :] * scaled.power_of_two(shift, layer.R.dtype)
-    U = scaled.rescale(Scaled(jacobians.matmul(T, before.U), new.exponent[:, None]))
+    U = scaled.rescale(Scaled(linearisation.matmul(T, before.U), new.exponent[:, None]))
     new = scaled.rescale(Scaled(new.mantissa, U.exponent[:, 0]))
     L = jnp.where(gone[None, :], 0, layer.L)
-    return Factors(L.T, new, U.mantissa, before.lost[:k] | layer.lost), T
+    return Factors(L, new, U.mantissa, before.lost[:k] | layer.lost), T
 
 
 def _stands(quick: Quick, d: Scaled, T: Array, allowed: float) -> Array:
@@ -266,7 +261,7 @@ def _svd(factors: Factors) -> jacobi.Decomposition:
     """The decomposition of `L diag(d) U`."""
     d = factors.d
     U = jacobi.triangular(Scaled(factors.U.T * d.mantissa[None, :], d.exponent[None, :]))
-    side = jacobi.svd(Scaled(factors.columns.T @ U.L.mantissa, U.L.exponent))
+    side = jacobi.svd(Scaled(factors.L @ U.L.mantissa, U.L.exponent))
     return side._replace(right=U.Q @ side.right)
 
 
@@ -289,7 +284,7 @@ def _walk(model: Model, x: Array, with_steps: bool, see: Any, seen: Any) -> tupl
 
     carry = x, start(x), seen
     for segment in parts:
-        carry, _ = jacobians.scan(partial(step, segment.layer), carry, segment)
+        carry, _ = loops.scan(partial(step, segment.layer), carry, segment)
     return carry[1], carry[2]
 
 
@@ -353,16 +348,17 @@ def _slots(depths: Sequence[int], num_layers: int) -> Array:
 
 
 def _padded(factors: Factors, shape: tuple[int, int]) -> Factors:
-    """Factors of r rows as factors of `shape[0]` rows, their columns padded to `shape[1]`."""
+    """Factors of r directions as factors of `shape[0]`, the columns of L padded to `shape[1]`."""
 
-    def pad(leaf: Array, *width: int) -> Array:
-        return jnp.zeros((shape[0], *width), leaf.dtype).at[tuple(map(slice, leaf.shape))].set(leaf)
+    def pad(leaf: Array, *shape: int) -> Array:
+        return jnp.zeros(shape, leaf.dtype).at[tuple(map(slice, leaf.shape))].set(leaf)
 
-    padded = jax.tree.map(lambda leaf: pad(leaf, *leaf.shape[1:]), factors)
-    return padded._replace(columns=pad(factors.columns, shape[1]))
+    L = pad(factors.L, *shape[::-1])
+    rest = factors._replace(L=L.T)
+    return jax.tree.map(lambda leaf: pad(leaf, shape[0], *leaf.shape[1:]), rest)._replace(L=L)
 
 
 def _grow(layer: Layer, carry: tuple[Array, Array], params: Any) -> Any:
-    z, columns = jacobians.push(layer, params, *carry)
-    Q, R, _ = jacobi.graded_qr(columns.T)
-    return (z, Q.T), jnp.log(jnp.diagonal(R))
+    z, A = linearisation.push(layer, params, *carry)
+    Q, R, _ = jacobi.graded_qr(A)
+    return (z, Q), jnp.log(jnp.diagonal(R))

@@ -16,7 +16,11 @@ ROOT = PACKAGE.parent
 ROOMS: dict[str, set[str]] = {
     "activations": set(),
     "balls": set(),
-    "certificate": {"balls", "chain", "doubled", "jacobi", "jacobians", "scaled", "spectra"},
+    "blocks": {"chain", "forward", "linearisation", "loops", "scaled"},
+    "certificate": {
+        *("balls", "chain", "doubled", "jacobi", "jacobians", "linearisation", "loops"),
+        *("scaled", "spectra"),
+    },
     "chain": set(),
     "chunks": {"dataset", "points"},
     "clipping": {"scaled"},
@@ -31,14 +35,17 @@ ROOMS: dict[str, set[str]] = {
     "evaluate": {"experiment", "points"},
     "experiment": {"dataset", "estimate"},
     "figures": set(),
+    "forward": {"chain", "linearisation", "loops", "scaled"},
     "jacobi": {"scaled"},
-    "jacobians": {"chain", "scaled"},
+    "jacobians": {"blocks", "chain", "forward", "linearisation", "loops", "scaled"},
     "join": {"dataset", "points"},
     "launcher": {
         *("chunks", "cluster", "evaluate", "experiment", "points", "report", "runner"),
         *("settings", "sweep"),
     },
     "lazy": set(),
+    "linearisation": {"chain"},
+    "loops": {"chain"},
     "overview": {"estimate", "figures", "points"},
     "page": {"dataset", "estimate", "experiment"},
     "points": {"experiment", "settings"},
@@ -47,7 +54,7 @@ ROOMS: dict[str, set[str]] = {
     "scaled": {"doubled"},
     "schema": set(),
     "settings": set(),
-    "spectra": {"chain", "elimination", "jacobi", "jacobians", "scaled"},
+    "spectra": {"chain", "elimination", "jacobi", "linearisation", "loops", "scaled"},
     "sweep": {
         *("chunks", "dataset", "estimate", "evaluate", "experiment", "figures", "join"),
         *("overview", "points", "report", "settings"),
@@ -69,8 +76,8 @@ HOMES: dict[str, set[str]] = {
     "submitit": {"cluster"},
 }
 MEASURING = {
-    *("certificate", "chain", "doubled", "elimination", "ensembles", "jacobi", "jacobians"),
-    *("scaled", "spectra", "training"),
+    *("blocks", "certificate", "chain", "doubled", "elimination", "ensembles", "forward"),
+    *("jacobi", "jacobians", "linearisation", "loops", "scaled", "spectra", "training"),
 }
 
 

@@ -221,14 +221,14 @@ def test_log_norms_are_right_in_any_range(seed, width, depth, spread, dtype):
     assert abs(got - expected) < eps * (100 * depth * width + 2 * abs(expected))
 
 
-@pytest.mark.parametrize("depth", [31, 32, 33, 37, 100])
+@pytest.mark.parametrize("depth", [2, 100, 127, 128, 129, 151, 300])
 def test_blocks_of_layers_leave_no_layer_out_and_repeat_none(depth):
     """One block, several, and such as must be filled up, with the gradient of the first weights."""
     model = tanh_chain(depth, 3)
     got = LOG_NORMS(model, INPUT[:3])
     J = chain.jacobians(model, INPUT[:3])
     P = functools.reduce(lambda ps, j: [*ps, j @ ps[-1]], J[1:], [J[0]])
-    # Some ulp a layer, amplified by what a product of 100 tanh layers cancels.
+    # Some ulp a layer, amplified by what a product of 300 tanh layers cancels.
     np.testing.assert_allclose(got, [jnp.log(jnp.linalg.norm(p)) for p in P], rtol=0, atol=1e-12)
 
     def last(params):
@@ -253,7 +253,7 @@ def test_what_a_layer_closes_over_has_its_derivative_too():
         np.testing.assert_allclose(slope, 37 / 0.5, rtol=1e-13)  # some ulp a layer
 
 
-@pytest.mark.parametrize(("width", "depth"), [(2, 40), (64, 6)])
+@pytest.mark.parametrize(("width", "depth"), [(2, 40), (20, 12), (64, 6)])
 @pytest.mark.parametrize(("exponent", "dtype"), [(498, jnp.float64), (83, jnp.float32)])
 def test_one_layer_may_leave_the_range_of_squares(width, depth, exponent, dtype):
     """Layers that scale by 2^±498 (1e±150), in float32 by 2^±83 (1e±25), in runs and in turn."""

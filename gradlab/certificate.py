@@ -244,7 +244,8 @@ def _bound(factors: Factors, seen: _Seen) -> Array:
     L, U = jnp.square(_condition(factors.L.T)), jnp.square(_condition(factors.U))
     closing = jnp.square(8 * len(factors.U) * scaled.eps(factors.U.dtype)) * L * U
     bound = jnp.sqrt(seen.total + L * jnp.sum(left) + U * right + closing)
-    return jnp.where(bound < _FIRST_ORDER, bound, jnp.inf)
+    # A direction that is lost may have grown again, past any other.
+    return jnp.where((bound < _FIRST_ORDER) & ~jnp.any(factors.lost), bound, jnp.inf)
 
 
 def _ratios(factors: Factors) -> Array:

@@ -11,6 +11,7 @@ a layer (triangular, diagonal, graded) is lost.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -19,10 +20,6 @@ from jax import Array
 
 from gradlab import doubled, scaled
 from gradlab.doubled import Doubled
-
-# An entry is made of rounding if it is below this many times what roundings of all entries of the
-# layer, independent and as large as they may be, leave of it: five standard deviations.
-_NOISE = 3
 
 _finfo: Any = jnp.finfo  # JAX gives it no types.
 
@@ -116,16 +113,25 @@ def _split(x: Array, axis: int) -> tuple[Array, Array]:
 class _State(NamedTuple):
     """Elimination in place: rows and columns that are done hold `R` and `L`.
 
-    `noise` is what one rounding of every entry of the layer may have left of an entry; `pivots`
-    is `(k, 2)`, the row and the column of every pivot so far.
+    Attributes:
+        A: `(m, r)`. An entry left is `rows[i] J columns[:, j]` of the layer itself.
+        error: `(m, r)`, a bound on what the arithmetic has done to `A`.
+        rows: `(m, m)`, the combinations of rows of the layer that are left.
+        columns: `(n, r)`, the combinations of columns.
+        row_rank, column_rank: `(m,)` and `(r,)`, the number of the pivot that was found there,
+            or more than there can be.
+        num_found: how many pivots there are.
+        is_exhausted: no entry left is more than rounding.
     """
 
     A: Doubled
-    noise: Array
-    rows_left: Array
-    columns_left: Array
-    pivots: Array
+    error: Array
+    rows: Array
+    columns: Array
+    row_rank: Array
+    column_rank: Array
     num_found: Array
+    is_exhausted: Array
 
 
 def careful(J: Array, L: Array, log_2_d: Array) -> Eliminated:
@@ -136,91 +142,126 @@ def careful(J: Array, L: Array, log_2_d: Array) -> Eliminated:
         L: `(n, r)`; a column of zeros has no pivot.
         log_2_d: `(r,)`.
     """
-    A, noise = _product(J, L)
-    m, r = noise.shape
+    m, r = len(J), L.shape[1]
     k = min(m, r)
+    A, error = _product(J, L)
     start = _State(
-        *(A, noise, jnp.ones(m, bool), jnp.ones(r, bool)),
-        *(jnp.zeros((k, 2), jnp.int32), jnp.zeros((), jnp.int32)),
+        A,
+        error,
+        rows=jnp.eye(m, dtype=J.dtype),
+        columns=L,
+        row_rank=k + jnp.arange(m, dtype=jnp.int32),
+        column_rank=k + jnp.arange(r, dtype=jnp.int32),
+        num_found=jnp.zeros((), jnp.int32),
+        is_exhausted=jnp.zeros((), bool),
     )
-    end = jax.lax.fori_loop(0, k, lambda step, state: _eliminate(step, state, log_2_d), start)
-    rows, columns = end.pivots.T
+    end = jax.lax.while_loop(
+        lambda s: (s.num_found < k) & ~s.is_exhausted, lambda s: _turn(s, J, log_2_d, k), start
+    )
     # Rows and columns without a pivot keep their order behind the others.
-    rows = jnp.concatenate([rows, jnp.argsort(~end.rows_left, stable=True)[: m - k]])
-    rest = jnp.argsort(~end.columns_left, stable=True)[: r - k]
-    order = jnp.concatenate([columns, rest.astype(jnp.int32)])
-    LR, noise = end.A.high[rows][:, order], end.noise[rows][:, order]
+    rows, order = jnp.argsort(end.row_rank), jnp.argsort(end.column_rank)
+    LR = end.A.high[rows][:, order]
     found = jnp.arange(k) < end.num_found
     L = jnp.where(found[None, :], jnp.tril(LR[:, :k], -1), 0) + jnp.eye(m, k, dtype=J.dtype)
     R = jnp.where(found[:, None], jnp.triu(LR[:k]), 0)
     # An infinity or nan in the layer is one in every pivot.
     R = R + jnp.where(jnp.isfinite(jnp.sum(J) * 0), 0, jnp.nan).astype(J.dtype)
     # Of the rank that is missing, what only roundings stand in for.
-    missing = (jnp.arange(m)[:, None] >= end.num_found) & (jnp.arange(r)[None, :] >= end.num_found)
-    uncertain = missing & (noise > 0)
+    uncertain = _is_left(end, k) & (_noise(end, J) > 0)
     num_lost = jnp.minimum(jnp.sum(uncertain.any(axis=0)), jnp.sum(uncertain.any(axis=1)))
     lost = ~found & (jnp.arange(k) < end.num_found + num_lost)
-    return Eliminated(jnp.zeros_like(L).at[rows].set(L, unique_indices=True), R, order, lost)
+    L = jnp.zeros_like(L).at[rows].set(L, unique_indices=True)
+    return Eliminated(L, R, order.astype(jnp.int32), lost)
 
 
 def _product(J: Array, L: Array) -> tuple[Doubled, Array]:
-    """`J L` in doubled digits, and the noise in it: one rounding of every entry of `J`."""
+    """`J L` in doubled digits, and a bound on its error."""
 
-    def step(carry: Any, pair: Any) -> tuple[Any, None]:
-        total, noise = carry
-        column, row = pair[0][:, None], pair[1][None, :]
-        total = doubled.add(total, doubled.product(column, row))
-        return (total, jnp.hypot(noise, column * row)), None
+    def step(total: Doubled, pair: tuple[Array, Array]) -> tuple[Doubled, None]:
+        column, row = pair
+        return doubled.add(total, doubled.product(column[:, None], row[None, :])), None
 
-    shape = J.shape[0], L.shape[1]
-    start = doubled.zeros(shape, J.dtype), jnp.zeros(shape, J.dtype)
-    total, noise = jax.lax.scan(step, start, (J.T, L))[0]
-    noise = scaled.eps(J.dtype) / 2 * noise
-    return _certain(total, noise), noise
+    start = doubled.zeros((len(J), L.shape[1]), J.dtype)
+    total, _ = jax.lax.scan(step, start, (J.T, L))
+    return total, len(L) * doubled.eps(J.dtype) * (jnp.abs(J) @ jnp.abs(L))
 
 
-def _eliminate(step: Array, s: _State, log_2_d: Array) -> _State:
-    """One pivot: the largest entry of `A diag(d)` in the rows and columns left."""
-    free = s.rows_left[:, None] & s.columns_left[None, :]
+def _turn(s: _State, J: Array, log_2_d: Array, k: int) -> _State:
+    """The next pivot, or zeros for what is left and may be made of rounding."""
     score = scaled.rough_log_2(s.A.high) + log_2_d[None, :]
-    # Where nothing is left, any row and column that are free do.
-    score = jnp.where(s.A.high == 0, _finfo(score.dtype).min, score)
-    score = jnp.where(free, score, -jnp.inf)
+    score = jnp.where(_is_left(s, k) & (s.A.high != 0), score, -jnp.inf)
     i = jnp.argmax(jnp.max(score, axis=1))
-    j = jnp.argmax(_row(i)(score)[0])
-    row, column = (Doubled(*(take(part) for part in s.A)) for take in (_row(i), _column(j)))
-    noise_row, noise_column = _row(i)(s.noise), _column(j)(s.noise)
-    pivot = Doubled(*(part[0, j] for part in row))
-    found = pivot.high != 0
-    safe = Doubled(jnp.where(found, pivot.high, 1), pivot.low)
-    factor = doubled.divide(column, safe)
-    after = doubled.subtract(s.A, doubled.multiply(factor, row))
-    # A rounding in an entry goes on with the factors that its row and column have here.
-    size = jnp.abs(factor.high)
-    noise = jnp.hypot(
-        jnp.hypot(s.noise, size * noise_row),
-        jnp.hypot(noise_column, size * noise_row[0, j]) * jnp.abs(row.high / safe.high),
+    j = jnp.argmax(score[i])
+    of_pivot = s._replace(
+        A=jax.tree.map(lambda part: part[i, j].reshape(1, 1), s.A),
+        error=s.error[i, j].reshape(1, 1),
+        rows=s.rows[i][None],
+        columns=s.columns[:, j][:, None],
     )
-    after = _certain(after, noise)
-    rows_left = s.rows_left & (jnp.arange(free.shape[0]) != i)
-    columns_left = s.columns_left & (jnp.arange(free.shape[1]) != j)
-    is_next = rows_left[:, None] & columns_left[None, :] & found
-    is_factor = rows_left[:, None] & (jnp.arange(free.shape[1]) == j)[None, :] & found
+    # Where all that is left is zero already, no score is finite.
+    is_certain = (jnp.abs(of_pivot.A.high) > _noise(of_pivot, J))[0, 0] & (score[i, j] > -jnp.inf)
+    eliminate = partial(_eliminate, i=i, j=j, k=k)
+    clear = partial(_without_noise, i=i, j=j, J=J, k=k)
+    return jax.lax.cond(is_certain, eliminate, clear, s)
+
+
+def _noise(s: _State, J: Array) -> Array:
+    """How far roundings of all entries of the layer may have moved the entries of `A`.
+
+    To first order, an entry is moved by the change of the layer between the combinations of rows
+    and of columns that it belongs to.
+    """
+    moved = jnp.abs(s.rows) @ (jnp.abs(J) @ jnp.abs(s.columns))
+    return scaled.eps(J.dtype) / 2 * moved + s.error
+
+
+def _without_noise(s: _State, i: Array, j: Array, J: Array, k: int) -> _State:
+    """Zeros for all entries left that may be made of rounding, as the one in row i, column j is."""
+    is_left = _is_left(s, k)
+    is_noise = is_left & (jnp.abs(s.A.high) <= _noise(s, J)).at[i, j].set(True)
+    A = Doubled(*(jnp.where(is_noise, 0, part) for part in s.A))
+    return s._replace(A=A, is_exhausted=~jnp.any(is_left & (A.high != 0)))
+
+
+def _eliminate(s: _State, i: Array, j: Array, k: int) -> _State:
+    """One pivot, in row i and column j."""
+    row, column = (Doubled(*(take(part) for part in s.A)) for take in (_row(i), _column(j)))
+    pivot = Doubled(*(part[0, j] for part in row))
+    factor = doubled.divide(column, pivot)
+    taken = doubled.multiply(factor, row)
+    after = doubled.subtract(s.A, taken)
+    done = s._replace(
+        row_rank=s.row_rank.at[i].set(s.num_found),
+        column_rank=s.column_rank.at[j].set(s.num_found),
+        num_found=s.num_found + 1,
+    )
+    is_next = _is_left(done, k)
+    is_factor = (done.row_rank >= k)[:, None] & (jnp.arange(is_next.shape[1]) == j)[None, :]
+    # An error goes on with the factors that its row and column have here.
+    size = jnp.abs(factor.high)
+    error = (s.error + size * _row(i)(s.error)) + (
+        _column(j)(s.error) + size * s.error[i, j]
+    ) * jnp.abs(row.high / pivot.high)
+    error = error + doubled.eps(error.dtype) * (jnp.abs(s.A.high) + 2 * jnp.abs(taken.high))
     A = Doubled(
         *(
             jnp.where(is_next, new, jnp.where(is_factor, f, old))
             for new, f, old in zip(after, factor, s.A, strict=True)
         )
     )
-    pivots = s.pivots.at[step].set(jnp.stack([i, j]).astype(jnp.int32))
-    noise = jnp.where(is_next, noise, s.noise)
-    return _State(A, noise, rows_left, columns_left, pivots, s.num_found + found)
+    return done._replace(
+        A=A,
+        error=jnp.where(is_next, error, s.error),
+        rows=s.rows - jnp.where((done.row_rank >= k)[:, None], factor.high, 0) * _row(i)(s.rows),
+        columns=s.columns
+        - _column(j)(s.columns)
+        * jnp.where((done.column_rank >= k)[None, :], row.high / pivot.high, 0),
+    )
 
 
-def _certain(A: Doubled, noise: Array) -> Doubled:
-    """`A` with zeros for the entries that may be made of rounding."""
-    made_of_rounding = jnp.abs(A.high) <= _NOISE * noise
-    return Doubled(*(jnp.where(made_of_rounding, 0, part) for part in A))
+def _is_left(s: _State, k: int) -> Array:
+    """The entries in rows and columns without a pivot."""
+    return (s.row_rank >= k)[:, None] & (s.column_rank >= k)[None, :]
 
 
 def _row(i: Array) -> Any:

@@ -197,17 +197,30 @@ def advance(
 
     columns = linear.times(params, factors.L)
     quick = elimination.quick(columns)
-    is_refined = not is_quick and columns.shape[1] <= columns.shape[0]
-    done = elimination.refined(jacobian(), factors.L, quick) if is_refined else quick.done
-    after, T = _absorb(factors, done, jnp.zeros((), jnp.int32))
+    can_refine = columns.shape[1] <= columns.shape[0]
+
+    def absorbed(done: Eliminated) -> tuple[tuple[Factors, Any], Array]:
+        after, T = _absorb(factors, done, jnp.zeros((), jnp.int32))
+        return (after, (factors, done) if with_step else ()), T
+
+    def refined() -> tuple[tuple[Factors, Any], Array]:
+        return absorbed(elimination.refined(jacobian(), factors.L, quick))
+
+    def refined_or_careful() -> tuple[Factors, Any]:
+        return loops.unless(loss <= limit, refined()[0], careful)
+
+    is_refined = can_refine and not is_quick
+    best, T = refined() if is_refined else absorbed(quick.done)
+    loss = _loss(quick, factors.d, T)
     # Refining squares what rounding has made of the factors.
-    allowed = scaled.eps(z.dtype) ** 0.5 / 2 if is_refined else _LOSS
-    stands = _stands(quick, factors.d, T, allowed)
-    after, seen = loops.unless(stands, (after, (factors, done) if with_step else ()), careful)
+    limit = scaled.eps(z.dtype) ** 0.5 / 2 if can_refine else _LOSS
+    stands = loss <= (limit if is_refined else _LOSS)
+    otherwise = refined_or_careful if can_refine and is_quick else careful
+    after, seen = loops.unless(stands, best, otherwise)
     if not with_step:
         return z_next, after, None
     J = jacobian()
-    J = jnp.where(stands, J, scaled.scale(J).mantissa)
+    J = jnp.where(loss <= limit, J, scaled.scale(J).mantissa)
     return z_next, after, Step(seen[0], J, seen[1], stands & (not is_refined))
 
 
@@ -234,8 +247,8 @@ def _absorb(before: Factors, layer: Eliminated, exponent: Array) -> tuple[Factor
     return Factors(L, new, U.mantissa, before.lost[:k] | layer.lost), T
 
 
-def _stands(quick: Quick, d: Scaled, T: Array, allowed: float) -> Array:
-    """Whether the quick elimination of a layer loses no more than is allowed (nats)."""
+def _loss(quick: Quick, d: Scaled, T: Array) -> Array:
+    """What the quick elimination of a layer may lose (nats); infinite where it cannot be told."""
     R, k, sizes = quick.done.R, quick.done.R.shape[0], quick.sizes
     pivots = jnp.diagonal(R)
     gone = pivots == 0
@@ -247,14 +260,14 @@ def _stands(quick: Quick, d: Scaled, T: Array, allowed: float) -> Array:
         square, jnp.where(gone, 0, sizes * signs)[:, None], left_side=True
     )
     largest, reach = jnp.max(sizes), 2.0 ** (scaled.largest_exponent(R.dtype) // 2)
-    return (
-        (scaled.eps(R.dtype) * jnp.max(jnp.abs(change)) <= allowed)
-        & (jnp.max(jnp.abs(T)) <= max(_OVERTAKEN, 2 * k))
+    can_be_told = (
+        (jnp.max(jnp.abs(T)) <= max(_OVERTAKEN, 2 * k))
         & (largest < reach)
         & (largest > 1 / reach)
         # A pivot may be gone with a dead unit, or with a direction that is gone already.
         & jnp.all(~gone | (sizes == 0) | (d.mantissa[:k] == 0))
     )
+    return jnp.where(can_be_told, scaled.eps(R.dtype) * jnp.max(jnp.abs(change)), jnp.inf)
 
 
 def _svd(factors: Factors) -> jacobi.Decomposition:

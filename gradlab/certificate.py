@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from gradlab import chain, doubled, jacobi, jacobians, linearisation, loops, scaled, spectra
+from gradlab import chain, jacobi, jacobians, linearisation, loops, scaled, spectra
 from gradlab.chain import Chain, Layer, Model
 from gradlab.scaled import Scaled
 from gradlab.spectra import Factors, Step
@@ -210,8 +210,8 @@ def _step_error(step: Step) -> _StepError:
     # Sums over a width and an elimination over another, and the layer's own derivative.
     terms = max(step.J.shape) + 4
     sums = jnp.abs(step.J) @ jnp.abs(step.before.L) + L @ R
-    own = jnp.where(step.is_quick, eps, doubled.eps(R.dtype)) * terms
-    rounded = jnp.where(step.is_quick, 0, eps)
+    own = step.error * terms
+    rounded = jnp.where(step.error < eps, eps, 0)
     # R diag(d) = diag(new d) T; the update of U rounds the rows of T U.
     ratios = _ratios(step.before)
     pivots = jnp.diagonal(R)

@@ -54,6 +54,15 @@ class Quick(NamedTuple):
     sizes: Array
 
 
+def eps(dtype: Any) -> float:
+    """What the error of `refined` and `careful` is below, beside the sums of sizes in `J L_0`.
+
+    That of a residual of split products; pairs have more digits than that.
+    """
+    digits = int(_finfo(dtype).nmant)
+    return 2.0 ** (3 - digits - digits // 2)
+
+
 def quick(A: Array) -> Quick:
     """Elimination in working precision, of `A`, `(m, r)`."""
     LU, _, rows = jax.lax.linalg.lu(A)
@@ -93,11 +102,19 @@ def refined(J: Array, L_0: Array, found: Quick) -> Eliminated:
 
 def _residual(J: Array, L_0: Array, L: Array, R: Array) -> Array:
     """`J L_0 - L R`, right to its own last digits but for about half a rounding of a rounding."""
+    (J, L_0), (L, R) = _balanced(J, L_0), _balanced(L, R)
     (J_high, J_low), (L_high, L_low) = (_split(x, 1) for x in (J, L))
     (L_0_high, L_0_low), (R_high, R_low) = (_split(x, 0) for x in (L_0, R))
     # Products of the high parts are exact, and so nearly alike that their difference is.
     rest = (J_low @ L_0 + J_high @ L_0_low) - (L_low @ R + L_high @ R_low)
     return (J_high @ L_0_high - L_high @ R_high) + rest
+
+
+def _balanced(A: Array, B: Array) -> tuple[Array, Array]:
+    """Factors of the same product with rows of `B` near 1, so that `A` tells the sizes of terms."""
+    exponent = scaled.exponent_of(jnp.max(jnp.abs(B), axis=1))
+    up, down = (scaled.power_of_two(e, B.dtype) for e in (exponent, -exponent))
+    return A * up[None, :], B * down[:, None]
 
 
 def _split(x: Array, axis: int) -> tuple[Array, Array]:

@@ -1,8 +1,8 @@
 """Products of per-layer Jacobians: measured exactly, at every depth in one pass, in any range.
 
-The partial product `P_k = J_k ... J_1` is pushed forward through the linearisation of each layer,
-so no Jacobian is formed, memory does not grow with depth, and a layer may be any function. It is
-rescaled by powers of two (`scaled`), which adds no rounding, and neither under- nor overflows.
+The partial product `P_k = J_k ... J_1` is pushed forward through the linearisation of each layer
+(`linearisation`), so memory does not grow with depth, and a layer may be any function. It is
+rescaled by powers of two (`forward`), which adds no rounding, and neither under- nor overflows.
 """
 
 from __future__ import annotations

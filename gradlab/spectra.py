@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from gradlab import chain, elimination, jacobi, linearisation, loops, scaled
+from gradlab import chain, doubled, elimination, jacobi, linearisation, loops, scaled
 from gradlab.chain import Layer, Model
 from gradlab.elimination import Eliminated, Quick
 from gradlab.scaled import Scaled
@@ -81,13 +81,14 @@ class Factors(NamedTuple):
 class Step(NamedTuple):
     """One layer: the factors before it, with columns in pivots' order, its Jacobian, and its `L R`.
 
-    `J` is `(width_k, width_{k-1})`, by a power of two as `L R = J before.L` needs it.
+    `J` is `(width_k, width_{k-1})`, by a power of two as `L R = J before.L` needs it; `error`, a
+    scalar, is the relative error of a term in those sums.
     """
 
     before: Factors
     J: Array
     eliminated: Eliminated
-    is_quick: Array
+    error: Array
 
 
 def singular_values(model: Model, x: Array, depths: Sequence[int]) -> Spectrum:
@@ -221,7 +222,10 @@ def advance(
         return z_next, after, None
     J = jacobian()
     J = jnp.where(loss <= limit, J, scaled.scale(J).mantissa)
-    return z_next, after, Step(seen[0], J, seen[1], stands & (not is_refined))
+    own = elimination.eps(z.dtype) if is_refined else scaled.eps(z.dtype)
+    beyond = jnp.where(loss <= limit, elimination.eps(z.dtype), doubled.eps(z.dtype))
+    error = jnp.where(stands, own, beyond)
+    return z_next, after, Step(seen[0], J, seen[1], error.astype(z.dtype))
 
 
 def _in_order(factors: Factors, order: Array) -> Factors:

@@ -3,6 +3,7 @@
 import signal
 from pathlib import Path
 
+import hypothesis
 import jax
 import pytest
 from toys import rendering_toy, toy
@@ -15,6 +16,10 @@ PROJECT = Path(__file__).parent.parent
 
 # A shell that runs the tests in the background makes them, and all that they start, deaf to Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# The same cases in every run: what fails once fails again.
+hypothesis.settings.register_profile("repeatable", derandomize=True)
+hypothesis.settings.load_profile("repeatable")
 
 # Warnings are errors too: pyproject.toml says so.
 jax.config.update("jax_enable_x64", True)

@@ -102,7 +102,8 @@ def _left_right(left: Function, right: Function) -> Function:
 
 def _sech(h: Array) -> Array:
     s = jnp.exp(-jnp.abs(h))
-    return 2 * s / (1 + s * s)
+    # A square that XLA does not see, or it would take another exponential for it.
+    return 2 * s / (1 + s * jnp.maximum(s, 0))
 
 
 def _square(h: Array) -> tuple[Array, Array]:

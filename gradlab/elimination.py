@@ -162,6 +162,8 @@ def careful(J: Array, L: Array, log_2_d: Array) -> Eliminated:
     m, r = len(J), L.shape[1]
     k = min(m, r)
     A, error = _product(J, L)
+    # An infinity or nan is one in every pivot.
+    is_undefined = ~jnp.isfinite(jnp.sum(A.high)) | jnp.any(jnp.isnan(log_2_d))
     start = _State(
         A,
         error,
@@ -170,7 +172,7 @@ def careful(J: Array, L: Array, log_2_d: Array) -> Eliminated:
         row_rank=k + jnp.arange(m, dtype=jnp.int32),
         column_rank=k + jnp.arange(r, dtype=jnp.int32),
         num_found=jnp.zeros((), jnp.int32),
-        is_exhausted=jnp.zeros((), bool),
+        is_exhausted=is_undefined,
     )
     end = jax.lax.while_loop(
         lambda s: (s.num_found < k) & ~s.is_exhausted, lambda s: _turn(s, J, log_2_d, k), start
@@ -181,8 +183,7 @@ def careful(J: Array, L: Array, log_2_d: Array) -> Eliminated:
     found = jnp.arange(k) < end.num_found
     L = jnp.where(found[None, :], jnp.tril(LR[:, :k], -1), 0) + jnp.eye(m, k, dtype=J.dtype)
     R = jnp.where(found[:, None], jnp.triu(LR[:k]), 0)
-    # An infinity or nan in the layer is one in every pivot.
-    R = R + jnp.where(jnp.isfinite(jnp.sum(J) * 0), 0, jnp.nan).astype(J.dtype)
+    R = jnp.where(is_undefined, jnp.nan, R)
     # Of the rank that is missing, what only roundings stand in for.
     uncertain = _is_left(end, k) & (_noise(end, J) > 0)
     num_lost = jnp.minimum(jnp.sum(uncertain.any(axis=0)), jnp.sum(uncertain.any(axis=1)))

@@ -195,7 +195,7 @@ class _StepError(NamedTuple):
 
 def _step_error(step: Step) -> _StepError:
     """`|E|` with `A (I + E) = L R` for the roundings of one step."""
-    L, R, _, _ = step.eliminated
+    (L, _), R, _, _ = step.eliminated
     k, r = R.shape
     eps = scaled.eps(R.dtype)
     gone = jnp.diagonal(R) == 0
@@ -209,7 +209,7 @@ def _step_error(step: Step) -> _StepError:
     L_inverse, L, R = jnp.abs(jnp.linalg.pinv(L)), jnp.abs(L), jnp.abs(R)
     # Sums over a width and an elimination over another, and the layer's own derivative.
     terms = max(step.J.shape) + 4
-    sums = jnp.abs(step.J) @ jnp.abs(step.before.L) + L @ R
+    sums = jnp.abs(step.J) @ jnp.abs(step.before.L.high) + L @ R
     own = step.error * terms
     rounded = jnp.where(step.error < eps, eps, 0)
     # R diag(d) = diag(new d) T; the update of U rounds the rows of T U.
@@ -219,7 +219,7 @@ def _step_error(step: Step) -> _StepError:
     unit, unit_inverse = R * by_pivot, inverse * pivots[None, :]
     return _StepError(
         inverse @ (own * (L_inverse @ sums) + rounded * R),
-        rounded * (L_inverse @ L),
+        jnp.where(step.error < eps, step.error, 0) * (L_inverse @ L),
         terms * eps * jnp.linalg.norm((ratios[:, :k] * unit_inverse) @ (ratios[:k] * unit)),
         unit,
         unit_inverse,
@@ -241,7 +241,7 @@ def _sides(changes: Array, factors: Factors) -> tuple[Array, Array]:
 
 def _bound(factors: Factors, seen: _Seen) -> Array:
     left, right = _sides(seen.changes, factors)
-    L, U = jnp.square(_condition(factors.L.T)), jnp.square(_condition(factors.U))
+    L, U = jnp.square(_condition(factors.L.high.T)), jnp.square(_condition(factors.U))
     closing = jnp.square(8 * len(factors.U) * scaled.eps(factors.U.dtype)) * L * U
     bound = jnp.sqrt(seen.total + L * jnp.sum(left) + U * right + closing)
     # A direction that is lost may have grown again, past any other.

@@ -33,6 +33,11 @@ def zeros(shape: tuple[int, ...], dtype: Any) -> Doubled:
     return Doubled(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
 
+def sum_of(a: Array, b: Array) -> Doubled:
+    """`a + b` of plain numbers, elementwise."""
+    return Doubled(*_sum(a, b))
+
+
 def product(a: Array, b: Array) -> Doubled:
     """`a b` of plain numbers, elementwise."""
     (a_high, a_low), (b_high, b_low) = halves(a), halves(b)

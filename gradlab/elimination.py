@@ -28,13 +28,14 @@ class Eliminated(NamedTuple):
     """`A[:, order] = L R` for an `A` of shape `(m, r)`, with k = min(m, r).
 
     Attributes:
-        L: `(m, k)`; some permutation of its rows makes it unit lower trapezoidal.
+        L: `(m, k)`; some permutation of its rows makes it unit lower trapezoidal. `quick` leaves
+            out what rounding has taken from it.
         R: `(k, r)`, upper trapezoidal; the row of a pivot that is gone is zero.
         order: `(r,)`.
         lost: `(k,)`: there is no pivot left that is more than rounding.
     """
 
-    L: Array
+    L: Doubled
     R: Array
     order: Array
     lost: Array
@@ -71,20 +72,21 @@ def quick(A: Array) -> Quick:
     place = jnp.zeros_like(rows).at[rows].set(jnp.arange(len(rows), dtype=rows.dtype))
     sizes = jnp.max(jnp.abs(A), axis=1)[rows][:k]
     order = jnp.arange(A.shape[1], dtype=jnp.int32)
-    done = Eliminated(L[place], jnp.triu(LU[:k]), order, jnp.zeros(k, bool))
+    doubled_L = Doubled(L[place], jnp.zeros_like(L))
+    done = Eliminated(doubled_L, jnp.triu(LU[:k]), order, jnp.zeros(k, bool))
     return Quick(done, place, sizes)
 
 
-def refined(J: Array, L_0: Array, found: Quick) -> Eliminated:
+def refined(J: Array, L_0: Doubled, found: Quick) -> Eliminated:
     """The factors of `J L_0` right to working precision, from those that are nearly so.
 
     One step of Newton's method with a residual in more digits; m >= r. The error left is the
     square of what rounding had made of the quick factors.
     """
-    L, R, order, lost = found.done
+    (L, _), R, order, lost = found.done
     m, k = L.shape
     square = jnp.where(jnp.diagonal(R)[:, None] == 0, jnp.eye(k, dtype=R.dtype), R)
-    residual = _residual(J, L_0, L, R)
+    residual = _residual(J, L_0.high, L, R) + J @ L_0.low
     # L (I + X) (I + Y) R with X strictly below the diagonal, and Y not.
     beside_R = jax.lax.linalg.triangular_solve(square, residual)
     rows = (
@@ -96,8 +98,8 @@ def refined(J: Array, L_0: Array, found: Quick) -> Eliminated:
     )
     Y = jnp.triu(both)
     below = jnp.tri(m, k, -1, bool)[found.place]
-    L = L + jnp.where(below, beside_R - L @ Y, 0)
-    return Eliminated(L, R + jnp.triu(Y @ square), order, lost)
+    better = doubled.sum_of(L, jnp.where(below, beside_R - L @ Y, 0))
+    return Eliminated(better, R + jnp.triu(Y @ square), order, lost)
 
 
 def _residual(J: Array, L_0: Array, L: Array, R: Array) -> Array:
@@ -151,15 +153,15 @@ class _State(NamedTuple):
     is_exhausted: Array
 
 
-def careful(J: Array, L: Array, log_2_d: Array) -> Eliminated:
+def careful(J: Array, L: Doubled, log_2_d: Array) -> Eliminated:
     """The factors of `A = J L` that keep `A diag(d)` graded, however nearly singular `A` is.
 
     Args:
         J: `(m, n)`, its entries well inside the range.
-        L: `(n, r)`; a column of zeros has no pivot.
+        L: `(n, r)`, in doubled digits; a column of zeros has no pivot.
         log_2_d: `(r,)`.
     """
-    m, r = len(J), L.shape[1]
+    m, r = len(J), L.high.shape[1]
     k = min(m, r)
     A, error = _product(J, L)
     # An infinity or nan is one in every pivot.
@@ -168,7 +170,7 @@ def careful(J: Array, L: Array, log_2_d: Array) -> Eliminated:
         A,
         error,
         rows=jnp.eye(m, dtype=J.dtype),
-        columns=L,
+        columns=L.high,
         row_rank=k + jnp.arange(m, dtype=jnp.int32),
         column_rank=k + jnp.arange(r, dtype=jnp.int32),
         num_found=jnp.zeros((), jnp.int32),
@@ -179,29 +181,33 @@ def careful(J: Array, L: Array, log_2_d: Array) -> Eliminated:
     )
     # Rows and columns without a pivot keep their order behind the others.
     rows, order = jnp.argsort(end.row_rank), jnp.argsort(end.column_rank)
-    LR = end.A.high[rows][:, order]
+    LR = jax.tree.map(lambda part: part[rows][:, order], end.A)
     found = jnp.arange(k) < end.num_found
-    L = jnp.where(found[None, :], jnp.tril(LR[:, :k], -1), 0) + jnp.eye(m, k, dtype=J.dtype)
-    R = jnp.where(found[:, None], jnp.triu(LR[:k]), 0)
+    below = jax.tree.map(lambda part: jnp.where(found[None, :], jnp.tril(part[:, :k], -1), 0), LR)
+    R = jnp.where(found[:, None], jnp.triu(LR.high[:k]), 0)
     R = jnp.where(is_undefined, jnp.nan, R)
     # Of the rank that is missing, what only roundings stand in for.
     uncertain = _is_left(end, k) & (_noise(end, J) > 0)
     num_lost = jnp.minimum(jnp.sum(uncertain.any(axis=0)), jnp.sum(uncertain.any(axis=1)))
     lost = ~found & (jnp.arange(k) < end.num_found + num_lost)
-    L = jnp.zeros_like(L).at[rows].set(L, unique_indices=True)
+    sorted_L = below._replace(high=below.high + jnp.eye(m, k, dtype=J.dtype))
+    L = jax.tree.map(
+        lambda part: jnp.zeros_like(part).at[rows].set(part, unique_indices=True), sorted_L
+    )
     return Eliminated(L, R, order.astype(jnp.int32), lost)
 
 
-def _product(J: Array, L: Array) -> tuple[Doubled, Array]:
+def _product(J: Array, L: Doubled) -> tuple[Doubled, Array]:
     """`J L` in doubled digits, and a bound on its error."""
 
-    def step(total: Doubled, pair: tuple[Array, Array]) -> tuple[Doubled, None]:
-        column, row = pair
-        return doubled.add(total, doubled.product(column[:, None], row[None, :])), None
+    def step(total: Doubled, pair: tuple[Array, Doubled]) -> tuple[Doubled, None]:
+        column, row = pair[0][:, None], jax.tree.map(lambda part: part[None, :], pair[1])
+        high, low = doubled.product(column, row.high)
+        return doubled.add(total, Doubled(high, low + column * row.low)), None
 
-    start = doubled.zeros((len(J), L.shape[1]), J.dtype)
+    start = doubled.zeros((len(J), L.high.shape[1]), J.dtype)
     total, _ = jax.lax.scan(step, start, (J.T, L))
-    return total, len(L) * doubled.eps(J.dtype) * (jnp.abs(J) @ jnp.abs(L))
+    return total, len(L.high) * doubled.eps(J.dtype) * (jnp.abs(J) @ jnp.abs(L.high))
 
 
 def _turn(s: _State, J: Array, log_2_d: Array, k: int) -> _State:

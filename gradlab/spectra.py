@@ -23,6 +23,7 @@ from jax import Array
 
 from gradlab import chain, doubled, elimination, jacobi, linearisation, loops, scaled
 from gradlab.chain import Layer, Model
+from gradlab.doubled import Doubled
 from gradlab.elimination import Eliminated, Quick
 from gradlab.scaled import Scaled
 
@@ -66,13 +67,14 @@ class Factors(NamedTuple):
     """`P_k = L diag(d) U`, with r columns left.
 
     Attributes:
-        L: `(width_k, r)`; a column is zero where d is.
+        L: `(width_k, r)`, in doubled digits, since later layers magnify its rounding; a column is
+            zero where d is.
         d: `(r,)`, an exponent an entry, roughly descending, zero where the rank is lost.
         U: `(r, width_0)`, its rows' largest entries in [1, 2), or zero where d is.
         lost: `(r,)`, where d was set to zero because it was made of rounding.
     """
 
-    L: Array
+    L: Doubled
     d: Scaled
     U: Array
     lost: Array
@@ -177,7 +179,7 @@ def start(x: Array) -> Factors:
     """The factors of the empty product."""
     eye = jnp.eye(x.size, dtype=x.dtype)
     zeros = jnp.zeros(x.size, jnp.int32)
-    return Factors(eye, Scaled(eye.sum(axis=0), zeros), eye, zeros > 0)
+    return Factors(Doubled(eye, 0 * eye), Scaled(eye.sum(axis=0), zeros), eye, zeros > 0)
 
 
 def advance(
@@ -196,7 +198,7 @@ def advance(
         after, _ = _absorb(before, done, J.exponent[0, 0])
         return after, (before, done) if with_step else ()
 
-    columns = linear.times(params, factors.L)
+    columns = linear.times(params, factors.L.high)
     quick = elimination.quick(columns)
     can_refine = columns.shape[1] <= columns.shape[0]
 
@@ -230,8 +232,8 @@ def advance(
 
 def _in_order(factors: Factors, order: Array) -> Factors:
     """The factors with the directions in another order."""
-    permuted = jax.tree.map(lambda leaf: leaf[order], factors._replace(L=factors.L.T))
-    return permuted._replace(L=permuted.L.T)
+    L = jax.tree.map(lambda part: part[:, order], factors.L)
+    return Factors(L, *jax.tree.map(lambda leaf: leaf[order], factors[1:]))
 
 
 def _absorb(before: Factors, layer: Eliminated, exponent: Array) -> tuple[Factors, Array]:
@@ -247,7 +249,7 @@ def _absorb(before: Factors, layer: Eliminated, exponent: Array) -> tuple[Factor
     T = layer.R * row * d.mantissa[None, :] * scaled.power_of_two(shift, layer.R.dtype)
     U = scaled.rescale(Scaled(linearisation.matmul(T, before.U), new.exponent[:, None]))
     new = scaled.rescale(Scaled(new.mantissa, U.exponent[:, 0]))
-    L = jnp.where(gone[None, :], 0, layer.L)
+    L = jax.tree.map(lambda part: jnp.where(gone[None, :], 0, part), layer.L)
     return Factors(L, new, U.mantissa, before.lost[:k] | layer.lost), T
 
 
@@ -278,7 +280,7 @@ def _svd(factors: Factors) -> jacobi.Decomposition:
     """The decomposition of `L diag(d) U`."""
     d = factors.d
     U = jacobi.triangular(Scaled(factors.U.T * d.mantissa[None, :], d.exponent[None, :]))
-    side = jacobi.svd(Scaled(factors.L @ U.L.mantissa, U.L.exponent))
+    side = jacobi.svd(Scaled(factors.L.high @ U.L.mantissa, U.L.exponent))
     return side._replace(right=U.Q @ side.right)
 
 
@@ -370,9 +372,9 @@ def _padded(factors: Factors, shape: tuple[int, int]) -> Factors:
     def pad(leaf: Array, *shape: int) -> Array:
         return jnp.zeros(shape, leaf.dtype).at[tuple(map(slice, leaf.shape))].set(leaf)
 
-    L = pad(factors.L, *shape[::-1])
-    rest = factors._replace(L=L.T)
-    return jax.tree.map(lambda leaf: pad(leaf, shape[0], *leaf.shape[1:]), rest)._replace(L=L)
+    L = jax.tree.map(lambda part: pad(part, *shape[::-1]), factors.L)
+    rest = jax.tree.map(lambda leaf: pad(leaf, shape[0], *leaf.shape[1:]), factors[1:])
+    return Factors(L, *rest)
 
 
 def _grow(layer: Layer, carry: tuple[Array, Array], params: Any) -> Any:

@@ -62,8 +62,18 @@ def test_the_bounds_of_an_ordinary_chain_are_worth_having():
 
 
 def test_a_chain_that_undoes_more_than_the_digits_can_hold_has_no_bound():
-    model = chain.linear(jnp.asarray(undone(np.random.default_rng(0))))
-    assert np.isinf(BOUND(model, jnp.zeros(WIDTH), (DEPTH,))[0])
+    """1e20 up and down, which twice the digits of float32 do not hold and those of float64 do."""
+    matrices = jnp.asarray(undone(np.random.default_rng(0)))
+    bounds = [
+        BOUND(chain.linear(matrices.astype(dtype)), jnp.zeros(WIDTH, dtype), (DEPTH,))[0]
+        for dtype in (jnp.float32, jnp.float64)
+    ]
+    assert np.isinf(bounds[0])
+    # Rounding in the second half of the digits, 1e-23, magnified by 1e20 and once more by mixing.
+    assert bounds[1] < 1e-4
+    exact = arbitrary.log_singular_values(matrices)
+    got = SINGULAR_VALUES(chain.linear(matrices), jnp.zeros(WIDTH), (DEPTH,)).log[0]
+    assert (np.abs(got - exact) <= bounds[1]).all()
 
 
 def test_a_chain_that_undoes_it_all_without_rounding_has_a_good_bound():

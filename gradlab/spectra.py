@@ -85,11 +85,11 @@ class Factors(NamedTuple):
 
 
 class Gaps(NamedTuple):
-    """How far direction i was behind direction j, `(r, r)`, in powers of two.
+    """How far directions were behind others, in powers of two.
 
     Attributes:
-        largest: the most that it ever was, negative.
-        caught_up: the most that it has caught up since then, at most to where j is.
+        largest: `(r, r)`, the most that direction i ever was behind direction j, negative.
+        caught_up: `(r,)`, the most that any has caught up on j since then, at most to where j is.
     """
 
     largest: Array
@@ -221,7 +221,8 @@ def advance(
         done = elimination.careful(J.mantissa, factors.L, scaled.log_2(factors.d))
         before = _in_order(factors, done.order)
         after, _ = _absorb(before, done, J.exponent[0, 0])
-        permuted = Gaps(*(part[done.order][:, done.order] for part in gaps))
+        largest = gaps.largest[done.order[:, None], done.order[None, :]]
+        permuted = Gaps(largest, gaps.caught_up[done.order])
         return after, permuted, (before, done) if with_step else ()
 
     columns = linear.times(params, factors.L.high)
@@ -262,14 +263,12 @@ def advance(
 
 def _next_gaps(gaps: Gaps, d: Scaled) -> Gaps:
     r = len(d.mantissa)
-    largest, caught_up = (part[:r, :r] for part in gaps)
-    # A direction that is gone comes back no more.
-    is_there = d.mantissa != 0
-    counts = is_there[:, None] & is_there[None, :]
-    gap = jnp.minimum(d.exponent[:, None] - d.exponent[None, :], 0)
-    gap = jnp.where(counts, gap, largest)
-    largest = jnp.minimum(largest, gap)
-    return Gaps(largest, jnp.maximum(caught_up, gap - largest))
+    # A direction that is gone comes back no more, and none catches up on it.
+    is_gone = d.mantissa == 0
+    own, other = (jnp.where(is_gone, far, d.exponent) for far in (-(2**30), 2**30))
+    gap = jnp.minimum(own[:, None] - other[None, :], 0)
+    largest = jnp.minimum(gaps.largest[:r, :r], gap)
+    return Gaps(largest, jnp.maximum(gaps.caught_up[:r], jnp.max(gap - largest, axis=0)))
 
 
 def _in_order(factors: Factors, order: Array) -> Factors:
@@ -342,8 +341,8 @@ def _walk(model: Model, x: Array, with_steps: bool, see: Any, seen: Any) -> tupl
             )
             return (z, factors, see(factors, taken, seen), gaps), None
 
-        zeros = jnp.zeros((x.size, x.size), jnp.int32)
-        carry = x, start(x), seen, Gaps(zeros, zeros)
+        none = Gaps(jnp.zeros((x.size, x.size), jnp.int32), jnp.zeros(x.size, jnp.int32))
+        carry = x, start(x), seen, none
         for segment in parts:
             carry, _ = loops.scan(partial(step, segment.layer), carry, segment)
         return carry[1:]

@@ -98,12 +98,14 @@ def jacobian(layer: Layer, params: Any, z: Array) -> tuple[Array, Array]:
 
 
 def matmul(A: Array, B: Array) -> Array:
-    """`A @ B` for matrices, however small."""
+    """`A @ B` for matrices, however small; sums are in at least float32, as XLA's are."""
     if max(*A.shape, *B.shape) > TINY:
         return A @ B
+    wide = jnp.promote_types(B.dtype, jnp.float32)
     slices = (slice(k, k + _UNROLLED) for k in range(0, len(B), _UNROLLED))
-    terms = [jnp.sum(A[:, some, None] * B[None, some], axis=1) for some in slices]
-    return sum(terms[1:], terms[0])
+    pairs = ((A[:, some].astype(wide), B[some].astype(wide)) for some in slices)
+    terms = [jnp.sum(a[:, :, None] * b[None], axis=1) for a, b in pairs]
+    return sum(terms[1:], terms[0]).astype(B.dtype)
 
 
 # ---- a linear program, run on a matrix ---------------------------------------------------------

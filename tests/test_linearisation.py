@@ -124,3 +124,16 @@ def test_an_infinite_derivative_is_not_made_zero_and_a_zero_stays_one():
     """Off the diagonal the identity's zeros would become nan beside an infinity."""
     J = linearisation.jacobian(lambda _, z: jnp.sqrt(z), None, jnp.asarray([0.0, 4.0]))[1]
     np.testing.assert_array_equal(J, [[np.inf, 0], [0, 0.25]])
+
+
+@pytest.mark.parametrize("width", [3, 8, 11, 16, 17])
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64])
+def test_a_small_product_is_rounded_as_a_large_one_is(width, dtype):
+    """Terms of one sign: sums in the type itself, if it is short, would lose width / 2 ulp."""
+    A, B = (jax.random.uniform(jax.random.key(n), (width, width), dtype) for n in (3, 4))
+    got = jax.jit(linearisation.matmul)(A, B)
+    assert got.dtype == dtype
+    exact = np.asarray(A, float) @ np.asarray(B, float)
+    # One rounding of the result; where the sums are in the type itself, one a term.
+    eps, terms = float(jnp.finfo(dtype).eps), 1 if dtype.dtype.itemsize < 4 else width
+    assert (np.abs(np.asarray(got, float) - exact) <= 0.51 * terms * eps * exact).all()

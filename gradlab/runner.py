@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from gradlab import experiment as experiments
 from gradlab import schema
 from gradlab.experiment import Experiment
+from gradlab.interrupts import Interrupts
 from gradlab.schema import BadInput
 from gradlab.settings import NOT_NAMED, Settings
 
@@ -76,12 +77,14 @@ class Program:
 
     def single(self, cfg: DictConfig, overrides: list[str]) -> bool:
         """Whether every claim of the run with these overrides holds."""
-        try:
-            self.verdicts.append(_task(self.experiment, cfg, overrides))
-        except Exception as error:
-            # Hydra would print the overrides again and wrap it.
-            self.errors.append(error)
-            return False
+        with Interrupts() as interrupts:
+            try:
+                self.verdicts.append(_task(self.experiment, cfg, overrides))
+            except Exception as error:
+                interrupts.check()
+                # Hydra would print the overrides again and wrap it.
+                self.errors.append(error)
+                return False
         return self.verdicts[-1]
 
 

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import logging
-import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -23,6 +20,7 @@ from gradlab import experiment as experiments
 from gradlab.chunks import Store
 from gradlab.evaluate import Failure, Method
 from gradlab.experiment import Experiment
+from gradlab.interrupts import Interrupts
 from gradlab.join import join
 from gradlab.overview import Judged
 from gradlab.points import Point, Sweep
@@ -95,38 +93,6 @@ def _compute_chunk(
             if time.monotonic() - saved > PATIENCE:
                 save()
                 saved = time.monotonic()
-
-
-class Interrupts:
-    """Ctrl-C inside the block, told from a failure: within a callback, jax makes it an error."""
-
-    # jax writes the traceback of whatever ends a callback to this log.
-    _log = logging.getLogger("jax._src.callback")
-
-    def __enter__(self) -> Interrupts:
-        self._seen = False
-        self._log.addFilter(self._is_failure)
-        self._before = signal.getsignal(signal.SIGINT)
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._log.removeFilter(self._is_failure)
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, self._before)
-
-    def _is_failure(self, record: logging.LogRecord) -> bool:
-        return not (record.exc_info and record.exc_info[0] is KeyboardInterrupt)
-
-    def _note(self, *_: object) -> NoReturn:
-        self._seen = True
-        raise KeyboardInterrupt
-
-    def check(self) -> None:
-        """Go on with an interruption that was swallowed."""
-        if self._seen:
-            raise KeyboardInterrupt
 
 
 class FirstFailure(Exception):

@@ -1,10 +1,7 @@
 """A sweep is one object: the same bits as single runs, one dataset, resumable, failures kept."""
 
 import json
-import logging
-import os
 import resource
-import signal
 import socket
 
 import jax
@@ -13,7 +10,7 @@ import pytest
 import xarray as xr
 from toys import Toy
 
-from gradlab import experiment, points, runner, schema, sweep
+from gradlab import experiment, points, runner, schema
 
 
 def test_a_point_of_a_sweep_has_the_bits_of_the_run_alone(toy: Toy) -> None:
@@ -370,33 +367,3 @@ def test_the_command_of_a_run_is_told_in_its_manifest(toy: Toy) -> None:
     assert manifest["sweep"] == {"seed": [0, 1]}
     assert manifest["evaluation"][0]["method"] == "each"
     assert runner.INTERRUPTED == 130
-
-
-@pytest.mark.parametrize(("interrupted", "logged"), [(True, 0), (False, 1)])
-def test_ctrl_c_inside_a_callback_is_an_interruption_and_not_told_as_a_failure(
-    interrupted: bool, logged: int, caplog: pytest.LogCaptureFixture
-) -> None:
-    def end() -> None:
-        if interrupted:
-            os.kill(os.getpid(), signal.SIGINT)
-        raise ValueError
-
-    def call(interrupts: sweep.Interrupts) -> None:
-        try:
-            jax.block_until_ready(
-                jax.jit(lambda: jax.pure_callback(end, jax.ShapeDtypeStruct((), "float32")))()
-            )
-        except Exception as error:  # what jax makes of an interruption
-            interrupts.check()
-            raise ValueError from error
-
-    def block() -> None:
-        with sweep.Interrupts() as interrupts:
-            call(interrupts)
-
-    with (
-        caplog.at_level(logging.ERROR),
-        pytest.raises(KeyboardInterrupt if interrupted else ValueError),
-    ):
-        block()
-    assert len([record for record in caplog.records if record.exc_info]) == logged

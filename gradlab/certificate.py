@@ -20,8 +20,8 @@ from jax import Array
 
 from gradlab import chain, jacobi, jacobians, linearisation, loops, scaled, spectra
 from gradlab.chain import Chain, Layer, Model
+from gradlab.graded import Factors, Step
 from gradlab.scaled import Scaled
-from gradlab.spectra import Factors, Step
 
 # Where a bound of first order is above this, it is none.
 _FIRST_ORDER = 0.1

@@ -39,7 +39,7 @@ class Linearised:
 
     def times(self, params: Any, columns: Array) -> Array:
         """`J columns`, `(width_out, num_columns)` from `(width_in, num_columns)`."""
-        if self._is_written_out_for_nothing(params):
+        if self._has_free_jacobian(params):
             # One pass over J, for one over the result.
             return matmul(_in_rows(self.jacobian(params)), columns)
         pushed = self._run(params, _Columns(columns, 0), columns.shape[1])
@@ -49,17 +49,17 @@ class Linearised:
         """`J`, `(width_out, width_in)`."""
         return _written_out(self._of_identity(params), _type(self.program.invars[0]).size)
 
-    def _is_written_out_for_nothing(self, params: Any) -> bool:
-        """Whether J takes no product, and is not so sparse that none is needed with it."""
-        is_it = False
+    def _has_free_jacobian(self, params: Any) -> bool:
+        """Whether J takes no product, and is not diagonal, so that none is needed with it."""
+        is_free = False
 
         def trace(linear: Linearised, params: Any) -> None:
-            nonlocal is_it
+            nonlocal is_free
             J = linear._of_identity(params)
-            is_it = isinstance(J, _Columns) and J.num_products == 0
+            is_free = isinstance(J, _Columns) and J.num_products == 0
 
         jax.eval_shape(trace, self, params)
-        return is_it
+        return is_free
 
     def _of_identity(self, params: Any) -> Any:
         aval = _type(self.program.invars[0])

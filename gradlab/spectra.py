@@ -4,10 +4,8 @@ Two quantities with two names. The *singular values* of `P_k` are those of the f
 the *Lyapunov exponents* are the rates at which the diagonal of a forward QR grows. Their logs
 differ by a fraction of a nat to a few at any depth, which vanishes only in the rate.
 
-The product is kept as `L diag(d) U` with `L` and `U` well conditioned and an exponent for every
-entry of `d`: a rank-revealing decomposition, which determines every singular value to high
-relative accuracy (Demmel et al. 1999), and in which nothing is ever lost beside a larger number.
-A layer is taken in by Gaussian elimination (`elimination`), and `jacobi.svd` ends it.
+The product is kept as `L diag(d) U` (`graded`): a rank-revealing decomposition, which determines
+every singular value to high relative accuracy (Demmel et al. 1999); `jacobi.svd` ends it.
 """
 
 from __future__ import annotations
@@ -21,24 +19,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from gradlab import chain, doubled, elimination, jacobi, linearisation, loops, scaled
+from gradlab import chain, graded, jacobi, linearisation, loops, scaled
 from gradlab.chain import Layer, Model
-from gradlab.doubled import Doubled
-from gradlab.elimination import Eliminated, Quick
+from gradlab.graded import Factors, Gaps, Step
 from gradlab.scaled import Scaled
 
-# Elimination in working precision may lose this much of a logarithm (nats), by one layer that is
-# nearly singular or by all of a deep chain. Otherwise, as in float32 by every layer, it is refined.
-_LOSS = 1e-11
-# And no column may be overtaken by another in a layer by more than this, or than twice the width.
-_OVERTAKEN = 16.0
-
-# And no direction may catch up on another by more powers of two than this: random networks of 100
+# No direction may catch up on another by more powers of two than this: random networks of 100
 # layers were seen to reach 10, chains of random triangles 13 and more.
 _CAUGHT_UP = 12
 
 # From the factors after a layer, what the layer was, and what was seen before, to what is seen.
-See = Callable[["Factors", "Step", Any], Any]
+See = Callable[[Factors, Step, Any], Any]
 
 
 class Spectrum(NamedTuple):
@@ -65,48 +56,6 @@ class Exponents(NamedTuple):
 
     values: Array
     standard_errors: Array
-
-
-class Factors(NamedTuple):
-    """`P_k = L diag(d) U`, with r columns left.
-
-    Attributes:
-        L: `(width_k, r)`, in doubled digits, since later layers magnify its rounding; a column is
-            zero where d is.
-        d: `(r,)`, an exponent an entry, roughly descending, zero where the rank is lost.
-        U: `(r, width_0)`, its rows' largest entries in [1, 2), or zero where d is.
-        lost: `(r,)`, where d was set to zero because it was made of rounding.
-    """
-
-    L: Doubled
-    d: Scaled
-    U: Array
-    lost: Array
-
-
-class Gaps(NamedTuple):
-    """How far directions were behind others, in powers of two.
-
-    Attributes:
-        largest: `(r, r)`, the most that direction i ever was behind direction j, negative.
-        caught_up: `(r,)`, the most that any has caught up on j since then, at most to where j is.
-    """
-
-    largest: Array
-    caught_up: Array
-
-
-class Step(NamedTuple):
-    """One layer: the factors before it, with columns in pivots' order, its Jacobian, and its `L R`.
-
-    `J` is `(width_k, width_{k-1})`, by a power of two as `L R = J before.L` needs it; `error`, a
-    scalar, is the relative error of a term in those sums.
-    """
-
-    before: Factors
-    J: Array
-    eliminated: Eliminated
-    error: Array
 
 
 def singular_values(model: Model, x: Array, depths: Sequence[int]) -> Spectrum:
@@ -191,132 +140,6 @@ def orthogonal_start(x: Array) -> Array:
     return jnp.asarray(np.linalg.qr(normal)[0], x.dtype)
 
 
-def start(x: Array) -> Factors:
-    """The factors of the empty product."""
-    eye = jnp.eye(x.size, dtype=x.dtype)
-    zeros = jnp.zeros(x.size, jnp.int32)
-    return Factors(Doubled(eye, 0 * eye), Scaled(eye.sum(axis=0), zeros), eye, zeros > 0)
-
-
-def advance(
-    layer: Layer,
-    params: Any,
-    z: Array,
-    factors: Factors,
-    gaps: Gaps,
-    may_be_quick: Any,
-    with_step: bool,
-) -> tuple[Array, Factors, Gaps, Step | None]:
-    """The next state, the factors after one layer, and what the layer was, if that is wanted.
-
-    `may_be_quick` is an array, or None for never.
-    """
-    z_next, linear = linearisation.linearise(layer, params, z)
-
-    def jacobian() -> Array:
-        return linear.jacobian(params)
-
-    def careful() -> tuple[Factors, Gaps, Any]:
-        J = scaled.scale(jacobian())
-        done = elimination.careful(J.mantissa, factors.L, scaled.log_2(factors.d))
-        before = _in_order(factors, done.order)
-        after, _ = _absorb(before, done, J.exponent[0, 0])
-        largest = gaps.largest[done.order[:, None], done.order[None, :]]
-        permuted = Gaps(largest, gaps.caught_up[done.order])
-        return after, permuted, (before, done) if with_step else ()
-
-    columns = linear.times(params, factors.L.high)
-    quick = elimination.quick(columns)
-    can_refine = columns.shape[1] <= columns.shape[0]
-
-    def absorbed(done: Eliminated) -> tuple[tuple[Factors, Gaps, Any], Array]:
-        after, T = _absorb(factors, done, jnp.zeros((), jnp.int32))
-        return (after, gaps, (factors, done) if with_step else ()), T
-
-    def refined() -> tuple[tuple[Factors, Gaps, Any], Array]:
-        return absorbed(elimination.refined(jacobian(), factors.L, quick))
-
-    def refined_or_careful() -> tuple[Factors, Gaps, Any]:
-        return loops.unless(loss <= limit, refined()[0], careful)
-
-    is_refined = can_refine and may_be_quick is None
-    best, T = refined() if is_refined else absorbed(quick.done)
-    loss = _loss(quick, factors.d, T)
-    # Refining squares what rounding has made of the factors.
-    limit = scaled.eps(z.dtype) ** 0.5 / 2 if can_refine else _LOSS
-    stands = loss <= (limit if is_refined else _LOSS)
-    if can_refine and may_be_quick is not None:
-        stands = stands & may_be_quick
-        after, gaps, seen = loops.unless(stands, best, refined_or_careful)
-    else:
-        after, gaps, seen = loops.unless(stands, best, careful)
-    gaps = _next_gaps(gaps, after.d)
-    if not with_step:
-        return z_next, after, gaps, None
-    J = jacobian()
-    J = jnp.where(loss <= limit, J, scaled.scale(J).mantissa)
-    own = elimination.eps(z.dtype) if is_refined else scaled.eps(z.dtype)
-    beyond = jnp.where(loss <= limit, elimination.eps(z.dtype), doubled.eps(z.dtype))
-    error = jnp.where(stands, own, beyond)
-    return z_next, after, gaps, Step(seen[0], J, seen[1], error.astype(z.dtype))
-
-
-def _next_gaps(gaps: Gaps, d: Scaled) -> Gaps:
-    r = len(d.mantissa)
-    # A direction that is gone comes back no more, and none catches up on it.
-    is_gone = d.mantissa == 0
-    own, other = (jnp.where(is_gone, far, d.exponent) for far in (-(2**30), 2**30))
-    gap = jnp.minimum(own[:, None] - other[None, :], 0)
-    largest = jnp.minimum(gaps.largest[:r, :r], gap)
-    return Gaps(largest, jnp.maximum(gaps.caught_up[:r], jnp.max(gap - largest, axis=0)))
-
-
-def _in_order(factors: Factors, order: Array) -> Factors:
-    """The factors with the directions in another order."""
-    L = jax.tree.map(lambda part: part[:, order], factors.L)
-    return Factors(L, *jax.tree.map(lambda leaf: leaf[order], factors[1:]))
-
-
-def _absorb(before: Factors, layer: Eliminated, exponent: Array) -> tuple[Factors, Array]:
-    """`L R diag(d) U 2^exponent` as factors, and the T of `R diag(d) = diag(new d) T`."""
-    k = layer.R.shape[0]
-    d = before.d
-    pivots = jnp.abs(jnp.diagonal(layer.R))
-    gone = pivots == 0
-    new = Scaled(pivots * d.mantissa[:k], d.exponent[:k] + exponent)
-    # Columns are in descending order: the ratio is large only where that has changed.
-    shift = jnp.minimum(d.exponent[None, :] - d.exponent[:k, None], 64)
-    row = 1 / jnp.where(gone, 1, new.mantissa)[:, None]
-    T = layer.R * row * d.mantissa[None, :] * scaled.power_of_two(shift, layer.R.dtype)
-    U = scaled.rescale(Scaled(linearisation.matmul(T, before.U), new.exponent[:, None]))
-    new = scaled.rescale(Scaled(new.mantissa, U.exponent[:, 0]))
-    L = jax.tree.map(lambda part: jnp.where(gone[None, :], 0, part), layer.L)
-    return Factors(L, new, U.mantissa, before.lost[:k] | layer.lost), T
-
-
-def _loss(quick: Quick, d: Scaled, T: Array) -> Array:
-    """What the quick elimination of a layer may lose (nats); infinite where it cannot be told."""
-    R, k, sizes = quick.done.R, quick.done.R.shape[0], quick.sizes
-    pivots = jnp.diagonal(R)
-    gone = pivots == 0
-    # Rounding changes a row by its size; R^-1 carries that to the columns. Signs without
-    # a pattern give a fair sample of it.
-    signs = jnp.asarray(np.random.default_rng(0).choice([-1, 1], size=k), R.dtype)
-    square = jnp.where(gone[:, None], jnp.eye(k, dtype=R.dtype), R[:, :k])
-    change = jax.lax.linalg.triangular_solve(
-        square, jnp.where(gone, 0, sizes * signs)[:, None], left_side=True
-    )
-    largest, reach = jnp.max(sizes), 2.0 ** (scaled.largest_exponent(R.dtype) // 2)
-    can_be_told = (
-        (jnp.max(jnp.abs(T)) <= max(_OVERTAKEN, 2 * k))
-        & (largest < reach)
-        & (largest > 1 / reach)
-        # A pivot may be gone with a dead unit, or with a direction that is gone already.
-        & jnp.all(~gone | (sizes == 0) | (d.mantissa[:k] == 0))
-    )
-    return jnp.where(can_be_told, scaled.eps(R.dtype) * jnp.max(jnp.abs(change)), jnp.inf)
-
-
 def _svd(factors: Factors) -> jacobi.Decomposition:
     """The decomposition of `L diag(d) U`."""
     d = factors.d
@@ -336,13 +159,12 @@ def _walk(model: Model, x: Array, with_steps: bool, see: Any, seen: Any) -> tupl
     def attempt(may_be_quick: Any) -> tuple[Factors, Any, Gaps]:
         def step(layer: Layer, carry: Any, params: Any) -> tuple[Any, None]:
             z, factors, seen, gaps = carry
-            z, factors, gaps, taken = advance(
+            z, factors, gaps, taken = graded.advance(
                 *(layer, params, z, factors, gaps, may_be_quick, with_steps)
             )
             return (z, factors, see(factors, taken, seen), gaps), None
 
-        none = Gaps(jnp.zeros((x.size, x.size), jnp.int32), jnp.zeros(x.size, jnp.int32))
-        carry = x, start(x), seen, none
+        carry = x, graded.start(x), seen, graded.no_gaps(x)
         for segment in parts:
             carry, _ = loops.scan(partial(step, segment.layer), carry, segment)
         return carry[1:]
@@ -350,7 +172,7 @@ def _walk(model: Model, x: Array, with_steps: bool, see: Any, seen: Any) -> tupl
     # Rounding is magnified by every direction that falls behind another and catches up; how far
     # the worst of them does grows with the number of layers and of directions.
     num_steps = chain.depth(model) * max(chain.widths(model, x))
-    if num_steps * scaled.eps(x.dtype) > _LOSS:
+    if num_steps * scaled.eps(x.dtype) > graded.LOSS:
         return attempt(None)[:2]
 
     # If it was too far, which is known at the end, then once more, and no layer is quick.
@@ -402,7 +224,7 @@ def at_depths(
 
     empty = jax.tree.map(
         lambda leaf: jnp.zeros((len(depths) + 1, *leaf.shape), leaf.dtype),
-        (_padded(start(x), shape), seen),
+        (_padded(graded.start(x), shape), seen),
     )
     carry = jnp.zeros((), jnp.int32), seen, empty
     _, (_, _, stored) = _walk(model, x, see is not None, store, carry)

@@ -18,7 +18,7 @@ ROOMS: dict[str, set[str]] = {
     "balls": set(),
     "blocks": {"chain", "forward", "linearisation", "loops", "scaled"},
     "certificate": {
-        *("balls", "chain", "jacobi", "jacobians", "linearisation", "loops"),
+        *("balls", "chain", "graded", "jacobi", "jacobians", "linearisation", "loops"),
         *("scaled", "spectra"),
     },
     "chain": set(),
@@ -36,6 +36,7 @@ ROOMS: dict[str, set[str]] = {
     "experiment": {"dataset", "estimate"},
     "figures": set(),
     "forward": {"chain", "linearisation", "loops", "scaled"},
+    "graded": {"chain", "doubled", "elimination", "linearisation", "loops", "scaled"},
     "interrupts": set(),
     "jacobi": {"scaled"},
     "jacobians": {"blocks", "chain", "forward", "linearisation", "loops", "scaled"},
@@ -55,9 +56,7 @@ ROOMS: dict[str, set[str]] = {
     "scaled": {"doubled"},
     "schema": set(),
     "settings": set(),
-    "spectra": {
-        *("chain", "doubled", "elimination", "jacobi", "linearisation", "loops", "scaled"),
-    },
+    "spectra": {"chain", "graded", "jacobi", "linearisation", "loops", "scaled"},
     "sweep": {
         *("chunks", "dataset", "estimate", "evaluate", "experiment", "figures", "interrupts"),
         *("join", "overview", "points", "report", "settings"),
@@ -79,7 +78,7 @@ HOMES: dict[str, set[str]] = {
     "submitit": {"cluster"},
 }
 MEASURING = {
-    *("blocks", "certificate", "chain", "doubled", "elimination", "ensembles", "forward"),
+    *("blocks", "certificate", "chain", "doubled", "elimination", "ensembles", "forward", "graded"),
     *("jacobi", "jacobians", "linearisation", "loops", "scaled", "spectra", "training"),
 }
 

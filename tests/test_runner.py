@@ -142,6 +142,12 @@ def test_an_interrupted_run_ends_with_130_and_one_line(toy: Toy) -> None:
     assert "to go on: python experiments/chaos.py" in told.splitlines()[-1]
 
 
+def test_an_interruption_inside_a_callback_of_jax_ends_with_130_too(toy: Toy) -> None:
+    _, told = (process := toy.start("fail='sleep not, but interrupt'")).communicate(timeout=60)
+    assert process.returncode == 130, told
+    assert told.splitlines()[-1].startswith("interrupted: ")
+
+
 @pytest.mark.parametrize("arguments", [("--help",), ("--cfg", "job")])
 def test_help_and_config_are_told_without_jax(toy: Toy, arguments: tuple[str, ...]) -> None:
     code = (

@@ -25,6 +25,7 @@ CHAOS = '''"""How far apart do two bits end?
 A tanh network with weights of scale 3.
 """
 
+import signal
 import time
 
 import gradlab as gl
@@ -42,6 +43,9 @@ class Config:
 
 
 def told(fail, sigma_w):
+    if fail == "sleep not, but interrupt":
+        signal.raise_signal(signal.SIGINT)
+        return np.asarray(sigma_w)
     time.sleep(float(fail.partition("sleep ")[2] or 0))
     if fail == f"value {float(sigma_w):g}":
         raise ValueError("this value raises")

@@ -118,6 +118,22 @@ def test_factors_are_right_to_rounding_for_nearly_singular_layers(seed, dtype, n
             assert abs(sum(exact(*(part[rows[k], j] for part in done.L))) - factors[k][j]) <= few
 
 
+@pytest.mark.parametrize(("dtype", "decades"), [(jnp.float32, 2), (jnp.float64, 5)])
+def test_refined_pivots_are_nearly_exact_whatever_the_scales_of_rows_and_columns(dtype, decades):
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        rows, columns = 10.0 ** rng.uniform(-decades, decades, (2, 5))
+        J = jnp.asarray(rows[:, None] * rng.normal(size=(5, 5)) * columns, dtype)
+        L = jnp.asarray(np.tril(rng.uniform(-1, 1, (5, 5)), -1) + np.eye(5), dtype)
+        done = REFINED(J, L, QUICK(J @ L))
+        R, _, _ = by_elimination(J, L, done)
+        # A residual's own roundings, beside the largest term of a row, magnified as those of the
+        # quick pivots are, which are wrong by up to 1e9 eps here (float32: 3e3).
+        few = exact(64 * scaled.eps(dtype))[0]
+        for k in range(5):
+            assert abs(exact(done.R[k, k])[0] - R[k][k]) <= few * abs(R[k][k])
+
+
 def test_pivots_follow_the_diagonal_beside_the_layer():
     J = jnp.asarray(np.random.default_rng(0).normal(size=(4, 4)))
     log_2_d = jnp.array([-3000.0, 10.0, -40.0, 800.0])

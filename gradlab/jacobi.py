@@ -34,11 +34,11 @@ class Decomposition(NamedTuple):
 
 
 class Rotated(NamedTuple):
-    """Columns, one a row, with their exponents, and the rotations applied to them so far."""
+    """Columns, one a row, with their exponents, and the rotations so far, if they are wanted."""
 
     columns: Array
     exponents: Array
-    rotations: Array
+    rotations: Array | None
 
 
 class Triangular(NamedTuple):
@@ -52,12 +52,21 @@ def svd(X: Scaled) -> Decomposition:
     """The thin singular value decomposition of `X`, `(m, n)`, one exponent a column, m >= n."""
     first = triangular(X)
     second = triangular(first.L)
-    columns, exponents, J = _orthogonalise(second.L.mantissa.T, second.L.exponent[0])
-    lengths = scaled.norm(Scaled(columns, exponents[:, None]), axis=1)
-    unit = columns / jnp.where(lengths.mantissa == 0, 1, _at(lengths, exponents))[:, None]
+    done = _orthogonalise(second.L, jnp.eye(X.shape[1], dtype=X.mantissa.dtype))
+    lengths = _lengths(done)
+    scales = jnp.where(lengths.mantissa == 0, 1, _at(lengths, done.exponents))
+    unit = done.columns / scales[:, None]
     order = jnp.argsort(-scaled.log_2(lengths))
-    values = Scaled(lengths.mantissa[order], lengths.exponent[order])
-    return Decomposition(values, (first.Q @ unit.T)[:, order], (second.Q @ J.T)[:, order])
+    values = jax.tree.map(lambda leaf: leaf[order], lengths)
+    left, right = first.Q @ unit.T, second.Q @ jnp.transpose(done.rotations)
+    return Decomposition(values, left[:, order], right[:, order])
+
+
+def singular_values(X: Scaled) -> Scaled:
+    """Those of `X` as in `svd`, `(n,)` in descending order, without the cost of vectors."""
+    lengths = _lengths(_orthogonalise(triangular(triangular(X).L).L, None))
+    order = jnp.argsort(-scaled.log_2(lengths))
+    return jax.tree.map(lambda leaf: leaf[order], lengths)
 
 
 def triangular(X: Scaled) -> Triangular:
@@ -90,17 +99,17 @@ def graded_qr(A: Array) -> tuple[Array, Array, Array]:
     return Q, sign[:, None] * R, sizes[order][: R.shape[0]]
 
 
-def _orthogonalise(columns: Array, exponents: Array) -> Rotated:
-    """Jacobi sweeps until all columns are orthogonal to working precision."""
-    n = columns.shape[0]
+def _orthogonalise(L: Scaled, rotations: Array | None) -> Rotated:
+    """Jacobi sweeps until all columns of `L` are orthogonal to working precision."""
+    n = L.shape[1]
     padded = n + n % 2
-    start = Rotated(
-        jnp.zeros((padded, columns.shape[1]), columns.dtype).at[:n].set(columns),
-        jnp.zeros(padded, exponents.dtype).at[:n].set(exponents),
-        jnp.eye(padded, dtype=columns.dtype),
-    )
+
+    def pad(leaf: Array) -> Array:
+        return jnp.zeros((padded, *leaf.shape[1:]), leaf.dtype).at[:n].set(leaf)
+
+    start = jax.tree.map(pad, Rotated(L.mantissa.T, L.exponent[0], rotations))
     # As near as a computed cosine tells; a nan ends it at once.
-    enough = 2 * padded * scaled.eps(columns.dtype)
+    enough = 2 * padded * scaled.eps(L.mantissa.dtype)
 
     def unfinished(state: Any) -> Array:
         rotated, num_sweeps = state
@@ -114,10 +123,14 @@ def _orthogonalise(columns: Array, exponents: Array) -> Rotated:
         fresh = scaled.rescale(Scaled(rotated.columns, rotated.exponents[:, None]))
         return Rotated(fresh.mantissa, fresh.exponent[:, 0], rotated.rotations), num_sweeps + 1
 
-    if n == 1:
-        return Rotated(columns, exponents, jnp.ones((1, 1), columns.dtype))
-    done, _ = jax.lax.while_loop(unfinished, sweep, (start, jnp.zeros((), jnp.int32)))
-    return Rotated(done.columns[:n], done.exponents[:n], done.rotations[:n, :n])
+    done = start
+    if n > 1:
+        done, _ = jax.lax.while_loop(unfinished, sweep, (start, jnp.zeros((), jnp.int32)))
+    return jax.tree.map(lambda leaf: leaf[:n], done)
+
+
+def _lengths(r: Rotated) -> Scaled:
+    return scaled.norm(Scaled(r.columns, r.exponents[:, None]), axis=1)
 
 
 def _largest_cosine(columns: Array) -> Array:
@@ -166,8 +179,8 @@ def _rotate_all_pairs(r: Rotated) -> Rotated:
     return jax.tree.map(lambda x, y: jnp.concatenate([x, y])[seats], top, bottom)
 
 
-def _turn(one: Array, factor: Array, other: Array, cosine: Array) -> Array:
-    return cosine[:, None] * (one + factor[:, None] * other)
+def _turn(one: Any, factor: Array, other: Any, cosine: Array) -> Any:
+    return jax.tree.map(lambda x, y: cosine[:, None] * (x + factor[:, None] * y), one, other)
 
 
 def _choose(swap: Array, one: Array, other: Array) -> Array:

@@ -71,7 +71,7 @@ def singular_values(model: Model, x: Array, depths: Sequence[int]) -> Spectrum:
         depths: ascending depths from 1 to the model's.
     """
     factors, _ = at_depths(model, x, depths, None, ())
-    values = jax.vmap(lambda f: _svd(f).singular_values)(factors)
+    values = jax.vmap(lambda f: jacobi.singular_values(_column_scaled(f)[0]))(factors)
     # Zeros come last, and of those the ones that were lost are not known to be zero.
     num_known = jnp.sum(factors.d.mantissa != 0, axis=1, keepdims=True)
     place = jnp.arange(x.size)[None, :]
@@ -93,7 +93,9 @@ def singular_vectors(model: Model, x: Array) -> jacobi.Decomposition:
     The columns of `right`, `(width_0, r)`, are the input directions in the order in which they
     survive; those of `left`, `(width_L, r)`, are what becomes of them; r is the smallest width.
     """
-    return _svd(walk(model, x, None, ())[0])
+    X, Q = _column_scaled(walk(model, x, None, ())[0])
+    decomposition = jacobi.svd(X)
+    return decomposition._replace(right=Q @ decomposition.right)
 
 
 def lyapunov_exponents(model: Model, x: Array, burn_in: int, num_batches: int) -> Exponents:
@@ -140,12 +142,11 @@ def orthogonal_start(x: Array) -> Array:
     return jnp.asarray(np.linalg.qr(normal)[0], x.dtype)
 
 
-def _svd(factors: Factors) -> jacobi.Decomposition:
-    """The decomposition of `L diag(d) U`."""
+def _column_scaled(factors: Factors) -> tuple[Scaled, Array]:
+    """`X` and an orthogonal `Q` with `L diag(d) U = X Q^T`, and an exponent a column in `X`."""
     d = factors.d
     U = jacobi.triangular(Scaled(factors.U.T * d.mantissa[None, :], d.exponent[None, :]))
-    side = jacobi.svd(Scaled(factors.L.high @ U.L.mantissa, U.L.exponent))
-    return side._replace(right=U.Q @ side.right)
+    return Scaled(factors.L.high @ U.L.mantissa, U.L.exponent), U.Q
 
 
 def walk(model: Model, x: Array, see: See | None, seen: Any) -> tuple[Factors, Any]:

@@ -99,8 +99,8 @@ def advance(
     def jacobian() -> Array:
         return linear.jacobian(params)
 
-    def careful() -> tuple[Factors, Gaps, Any]:
-        J = scaled.scale(jacobian())
+    def careful(seen: tuple[Factors, Gaps, Any]) -> tuple[Factors, Gaps, Any]:
+        J, (_, gaps, _) = scaled.scale(jacobian()), seen
         done = elimination.careful(J.mantissa, factors.L, scaled.log_2(factors.d))
         before = _in_order(factors, done.order)
         after, _ = _absorb(before, done, J.exponent[0, 0])
@@ -111,22 +111,22 @@ def advance(
     columns = linear.times(params, factors.L.high)
     quick = elimination.quick(columns)
 
-    def absorbed(done: Eliminated) -> tuple[tuple[Factors, Gaps, Any], Array]:
+    def absorbed(done: Eliminated, gaps: Gaps) -> tuple[tuple[Factors, Gaps, Any], Array]:
         after, T = _absorb(factors, done, jnp.zeros((), jnp.int32))
         return (after, gaps, (factors, done) if with_step else ()), T
 
-    def refined() -> tuple[tuple[Factors, Gaps, Any], Array]:
-        return absorbed(elimination.refined(jacobian(), factors.L, quick))
+    def refined(gaps: Gaps) -> tuple[tuple[Factors, Gaps, Any], Array]:
+        return absorbed(elimination.refined(jacobian(), factors.L, quick), gaps)
 
     can_refine = columns.shape[1] <= columns.shape[0]
     is_refined = can_refine and may_be_quick is None
-    best, T = refined() if is_refined else absorbed(quick.done)
+    best, T = refined(gaps) if is_refined else absorbed(quick.done, gaps)
     loss = _loss(quick, factors.d, T)
     # Refining squares what rounding has made of the factors.
     limit = scaled.eps(z.dtype) ** 0.5 / 2 if can_refine else LOSS
 
-    def refined_or_careful() -> tuple[Factors, Gaps, Any]:
-        return loops.unless(loss <= limit, refined()[0], careful)
+    def refined_or_careful(seen: tuple[Factors, Gaps, Any]) -> tuple[Factors, Gaps, Any]:
+        return loops.unless(loss <= limit, refined(seen[1])[0], careful)
 
     stands = loss <= (limit if is_refined else LOSS)
     if can_refine and may_be_quick is not None:

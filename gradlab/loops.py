@@ -21,13 +21,13 @@ def scan(step: Any, carry: Any, segment: Chain, reverse: bool = False) -> Any:
     return jax.lax.scan(step, carry, segment.params, reverse=reverse)
 
 
-def unless(done: Array, value: Any, otherwise: Callable[[], Any]) -> Any:
-    """`value` if `done`, else `otherwise()`; it has no derivative backwards.
+def unless(done: Array, value: Any, otherwise: Callable[[Any], Any]) -> Any:
+    """`value` if `done`, else `otherwise(value)`; it has no derivative backwards.
 
     A loop of at most one turn: a conditional would copy the value, and under vmap always do both.
     """
     state = done, value
     state = jax.lax.while_loop(
-        lambda state: ~state[0], lambda state: (jnp.ones_like(state[0]), otherwise()), state
+        lambda state: ~state[0], lambda state: (jnp.ones_like(done), otherwise(state[1])), state
     )
     return state[1]

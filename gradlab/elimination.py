@@ -31,12 +31,14 @@ class Eliminated(NamedTuple):
         L: `(m, k)`; some permutation of its rows makes it unit lower trapezoidal. `quick` leaves
             out what rounding has taken from it.
         R: `(k, r)`, upper trapezoidal; the row of a pivot that is gone is zero.
+        pivots: `(k,)`, the diagonal of `R`.
         order: `(r,)`.
         lost: `(k,)`: there is no pivot left that is more than rounding.
     """
 
     L: Doubled
     R: Array
+    pivots: Array
     order: Array
     lost: Array
 
@@ -46,11 +48,13 @@ class Quick(NamedTuple):
 
     Attributes:
         done: with the columns as they stand.
-        place: `(m,)`, where each row of `A` is in the order of the pivots.
+        rows: `(m,)`, the rows of `A` in the order of the pivots.
+        place: `(m,)`, where each row of `A` is in that order.
         sizes: `(k,)`, the largest entry of the row of `A` that each pivot came from.
     """
 
     done: Eliminated
+    rows: Array
     place: Array
     sizes: Array
 
@@ -68,13 +72,17 @@ def quick(A: Array) -> Quick:
     """Elimination in working precision, of `A`, `(m, r)`."""
     LU, _, rows = jax.lax.linalg.lu(A)
     k = min(A.shape)
+    pivots = jnp.diagonal(LU)
     L = jnp.tril(LU[:, :k], -1) + jnp.eye(A.shape[0], k, dtype=A.dtype)
-    place = jnp.zeros_like(rows).at[rows].set(jnp.arange(len(rows), dtype=rows.dtype))
-    sizes = jnp.max(jnp.abs(A), axis=1)[rows][:k]
+    numbers = jnp.arange(len(rows), dtype=rows.dtype)
+    is_at = rows[:, None] == numbers[None, :]
+    place = jnp.sum(jnp.where(is_at, numbers[:, None], 0), axis=0, dtype=rows.dtype)
+    sizes = jnp.max(jnp.abs(A), axis=1)[rows[:k]]
     order = jnp.arange(A.shape[1], dtype=jnp.int32)
     doubled_L = Doubled(L[place], jnp.zeros_like(L))
-    done = Eliminated(doubled_L, jnp.triu(LU[:k]), order, jnp.zeros(k, bool))
-    return Quick(done, place, sizes)
+    lost = jnp.zeros(k, bool)
+    done = Eliminated(doubled_L, jnp.triu(LU[:k]), pivots, order, lost)
+    return Quick(done, rows, place, sizes)
 
 
 def refined(J: Array, L_0: Doubled, found: Quick) -> Eliminated:
@@ -83,23 +91,21 @@ def refined(J: Array, L_0: Doubled, found: Quick) -> Eliminated:
     One step of Newton's method with a residual in more digits; m >= r. The error left is the
     square of what rounding had made of the quick factors.
     """
-    (L, _), R, order, lost = found.done
+    (L, _), R, pivots, order, lost = found.done
     m, k = L.shape
-    square = jnp.where(jnp.diagonal(R)[:, None] == 0, jnp.eye(k, dtype=R.dtype), R)
+    square = jnp.where(pivots[:, None] == 0, jnp.eye(k, dtype=R.dtype), R)
     residual = _residual(J, L_0.high, L, R) + J @ L_0.low
     # L (I + X) (I + Y) R with X strictly below the diagonal, and Y not.
     beside_R = jax.lax.linalg.triangular_solve(square, residual)
-    rows = (
-        jnp.zeros(m, found.place.dtype).at[found.place].set(jnp.arange(m, dtype=found.place.dtype))
-    )
-    rows = rows[:k]
+    rows = found.rows[:k]
     both = jax.lax.linalg.triangular_solve(
         L[rows], beside_R[rows], left_side=True, lower=True, unit_diagonal=True
     )
     Y = jnp.triu(both)
     below = jnp.tri(m, k, -1, bool)[found.place]
     better = doubled.sum_of(L, jnp.where(below, beside_R - L @ Y, 0))
-    return Eliminated(better, R + jnp.triu(Y @ square), order, lost)
+    R = R + jnp.triu(Y @ square)
+    return Eliminated(better, R, jnp.diagonal(R), order, lost)
 
 
 def _residual(J: Array, L_0: Array, L: Array, R: Array) -> Array:
@@ -194,7 +200,7 @@ def careful(J: Array, L: Doubled, log_2_d: Array) -> Eliminated:
     L = jax.tree.map(
         lambda part: jnp.zeros_like(part).at[rows].set(part, unique_indices=True), sorted_L
     )
-    return Eliminated(L, R, order.astype(jnp.int32), lost)
+    return Eliminated(L, R, jnp.diagonal(R), order.astype(jnp.int32), lost)
 
 
 def _product(J: Array, L: Doubled) -> tuple[Doubled, Array]:

@@ -165,7 +165,7 @@ def _absorb(before: Factors, layer: Eliminated, exponent: Array) -> tuple[Factor
     """`L R diag(d) U 2^exponent` as factors, and the T of `R diag(d) = diag(new d) T`."""
     k = layer.R.shape[0]
     d = before.d
-    pivots = jnp.abs(jnp.diagonal(layer.R))
+    pivots = jnp.abs(layer.pivots)
     gone = pivots == 0
     new = Scaled(pivots * d.mantissa[:k], d.exponent[:k] + exponent)
     # Columns are in descending order: the ratio is large only where that has changed.
@@ -181,8 +181,7 @@ def _absorb(before: Factors, layer: Eliminated, exponent: Array) -> tuple[Factor
 def _loss(quick: Quick, d: Scaled, T: Array) -> Array:
     """What the quick elimination of a layer may lose (nats); infinite where it cannot be told."""
     R, k, sizes = quick.done.R, quick.done.R.shape[0], quick.sizes
-    pivots = jnp.diagonal(R)
-    gone = pivots == 0
+    gone = quick.done.pivots == 0
     # Rounding changes a row by its size; R^-1 carries that to the columns. Signs without
     # a pattern give a fair sample of it.
     signs = jnp.asarray(np.random.default_rng(0).choice([-1, 1], size=k), R.dtype)

@@ -195,10 +195,10 @@ class _StepError(NamedTuple):
 
 def _step_error(step: Step) -> _StepError:
     """`|E|` with `A (I + E) = L R` for the roundings of one step."""
-    (L, _), R, _, _ = step.eliminated
+    (L, _), R, pivots = step.eliminated[:3]
     k, r = R.shape
     eps = scaled.eps(R.dtype)
-    gone = jnp.diagonal(R) == 0
+    gone = pivots == 0
     # A pivot that was set to zero belongs to no singular value that is given.
     nothing = gone[:, None] | gone[None, :]
     square = jnp.where(nothing, jnp.eye(k, dtype=R.dtype), R[:, :k])
@@ -214,7 +214,7 @@ def _step_error(step: Step) -> _StepError:
     rounded = jnp.where(step.error < eps, eps, 0)
     # R diag(d) = diag(new d) T; the update of U rounds the rows of T U.
     ratios = _ratios(step.before)
-    pivots = jnp.diagonal(R)
+    pivots = jnp.abs(pivots)
     by_pivot = 1 / jnp.where(gone, 1, pivots)[:, None]
     unit, unit_inverse = R * by_pivot, inverse * pivots[None, :]
     return _StepError(

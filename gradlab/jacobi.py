@@ -41,7 +41,7 @@ class Rotated(NamedTuple):
 
     columns: Array
     exponents: Array
-    rotations: Array | None
+    rotations: Any
 
 
 class Triangular(NamedTuple):
@@ -55,21 +55,20 @@ def svd(X: Scaled) -> Decomposition:
     """The thin singular value decomposition of `X`, `(m, n)`, one exponent a column, m >= n."""
     first = triangular(X)
     second = triangular(first.L)
-    done = _orthogonalise(second.L, jnp.eye(X.shape[1], dtype=X.mantissa.dtype))
-    lengths = _lengths(done)
-    scales = jnp.where(lengths.mantissa == 0, 1, _at(lengths, done.exponents))
-    unit = done.columns / scales[:, None]
+    columns, exponents, J = _orthogonalise(second.L, jnp.eye(X.shape[1], dtype=X.mantissa.dtype))
+    lengths = scaled.norm(Scaled(columns, exponents[:, None]), axis=1)
+    unit = columns / jnp.where(lengths.mantissa == 0, 1, _at(lengths, exponents))[:, None]
     order = jnp.argsort(-scaled.log_2(lengths))
-    values = jax.tree.map(lambda leaf: leaf[order], lengths)
-    left, right = first.Q @ unit.T, second.Q @ jnp.transpose(done.rotations)
-    return Decomposition(values, left[:, order], right[:, order])
+    values = Scaled(lengths.mantissa[order], lengths.exponent[order])
+    return Decomposition(values, (first.Q @ unit.T)[:, order], (second.Q @ J.T)[:, order])
 
 
 def singular_values(X: Scaled) -> Scaled:
     """Those of `X` as in `svd`, `(n,)` in descending order, without the cost of vectors."""
-    lengths = _lengths(_orthogonalise(triangular(triangular(X).L).L, None))
+    columns, exponents, _ = _orthogonalise(triangular(triangular(X).L).L, None)
+    lengths = scaled.norm(Scaled(columns, exponents[:, None]), axis=1)
     order = jnp.argsort(-scaled.log_2(lengths))
-    return jax.tree.map(lambda leaf: leaf[order], lengths)
+    return Scaled(lengths.mantissa[order], lengths.exponent[order])
 
 
 def triangular(X: Scaled) -> Triangular:
@@ -122,7 +121,7 @@ def _orthogonalise(L: Scaled, rotations: Array | None) -> Rotated:
     def sweep(state: Any) -> Any:
         rotated, num_sweeps = state
         rotated, _ = jax.lax.scan(
-            lambda r, _: (_rotate_all_pairs(r), None), rotated, length=max(padded - 1, 1)
+            lambda r, _: (_rotate_all_pairs(r), None), rotated, length=padded - 1
         )
         fresh = scaled.rescale(Scaled(rotated.columns, rotated.exponents[:, None]))
         return Rotated(fresh.mantissa, fresh.exponent[:, 0], rotated.rotations), num_sweeps + 1
@@ -132,10 +131,6 @@ def _orthogonalise(L: Scaled, rotations: Array | None) -> Rotated:
         done, _ = jax.lax.while_loop(unfinished, sweep, (start, jnp.zeros((), jnp.int32)))
     done = jax.tree.map(lambda leaf: leaf[:n], done)
     return done._replace(columns=done.columns[:, :n])
-
-
-def _lengths(r: Rotated) -> Scaled:
-    return scaled.norm(Scaled(r.columns, r.exponents[:, None]), axis=1)
 
 
 def _largest_cosine(columns: Array) -> Array:

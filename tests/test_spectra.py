@@ -320,6 +320,26 @@ def test_jacobi_is_right_for_columns_of_any_scale(seed, spread):
     assert (np.abs(scaled.log_magnitude(side.singular_values) - exact) <= bound).all()
 
 
+@pytest.mark.parametrize("spread", [0, 200])
+@pytest.mark.parametrize(("num_rows", "num_columns"), [(1, 1), (4, 1), (2, 2), (9, 8), (13, 13)])
+def test_values_are_the_same_with_and_without_vectors(num_rows, num_columns, spread):
+    rng = np.random.default_rng(num_columns)
+    Y = rng.normal(size=(num_rows, num_columns))
+    e = rng.integers(-spread, 1, size=num_columns)
+    X = Scaled(jnp.asarray(Y), jnp.asarray(e, jnp.int32)[None])
+    both, alone = SVD(X), scaled.log_magnitude(jax.jit(jacobi.singular_values)(X))
+    values = np.asarray(scaled.log_magnitude(both.singular_values))
+    # A few roundings a column, magnified by the condition of Y, and the ulp of the log.
+    rounding = 2.3e-16 * 20 * num_columns * np.linalg.cond(Y)
+    assert (np.abs(alone - values) <= rounding + 2.3e-16 * np.abs(values)).all()
+    for vectors in (np.asarray(both.left), np.asarray(both.right)):
+        gram = vectors.T @ vectors
+        np.testing.assert_allclose(gram, np.eye(num_columns), rtol=0, atol=5e-15 * num_columns)
+    product = (np.asarray(both.left) * np.exp(values)) @ np.asarray(both.right).T
+    # Beside the largest entry: vectors are right as vectors, not entry by entry.
+    np.testing.assert_allclose(product, Y * 2.0**e, rtol=0, atol=rounding * np.abs(Y).max())
+
+
 @pytest.mark.parametrize("depths", [(), (0, 3), (3, 2), (2, 2), (1, 41)])
 def test_depths_that_are_not_there_are_refused(depths):
     with pytest.raises(ValueError, match="depths must be ascending whole numbers from 1 to 40"):

@@ -1,4 +1,4 @@
-"""Clipping by the global norm: the formula itself, beside optax's; imports optax and jax only.
+"""Clipping by the global norm: the formula itself, beside optax's, and a watch on a clip at work.
 
     g <- g tau / max(|g|, tau)              Pascanu, Mikolov and Bengio 2013, algorithm 1
 
@@ -16,9 +16,7 @@ float32):
   never clips; a traced tau of 0 gives 0, one below 0 or nan gives nan;
 - the derivative is that of the formula, at a zero gradient that of the identity.
 
-How: an entry is split into its mantissa and its integer exponent, so nothing can leave the range;
-the sum of squares and the quotient are carried as a head and a tail (Dekker 1971), two floats that
-act as one of twice the precision. The sums' error is below the slack for 2^24 entries and, since
+How: in twice the digits (`norms`). The sums' error is below the slack for 2^24 entries and, since
 roundings cancel, far beyond.
 """
 
@@ -31,12 +29,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import Array, lax
+from jax import Array
 from jax.typing import ArrayLike
 
-# jax 0.10 leaves these two without types.
-_finfo: Any = jnp.finfo
-_barrier: Any = lax.optimization_barrier
+from gradlab import bits, norms
+
+_finfo: Any = jnp.finfo  # JAX gives it no types.
 
 Tree = Any  # a pytree of real floating arrays
 
@@ -62,7 +60,7 @@ def clip(grads: Tree, tau: ArrayLike) -> Tree:
 def formula(grads: Tree, tau: ArrayLike) -> Tree:
     """`clip` without the refusal: every tau has the value that the formula gives it."""
     leaves = _leaves(grads)
-    clipped = _clip(leaves, jnp.asarray(tau, _wide(leaves)))
+    clipped = _clip(leaves, jnp.asarray(tau, norms.wide(leaves)))
     return jax.tree.unflatten(jax.tree.structure(grads), clipped)
 
 
@@ -78,7 +76,7 @@ def cosine(one: Tree, other: Tree) -> Array:
     """The cosine of the angle between two pytrees, `()`, to about 10 ulps; nan where one is 0."""
     # A tree of zeros has the unit vector 0 / 0, and so the cosine nan.
     parts = (_leaves(tree) for tree in (one, other))
-    return _along(*(_unit(leaves, _measure(leaves)) for leaves in parts))
+    return _along(*(norms.unit(leaves, norms.measure(leaves)) for leaves in parts))
 
 
 def clip_by_global_norm(tau: ArrayLike) -> optax.GradientTransformation:
@@ -114,30 +112,29 @@ def _leaves(grads: Tree) -> list[Array]:
     return [jnp.asarray(leaf) for leaf in jax.tree.leaves(grads)]
 
 
-def _wide(leaves: list[Array]) -> Any:
-    return jnp.float64 if any(leaf.dtype == jnp.float64 for leaf in leaves) else jnp.float32
-
-
 @jax.custom_jvp
 def _clip(leaves: list[Array], tau: Array) -> list[Array]:
-    size = _measure(leaves)
-    keep = _within(size, tau)
-    factor = _quotient(tau, size)
-    return [jnp.where(keep, leaf, _times(leaf, factor)) for leaf in leaves]
+    size = norms.measure(leaves)
+    keep = norms.is_within(size, tau)
+    factor = norms.quotient(tau, size)
+    return [jnp.where(keep, leaf, norms.times(leaf, factor)) for leaf in leaves]
 
 
 @_clip.defjvp
 def _clip_jvp(primals: Any, tangents: Any) -> tuple[list[Array], list[Array]]:
     (leaves, tau), (dleaves, dtau) = primals, tangents
-    size = _measure(leaves)
-    keep = _within(size, tau)
-    factor = _quotient(tau, size)
+    size = norms.measure(leaves)
+    keep = norms.is_within(size, tau)
+    factor = norms.quotient(tau, size)
     # Where nothing is clipped the direction has no part, and may not exist: 0 * nan is nan.
-    unit = [jnp.where(keep, 0, direction) for direction in _unit(leaves, size)]
-    factor = _Scaled(jnp.where(keep, 1, factor.head), factor.tail, factor.exponent * ~keep)
+    unit = [jnp.where(keep, 0, direction) for direction in norms.unit(leaves, size)]
+    high = jnp.where(keep, 1, factor.mantissa.high)
+    factor = factor._replace(
+        mantissa=factor.mantissa._replace(high=high), exponent=factor.exponent * ~keep
+    )
     along = _along(unit, dleaves)
     slopes = [
-        (_power_times(dleaf.astype(tau.dtype) - part * along, factor) + part * dtau)
+        (norms.times_high(dleaf.astype(tau.dtype) - part * along, factor) + part * dtau)
         for dleaf, part in zip(dleaves, unit, strict=True)
     ]
     return _clip(leaves, tau), [
@@ -147,27 +144,22 @@ def _clip_jvp(primals: Any, tangents: Any) -> tuple[list[Array], list[Array]]:
 
 @jax.custom_jvp
 def _norm(leaves: list[Array]) -> Array:
-    return _rounded(_measure(leaves))
+    return norms.rounded(norms.measure(leaves))
 
 
 @_norm.defjvp
 def _norm_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
     (leaves,), (dleaves,) = primals, tangents
-    size = _measure(leaves)
-    unit = [jnp.where(size.head > 0, part, 0) for part in _unit(leaves, size)]
-    return _rounded(size), _along(unit, dleaves)
+    size = norms.measure(leaves)
+    is_positive = size.mantissa.high > 0
+    unit = [jnp.where(is_positive, part, 0) for part in norms.unit(leaves, size)]
+    return norms.rounded(size), _along(unit, dleaves)
 
 
 def _along(unit: list[Array], tangents: list[Array]) -> Array:
     pairs = zip(unit, tangents, strict=True)
     products = (jnp.sum(part * tangent.astype(part.dtype)) for part, tangent in pairs)
-    return sum(products, start=jnp.zeros((), _wide(unit)))
-
-
-def _unit(leaves: list[Array], size: _Scaled) -> list[Array]:
-    """The leaves over their global norm, in `wide`."""
-    parts = (_split(leaf, size.head.dtype) for leaf in leaves)
-    return [_scaled_down(*part, size.exponent) / size.head for part in parts]
+    return sum(products, start=jnp.zeros((), norms.wide(unit)))
 
 
 # ---- beside optax
@@ -233,9 +225,9 @@ def compare(grads: Tree, tau: ArrayLike) -> Comparison:
     differs = flat > 0
     first = jnp.where(jnp.any(differs), jnp.argmax(differs), -1)
     trees = [_leaves(tree) for tree in (grads, by_optax, by_formula)]
-    sizes = [_measure(leaves) for leaves in trees]
-    units = [_unit(leaves, size) for leaves, size in zip(trees, sizes, strict=True)]
-    before, after_optax, after_formula = map(_rounded, sizes)
+    sizes = [norms.measure(leaves) for leaves in trees]
+    units = [norms.unit(leaves, size) for leaves, size in zip(trees, sizes, strict=True)]
+    before, after_optax, after_formula = map(norms.rounded, sizes)
     return Comparison(
         optax=by_optax,
         formula=by_formula,
@@ -295,17 +287,17 @@ def ulps(one: Array, other: Array) -> Array:
 
     Counted in floats of that dtype, so it is exact to 2^24; `inf` where one of the two is nan.
     """
-    wide = _wide([one])
-    a, b = _magnitude(one), _magnitude(other)
-    same_side = _is_negative(one) == _is_negative(other)
-    apart = jnp.where(same_side, jnp.maximum(a, b) - jnp.minimum(a, b), a + b).astype(wide)
+    wide = norms.wide([one])
+    a, b = bits.magnitude(one), bits.magnitude(other)
+    same_side = bits.is_negative(one) == bits.is_negative(other)
+    apart = jnp.where(same_side, jnp.abs(a - b).astype(wide), a.astype(wide) + b.astype(wide))
     num_nan = jnp.isnan(one).astype(jnp.int32) + jnp.isnan(other)
     return jnp.where(num_nan == 0, apart, jnp.where(num_nan == 1, jnp.inf, 0))
 
 
 def _cause(leaves: list[Array], tau: ArrayLike, size: Array, first: Array) -> Array:
     """Index into `CAUSES` of the first cause that applies."""
-    wide = _wide(leaves)
+    wide = norms.wide(leaves)
     tau = jnp.asarray(tau, wide)
     seen = optax.tree.norm(leaves)
     narrow = [leaf.dtype for leaf in leaves]
@@ -371,7 +363,7 @@ def monitor(
     inner = optax.with_extra_args_support(transformation)
 
     def init(params: Tree) -> MonitorState:
-        record = jnp.full(history, jnp.nan, _wide(_leaves(params)))
+        record = jnp.full(history, jnp.nan, norms.wide(_leaves(params)))
         zero = jnp.zeros((), jnp.int32)
         shares = jax.tree.map(lambda _: record, params)
         return MonitorState(inner.init(params), zero, zero, record, record, shares)
@@ -401,11 +393,10 @@ def shares(grads: Tree) -> Tree:
 
     The share of a leaf is what clipping leaves as it is: a layer that got nothing gets nothing.
     """
-    size = _measure(_leaves(grads))
+    size = norms.measure(_leaves(grads))
 
     def share(leaf: Array) -> Array:
-        part = _measure(_leaves(leaf))
-        return part.head / size.head * _power(part.exponent - size.exponent, size.head.dtype)
+        return norms.ratio(norms.measure(_leaves(leaf)), size)
 
     return jax.tree.map(share, grads)
 
@@ -455,198 +446,3 @@ def report(state: MonitorState) -> Report:
 def _differs(one: Tree, other: Tree) -> Array:
     pairs = zip(_leaves(one), _leaves(other), strict=True)
     return _any([jnp.zeros((), bool), *(jnp.any(ulps(a, b) > 0) for a, b in pairs)])
-
-
-# ---- the arithmetic: (head + tail) 2^exponent
-
-
-class _Scaled(NamedTuple):
-    head: Array
-    tail: Array
-    exponent: Array
-
-
-def _measure(leaves: list[Array]) -> _Scaled:
-    """The norm over all leaves, with the exponent of the largest entry."""
-    wide = _wide(leaves)
-    parts = [_split(leaf.ravel(), wide) for leaf in leaves]
-    mantissa = jnp.concatenate([jnp.zeros(1, wide), *(part[0] for part in parts)])
-    exponent = jnp.concatenate([jnp.zeros(1, jnp.int32), *(part[1] for part in parts)])
-    largest = jnp.max(jnp.where(mantissa == 0, -(2**31), exponent))
-    largest = jnp.where(jnp.any(mantissa != 0), largest, 0)
-    entries = _scaled_down(mantissa, exponent, largest)
-    finite = jnp.isfinite(entries)
-    head, tail = _root(*_sum(*_product(*(jnp.where(finite, entries, 0),) * 2)))
-    # 0 where all is finite, else inf, or nan where one entry is.
-    wild = jnp.sum(jnp.where(finite, 0, jnp.abs(entries)))
-    return _Scaled(jnp.where(wild == 0, head, wild), jnp.where(wild == 0, tail, 0), largest)
-
-
-def _rounded(size: _Scaled) -> Array:
-    """A norm as one float, toward zero: where the tail is negative, that costs an ulp."""
-    head = jnp.where(size.tail < 0, _one_ulp_lower(size.head), size.head)
-    return _join(head, size.exponent, size.head.dtype)
-
-
-def _slack(dtype: Any) -> float:
-    return float(2.0 ** (14 - 2 * (_finfo(dtype).nmant + 1)))
-
-
-def _within(size: _Scaled, tau: Array) -> Array:
-    """Whether the norm is at most tau, up to the slack; false for nan."""
-    mantissa, exponent = _split(tau, tau.dtype)
-    # 2^100 is beyond any ratio of a norm to its largest entry, and its inverse below any.
-    level = mantissa * _power(jnp.clip(exponent - size.exponent, -100, 100), tau.dtype)
-    excess = jnp.where(size.head == level, 0, size.head - level) + size.tail
-    return excess <= _slack(tau.dtype) * level
-
-
-def _quotient(tau: Array, size: _Scaled) -> _Scaled:
-    """The factor tau / |g|: nan for a tau below 0 or nan, 0 for an infinite norm."""
-    mantissa, exponent = _split(jnp.where(tau >= 0, tau, jnp.nan), tau.dtype)
-    finite = jnp.isfinite(size.head)
-    head = mantissa / size.head
-    product, error = _product(head, jnp.where(finite, size.head, 1))
-    tail = (((mantissa - product) - error) - head * size.tail) / size.head
-    return _Scaled(head, jnp.where(finite & (size.head > 0), tail, 0), exponent - size.exponent)
-
-
-def _times(leaf: Array, factor: _Scaled) -> Array:
-    """`leaf` times `factor`, which is at most 1: rounded toward zero to the dtype of the leaf."""
-    mantissa, exponent = _split(leaf, factor.head.dtype)
-    head, error = _product(mantissa, factor.head)
-    head, tail = _normal(head, error + mantissa * factor.tail)
-    high = jnp.where(head < 0, -tail, tail) < -_slack(head.dtype) * jnp.abs(head)
-    return _join(
-        jnp.where(high, _one_ulp_lower(head), head), exponent + factor.exponent, leaf.dtype
-    )
-
-
-def _power_times(values: Array, factor: _Scaled) -> Array:
-    """`values` times the head of `factor`, in ordinary arithmetic, which can be differentiated."""
-    half = factor.exponent // 2
-    for exponent in (half, factor.exponent - half):
-        values = values * _power(exponent, values.dtype)
-    return values * factor.head
-
-
-def _product(a: Array, b: Array) -> tuple[Array, Array]:
-    """The product a b and its error, exactly (Dekker 1971)."""
-    # Without the barriers a compiler may contract a product and a sum, and the error is lost.
-    product = _barrier(a * b)
-    (a_high, a_low), (b_high, b_low) = _halves(a), _halves(b)
-    error = ((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low
-    return product, _barrier(error)
-
-
-def _halves(a: Array) -> tuple[Array, Array]:
-    """Two floats of half the digits each, whose sum is `a`."""
-    digits = (_finfo(a.dtype).nmant + 1) // 2
-    high = lax.bitcast_convert_type(_bits(a) >> digits << digits, a.dtype)
-    return high, a - high
-
-
-def _add(one: tuple[Array, Array], other: tuple[Array, Array]) -> tuple[Array, Array]:
-    """The sum of two numbers of a head and a tail each (Knuth's two-sum)."""
-    head = one[0] + other[0]
-    moved = head - one[0]
-    tail = (one[0] - (head - moved)) + (other[0] - moved) + (one[1] + other[1])
-    return _normal(head, tail)
-
-
-def _normal(head: Array, tail: Array) -> tuple[Array, Array]:
-    """The same sum with a tail of at most half an ulp of the head, which it must not exceed."""
-    total = head + tail
-    return total, tail - (total - head)
-
-
-def _sum(heads: Array, tails: Array) -> tuple[Array, Array]:
-    """The sum of `(n,)` heads and tails, along rows and columns: an error of order sqrt(n) u²."""
-    num_columns = int(np.ceil(np.sqrt(heads.size)))
-    padding = (0, -heads.size % num_columns)
-    table = tuple(jnp.pad(v, padding).reshape(-1, num_columns) for v in (heads, tails))
-    zero = jnp.zeros((), heads.dtype)
-    for _ in range(2):
-        table = lax.reduce(table, (zero, zero), _add, (0,))
-    return table[0], table[1]
-
-
-def _root(head: Array, tail: Array) -> tuple[Array, Array]:
-    root = jnp.sqrt(head)
-    square, error = _product(root, root)
-    rest = ((head - square) - error) + tail
-    return _normal(root, jnp.where(root > 0, rest / (2 * jnp.where(root > 0, root, 1)), 0))
-
-
-# ---- bits
-
-
-def _bits(x: Array) -> Array:
-    return lax.bitcast_convert_type(x, _unsigned(x.dtype))
-
-
-def _unsigned(dtype: Any) -> Any:
-    return jnp.dtype(f"uint{_finfo(dtype).bits}")
-
-
-def _magnitude(x: Array) -> Array:
-    """The bits of |x|, which are ordered as |x| is."""
-    sign = _finfo(x.dtype).bits - 1
-    magnitude: Array = _bits(x) & ((1 << sign) - 1)
-    return magnitude
-
-
-def _is_negative(x: Array) -> Array:
-    negative: Array = _bits(x) >> (_finfo(x.dtype).bits - 1) == 1
-    return negative
-
-
-def _power(exponent: Array, dtype: Any) -> Array:
-    """2^exponent, exactly, and the smallest normal number for exponents below its own."""
-    info = _finfo(dtype)
-    biased = jnp.maximum(exponent, info.minexp) + (1 - int(info.minexp))
-    return lax.bitcast_convert_type(biased.astype(_unsigned(dtype)) << info.nmant, dtype)
-
-
-def _scaled_down(mantissa: Array, exponent: Array, largest: Array) -> Array:
-    return mantissa * _power(exponent - largest, mantissa.dtype)
-
-
-def _split(x: Array, wide: Any) -> tuple[Array, Array]:
-    """Mantissa in `wide` and integer exponent, exactly; 1 <= |mantissa| < 2 for normal numbers.
-
-    By bits and not by arithmetic, because XLA on CPU takes subnormal operands for 0.
-    """
-    info = _finfo(x.dtype)
-    biased = (_magnitude(x) >> info.nmant).astype(jnp.int32)
-    fraction = _bits(x) & ((1 << info.nmant) - 1)
-    mantissa = fraction.astype(wide) * 2.0**-info.nmant + (biased > 0)
-    mantissa = jnp.where(_is_negative(x), -mantissa, mantissa)
-    mantissa = jnp.where(jnp.isfinite(x), mantissa, x.astype(wide))
-    return mantissa, jnp.maximum(biased, 1) + (int(info.minexp) - 1)
-
-
-def _join(mantissa: Array, exponent: Array, dtype: Any) -> Array:
-    """The number mantissa 2^exponent in `dtype`, rounded toward zero; inf above the range."""
-    wide, info = _finfo(mantissa.dtype), _finfo(dtype)
-    magnitude = _magnitude(mantissa)
-    implicit = jnp.where(magnitude == 0, 0, 1 << wide.nmant).astype(magnitude.dtype)
-    fraction = implicit | (magnitude & ((1 << wide.nmant) - 1))
-    biased = (magnitude >> wide.nmant).astype(jnp.int32) + int(wide.minexp - info.minexp)
-    biased = biased + exponent
-    # Below the normal numbers the exponent stays and the fraction moves to the right instead.
-    place = jnp.maximum(biased, 1)
-    shift = jnp.clip(wide.nmant - info.nmant + place - biased, 0, wide.nmant + 1)
-    bits = ((place - 1).astype(fraction.dtype) << info.nmant) + (
-        fraction >> shift.astype(fraction.dtype)
-    )
-    value = lax.bitcast_convert_type(bits.astype(_unsigned(dtype)), dtype)
-    value = jnp.where((biased > 2 * (int(info.maxexp) - 1)) & (magnitude > 0), jnp.inf, value)
-    value = jnp.where(_is_negative(mantissa), -value, value)
-    return jnp.where(jnp.isfinite(mantissa), value, mantissa.astype(dtype))
-
-
-def _one_ulp_lower(x: Array) -> Array:
-    """The next float toward zero; `x` where it is 0 or not finite."""
-    lower = lax.bitcast_convert_type(_bits(x) - 1, x.dtype)
-    return jnp.where((x != 0) & jnp.isfinite(x), lower, x)

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from gradlab import bits
+
 _finfo: Any = jnp.finfo  # JAX gives it no types.
 
 
@@ -72,11 +74,8 @@ def divide(x: Doubled, y: Doubled) -> Doubled:
 
 def halves(x: Array) -> tuple[Array, Array]:
     """`x` as a sum of two numbers of half its digits, so that products of halves are exact."""
-    info = _finfo(x.dtype)
-    integer = {16: jnp.int16, 32: jnp.int32, 64: jnp.int64}[info.bits]
-    keep = jnp.asarray((-1) << (info.nmant // 2 + 1), integer)
-    bits = jax.lax.bitcast_convert_type(x, integer)
-    high = jax.lax.bitcast_convert_type(bits & keep, x.dtype)
+    keep = jnp.asarray((-1) << (_finfo(x.dtype).nmant // 2 + 1), bits.integer(x.dtype))
+    high = jax.lax.bitcast_convert_type(bits.of(x) & keep, x.dtype)
     return high, x - high
 
 

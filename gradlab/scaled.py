@@ -16,13 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from gradlab import doubled
+from gradlab import bits, doubled
 
 Axes = int | tuple[int, ...] | None
 
-# JAX gives these no types.
-_finfo: Any = jnp.finfo
-_iinfo: Any = jnp.iinfo
+_finfo: Any = jnp.finfo  # JAX gives it no types.
 
 # Stands for the exponent of zero, which loses against every other when two are compared.
 _NOTHING = -(2**30)
@@ -67,7 +65,7 @@ def scale(x: Array, axis: Axes = None) -> Scaled:
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"Only a real floating array can be scaled, not one of dtype {x.dtype}.")
     axes = tuple(range(x.ndim)) if axis is None else axis
-    field = jnp.max(_field(x), axis=axes, keepdims=True)
+    field = jnp.max(bits.exponent_field(x), axis=axes, keepdims=True)
     digits = _finfo(x.dtype).nmant
     # A group is lifted as one, by the mantissa's length, and only if nothing overflows; in
     # a larger group a subnormal entry is out of range in any case.
@@ -197,7 +195,7 @@ def unscale(s: Scaled) -> Converted:
     """
     dtype = s.mantissa.dtype
     bias = _bias(dtype)
-    own = _field(s.mantissa) - bias
+    own = bits.exponent_field(s.mantissa) - bias
     plain = jnp.isfinite(s.mantissa) & (s.mantissa != 0)
     overflow = plain & (own + s.exponent > bias)
     underflow = plain & (own + s.exponent < 1 - bias)
@@ -215,25 +213,25 @@ def exponent_of(x: Array) -> Array:
 
     One less than that in the topmost binade, so that `2**-e` is always a normal number.
     """
-    return _exponent(_field(x), x.dtype)
+    return _exponent(bits.exponent_field(x), x.dtype)
 
 
 def exponent_of_largest(x: Array, axis: Axes = None) -> Array:
     """`exponent_of` the entry of largest magnitude: integers have a faster maximum than floats."""
-    return _exponent(jnp.max(_magnitude_bits(x), axis=axis) >> _finfo(x.dtype).nmant, x.dtype)
+    return _exponent(jnp.max(bits.magnitude(x), axis=axis) >> _finfo(x.dtype).nmant, x.dtype)
 
 
 def rough_log_2(x: Array) -> Array:
     """`log2|x|` to within 0.09, read from the bits: to choose by, not to calculate with."""
     info = _finfo(x.dtype)
-    return _magnitude_bits(x).astype(x.dtype) * 2.0**-info.nmant - _bias(x.dtype)
+    return bits.magnitude(x).astype(x.dtype) * 2.0**-info.nmant - _bias(x.dtype)
 
 
 def power_of_two(exponent: Array, dtype: Any) -> Array:
     """`2**exponent` made of bits: exact, 0 below the normal range, infinity above."""
     bias = _bias(dtype)
-    bits = (jnp.clip(exponent, -bias, bias + 1) + bias).astype(_integer(dtype))
-    return jax.lax.bitcast_convert_type(bits << _finfo(dtype).nmant, dtype)
+    field = (jnp.clip(exponent, -bias, bias + 1) + bias).astype(bits.integer(dtype))
+    return jax.lax.bitcast_convert_type(field << _finfo(dtype).nmant, dtype)
 
 
 def largest_exponent(dtype: Any) -> int:
@@ -250,23 +248,6 @@ def _bias(dtype: Any) -> int:
     return int(_finfo(dtype).maxexp) - 1
 
 
-def _integer(dtype: Any) -> Any:
-    return {16: jnp.int16, 32: jnp.int32, 64: jnp.int64}[_finfo(dtype).bits]
-
-
-def _magnitude_bits(x: Array) -> Array:
-    """The bits of `|x|` as an integer, which orders as `|x|` does."""
-    integer = _integer(x.dtype)
-    bits = jax.lax.bitcast_convert_type(jax.lax.stop_gradient(x), integer)
-    return jnp.asarray(bits & _iinfo(integer).max)
-
-
-def _field(x: Array) -> Array:
-    """The biased exponent as it stands in the bits, int32: 0 for zero and subnormal numbers."""
-    field: Array = _magnitude_bits(x) >> _finfo(x.dtype).nmant
-    return field.astype(jnp.int32)
-
-
 def _exponent(field: Array, dtype: Any) -> Array:
     bias = _bias(dtype)
     field = field.astype(jnp.int32)
@@ -279,10 +260,12 @@ def _lifted(x: Array) -> Array:
     info = _finfo(x.dtype)
     lifted = x * 2.0**info.nmant
     smallest = 2.0**info.minexp
-    digits = _magnitude_bits(x).astype(x.dtype) * smallest
+    digits = bits.magnitude(x).astype(x.dtype) * smallest
     signed = jnp.where(jnp.signbit(x), -digits, digits)
     # The difference is zero and carries the derivative, which bits do not have.
-    return jnp.where(_field(x) == 0, signed + (lifted - jax.lax.stop_gradient(lifted)), lifted)
+    return jnp.where(
+        bits.exponent_field(x) == 0, signed + (lifted - jax.lax.stop_gradient(lifted)), lifted
+    )
 
 
 def _exponent_or_nothing(s: Scaled) -> Array:

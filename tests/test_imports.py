@@ -16,6 +16,7 @@ ROOT = PACKAGE.parent
 ROOMS: dict[str, set[str]] = {
     "activations": set(),
     "balls": set(),
+    "bits": set(),
     "blocks": {"chain", "forward", "linearisation", "loops", "scaled"},
     "certificate": {
         *("balls", "chain", "graded", "jacobi", "jacobians", "linearisation", "loops"),
@@ -23,12 +24,12 @@ ROOMS: dict[str, set[str]] = {
     },
     "chain": set(),
     "chunks": {"dataset", "points"},
-    "clipping": {"scaled"},
+    "clipping": {"bits", "norms"},
     "cluster": {
         *("chunks", "dataset", "evaluate", "experiment", "points", "report", "settings", "sweep"),
     },
     "dataset": set(),
-    "doubled": set(),
+    "doubled": {"bits"},
     "elimination": {"doubled", "scaled"},
     "ensembles": {"activations", "chain"},
     "estimate": set(),
@@ -48,12 +49,13 @@ ROOMS: dict[str, set[str]] = {
     "lazy": set(),
     "linearisation": {"chain"},
     "loops": {"chain"},
+    "norms": {"bits", "doubled", "scaled"},
     "overview": {"estimate", "figures", "points"},
     "page": {"dataset", "estimate", "experiment"},
     "points": {"experiment", "settings"},
     "report": {"dataset", "estimate", "experiment", "figures", "settings"},
     "runner": {"experiment", "interrupts", "report", "settings"},
-    "scaled": {"doubled"},
+    "scaled": {"bits", "doubled"},
     "schema": set(),
     "settings": set(),
     "spectra": {"chain", "graded", "jacobi", "linearisation", "loops", "scaled"},
@@ -78,8 +80,18 @@ HOMES: dict[str, set[str]] = {
     "submitit": {"cluster"},
 }
 MEASURING = {
-    *("blocks", "certificate", "chain", "doubled", "elimination", "ensembles", "forward", "graded"),
-    *("jacobi", "jacobians", "linearisation", "loops", "scaled", "spectra", "training"),
+    *(
+        "bits",
+        "blocks",
+        "certificate",
+        "chain",
+        "doubled",
+        "elimination",
+        "ensembles",
+        "forward",
+        "graded",
+    ),
+    *("jacobi", "jacobians", "linearisation", "loops", "norms", "scaled", "spectra", "training"),
 }
 
 

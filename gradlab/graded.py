@@ -20,11 +20,18 @@ from gradlab.doubled import Doubled
 from gradlab.elimination import Eliminated, Quick
 from gradlab.scaled import Scaled
 
+# The ways to take a layer in, by the digits that they keep: those of its dtype, half as many more,
+# and twice as many.
+QUICK, REFINED, CAREFUL = range(3)
+
 # Elimination in working precision may lose this much of a logarithm (nats), by one layer that is
 # nearly singular or by all of a deep chain. Otherwise, as in float32 by every layer, it is refined.
 LOSS = 1e-11
 # And no column may be overtaken by another in a layer by more than this, or than twice the width.
 _OVERTAKEN = 16.0
+
+# More powers of two than any two directions are apart.
+_FAR = 2**30
 
 
 class Factors(NamedTuple):
@@ -87,12 +94,13 @@ def advance(
     z: Array,
     factors: Factors,
     gaps: Gaps,
-    may_be_quick: Any,
+    grade: Array,
+    lowest: int,
     with_step: bool,
 ) -> tuple[Array, Factors, Gaps, Step | None]:
     """The next state, the factors after one layer, and what the layer was, if that is wanted.
 
-    `may_be_quick` is an array, or None for never.
+    No way below `grade` is taken, of which it is known beforehand that it is `lowest` or more.
     """
     z_next, linear = linearisation.linearise(layer, params, z)
 
@@ -118,29 +126,34 @@ def advance(
     def refined(gaps: Gaps) -> tuple[tuple[Factors, Gaps, Any], Array]:
         return absorbed(elimination.refined(jacobian(), factors.L, quick), gaps)
 
+    # Where directions end it takes a full elimination.
     can_refine = columns.shape[1] <= columns.shape[0]
-    is_refined = can_refine and may_be_quick is None
+    is_refined = can_refine and lowest >= REFINED
     best, T = refined(gaps) if is_refined else absorbed(quick.done, gaps)
     loss = _loss(quick, factors.d, T)
     # Refining squares what rounding has made of the factors.
     limit = scaled.eps(z.dtype) ** 0.5 / 2 if can_refine else LOSS
 
-    def refined_or_careful(seen: tuple[Factors, Gaps, Any]) -> tuple[Factors, Gaps, Any]:
-        return loops.unless(loss <= limit, refined(seen[1])[0], careful)
+    # Each is worked out where it is needed, from one number.
+    def can_be_quick() -> Array:
+        return (loss <= LOSS) & (grade <= QUICK)
 
-    stands = loss <= (limit if is_refined else LOSS)
-    if can_refine and may_be_quick is not None:
-        stands = stands & may_be_quick
-        after, gaps, seen = loops.unless(stands, best, refined_or_careful)
-    else:
-        after, gaps, seen = loops.unless(stands, best, careful)
+    def can_be_refined() -> Array:
+        return (loss <= limit) & (grade <= REFINED) if can_refine else can_be_quick()
+
+    def refined_or_careful(seen: tuple[Factors, Gaps, Any]) -> tuple[Factors, Gaps, Any]:
+        return loops.unless(can_be_refined(), refined(seen[1])[0], careful)
+
+    has_second = can_refine and not is_refined
+    stands = can_be_refined() if is_refined else can_be_quick()
+    after, gaps, seen = loops.unless(stands, best, refined_or_careful if has_second else careful)
     gaps = _next_gaps(gaps, after.d)
     if not with_step:
         return z_next, after, gaps, None
     J = jacobian()
-    J = jnp.where(loss <= limit, J, scaled.scale(J).mantissa)
+    J = jnp.where(can_be_refined(), J, scaled.scale(J).mantissa)
     own = elimination.eps(z.dtype) if is_refined else scaled.eps(z.dtype)
-    beyond = jnp.where(loss <= limit, elimination.eps(z.dtype), doubled.eps(z.dtype))
+    beyond = jnp.where(can_be_refined(), elimination.eps(z.dtype), doubled.eps(z.dtype))
     error = jnp.where(stands, own, beyond)
     return z_next, after, gaps, Step(seen[0], J, seen[1], error.astype(z.dtype))
 
@@ -149,8 +162,8 @@ def _next_gaps(gaps: Gaps, d: Scaled) -> Gaps:
     r = len(d.mantissa)
     # A direction that is gone comes back no more, and none catches up on it.
     is_gone = d.mantissa == 0
-    own, other = (jnp.where(is_gone, far, d.exponent) for far in (-(2**30), 2**30))
-    gap = jnp.minimum(own[:, None] - other[None, :], 0)
+    own, other = (jnp.where(is_gone, far, d.exponent) for far in (-_FAR, _FAR))
+    gap = jnp.clip(own[:, None] - other[None, :], -_FAR // 2, 0)
     largest = jnp.minimum(gaps.largest[:r, :r], gap)
     return Gaps(largest, jnp.maximum(gaps.caught_up[:r], jnp.max(gap - largest, axis=0)))
 

@@ -81,7 +81,7 @@ def singular_value_bound(model: Model, x: Array, depths: Sequence[int]) -> Array
 
     def see(after: Factors, step: Step, seen: _Seen) -> _Seen:
         del after
-        r, order = step.before.d.mantissa.size, step.eliminated.order
+        r, order = step.before.d.mantissa.size, step.order
         error = _step_error(step)
         changes = seen.changes[:r, :r][order][:, order] + jnp.square(error.before)
         left, right = _sides(changes, step.before)
@@ -195,7 +195,7 @@ class _StepError(NamedTuple):
 
 def _step_error(step: Step) -> _StepError:
     """`|E|` with `A (I + E) = L R` for the roundings of one step."""
-    (L, _), R, pivots = step.eliminated[:3]
+    L, R, pivots = step.L, step.R, jnp.abs(jnp.diagonal(step.R))
     k, r = R.shape
     eps = scaled.eps(R.dtype)
     gone = pivots == 0
@@ -209,12 +209,11 @@ def _step_error(step: Step) -> _StepError:
     L_inverse, L, R = jnp.abs(jnp.linalg.pinv(L)), jnp.abs(L), jnp.abs(R)
     # Sums over a width and an elimination over another, and the layer's own derivative.
     terms = max(step.J.shape) + 4
-    sums = jnp.abs(step.J) @ jnp.abs(step.before.L.high) + L @ R
+    sums = jnp.abs(step.J) @ jnp.abs(step.before.L) + L @ R
     own = step.error * terms
     rounded = jnp.where(step.error < eps, eps, 0)
     # R diag(d) = diag(new d) T; the update of U rounds the rows of T U.
     ratios = _ratios(step.before)
-    pivots = jnp.abs(pivots)
     by_pivot = 1 / jnp.where(gone, 1, pivots)[:, None]
     unit, unit_inverse = R * by_pivot, inverse * pivots[None, :]
     return _StepError(
@@ -241,7 +240,7 @@ def _sides(changes: Array, factors: Factors) -> tuple[Array, Array]:
 
 def _bound(factors: Factors, seen: _Seen) -> Array:
     left, right = _sides(seen.changes, factors)
-    L, U = jnp.square(_condition(factors.L.high.T)), jnp.square(_condition(factors.U))
+    L, U = jnp.square(_condition(factors.L.T)), jnp.square(_condition(factors.U))
     closing = jnp.square(8 * len(factors.U) * scaled.eps(factors.U.dtype)) * L * U
     bound = jnp.sqrt(seen.total + L * jnp.sum(left) + U * right + closing)
     # A direction that is lost may have grown again, past any other.

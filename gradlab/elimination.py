@@ -28,39 +28,40 @@ _finfo: Any = jnp.finfo  # JAX gives it no types.
 _SURE = 4
 
 
-class Eliminated(NamedTuple):
-    """`A[:, order] = L R` for an `A` of shape `(m, r)`, with k = min(m, r).
+class Quick(NamedTuple):
+    """`A = L R` by LAPACK, for an `A` of shape `(m, r)`, with k = min(m, r).
 
     Attributes:
-        L: `(m, k)`; some permutation of its rows makes it unit lower trapezoidal. `quick` leaves
-            out what rounding has taken from it.
-        R: `(k, r)`, upper trapezoidal; the row of a pivot that is gone is zero.
+        L: `(m, k)`; a permutation of its rows makes it unit lower trapezoidal.
+        R: `(k, r)`, upper trapezoidal.
         pivots: `(k,)`, the diagonal of `R`.
+        rows: `(m,)`, the rows of `A` in the order of the pivots.
+        place: `(m,)`, where each row of `A` is in that order.
+        sizes: `(k,)`, the largest entry of the row of `A` that each pivot came from.
+    """
+
+    L: Array
+    R: Array
+    pivots: Array
+    rows: Array
+    place: Array
+    sizes: Array
+
+
+class Careful(NamedTuple):
+    """`A[:, order] = L R`.
+
+    Attributes:
+        L: `(m, k)`, as in `Quick`, in doubled digits.
+        R: `(k, r)`, upper trapezoidal; the row of a pivot that is gone is zero.
         order: `(r,)`.
         lost: `(k,)`: there is no pivot left that is more than rounding.
     """
 
     L: Doubled
     R: Array
-    pivots: Array
     order: Array
     lost: Array
-
-
-class Quick(NamedTuple):
-    """The factors of `A` by LAPACK, and the rows and sizes of its pivots.
-
-    Attributes:
-        done: with the columns as they stand.
-        rows: `(m,)`, the rows of `A` in the order of the pivots.
-        place: `(m,)`, where each row of `A` is in that order.
-        sizes: `(k,)`, the largest entry of the row of `A` that each pivot came from.
-    """
-
-    done: Eliminated
-    rows: Array
-    place: Array
-    sizes: Array
 
 
 def eps(dtype: Any) -> float:
@@ -76,28 +77,23 @@ def quick(A: Array) -> Quick:
     """Elimination in working precision, of `A`, `(m, r)`."""
     LU, _, rows = jax.lax.linalg.lu(A)
     k = min(A.shape)
-    pivots = jnp.diagonal(LU)
-    L = jnp.tril(LU[:, :k], -1) + jnp.eye(A.shape[0], k, dtype=A.dtype)
     numbers = jnp.arange(len(rows), dtype=rows.dtype)
     is_at = rows[:, None] == numbers[None, :]
     place = jnp.sum(jnp.where(is_at, numbers[:, None], 0), axis=0, dtype=rows.dtype)
+    L = jnp.tril(LU[:, :k], -1) + jnp.eye(A.shape[0], k, dtype=A.dtype)
     sizes = jnp.max(jnp.abs(A), axis=1)[rows[:k]]
-    order = jnp.arange(A.shape[1], dtype=jnp.int32)
-    doubled_L = Doubled(L[place], jnp.zeros_like(L))
-    lost = jnp.zeros(k, bool)
-    done = Eliminated(doubled_L, jnp.triu(LU[:k]), pivots, order, lost)
-    return Quick(done, rows, place, sizes)
+    return Quick(L[place], jnp.triu(LU[:k]), jnp.diagonal(LU), rows, place, sizes)
 
 
-def refined(J: Array, L_0: Doubled, found: Quick) -> Eliminated:
-    """The factors of `J L_0` right to working precision, from those that are nearly so.
+def refined(J: Array, L_0: Doubled, found: Quick) -> tuple[Doubled, Array]:
+    """`L` and `R` of `J L_0` right to working precision, from those that are nearly so.
 
     One step of Newton's method with a residual in more digits; m >= r. The error left is the
     square of what rounding had made of the quick factors.
     """
-    (L, _), R, pivots, order, lost = found.done
+    L, R = found.L, found.R
     m, k = L.shape
-    square = jnp.where(pivots[:, None] == 0, jnp.eye(k, dtype=R.dtype), R)
+    square = jnp.where(found.pivots[:, None] == 0, jnp.eye(k, dtype=R.dtype), R)
     residual = _residual(J, L_0.high, L, R) + J @ L_0.low
     # L (I + X) (I + Y) R with X strictly below the diagonal, and Y not.
     beside_R = jax.lax.linalg.triangular_solve(square, residual)
@@ -108,8 +104,7 @@ def refined(J: Array, L_0: Doubled, found: Quick) -> Eliminated:
     Y = jnp.triu(both)
     below = jnp.tri(m, k, -1, bool)[found.place]
     better = doubled.sum_of(L, jnp.where(below, beside_R - L @ Y, 0))
-    R = R + jnp.triu(Y @ square)
-    return Eliminated(better, R, jnp.diagonal(R), order, lost)
+    return better, R + jnp.triu(Y @ square)
 
 
 def _residual(J: Array, L_0: Array, L: Array, R: Array) -> Array:
@@ -163,7 +158,7 @@ class _State(NamedTuple):
     is_exhausted: Array
 
 
-def careful(J: Array, L: Doubled, log_2_d: Array) -> Eliminated:
+def careful(J: Array, L: Doubled, log_2_d: Array) -> Careful:
     """The factors of `A = J L` that keep `A diag(d)` graded, however nearly singular `A` is.
 
     Args:
@@ -204,7 +199,7 @@ def careful(J: Array, L: Doubled, log_2_d: Array) -> Eliminated:
     L = jax.tree.map(
         lambda part: jnp.zeros_like(part).at[rows].set(part, unique_indices=True), sorted_L
     )
-    return Eliminated(L, R, jnp.diagonal(R), order.astype(jnp.int32), lost)
+    return Careful(L, R, order.astype(jnp.int32), lost)
 
 
 def _product(J: Array, L: Doubled) -> tuple[Doubled, Array]:

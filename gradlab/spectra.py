@@ -147,7 +147,7 @@ def _column_scaled(factors: Factors) -> tuple[Scaled, Array]:
     """`X` and an orthogonal `Q` with `L diag(d) U = X Q^T`, and an exponent a column in `X`."""
     d = factors.d
     U = jacobi.triangular(Scaled(factors.U.T * d.mantissa[None, :], d.exponent[None, :]))
-    return Scaled(factors.L.high @ U.L.mantissa, U.L.exponent), U.Q
+    return Scaled(factors.L @ U.L.mantissa, U.L.exponent), U.Q
 
 
 def walk(model: Model, x: Array, see: See | None, seen: Any) -> tuple[Factors, Any]:
@@ -158,44 +158,65 @@ def walk(model: Model, x: Array, see: See | None, seen: Any) -> tuple[Factors, A
 def _walk(model: Model, x: Array, with_steps: bool, see: Any, seen: Any) -> tuple[Factors, Any]:
     parts = chain.checked(model, x)
 
-    # A few roundings a layer in each of the directions.
-    num_steps = chain.depth(model) * max(chain.widths(model, x))
-    is_shallow = num_steps * scaled.eps(x.dtype) <= graded.LOSS
-    lowest = graded.QUICK if is_shallow else graded.REFINED
-
-    def attempt(grade: Array) -> tuple[Factors, Any, Gaps]:
+    def quickly() -> _Walked:
         def step(layer: Layer, carry: Any, params: Any) -> tuple[Any, None]:
-            z, factors, seen, gaps = carry
-            z, factors, gaps, taken = graded.advance(
-                *(layer, params, z, factors, gaps, grade, lowest, with_steps)
-            )
-            return (z, factors, see(factors, taken, seen), gaps), None
+            z, factors, gaps, loss, seen = carry
+            z, factors, own, taken = graded.advance_quickly(layer, params, z, factors, with_steps)
+            gaps = graded.next_gaps(gaps, factors.d)
+            return (z, factors, gaps, jnp.maximum(loss, own), see(factors, taken, seen)), None
 
-        carry = x, graded.start(x), seen, graded.no_gaps(x)
+        carry = x, graded.start(x), graded.no_gaps(x), jnp.zeros((), x.dtype), seen
         for segment in parts:
             carry, _ = loops.scan(partial(step, segment.layer), carry, segment)
-        return carry[1:]
+        _, factors, gaps, loss, after = carry
+        needed = jnp.where(loss <= graded.LOSS, _grade(factors, gaps), graded.REFINED)
+        return _Walked(factors, after, needed)
 
-    # Rounding is magnified by every direction that falls behind another and catches up. How far
-    # is known at the end: if it was too far, then once more, and no layer in as few digits.
-    def is_unfinished(state: Any) -> Array:
-        count, grade, (factors, _, gaps) = state
-        return (count == 0) | (grade < _grade(factors, gaps))
+    def exactly(grade: Array) -> _Walked:
+        def step(layer: Layer, carry: Any, params: Any) -> tuple[Any, None]:
+            z, factors, gaps, seen = carry
+            z, factors, gaps, taken = graded.advance_exactly(
+                *(layer, params, z, factors, gaps, grade, with_steps)
+            )
+            return (z, factors, gaps, see(factors.factors, taken, seen)), None
 
-    def turn(state: Any) -> Any:
-        count, grade, (factors, _, gaps) = state
-        grade = jnp.where(count == 0, lowest, _grade(factors, gaps))
-        return count + 1, grade, attempt(grade)
+        start = graded.start(x)
+        carry = x, graded.Exactly(start, jnp.zeros_like(start.L)), graded.no_gaps(x), seen
+        for segment in parts:
+            carry, _ = loops.scan(partial(step, segment.layer), carry, segment)
+        _, (factors, _), gaps, after = carry
+        return _Walked(factors, after, _grade(factors, gaps))
 
-    zero = jnp.zeros((), jnp.int32)
-    shapes = jax.eval_shape(attempt, zero)
-    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    _, _, (factors, seen, _) = jax.lax.while_loop(is_unfinished, turn, (zero, zero, nothing))
-    return factors, seen
+    # A few roundings a layer in each of the directions.
+    num_steps = chain.depth(model) * max(chain.widths(model, x))
+    if num_steps * scaled.eps(x.dtype) <= graded.LOSS:
+        first = quickly()
+    else:
+        shapes = jax.eval_shape(exactly, jnp.zeros((), jnp.int32))
+        nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        first = nothing._replace(needed=jnp.asarray(graded.REFINED, jnp.int32))
+    # How many digits it takes is known at the end: if there were too few, then once more.
+    _, walked = jax.lax.while_loop(
+        lambda state: state[0] < state[1].needed,
+        lambda state: (state[1].needed, exactly(state[1].needed)),
+        (jnp.asarray(graded.QUICK, jnp.int32), first),
+    )
+    return walked.factors, walked.seen
+
+
+class _Walked(NamedTuple):
+    """The end of a way through a chain, and the grade that it should have had, at least."""
+
+    factors: Factors
+    seen: Any
+    needed: Array
 
 
 def _grade(factors: Factors, gaps: Gaps) -> Array:
-    """What a chain that ends like this has to be gone through with, at least."""
+    """What a chain that ends like this has to be gone through with, at least.
+
+    Rounding is magnified by every direction that falls behind another and catches up.
+    """
     by_gaps = jnp.sum(jnp.max(gaps.caught_up) > _CAUGHT_UP, dtype=jnp.int32)
     # Where rounding has ended a direction, nobody knows on whom it would have caught up.
     return jnp.where(jnp.any(factors.lost), graded.CAREFUL, by_gaps)
@@ -266,7 +287,7 @@ def _padded(factors: Factors, shape: tuple[int, int]) -> Factors:
     def pad(leaf: Array, *shape: int) -> Array:
         return jnp.zeros(shape, leaf.dtype).at[tuple(map(slice, leaf.shape))].set(leaf)
 
-    L = jax.tree.map(lambda part: pad(part, *shape[::-1]), factors.L)
+    L = pad(factors.L, *shape[::-1])
     rest = jax.tree.map(lambda leaf: pad(leaf, shape[0], *leaf.shape[1:]), factors[1:])
     return Factors(L, *rest)
 

@@ -19,7 +19,11 @@ OPERATIONS = {
 }
 CAREFUL = jax.jit(lambda J, L, log_2_d: elimination.careful(J, Doubled(L, 0 * L), log_2_d))
 QUICK = jax.jit(elimination.quick)
-REFINED = jax.jit(lambda J, L, quick: elimination.refined(J, Doubled(L, 0 * L), quick))
+
+
+@jax.jit
+def REFINED(J, L):
+    return elimination.refined(J, Doubled(L, 0 * L), elimination.quick(J @ L))
 
 
 def exact(*parts):
@@ -58,31 +62,32 @@ def test_both_factor_the_product_into_an_unordered_triangle_and_an_ordered_one(s
     m, n, r = shape
     rng = np.random.default_rng(0)
     J, L = (jnp.asarray(rng.normal(size=s), dtype) for s in ((m, n), (n, r)))
-    quick = QUICK(J @ L)
-    found = [quick.done, CAREFUL(J, L, jnp.zeros(r, dtype))]
+    quick, careful, order = QUICK(J @ L), CAREFUL(J, L, jnp.zeros(r, dtype)), np.arange(r)
+    assert not careful.lost.any()
+    found = [(quick.L, quick.R, order), (careful.L.high, careful.R, careful.order)]
     if m >= r:
-        found.append(REFINED(J, L, quick))
-    for done in found:
-        np.testing.assert_array_equal(done.R, np.triu(done.R))
-        assert not done.lost.any()
-        product = np.asarray(done.L.high, float) @ np.asarray(done.R, float)
+        better, R = REFINED(J, L)
+        found.append((better.high, R, order))
+    for left, R, order in found:
+        np.testing.assert_array_equal(R, np.triu(R))
+        product = np.asarray(left, float) @ np.asarray(R, float)
         # A few roundings.
         np.testing.assert_allclose(
             product,
-            (np.asarray(J, float) @ np.asarray(L, float))[:, done.order],
+            (np.asarray(J, float) @ np.asarray(L, float))[:, order],
             rtol=0,
             atol=30 * scaled.eps(dtype),
         )
         if m == r:
-            assert is_unit_lower(np.asarray(done.L.high))
+            assert is_unit_lower(np.asarray(left))
 
 
-def by_elimination(J, L, done):
-    """The exact R and L of `J L` with the pivots of `done`, L's rows in order, and that order."""
+def by_elimination(J, L, order, found):
+    """The exact R and L of `J L` with the pivots of a factor L, its rows in order, and these."""
     J, L = (fmpq_mat([list(exact(*row)) for row in np.asarray(part)]) for part in (J, L))
     A, n = J * L, L.ncols()
-    rows = np.argsort([np.flatnonzero(row)[-1] for row in np.asarray(done.L.high)], stable=True)
-    S = [[A[int(i), int(j)] for j in done.order] for i in rows]
+    rows = np.argsort([np.flatnonzero(row)[-1] for row in np.asarray(found.high)], stable=True)
+    S = [[A[int(i), int(j)] for j in order] for i in rows]
     factors = [[fmpq(int(i == j)) for j in range(n)] for i in range(n)]
     for k in range(n):
         for i in range(k + 1, n):
@@ -105,17 +110,19 @@ def test_factors_are_right_to_rounding_for_nearly_singular_layers(seed, dtype, n
     condition = 1e4 if how == "careful" else 50
     J = jnp.asarray((U * np.geomspace(1, 1 / condition, n)) @ V, dtype)
     L = jnp.asarray(np.tril(rng.uniform(-1, 1, (n, n)), -1) + np.eye(n), dtype)
-    careful = how == "careful"
-    done = CAREFUL(J, L, jnp.zeros(n, dtype)) if careful else REFINED(J, L, QUICK(J @ L))
-    assert not done.lost.any()
-    R, factors, rows = by_elimination(J, L, done)
+    if how == "careful":
+        found, found_R, order, lost = CAREFUL(J, L, jnp.zeros(n, dtype))
+        assert not lost.any()
+    else:
+        (found, found_R), order = REFINED(J, L), range(n)
+    R, factors, rows = by_elimination(J, L, order, found)
     # Two roundings, and what the digits in between leave of the condition.
     few = exact(4 * scaled.eps(dtype))[0]
     for k in range(n):
         for j in range(n):
             size = max(abs(R[k][j]), abs(R[k][k])) if j >= k else 0
-            assert abs(exact(done.R[k, j])[0] - (R[k][j] if j >= k else 0)) <= few * size
-            assert abs(sum(exact(*(part[rows[k], j] for part in done.L))) - factors[k][j]) <= few
+            assert abs(exact(found_R[k, j])[0] - (R[k][j] if j >= k else 0)) <= few * size
+            assert abs(sum(exact(*(part[rows[k], j] for part in found))) - factors[k][j]) <= few
 
 
 @pytest.mark.parametrize(("dtype", "decades"), [(jnp.float32, 2), (jnp.float64, 5)])
@@ -125,13 +132,13 @@ def test_refined_pivots_are_nearly_exact_whatever_the_scales_of_rows_and_columns
         rows, columns = 10.0 ** rng.uniform(-decades, decades, (2, 5))
         J = jnp.asarray(rows[:, None] * rng.normal(size=(5, 5)) * columns, dtype)
         L = jnp.asarray(np.tril(rng.uniform(-1, 1, (5, 5)), -1) + np.eye(5), dtype)
-        done = REFINED(J, L, QUICK(J @ L))
-        R, _, _ = by_elimination(J, L, done)
+        found, found_R = REFINED(J, L)
+        R, _, _ = by_elimination(J, L, range(5), found)
         # A residual's own roundings, beside the largest term of a row, magnified as those of the
         # quick pivots are, which are wrong by up to 1e9 eps here (float32: 3e3).
         few = exact(64 * scaled.eps(dtype))[0]
         for k in range(5):
-            assert abs(exact(done.R[k, k])[0] - R[k][k]) <= few * abs(R[k][k])
+            assert abs(exact(found_R[k, k])[0] - R[k][k]) <= few * abs(R[k][k])
 
 
 def test_pivots_follow_the_diagonal_beside_the_layer():

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from gradlab import chain, jacobi, jacobians, linearisation, loops, scaled, spectra
+from gradlab import chain, jacobi, jacobians, linearisation, loops, passes, scaled, spectra
 from gradlab.chain import Chain, Layer, Model
 from gradlab.graded import Factors, Step
 from gradlab.scaled import Scaled
@@ -94,7 +94,7 @@ def singular_value_bound(model: Model, x: Array, depths: Sequence[int]) -> Array
         )
 
     nothing = _Seen(jnp.zeros((n, n), x.dtype), jnp.zeros((), x.dtype))
-    factors, seen = spectra.at_depths(model, x, depths, see, nothing)
+    factors, seen = passes.through(model, x, depths, see, nothing)
     return jax.vmap(_bound)(factors, seen)
 
 

@@ -48,7 +48,7 @@ class Chain:
 Model = Chain | Sequence[Callable[[Array], Array]]
 
 
-def at(params: Any, layer: int) -> Any:
+def at(params: Any, layer: int | Array) -> Any:
     """The parameters of one layer: `params` without its leading axis."""
     return jax.tree.map(lambda leaf: leaf[layer], params)
 

@@ -81,6 +81,26 @@ class Step(NamedTuple):
     error: Array
 
 
+class Ahead(NamedTuple):
+    """What a layer would make of factors, before it is taken in.
+
+    Attributes:
+        z: the state after it.
+        L: `(width_k, k)`, with R, `(k, r)`, as in `Step`.
+        R: see there.
+        d: `(k,)`, but for what the rows of the next U will give to it.
+        T: `(k, r)`, with `R diag(d before) = diag(d) T`.
+        loss: what it may lose (nats); above `LOSS` the factors may be wrong.
+    """
+
+    z: Array
+    L: Array
+    R: Array
+    d: Scaled
+    T: Array
+    loss: Array
+
+
 class Exactly(NamedTuple):
     """Factors whose L has twice the digits, since later layers magnify its rounding.
 
@@ -116,22 +136,26 @@ def next_gaps(gaps: Gaps, d: Scaled) -> Gaps:
     return Gaps(largest, jnp.maximum(gaps.caught_up[:r], jnp.max(gap - largest, axis=0)))
 
 
-def advance_quickly(
-    layer: Layer, params: Any, z: Array, factors: Factors, with_step: bool
-) -> tuple[Array, Factors, Array, Step | None]:
-    """The next state, the factors after one layer, what that may lose (nats), and the step.
-
-    Where it may lose more than `LOSS`, the factors may be wrong.
-    """
+def look_ahead(layer: Layer, params: Any, z: Array, factors: Factors) -> Ahead:
+    """What a layer would make of the factors, quickly."""
     z_next, linear = linearisation.linearise(layer, params, z)
     found = elimination.quick(linear.times(params, factors.L))
-    after, T = _absorb(factors, found.L, found.R, found.pivots)
-    step = None
-    if with_step:
-        error = jnp.asarray(scaled.eps(z.dtype), z.dtype)
-        order = jnp.arange(len(factors.U))
-        step = Step(factors, order, linear.jacobian(params), found.L, found.R, error)
-    return z_next, after, _loss(found, factors.d, T), step
+    d, T = _scales(factors.d, found.R, found.pivots)
+    L = jnp.where(found.pivots == 0, 0, found.L)
+    return Ahead(z_next, L, found.R, d, T, _loss(found, factors.d, T))
+
+
+def take(before: Factors, ahead: Ahead) -> Factors:
+    """The factors after the layer that was looked at."""
+    return _absorb(before, ahead.L, ahead.d, ahead.T)
+
+
+def step_ahead(layer: Layer, params: Any, z: Array, before: Factors, ahead: Ahead) -> Step:
+    """The layer that was looked at, from the state z."""
+    error = jnp.asarray(scaled.eps(z.dtype), z.dtype)
+    order = jnp.arange(len(before.U), dtype=jnp.int32)
+    _, J = linearisation.jacobian(layer, params, z)
+    return Step(before, order, J, ahead.L, ahead.R, error)
 
 
 def advance_exactly(
@@ -186,9 +210,11 @@ class _Taken(NamedTuple):
 def _refined(J: Array, before: Exactly, quick: Quick) -> tuple[Exactly, Array, Array]:
     """The factors after one layer, their R, and what the quick ones may lose (nats)."""
     L, R = elimination.refined(J, Doubled(before.factors.L, before.low), quick)
-    after, T = _absorb(before.factors, L.high, R, jnp.diagonal(R))
-    gone = after.d.mantissa == 0
-    return Exactly(after, jnp.where(gone, 0, L.low)), R, _loss(quick, before.factors.d, T)
+    pivots = jnp.diagonal(R)
+    d, T = _scales(before.factors.d, R, pivots)
+    L = Doubled(*(jnp.where(pivots == 0, 0, part) for part in L))
+    after = Exactly(_absorb(before.factors, L.high, d, T), L.low)
+    return after, R, _loss(quick, before.factors.d, T)
 
 
 def _careful(J: Array, before: Exactly, gaps: Gaps) -> _Taken:
@@ -198,29 +224,33 @@ def _careful(J: Array, before: Exactly, gaps: Gaps) -> _Taken:
     done = elimination.careful(J_scaled.mantissa, L_0, scaled.log_2(factors.d))
     order = done.order
     factors = Factors(factors.L[:, order], *jax.tree.map(lambda leaf: leaf[order], factors[1:]))
-    after, _ = _absorb(factors, done.L.high, done.R, jnp.diagonal(done.R))
-    d = Scaled(after.d.mantissa, after.d.exponent + J_scaled.exponent[0, 0])
-    after = after._replace(d=d, lost=after.lost | done.lost)
-    low = jnp.where(d.mantissa == 0, 0, done.L.low)
+    pivots = jnp.diagonal(done.R)
+    d, T = _scales(factors.d, done.R, pivots)
+    d = Scaled(d.mantissa, d.exponent + J_scaled.exponent[0, 0])
+    L = Doubled(*(jnp.where(pivots == 0, 0, part) for part in done.L))
+    after = _absorb(factors, L.high, d, T)
+    after = after._replace(lost=after.lost | done.lost)
     gaps = Gaps(gaps.largest[order[:, None], order[None, :]], gaps.caught_up[order])
     error = jnp.asarray(doubled.eps(J.dtype), J.dtype)
     step = Step(factors, order, J_scaled.mantissa, done.L.high, done.R, error)
-    return _Taken(Exactly(after, low), gaps, step)
+    return _Taken(Exactly(after, L.low), gaps, step)
 
 
-def _absorb(before: Factors, L: Array, R: Array, pivots: Array) -> tuple[Factors, Array]:
-    """`L R diag(d) U` as factors, and the T of `R diag(d) = diag(new d) T`."""
+def _scales(d: Scaled, R: Array, pivots: Array) -> tuple[Scaled, Array]:
+    """The next d, and the T of `R diag(d) = diag(next d) T`."""
     k = R.shape[0]
-    d = before.d
-    gone = pivots == 0
-    new = Scaled(jnp.abs(pivots) * d.mantissa[:k], d.exponent[:k])
+    after = Scaled(jnp.abs(pivots) * d.mantissa[:k], d.exponent[:k])
     # Columns are in descending order: the ratio is large only where that has changed.
     shift = jnp.minimum(d.exponent[None, :] - d.exponent[:k, None], 64)
-    row = 1 / jnp.where(gone, 1, new.mantissa)[:, None]
-    T = R * row * d.mantissa[None, :] * scaled.power_of_two(shift, R.dtype)
-    U = scaled.rescale(Scaled(linearisation.matmul(T, before.U), new.exponent[:, None]))
-    new = scaled.rescale(Scaled(new.mantissa, U.exponent[:, 0]))
-    return Factors(jnp.where(gone[None, :], 0, L), new, U.mantissa, before.lost[:k]), T
+    row = 1 / jnp.where(pivots == 0, 1, after.mantissa)[:, None]
+    return after, R * row * d.mantissa[None, :] * scaled.power_of_two(shift, R.dtype)
+
+
+def _absorb(before: Factors, L: Array, d: Scaled, T: Array) -> Factors:
+    """`L diag(d) T U` as factors."""
+    U = scaled.rescale(Scaled(linearisation.matmul(T, before.U), d.exponent[:, None]))
+    d = scaled.rescale(Scaled(d.mantissa, U.exponent[:, 0]))
+    return Factors(L, d, U.mantissa, before.lost[: len(T)])
 
 
 def _loss(quick: Quick, d: Scaled, T: Array) -> Array:

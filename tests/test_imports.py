@@ -19,7 +19,7 @@ ROOMS: dict[str, set[str]] = {
     "bits": set(),
     "blocks": {"chain", "forward", "linearisation", "loops", "scaled"},
     "certificate": {
-        *("balls", "chain", "graded", "jacobi", "jacobians", "linearisation", "loops"),
+        *("balls", "chain", "graded", "jacobi", "jacobians", "linearisation", "loops", "passes"),
         *("scaled", "spectra"),
     },
     "chain": set(),
@@ -52,13 +52,14 @@ ROOMS: dict[str, set[str]] = {
     "norms": {"bits", "doubled", "scaled"},
     "overview": {"estimate", "figures", "points"},
     "page": {"dataset", "estimate", "experiment"},
+    "passes": {"chain", "graded", "loops", "scaled"},
     "points": {"experiment", "settings"},
     "report": {"dataset", "estimate", "experiment", "figures", "settings"},
     "runner": {"experiment", "interrupts", "report", "settings"},
     "scaled": {"bits", "doubled"},
     "schema": set(),
     "settings": set(),
-    "spectra": {"chain", "graded", "jacobi", "linearisation", "loops", "scaled"},
+    "spectra": {"chain", "graded", "jacobi", "linearisation", "loops", "passes", "scaled"},
     "sweep": {
         *("chunks", "dataset", "estimate", "evaluate", "experiment", "figures", "interrupts"),
         *("join", "overview", "points", "report", "settings"),
@@ -80,18 +81,9 @@ HOMES: dict[str, set[str]] = {
     "submitit": {"cluster"},
 }
 MEASURING = {
-    *(
-        "bits",
-        "blocks",
-        "certificate",
-        "chain",
-        "doubled",
-        "elimination",
-        "ensembles",
-        "forward",
-        "graded",
-    ),
-    *("jacobi", "jacobians", "linearisation", "loops", "norms", "scaled", "spectra", "training"),
+    *("bits", "blocks", "certificate", "chain", "doubled", "elimination", "ensembles", "forward"),
+    *("graded", "jacobi", "jacobians", "linearisation", "loops", "norms", "passes", "scaled"),
+    *("spectra", "training"),
 }
 
 

@@ -23,9 +23,9 @@ from gradlab.scaled import Scaled
 # and twice as many.
 QUICK, REFINED, CAREFUL = range(3)
 
-# Elimination in working precision may lose this much of a logarithm (nats), by one layer that is
-# nearly singular or by all of a deep chain.
-LOSS = 1e-11
+# Elimination in working precision may lose so much of a logarithm (nats) by one layer, and by all
+# layers of a chain.
+LAYER_LOSS, LOSS = 1e-12, 2e-11
 # And no column may be overtaken by another in a layer by more than this, or than twice the width.
 _OVERTAKEN = 16.0
 
@@ -90,7 +90,7 @@ class Ahead(NamedTuple):
         R: see there.
         d: `(k,)`, but for what the rows of the next U will give to it.
         T: `(k, r)`, with `R diag(d before) = diag(d) T`.
-        loss: what it may lose (nats); above `LOSS` the factors may be wrong.
+        loss: what it may lose (nats); above `LAYER_LOSS` the factors may be wrong.
     """
 
     z: Array

@@ -33,11 +33,15 @@ _CAUGHT_UP = np.array([12, 16], np.int32)
 
 
 class _State(NamedTuple):
-    """After some layers: the state of the chain, its product, and what was seen on the way."""
+    """After some layers: the state of the chain, its product, and what was seen on the way.
+
+    `lost` is what quick layers may have lost so far (nats).
+    """
 
     z: Array
     exactly: Exactly
     gaps: Gaps
+    lost: Array
     seen: Any
 
 
@@ -67,7 +71,8 @@ def through(
     lowest = graded.QUICK if is_shallow else graded.REFINED
 
     factors = graded.start(x)
-    start = _State(x, Exactly(factors, jnp.zeros_like(factors.L)), graded.no_gaps(x), seen)
+    exactly = Exactly(factors, jnp.zeros_like(factors.L))
+    start = _State(x, exactly, graded.no_gaps(x), jnp.zeros((), x.dtype), seen)
     places = np.full(num_layers, len(wanted))
     places[np.array(wanted) - 1] = np.arange(len(wanted))
     # One place more, for what nobody asked for.
@@ -124,7 +129,7 @@ def _one_exactly(layer: Layer, see: See | None, grade: Array, params: Any, state
         *(layer, params, state.z, state.exactly, state.gaps, grade, see is not None)
     )
     seen = see(exactly.factors, step, state.seen) if see and step else state.seen
-    return _State(z, exactly, gaps, seen)
+    return _State(z, exactly, gaps, state.lost, seen)
 
 
 def _quickly(segment: Chain, see: See | None, store: Store | None, grade: Array, carry: Any) -> Any:
@@ -137,8 +142,9 @@ def _quickly(segment: Chain, see: See | None, store: Store | None, grade: Array,
         return ahead._replace(loss=jnp.where(grade <= graded.QUICK, ahead.loss, jnp.inf))
 
     def is_enough(run: Any) -> Array:
-        layer, _, _, ahead = run
-        return (layer < depth) & (ahead.loss <= graded.LOSS)
+        layer, state, _, ahead = run
+        is_good = (ahead.loss <= graded.LAYER_LOSS) & (state.lost + ahead.loss <= graded.LOSS)
+        return (layer < depth) & is_good
 
     def quick(run: Any) -> Any:
         layer, state, stored, ahead = run
@@ -150,7 +156,8 @@ def _quickly(segment: Chain, see: See | None, store: Store | None, grade: Array,
             step = graded.step_ahead(segment.layer, params, state.z, before, ahead)
             seen = see(factors, step, seen)
         gaps = graded.next_gaps(state.gaps, factors.d)
-        state = _State(ahead.z, state.exactly._replace(factors=factors), gaps, seen)
+        exactly, lost = state.exactly._replace(factors=factors), state.lost + ahead.loss
+        state = _State(ahead.z, exactly, gaps, lost, seen)
         stored = store(layer, state, stored) if store else stored
         return layer + 1, state, stored, ahead_of(layer + 1, state)
 

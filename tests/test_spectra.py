@@ -155,6 +155,21 @@ def test_layers_of_condition_1e14_lose_nothing_over_300_layers():
     assert np.abs(result.log[0] - exact).max() < 1e-10
 
 
+def test_layers_that_each_lose_little_do_not_lose_much_together():
+    """Four hundred times the same layer, which quick elimination wrongs by 1e-12 each time."""
+    V = np.vander(np.random.default_rng(4).uniform(0.2, 1, WIDTH))
+    matrices = np.stack([3 * V / np.linalg.norm(V)] * 400)
+    x, factors = jnp.zeros(WIDTH), graded.start(jnp.zeros(WIDTH))
+    for J in matrices[:9]:
+        ahead = graded.look_ahead(chain.apply_linear, jnp.asarray(J), x, factors)
+        factors = graded.take(factors, ahead)
+    assert graded.LAYER_LOSS / 2 < ahead.loss < graded.LAYER_LOSS
+    _, result = spectrum(matrices, jnp.float64, (400,))
+    exact = arbitrary.log_singular_values(matrices)
+    # What all quick layers together may lose, and ulps of logs of some thousand nats.
+    assert (np.abs(result.log[0] - exact) <= graded.LOSS + 4.5e-16 * np.abs(exact)).all()
+
+
 @pytest.mark.parametrize(
     ("triangle", "width", "depth"), [(np.tril, 8, 30), (np.triu, 16, 30), (np.triu, 16, 100)]
 )

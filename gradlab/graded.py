@@ -23,9 +23,10 @@ from gradlab.scaled import Scaled
 # and twice as many.
 QUICK, REFINED, CAREFUL = range(3)
 
-# Elimination in working precision may lose so much of a logarithm (nats) by one layer, and by all
-# layers of a chain.
-LAYER_LOSS, LOSS = 1e-12, 2e-11
+# Elimination in working precision may lose so much of a logarithm (nats) by all layers of a chain;
+# a layer that would take a twentieth of that is refined, so that the rest can go on quickly.
+LOSS = 2e-11
+LAYER_LOSS = LOSS / 20
 # And no column may be overtaken by another in a layer by more than this, or than twice the width.
 _OVERTAKEN = 16.0
 

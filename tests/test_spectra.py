@@ -185,6 +185,17 @@ def test_directions_that_catch_up_with_others_do_not_bring_old_roundings_along(
     assert np.abs(got - arbitrary.log_singular_values(matrices)).max() < depth * 2.2e-16 * 200
 
 
+def test_a_direction_that_is_lost_leaves_the_others_right():
+    """Triangles in float32, of which rounding ends one direction, on which others may catch up."""
+    rng = np.random.default_rng(1)
+    matrices = 3 * np.triu(rng.normal(size=(30, 16, 16))) / 4
+    matrices, result = spectrum(matrices, jnp.float32, (30,))
+    np.testing.assert_array_equal(result.lost[0], np.arange(16) == 15)
+    exact = arbitrary.log_singular_values(matrices)
+    # Without more digits, 5.
+    assert np.abs(result.log[0] - exact)[:-1].max() < 0.01
+
+
 @pytest.mark.parametrize(("dtype", "bound"), [(jnp.float64, 1e-13), (jnp.float32, 5e-5)])
 def test_a_second_half_that_undoes_the_first_leaves_what_the_exact_product_does(dtype, bound):
     """Forty Gaussian layers and their inverses, in the opposite order."""

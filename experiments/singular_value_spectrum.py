@@ -127,12 +127,14 @@ def figure(data: xr.Dataset) -> gl.Figure:
     weakest.set(xlabel="depth L", ylabel=r"$\log_{10}$ smallest singular value")
     weakest.legend(loc="lower left")
     gl.figures.title(weakest, "the weakest direction")
-    errors.set(yscale="log", xlabel="depth L", ylabel="error of its log, nats")
+    errors.set(yscale="log", xlabel="depth L", ylabel=r"error of its log, nats ($10^{-16}$: none)")
     gl.figures.title(errors, "how wrong by depth")
     directions.set(
-        yscale="log", xlabel="direction, strongest first", ylabel="error of the log, nats"
+        yscale="log",
+        xlabel="direction, strongest first",
+        ylabel=r"error of the log, nats ($10^{-16}$: none)",
     )
-    directions.set_ylim(1e-16, 1e8)
+    directions.set_ylim(1e-17, 1e8)
     directions.legend(loc="upper left", fontsize=5.5)
     gl.figures.title(directions, "how wrong by direction")
     return fig

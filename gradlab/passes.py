@@ -90,7 +90,7 @@ def through(
             store = None if is_last_only else partial(_put, shape, jnp.asarray(own))
             go = _quickly if is_shallow and segment.depth > 1 else _exactly
             state, stored = go(segment, see, store, grade, (state, stored))
-            if is_last_only:
+            if is_last_only and own[-1] < len(wanted):
                 stored = _put(shape, own, segment.depth - 1, state, stored)
             num_before += segment.depth
         return stored, _grade(state)

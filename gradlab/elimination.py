@@ -23,10 +23,6 @@ from gradlab.doubled import Doubled
 
 _finfo: Any = jnp.finfo  # JAX gives it no types.
 
-# How many standard deviations of its rounding a pivot must have to be more than that. (Those of
-# a rounding are less than half an ulp, by a factor of 2 or more.)
-_SURE = 4
-
 
 class Quick(NamedTuple):
     """`A = L R` by LAPACK, for an `A` of shape `(m, r)`, with k = min(m, r).
@@ -238,15 +234,9 @@ def _noise(s: _State, J: Array) -> Array:
     """How far roundings of all entries of the layer may have moved the entries of `A`.
 
     To first order, an entry is moved by the change of the layer between the combinations of rows
-    and of columns that it belongs to: by the sum of the sizes of all its terms at most, and by
-    a few times the root of the sum of their squares if roundings are independent (Higham and Mary
-    2019).
+    and of columns that it belongs to.
     """
-    most = jnp.abs(s.rows) @ (jnp.abs(J) @ jnp.abs(s.columns))
-    square = jnp.square(s.rows) @ (jnp.square(J) @ jnp.square(s.columns))
-    # Too small for squares, too small to be told.
-    is_known = square > _finfo(J.dtype).tiny / scaled.eps(J.dtype)
-    moved = jnp.minimum(most, jnp.where(is_known, _SURE * jnp.sqrt(square), jnp.inf))
+    moved = jnp.abs(s.rows) @ (jnp.abs(J) @ jnp.abs(s.columns))
     return scaled.eps(J.dtype) / 2 * moved + s.error
 
 

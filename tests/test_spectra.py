@@ -185,6 +185,19 @@ def test_directions_that_catch_up_with_others_do_not_bring_old_roundings_along(
     assert np.abs(got - arbitrary.log_singular_values(matrices)).max() < depth * 2.2e-16 * 200
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("width", [16, 32])
+def test_the_rank_that_centring_takes_is_flagged_in_every_draw(width, dtype):
+    """Columns with their mean taken off, each entry of which is rounded more than once."""
+    rng = np.random.default_rng(width)
+    for _ in range(40):
+        matrices = jnp.asarray(rng.normal(size=(6, width, width)) / width**0.5, dtype)
+        layer = int(rng.integers(6))
+        matrices = matrices.at[layer].add(-matrices[layer].mean(axis=0))
+        _, result = spectrum(matrices, dtype, (6,))
+        np.testing.assert_array_equal(result.lost[0], np.arange(width) == width - 1)
+
+
 def test_a_direction_that_is_lost_leaves_the_others_right():
     """Triangles in float32, of which rounding ends one direction, on which others may catch up."""
     rng = np.random.default_rng(1)

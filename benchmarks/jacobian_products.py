@@ -402,7 +402,7 @@ def main():
         ),
         "clock": "CPU time" if CLOCK is time.process_time else "wall time",
         "products": products(grid[:2] if options.quick else grid, seconds),
-        "every depth": every_depth(seconds),
+        "every depth": every_depth(seconds, depths=20 if options.quick else 100),
         "compilation": compile_times((10, 100, 1000, 10_000)),
     }
     options.into.mkdir(parents=True, exist_ok=True)

@@ -137,6 +137,7 @@ def _quickly(segment: Chain, see: See | None, store: Store | None, grade: Array,
     depth = segment.depth
 
     def ahead_of(layer: Array, state: _State) -> Ahead:
+        # Beyond the last layer it is the last once more, and nobody takes it.
         params = chain.at(segment.params, layer)
         ahead = graded.look_ahead(segment.layer, params, state.z, state.exactly.factors)
         return ahead._replace(loss=jnp.where(grade <= graded.QUICK, ahead.loss, jnp.inf))

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from gradlab import chain, forward, linearisation, scaled
+from gradlab import chain, forward, linearisation, precision, scaled
 from gradlab.chain import Chain
 from gradlab.forward import Carry
 from gradlab.linearisation import Linearised
@@ -57,6 +57,7 @@ def _narrow(
 
 
 @_narrow.defjvp
+@precision.highest
 def _(layer: Callable[..., Array], primals: Any, tangents: Any) -> Any:
     # Backwards, an index into the parameters would cost as much as all of them.
     def walk(params: Any, closed_over: Any, carry: Carry) -> tuple[Carry, Array]:

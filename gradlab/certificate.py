@@ -18,7 +18,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from gradlab import chain, jacobi, jacobians, linearisation, loops, passes, scaled, spectra
+from gradlab import (
+    chain,
+    jacobi,
+    jacobians,
+    linearisation,
+    loops,
+    passes,
+    precision,
+    scaled,
+    spectra,
+)
 from gradlab.chain import Chain, Layer, Model
 from gradlab.graded import Factors, Step
 from gradlab.scaled import Scaled
@@ -51,6 +61,7 @@ class Enclosure(NamedTuple):
     upper: Floats
 
 
+@precision.highest
 def log_norm_bound(model: Model, x: Array) -> Array:
     """A bound of first order on the error of `log |P_L|` (Frobenius, nats), a scalar.
 
@@ -66,6 +77,7 @@ def log_norm_bound(model: Model, x: Array) -> Array:
     return gamma * jnp.sum(jnp.exp(own + after + before - forward[-1]))
 
 
+@precision.highest
 def singular_value_bound(model: Model, x: Array, depths: Sequence[int]) -> Array:
     """A bound of first order on the error of every `log sigma_i` (nats), `(num_depths,)`.
 
@@ -98,6 +110,7 @@ def singular_value_bound(model: Model, x: Array, depths: Sequence[int]) -> Array
     return jax.vmap(_bound)(factors, seen)
 
 
+@precision.highest
 def residuals(model: Model, x: Array) -> Residuals:
     """What the QR of every layer leaves, `(depth,)` each: exact for a chain so much changed."""
     carry: tuple[Array, Array] = x, spectra.orthogonal_start(x)

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from gradlab import precision
+
 Layer = Callable[[Any, Array], Array]
 
 
@@ -134,6 +136,7 @@ def checked(model: Model, x: Array) -> tuple[Chain, ...]:
     return parts
 
 
+@precision.highest
 def states(model: Model, x: Array) -> Any:
     """The input and the output of every layer: `(depth + 1, width)`.
 
@@ -148,6 +151,7 @@ def states(model: Model, x: Array) -> Any:
     return tuple(seen)
 
 
+@precision.highest
 def jacobians(model: Model, x: Array) -> Any:
     """The Jacobian of every layer at the states that `x` gives: `(depth, width, width)`.
 

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from gradlab import blocks, chain, forward, linearisation, loops, scaled
+from gradlab import blocks, chain, forward, linearisation, loops, precision, scaled
 from gradlab.chain import Chain, Layer, Model
 from gradlab.scaled import Scaled
 
@@ -24,6 +24,7 @@ Loss = Callable[[Array], Array]
 Measure = Callable[[Scaled], Any]
 
 
+@precision.highest
 def product(model: Model, x: Array) -> Array:
     """`J_L ... J_1` as a plain array, `(width_L, width_0)`: the Jacobian of the whole chain.
 
@@ -32,6 +33,7 @@ def product(model: Model, x: Array) -> Array:
     return _plain_product(chain.checked(model, x), x)[1]
 
 
+@precision.highest
 def scaled_product(model: Model, x: Array) -> Scaled:
     """`J_L ... J_1` with one exponent for the matrix, `(width_L, width_0)`."""
     carry = forward.start(x)
@@ -40,6 +42,7 @@ def scaled_product(model: Model, x: Array) -> Scaled:
     return scaled.rescale(forward.matrix(carry))
 
 
+@precision.highest
 def along(model: Model, x: Array, measure: Measure) -> Any:
     """`measure(P_k)` for every depth k = 1 ... L, stacked on a leading axis `depth`.
 
@@ -52,6 +55,7 @@ def along(model: Model, x: Array, measure: Measure) -> Any:
     return _along(model, x, lambda P, _: measure(P))
 
 
+@precision.highest
 def log_norms(model: Model, x: Array) -> Array:
     """`log |P_k|` (Frobenius, nats) for every depth k = 1 ... L, `(depth,)`."""
     carry, logs = forward.start(x), []
@@ -61,17 +65,20 @@ def log_norms(model: Model, x: Array) -> Array:
     return jnp.concatenate(logs)
 
 
+@precision.highest
 def log_spectral_norms(model: Model, x: Array) -> Array:
     """`log` of the largest singular value of `P_k` (nats) for every depth k, `(depth,)`."""
     return forward.log_root(along(model, x, _square_of_spectral_norm), x.dtype)
 
 
+@precision.highest
 def partial_products(model: Model, x: Array) -> tuple[Scaled, ...]:
     """`P_k` for every depth k, one scaled matrix `(width_k, width_0)` each: memory grows."""
     stacks = _by_segment(model, x, lambda P, _: scaled.rescale(P))
     return tuple(chain.at(stack, k) for stack in stacks for k in range(stack.shape[0]))
 
 
+@precision.highest
 def log_abs_det(model: Model, x: Array) -> Array:
     """`log |det P_k|` (nats) for every depth k, `(depth,)`; every layer keeps the width."""
     logs, first = [], 1
@@ -87,6 +94,7 @@ def log_abs_det(model: Model, x: Array) -> Array:
     return jnp.cumsum(jnp.concatenate(logs))
 
 
+@precision.highest
 def weight_gradient(model: Model, x: Array, loss: Loss, layer: int) -> Any:
     """`dL/dz_L  J_L ... J_{k+1}  dz_k/dtheta_k` for layer k, a pytree like its parameters.
 
@@ -106,6 +114,7 @@ def weight_gradient(model: Model, x: Array, loss: Loss, layer: int) -> Any:
     return pull_back(jax.grad(loss)(z_L) @ P)[0]
 
 
+@precision.highest
 def weight_gradients(model: Model, x: Array, loss: Loss) -> Any:
     """The gradient of every layer's weights, a pytree like the parameters of a `Chain`.
 
@@ -120,12 +129,14 @@ def weight_gradients(model: Model, x: Array, loss: Loss) -> Any:
     )
 
 
+@precision.highest
 def log_gradient_norms(model: Model, x: Array, loss: Loss) -> Array:
     """`log |dL/dz_k|` (nats) for every state k = 0 ... L, `(depth + 1,)`."""
     last, parts = _backward(model, x, loss, lambda row, _: _log_row_norm(row))
     return jnp.concatenate([*parts, _log_row_norm(last)[None]])
 
 
+@precision.highest
 def log_weight_gradient_norms(model: Model, x: Array, loss: Loss) -> Array:
     """`log |dL/dtheta_k|` (nats) for every layer k = 1 ... L, over all its weights, `(depth,)`."""
     return jnp.concatenate(_backward(model, x, loss, _log_weight_norm)[1])

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from gradlab import bits, doubled
+from gradlab import bits, doubled, precision
 
 Axes = int | tuple[int, ...] | None
 
@@ -110,6 +110,7 @@ def add(a: Scaled, b: Scaled) -> Scaled:
     return rescale(Scaled(one + other, jnp.where(largest == _NOTHING, 0, largest)))
 
 
+@precision.highest
 def matmul(a: Scaled, b: Scaled) -> Scaled:
     """The matrix product `a @ b`, `(..., n, m)` by `(..., m, k)`.
 

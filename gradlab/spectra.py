@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from gradlab import chain, jacobi, linearisation, loops, passes, scaled
+from gradlab import chain, jacobi, linearisation, loops, passes, precision, scaled
 from gradlab.chain import Layer, Model
 from gradlab.graded import Factors
 from gradlab.scaled import Scaled
@@ -51,6 +51,7 @@ class Exponents(NamedTuple):
     standard_errors: Array
 
 
+@precision.highest
 def singular_values(model: Model, x: Array, depths: Sequence[int]) -> Spectrum:
     """All singular values of `P_k` for every k in `depths`, `(num_depths, width_0)`.
 
@@ -80,6 +81,7 @@ def log_singular_values(model: Model, x: Array, depths: Sequence[int]) -> Array:
     return singular_values(model, x, depths).log
 
 
+@precision.highest
 def singular_vectors(model: Model, x: Array) -> jacobi.Decomposition:
     """The singular values of `P_L` with both sides' vectors, one a column.
 
@@ -115,6 +117,7 @@ def lyapunov_exponents(model: Model, x: Array, burn_in: int, num_batches: int) -
     return Exponents(jnp.mean(means, axis=0), error)
 
 
+@precision.highest
 def log_growth(model: Model, x: Array) -> Array:
     """`log R_ii` (nats) of the forward QR `J_k Q_{k-1} = Q_k R`, `(depth, width)`: increments."""
     parts = chain.checked(model, x)

@@ -17,12 +17,12 @@ ROOMS: dict[str, set[str]] = {
     "activations": set(),
     "balls": set(),
     "bits": set(),
-    "blocks": {"chain", "forward", "linearisation", "loops", "scaled"},
+    "blocks": {"chain", "forward", "linearisation", "precision", "scaled"},
     "certificate": {
         *("balls", "chain", "graded", "jacobi", "jacobians", "linearisation", "loops", "passes"),
-        *("scaled", "spectra"),
+        *("precision", "scaled", "spectra"),
     },
-    "chain": set(),
+    "chain": {"precision"},
     "chunks": {"dataset", "points"},
     "clipping": {"bits", "norms"},
     "cluster": {
@@ -40,7 +40,9 @@ ROOMS: dict[str, set[str]] = {
     "graded": {"chain", "doubled", "elimination", "linearisation", "loops", "scaled"},
     "interrupts": set(),
     "jacobi": {"scaled"},
-    "jacobians": {"blocks", "chain", "forward", "linearisation", "loops", "scaled"},
+    "jacobians": {
+        *("blocks", "chain", "forward", "linearisation", "loops", "precision", "scaled"),
+    },
     "join": {"dataset", "points"},
     "launcher": {
         *("chunks", "cluster", "evaluate", "experiment", "points", "report", "runner"),
@@ -54,12 +56,15 @@ ROOMS: dict[str, set[str]] = {
     "page": {"dataset", "estimate", "experiment"},
     "passes": {"chain", "graded", "loops", "scaled"},
     "points": {"experiment", "settings"},
+    "precision": set(),
     "report": {"dataset", "estimate", "experiment", "figures", "settings"},
     "runner": {"experiment", "interrupts", "report", "settings"},
-    "scaled": {"bits", "doubled"},
+    "scaled": {"bits", "doubled", "precision"},
     "schema": set(),
     "settings": set(),
-    "spectra": {"chain", "graded", "jacobi", "linearisation", "loops", "passes", "scaled"},
+    "spectra": {
+        *("chain", "graded", "jacobi", "linearisation", "loops", "passes", "precision", "scaled"),
+    },
     "sweep": {
         *("chunks", "dataset", "estimate", "evaluate", "experiment", "figures", "interrupts"),
         *("join", "overview", "points", "report", "settings"),
@@ -82,8 +87,8 @@ HOMES: dict[str, set[str]] = {
 }
 MEASURING = {
     *("bits", "blocks", "certificate", "chain", "doubled", "elimination", "ensembles", "forward"),
-    *("graded", "jacobi", "jacobians", "linearisation", "loops", "norms", "passes", "scaled"),
-    *("spectra", "training"),
+    *("graded", "jacobi", "jacobians", "linearisation", "loops", "norms", "passes", "precision"),
+    *("scaled", "spectra", "training"),
 }
 
 

@@ -86,6 +86,21 @@ def test_a_format_is_what_numpy_and_jax_say_it_is(name):
     assert rounded(below * (1 + Fraction(format_.unit)), format_) == math.inf
 
 
+@pytest.mark.parametrize("name", scalar.FORMATS)
+def test_a_weight_is_rounded_as_the_format_rounds_it(name):
+    format_ = scalar.FORMATS[name]
+    rng = np.random.default_rng(0)
+    edges = np.array([1 / 3, 1, float(jnp.finfo(name).max), float(jnp.finfo(name).tiny)])
+    with np.errstate(over="ignore"):
+        some = np.outer(edges, rng.uniform(0.1, 1.2, 50)).ravel()
+    halfway = float(format_.unit) + np.array([1.0, 1 + 2 * format_.unit])
+    w = np.concatenate([some, -some, halfway, [0.0, 2.0 ** (format_.log2_smallest - 1)]])
+    w = w[np.isfinite(w) & ((np.abs(w) >= 2.0**-1022) | (w == 0))]  # float64 as XLA has it
+    expected = [float(rounded(Fraction(x), format_)) for x in np.abs(w)]
+    np.testing.assert_array_equal(jax.jit(format_.rounded)(np.abs(w)), expected)
+    np.testing.assert_array_equal(format_.rounded(w), np.copysign(expected, w))
+
+
 @pytest.mark.parametrize("flushed", [True, False], ids=["flushed", "gradual"])
 @pytest.mark.parametrize("name", scalar.FORMATS)
 def test_the_product_is_0_at_the_depth_predicted(name, flushed):

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jax.typing import ArrayLike
+
+_finfo: Any = jnp.finfo  # JAX gives it no types.
 
 
 def product(w: ArrayLike, depth: ArrayLike) -> Array:
@@ -89,9 +92,19 @@ class Format:
         return 2.0**-self.num_bits
 
     def rounded(self, w: ArrayLike) -> Array:
-        """`w` as this format has it, in the type of `w`."""
+        """`w` as this format has it, in the type of `w`.
+
+        `astype` there and back is nothing at all to a compiler that keeps excess digits, as XLA
+        does on a GPU. Subnormal numbers are kept where the type of `w` has them as normal ones.
+        """
         w = jnp.asarray(w, float)
-        return w.astype(self.name).astype(w.dtype)
+        exponent_bits = int(self.max_exponent + 1).bit_length()
+        normal = lax.reduce_precision(w, exponent_bits, self.num_bits - 1)
+        if self.log2_smallest < _finfo(w.dtype).minexp:
+            return normal
+        smallest = 2.0**self.log2_smallest
+        is_subnormal = jnp.abs(w) < 2.0**self.log2_smallest_normal
+        return jnp.where(is_subnormal, jnp.round(w / smallest) * smallest, normal)
 
 
 FORMATS = {

@@ -57,6 +57,7 @@ class Element:
 
     def __call__(self) -> None:
         """Compute those of its points that are not finished, to their files."""
+        evaluate.ask_for(self.platform)
         report.prepare("float64")
         if evaluate.platform() != self.platform:
             raise RuntimeError(f"this node offers {evaluate.platform()}, not {self.platform}")

@@ -63,6 +63,12 @@ def platform() -> str:
     return jax.default_backend()
 
 
+def ask_for(platform: str) -> None:
+    """Leave GPUs alone that nobody asked for; too late once a process has computed something."""
+    if platform == "cpu":
+        jax.config.update("jax_platforms", "cpu")
+
+
 def failure(error: Exception) -> Failure:
     """What an error said, in one line and in full."""
     lines = str(error).strip().splitlines() or [""]

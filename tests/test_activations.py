@@ -179,12 +179,12 @@ def as_floats(x):
 @pytest.mark.parametrize("name", PHI)
 def test_at_infinity_it_has_its_limits_and_nan_stays_nan(name, dtype):
     h = jnp.asarray([-jnp.inf, jnp.inf, jnp.nan], dtype)
-    measured = jax.jit(lambda h: [f(h).astype(float) for f in derivatives(name)])(h)
+    measured = jax.jit(lambda h: [f(h) for f in derivatives(name)])(h)
     limits = [[*both, np.nan] for both in zip(*LIMITS[name], strict=True)]
     for order, (values, expected) in enumerate(zip(measured, limits, strict=True)):
         num = 2 if order == 2 or (order == 1 and name == "linear") else 3  # constants at nan
-        rounded = np.asarray(jnp.asarray(expected[:num], dtype).astype(float))
-        np.testing.assert_array_equal(np.asarray(values[:num]), rounded)
+        rounded = jnp.asarray(expected[:num], dtype)
+        np.testing.assert_array_equal(values[:num].astype(float), rounded.astype(float))
 
 
 @pytest.mark.parametrize("name", PHI)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import jax
 import pytest
 from toys import Outcome, Toy
 
@@ -16,6 +17,7 @@ SCRIPT = Path(__file__).parent / "slurm" / "slurm.sh"
 SMALL = ("cluster_memory=0.5", "cluster_width=2", "cluster_minutes=5", "sweep_chunk=1")
 SWEEP = ("sigma_w=range(1.0,4.0,0.5)", "seed=0,1")
 SLOW = "fail='sleep 0.4'"
+HERE = f"cluster_gpus={int(jax.default_backend() == 'gpu')}"  # what this process computes on
 
 needs_slurm = pytest.mark.skipif(
     shutil.which("slurmctld", path=f"{os.environ.get('PATH')}:/usr/sbin") is None
@@ -192,13 +194,13 @@ def test_elements_in_this_process_leave_the_same_files(toy: Toy) -> None:
     (folder,) = toy.results.iterdir()
     files = toy.files(folder.name)
     shutil.rmtree(folder)
-    assert toy.sweep(*SWEEP, "cluster=debug", *SMALL).status == 0
+    assert toy.sweep(*SWEEP, "cluster=debug", HERE, *SMALL).status == 0
     assert toy.files(folder.name) == files
 
 
 @submitit_leaves_its_logs_open
 def test_a_failing_point_fails_alone_on_a_cluster_too(toy: Toy) -> None:
-    ended = toy.sweep("sigma_w=1.0,2.0,3.0", "fail='value 2'", "cluster=debug")
+    ended = toy.sweep("sigma_w=1.0,2.0,3.0", "fail='value 2'", "cluster=debug", HERE)
     assert ended.status == 1
     assert "sigma_w=2.0: ValueError: this value raises" in ended.stderr
     assert toy.data(next(toy.results.iterdir()).name).sigma_w.values.tolist() == [1.0, 3.0]

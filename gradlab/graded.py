@@ -195,7 +195,7 @@ def advance_exactly(
             step = Step(exactly.factors, order, jacobian(), refined.factors.L, R, error)
             taken = taken._replace(step=step)
         # Refining squares what rounding has made of the quick factors.
-        stands = (loss <= scaled.eps(z.dtype) ** 0.5 / 2) & (grade <= REFINED)
+        stands = (loss <= scaled.eps(z.dtype) ** 0.5 / 8) & (grade <= REFINED)
         taken = loops.unless(stands, taken, careful)
     return z_next, taken.exactly, next_gaps(taken.gaps, taken.exactly.factors.d), taken.step
 

@@ -23,6 +23,7 @@ hypothesis.settings.load_profile("repeatable")
 
 # Warnings are errors too: pyproject.toml says so.
 jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 

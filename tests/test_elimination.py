@@ -177,3 +177,22 @@ def test_rank_that_only_rounding_stands_in_for_is_lost_and_zeros_are_not(dtype):
 def test_a_layer_that_is_not_finite_has_no_pivot_that_is(bad):
     J = jnp.eye(3).at[1, 2].set(bad)
     assert np.isnan(np.diag(CAREFUL(J, jnp.eye(3), jnp.zeros(3)).R)).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_columns_nearer_to_parallel_than_the_digits_can_tell_are_lost_and_others_right(dtype):
+    """What is left of the second column is told by twice the digits of the dtype, and no more."""
+    digits = 2 * int(jnp.finfo(dtype).nmant)
+    for apart in range(4, digits + 12, 4):
+        for seed in range(6):
+            J = jnp.asarray(np.random.default_rng(seed).normal(size=(2, 2)), dtype)
+            L = jnp.asarray([[1, 1], [0, 2.0**-apart]], dtype)
+            found = CAREFUL(J, L, jnp.zeros(2, dtype))
+            if not found.lost.any():
+                assert apart <= digits
+                det = np.prod(np.asarray(jnp.diagonal(found.R), float))
+                # At worst the noise that a pivot has to be above, in its own units.
+                exact = abs(np.linalg.det(np.asarray(J, float))) * 2.0**-apart
+                assert abs(abs(det) / exact - 1) < 0.1
+            else:
+                assert apart >= digits - 12

@@ -20,6 +20,7 @@ from jax import Array
 
 from gradlab import (
     chain,
+    graded,
     jacobi,
     jacobians,
     linearisation,
@@ -98,7 +99,8 @@ def singular_value_bound(model: Model, x: Array, depths: Sequence[int]) -> Array
         changes = seen.changes[:r, :r][order][:, order] + jnp.square(error.before)
         left, right = _sides(changes, step.before)
         carried = jnp.square(error.unit) @ left @ jnp.square(error.unit_inverse)
-        changes = carried * jnp.square(error.growth) + jnp.square(error.after)
+        returned = jnp.square(graded.STRAY * step.returned)
+        changes = carried * jnp.square(error.growth) + jnp.square(error.after) + returned
         own = jnp.square(_condition(step.before.U)) * (right + jnp.square(error.U))
         return _Seen(
             jnp.zeros((n, n), x.dtype).at[: len(changes), : len(changes)].set(changes),

@@ -56,12 +56,14 @@ class Careful(NamedTuple):
         L: `(m, k)`, as in `Quick`, in doubled digits.
         R: `(k, r)`, upper trapezoidal; the row of a pivot that is gone is zero.
         order: `(r,)`.
+        rows: `(m,)`, the rows of `A` in the order of the pivots.
         lost: `(k,)`: there is no pivot left that is more than rounding.
     """
 
     L: Doubled
     R: Array
     order: Array
+    rows: Array
     lost: Array
 
 
@@ -159,13 +161,14 @@ class _State(NamedTuple):
     is_exhausted: Array
 
 
-def careful(J: Array, L: Doubled, log_2_d: Array) -> Careful:
+def careful(J: Array, L: Doubled, log_2_d: Array, uncertain: Array | float = 0.0) -> Careful:
     """The factors of `A = J L` that keep `A diag(d)` graded, however nearly singular `A` is.
 
     Args:
         J: `(m, n)`, its entries well inside the range.
         L: `(n, r)`, in doubled digits; a column of zeros has no pivot.
         log_2_d: `(r,)`.
+        uncertain: `(m, r)`, how far from the truth `J L` may be as it is given.
     """
     m, r = len(J), L.high.shape[1]
     k = min(m, r)
@@ -174,7 +177,7 @@ def careful(J: Array, L: Doubled, log_2_d: Array) -> Careful:
     is_undefined = ~jnp.isfinite(jnp.sum(A.high)) | jnp.any(jnp.isnan(log_2_d))
     start = _State(
         A,
-        error,
+        error + uncertain,
         rows=jnp.eye(m, dtype=J.dtype),
         columns=jnp.eye(r, dtype=J.dtype),
         row_rank=k + jnp.arange(m, dtype=jnp.int32),
@@ -195,14 +198,14 @@ def careful(J: Array, L: Doubled, log_2_d: Array) -> Careful:
     R = jnp.where(found[:, None], jnp.triu(LR.high[:k]), 0)
     R = jnp.where(is_undefined, jnp.nan, R)
     # Of the rank that is missing, what only roundings stand in for.
-    uncertain = _is_left(end, k) & (_noise(end, J, L.high) > 0)
-    num_lost = jnp.minimum(jnp.sum(uncertain.any(axis=0)), jnp.sum(uncertain.any(axis=1)))
+    is_noise = _is_left(end, k) & (_noise(end, J, L.high) > 0)
+    num_lost = jnp.minimum(jnp.sum(is_noise.any(axis=0)), jnp.sum(is_noise.any(axis=1)))
     lost = ~found & (jnp.arange(k) < end.num_found + num_lost)
     sorted_L = below._replace(high=below.high + jnp.eye(m, k, dtype=J.dtype))
     L = jax.tree.map(
         lambda part: jnp.zeros_like(part).at[rows].set(part, unique_indices=True), sorted_L
     )
-    return Careful(L, R, order.astype(jnp.int32), lost)
+    return Careful(L, R, order.astype(jnp.int32), rows, lost)
 
 
 def _product(J: Array, L: Doubled) -> tuple[Doubled, Array]:

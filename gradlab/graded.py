@@ -30,6 +30,9 @@ LAYER_LOSS = LOSS / 20
 # And no column may be overtaken by another in a layer by more than this, or than twice the width.
 _OVERTAKEN = 16.0
 
+# What has strayed may be so many times larger than a sample of it.
+STRAY = 8
+
 # More powers of two than any two directions are apart.
 _FAR = 2**30
 
@@ -72,6 +75,7 @@ class Step(NamedTuple):
         L: `(width_k, k)`.
         R: `(k, r)`, upper trapezoidal.
         error: a scalar, the relative error of a term in those sums.
+        returned: `(k, k)`, of what had strayed (`Exactly`), what is columns of L once more.
     """
 
     before: Factors
@@ -80,6 +84,7 @@ class Step(NamedTuple):
     L: Array
     R: Array
     error: Array
+    returned: Array
 
 
 class Ahead(NamedTuple):
@@ -108,10 +113,13 @@ class Exactly(NamedTuple):
     Attributes:
         factors: rounded.
         low: `(width_k, r)`, what rounding has taken from their L.
+        stray: `(width_k, r)`, a sample of what rounding has put beside all that the columns of L
+            span, where that is less than everything. Layers may magnify it more than any of them.
     """
 
     factors: Factors
     low: Array
+    stray: Array
 
 
 def start(x: Array) -> Factors:
@@ -156,7 +164,8 @@ def step_ahead(layer: Layer, params: Any, z: Array, before: Factors, ahead: Ahea
     error = jnp.asarray(scaled.eps(z.dtype), z.dtype)
     order = jnp.arange(len(before.U), dtype=jnp.int32)
     _, J = linearisation.jacobian(layer, params, z)
-    return Step(before, order, J, ahead.L, ahead.R, error)
+    nothing = jnp.zeros((len(ahead.R),) * 2, z.dtype)
+    return Step(before, order, J, ahead.L, ahead.R, error, nothing)
 
 
 def advance_exactly(
@@ -167,8 +176,8 @@ def advance_exactly(
     gaps: Gaps,
     grade: Array,
     with_step: bool,
-) -> tuple[Array, Exactly, Gaps, Step | None]:
-    """The next state, the factors and the gaps after one layer, and the step, if it is wanted.
+) -> tuple[Array, Taken]:
+    """The next state, and what one layer makes of the factors and the gaps.
 
     A layer is refined, or taken in carefully where that is not enough or `grade` asks for it.
     """
@@ -177,52 +186,62 @@ def advance_exactly(
     def jacobian() -> Array:
         return linear.jacobian(params)
 
-    def careful(taken: _Taken) -> _Taken:
+    def careful(taken: Taken) -> Taken:
         done = _careful(jacobian(), exactly, taken.gaps)
         return done if with_step else done._replace(step=None)
 
-    start = _Taken(exactly, gaps, None)
-    if len(exactly.factors.U) > z_next.size:
+    r = len(exactly.factors.U)
+    start = Taken(exactly, gaps, jnp.zeros((), z.dtype), None)
+    if r > z_next.size:
         # Where directions end it takes a full elimination.
         taken = careful(start)
     else:
         quick = elimination.quick(linear.times(params, exactly.factors.L))
-        refined, R, loss = _refined(jacobian(), exactly, quick)
-        taken = start._replace(exactly=refined)
-        if with_step:
-            error = jnp.asarray(elimination.eps(z.dtype), z.dtype)
-            order = jnp.arange(len(exactly.factors.U), dtype=jnp.int32)
-            step = Step(exactly.factors, order, jacobian(), refined.factors.L, R, error)
-            taken = taken._replace(step=step)
+        taken, loss = _refined(jacobian(), exactly, gaps, quick)
+        if not with_step:
+            taken = taken._replace(step=None)
         # Refining squares what rounding has made of the quick factors.
         stands = (loss <= scaled.eps(z.dtype) ** 0.5 / 8) & (grade <= REFINED)
-        taken = loops.unless(stands, taken, careful)
-    return z_next, taken.exactly, next_gaps(taken.gaps, taken.exactly.factors.d), taken.step
+        taken = loops.unless(stands, taken._replace(gaps=gaps), careful)
+    return z_next, taken._replace(gaps=next_gaps(taken.gaps, taken.exactly.factors.d))
 
 
-class _Taken(NamedTuple):
-    """What a layer makes of the factors, the gaps so far in the same order, and the step."""
+class Taken(NamedTuple):
+    """What a layer makes of the factors, the gaps so far in the same order, and the step.
+
+    `returned` is the largest entry of what had strayed and has come back (nats).
+    """
 
     exactly: Exactly
     gaps: Gaps
+    returned: Array
     step: Step | None
 
 
-def _refined(J: Array, before: Exactly, quick: Quick) -> tuple[Exactly, Array, Array]:
-    """The factors after one layer, their R, and what the quick ones may lose (nats)."""
+def _refined(J: Array, before: Exactly, gaps: Gaps, quick: Quick) -> tuple[Taken, Array]:
+    """The factors after one layer, and what the quick ones may lose (nats)."""
     L, R = elimination.refined(J, Doubled(before.factors.L, before.low), quick)
     pivots = jnp.diagonal(R)
     d, T = _scales(before.factors.d, R, pivots)
     L = Doubled(*(jnp.where(pivots == 0, 0, part) for part in L))
-    after = Exactly(_absorb(before.factors, L.high, d, T), L.low)
-    return after, R, _loss(quick, before.factors.d, T)
+    loss = _loss(quick, before.factors.d, T)
+    error = jnp.asarray(elimination.eps(J.dtype), J.dtype)
+    order = jnp.arange(len(before.factors.U), dtype=jnp.int32)
+    step = Step(before.factors, order, J, L.high, R, error, jnp.zeros_like(R[:, : len(R)]))
+    own = error + jnp.where(loss < 1, loss, 1) ** 2
+    stray, returned = _strayed(step, before.stray, quick.rows, own)
+    after = Exactly(_absorb(before.factors, L.high, d, T), L.low, stray)
+    return Taken(after, gaps, jnp.max(returned), step._replace(returned=returned)), loss
 
 
-def _careful(J: Array, before: Exactly, gaps: Gaps) -> _Taken:
+def _careful(J: Array, before: Exactly, gaps: Gaps) -> Taken:
     J_scaled = scaled.scale(J)
-    factors, low = before
-    L_0 = Doubled(factors.L, low)
-    done = elimination.careful(J_scaled.mantissa, L_0, scaled.log_2(factors.d))
+    factors = before.factors
+    # It may be larger than its sample is.
+    uncertain = STRAY * jnp.abs(linearisation.matmul(J_scaled.mantissa, before.stray))
+    done = elimination.careful(
+        J_scaled.mantissa, Doubled(factors.L, before.low), scaled.log_2(factors.d), uncertain
+    )
     order = done.order
     factors = Factors(factors.L[:, order], *jax.tree.map(lambda leaf: leaf[order], factors[1:]))
     pivots = jnp.diagonal(done.R)
@@ -233,8 +252,52 @@ def _careful(J: Array, before: Exactly, gaps: Gaps) -> _Taken:
     after = after._replace(lost=after.lost | done.lost)
     gaps = Gaps(gaps.largest[order[:, None], order[None, :]], gaps.caught_up[order])
     error = jnp.asarray(doubled.eps(J.dtype), J.dtype)
-    step = Step(factors, order, J_scaled.mantissa, done.L.high, done.R, error)
-    return _Taken(Exactly(after, L.low), gaps, step)
+    k = len(done.R)
+    step = Step(
+        factors, order, J_scaled.mantissa, L.high, done.R, error, jnp.zeros((k, k), J.dtype)
+    )
+    stray, returned = _strayed(step, before.stray[:, order], done.rows, error)
+    step = step._replace(returned=returned)
+    return Taken(Exactly(after, L.low, stray), gaps, jnp.max(returned), step)
+
+
+def _strayed(step: Step, stray: Array, rows: Array, error: Array) -> tuple[Array, Array]:
+    """What has strayed after a step, `(width_k, k)`, and the sizes of what has returned, `(k, k)`.
+
+    With the stray part F, `J (L_0 + F) = (L (I + X) + F') R` to first order, where F' has no rows
+    that pivots came from: those rows of `J F R^-1` are X, the part of it that is columns of L.
+
+    Args:
+        step: the layer.
+        stray: F, `(width_{k-1}, r)`, in the order of the step.
+        rows: the rows of L in the order of the pivots.
+        error: the relative error of a term of the step's sums, which strays anew.
+    """
+    m, k = step.L.shape
+    r = step.before.L.shape[1]
+    pivots = jnp.diagonal(step.R)
+    gone = pivots == 0
+    nothing = jnp.zeros((m, k), stray.dtype), jnp.zeros((k, k), stray.dtype)
+
+    def carried(_: Any) -> tuple[Array, Array]:
+        signs = jnp.asarray(np.random.default_rng(0).choice([-1, 1], size=(m, r)), stray.dtype)
+        sizes = linearisation.matmul(jnp.abs(step.J), jnp.abs(step.before.L))
+        change = linearisation.matmul(step.J, stray) + error * signs * sizes
+        square = jnp.where(gone[:, None], jnp.eye(k, dtype=stray.dtype), step.R[:, :k])
+        beside_R = jax.lax.linalg.triangular_solve(square, jnp.where(gone, 0, change[:, :k]))
+        X = jax.lax.linalg.triangular_solve(
+            step.L[rows[:k]], beside_R[rows[:k]], left_side=True, lower=True, unit_diagonal=True
+        )
+        X = jnp.where(gone[:, None] | gone[None, :], 0, X)
+        left = jnp.where(gone, 0, beside_R - linearisation.matmul(step.L, X))
+        # Once it is as large as the columns are, it is large enough.
+        return jnp.clip(left, -1, 1), jnp.abs(X)
+
+    if not m == k == r == len(stray):
+        return carried(None)
+    # Nothing is beside columns that span everything.
+    is_whole = ~jnp.any(gone) & ~jnp.any(stray != 0)
+    return loops.unless(is_whole, nothing, carried)
 
 
 def _scales(d: Scaled, R: Array, pivots: Array) -> tuple[Scaled, Array]:

@@ -35,13 +35,15 @@ _CAUGHT_UP = np.array([12, 16], np.int32)
 class _State(NamedTuple):
     """After some layers: the state of the chain, its product, and what was seen on the way.
 
-    `lost` is what quick layers may have lost so far (nats).
+    `lost` is what quick layers may have lost so far (nats), and `returned` the most that has come
+    back in a layer of what rounding had put beside all directions.
     """
 
     z: Array
     exactly: Exactly
     gaps: Gaps
     lost: Array
+    returned: Array
     seen: Any
 
 
@@ -71,8 +73,9 @@ def through(
     lowest = graded.QUICK if is_shallow else graded.REFINED
 
     factors = graded.start(x)
-    exactly = Exactly(factors, jnp.zeros_like(factors.L))
-    start = _State(x, exactly, graded.no_gaps(x), jnp.zeros((), x.dtype), seen)
+    exactly = Exactly(factors, jnp.zeros_like(factors.L), jnp.zeros_like(factors.L))
+    none = jnp.zeros((), x.dtype)
+    start = _State(x, exactly, graded.no_gaps(x), none, none, seen)
     places = np.full(num_layers, len(wanted))
     places[np.array(wanted) - 1] = np.arange(len(wanted))
     # One place more, for what nobody asked for.
@@ -88,12 +91,14 @@ def through(
             # Where nothing is asked for on the way, nothing is stored there.
             is_last_only = (own[:-1] == len(wanted)).all()
             store = None if is_last_only else partial(_put, shape, jnp.asarray(own))
-            go = _quickly if is_shallow and segment.depth > 1 else _exactly
+            width, num_directions = state.exactly.factors.L.shape
+            is_quick = is_shallow and width == num_directions and segment.depth > 1
+            go = _quickly if is_quick else _exactly
             state, stored = go(segment, see, store, grade, (state, stored))
             if is_last_only and own[-1] < len(wanted):
                 stored = _put(shape, own, segment.depth - 1, state, stored)
             num_before += segment.depth
-        return stored, _grade(state)
+        return stored, _grade(state, grade)
 
     # How many digits it takes is known at the end: if there were too few, then once more.
     _, (stored, _) = jax.lax.while_loop(
@@ -125,11 +130,14 @@ def _exactly(segment: Chain, see: See | None, store: Store | None, grade: Array,
 
 
 def _one_exactly(layer: Layer, see: See | None, grade: Array, params: Any, state: _State) -> _State:
-    z, exactly, gaps, step = graded.advance_exactly(
+    z, taken = graded.advance_exactly(
         *(layer, params, state.z, state.exactly, state.gaps, grade, see is not None)
     )
-    seen = see(exactly.factors, step, state.seen) if see and step else state.seen
-    return _State(z, exactly, gaps, state.lost, seen)
+    seen = state.seen
+    if see and taken.step:
+        seen = see(taken.exactly.factors, taken.step, seen)
+    returned = jnp.maximum(state.returned, taken.returned)
+    return _State(z, taken.exactly, taken.gaps, state.lost, returned, seen)
 
 
 def _quickly(segment: Chain, see: See | None, store: Store | None, grade: Array, carry: Any) -> Any:
@@ -145,7 +153,9 @@ def _quickly(segment: Chain, see: See | None, store: Store | None, grade: Array,
     def is_enough(run: Any) -> Array:
         layer, state, _, ahead = run
         is_good = (ahead.loss <= graded.LAYER_LOSS) & (state.lost + ahead.loss <= graded.LOSS)
-        return (layer < depth) & is_good
+        # What strays beside directions that span everything is nothing.
+        is_whole = jnp.all(state.exactly.factors.d.mantissa != 0) & jnp.all(ahead.d.mantissa != 0)
+        return (layer < depth) & is_good & is_whole
 
     def quick(run: Any) -> Any:
         layer, state, stored, ahead = run
@@ -158,7 +168,7 @@ def _quickly(segment: Chain, see: See | None, store: Store | None, grade: Array,
             seen = see(factors, step, seen)
         gaps = graded.next_gaps(state.gaps, factors.d)
         exactly, lost = state.exactly._replace(factors=factors), state.lost + ahead.loss
-        state = _State(ahead.z, exactly, gaps, lost, seen)
+        state = _State(ahead.z, exactly, gaps, lost, state.returned, seen)
         stored = store(layer, state, stored) if store else stored
         return layer + 1, state, stored, ahead_of(layer + 1, state)
 
@@ -172,8 +182,9 @@ def _quickly(segment: Chain, see: See | None, store: Store | None, grade: Array,
         first, *_ = run = exact(run)
         layer, state, stored, ahead = jax.lax.while_loop(is_enough, quick, run)
         # Quick factors have no second digits.
-        low = jnp.where(layer > first, 0, state.exactly.low)
-        return layer, state._replace(exactly=state.exactly._replace(low=low)), stored, ahead
+        exactly = state.exactly
+        low = jnp.where(layer > first, 0, exactly.low)
+        return layer, state._replace(exactly=exactly._replace(low=low)), stored, ahead
 
     state, stored = carry
     first = jnp.zeros((), jnp.int32)
@@ -184,11 +195,15 @@ def _quickly(segment: Chain, see: See | None, store: Store | None, grade: Array,
     return state, stored
 
 
-def _grade(state: _State) -> Array:
-    """What a chain that ends like this has to be gone through with, at least."""
+def _grade(state: _State, grade: Array) -> Array:
+    """What a chain that ends like this, taken in like that, has to be gone through with."""
     by_gaps = jnp.sum(jnp.max(state.gaps.caught_up) > _CAUGHT_UP, dtype=jnp.int32)
+    # How many digits it takes to keep that small is not known before it is tried.
+    enough = 2.0 ** _CAUGHT_UP[0] * scaled.eps(state.z.dtype)
+    by_stray = jnp.where(state.returned <= enough, graded.QUICK, grade + 1)
     # Where rounding has ended a direction, nobody knows on whom it would have caught up.
-    return jnp.where(jnp.any(state.exactly.factors.lost), graded.CAREFUL, by_gaps)
+    by_rank = jnp.where(jnp.any(state.exactly.factors.lost), graded.CAREFUL, graded.QUICK)
+    return jnp.minimum(jnp.maximum(by_gaps, jnp.maximum(by_stray, by_rank)), graded.CAREFUL)
 
 
 def _padded(factors: Factors, shape: tuple[int, int]) -> Factors:

@@ -53,6 +53,25 @@ def test_no_error_is_above_its_bound(name, seed, dtype):
     assert abs(LOG_NORMS(model, x)[-1] - norm) <= NORM_BOUND(model, x) + ulps.max()
 
 
+@settings(max_examples=25, deadline=None)
+@given(
+    name=st.sampled_from(sorted(ENSEMBLES | HARD)),
+    seed=st.integers(0, 2**32 - 1),
+    dtype=st.sampled_from([jnp.float32, jnp.float64]),
+)
+def test_no_error_is_above_its_bound_where_inputs_are_few(name, seed, dtype):
+    """What rounding puts beside the few directions there are may grow more than any of them."""
+    rng = np.random.default_rng(seed)
+    first = jnp.asarray(rng.normal(size=(WIDTH, 2)), dtype)
+    matrices = jnp.asarray((ENSEMBLES | HARD)[name](rng), dtype)
+    model = [*chain.linear([first]), chain.linear(matrices)]
+    exact = arbitrary.log_singular_values([first, *matrices])[:2]
+    got = SINGULAR_VALUES(model, first[0], (DEPTH + 1,))
+    ulps = 2 * np.finfo(dtype).eps * np.abs(exact)  # as above
+    error = np.where(got.lost[0], 0, np.abs(got.log[0] - exact))
+    assert not (error > BOUND(model, first[0], (DEPTH + 1,)) + ulps).any()
+
+
 def test_the_bounds_of_an_ordinary_chain_are_worth_having():
     matrices = jnp.asarray(np.eye(WIDTH) + 0.1 * gaussian(np.random.default_rng(0)))
     model, x = chain.linear(matrices), jnp.zeros(WIDTH)

@@ -216,7 +216,7 @@ def test_nothing_is_lost_in_wide_gaussian_chains(width, depth, seed, monkeypatch
     matrices = np.random.default_rng(seed).normal(size=(depth, width, width)) / width**0.5
     matrices, result = spectrum(matrices, jnp.float32, (depth,))
     exact = spectrum(matrices, jnp.float64, (depth,))[1].log
-    monkeypatch.setattr(passes, "_grade", lambda _: jnp.asarray(graded.CAREFUL, jnp.int32))
+    monkeypatch.setattr(passes, "_grade", lambda *_: jnp.asarray(graded.CAREFUL, jnp.int32))
     carefully = spectra.singular_values(chain.linear(matrices), jnp.ones(width, "f4"), (depth,))
     for found in (result, carefully):
         assert not found.lost.any()
@@ -232,6 +232,34 @@ def test_a_second_half_that_undoes_the_first_leaves_what_the_exact_product_does(
     exact = arbitrary.log_singular_values(matrices)
     # Roundings of 80 layers; without more digits, some 1e-8 (float32: 1e-2).
     assert np.abs(result.log[0] - exact).max() < bound
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(jnp.float64, 1e-13), (jnp.float32, 1e-5)])
+def test_what_rounding_puts_beside_a_few_directions_does_not_come_back(dtype, bound):
+    """Three inputs to eight units, thirty layers and their inverses, which magnify by 1e20."""
+    rng = np.random.default_rng(0)
+    there = rng.normal(size=(30, 8, 8)) / 8**0.5
+    matrices = jnp.asarray(np.concatenate([there, np.linalg.inv(there)[::-1]]), dtype)
+    first = jnp.asarray(rng.normal(size=(8, 3)), dtype)
+    got = SINGULAR_VALUES([*chain.linear([first]), chain.linear(matrices)], first[0], (61,))
+    exact = arbitrary.log_singular_values([first, *matrices])[:3]
+    # Some ulps of a few nats; without more digits for that, 0.4 in float64 too.
+    assert np.abs(got.log[0] - exact).max() < bound
+
+
+def test_the_rank_that_layers_lose_together_is_flagged():
+    """Integers: layer 4 has rank 2, and leaves what layer 10, of rank 2 too, makes one of.
+
+    No entry of layer 10 is rounded, nor would it matter: the directions before it are.
+    """
+    matrices = np.random.default_rng(100).integers(-2, 3, size=(20, 3, 3)).astype(float)
+    ranks = [np.linalg.matrix_rank(matrices[k]) for k in (3, 9)]
+    assert ranks == [2, 2]
+    product = np.linalg.multi_dot(matrices[9::-1])  # of whole numbers below 2^53: exact
+    assert np.linalg.matrix_rank(product) == 1
+    _, result = spectrum(matrices, jnp.float64, (9, 10, 20))
+    np.testing.assert_array_equal(np.isfinite(result.log), [[1, 1, 0], [1, 0, 0], [1, 0, 0]])
+    np.testing.assert_array_equal(result.lost, [[0, 0, 0], [0, 1, 0], [0, 1, 0]])
 
 
 @pytest.mark.slow

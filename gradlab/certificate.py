@@ -105,9 +105,11 @@ def singular_value_bound(model: Model, x: Array, depths: Sequence[int]) -> Array
         return _Seen(
             jnp.zeros((n, n), x.dtype).at[: len(changes), : len(changes)].set(changes),
             seen.total + own,
+            jnp.sum(jnp.square(graded.STRAY * step.stray)),
         )
 
-    nothing = _Seen(jnp.zeros((n, n), x.dtype), jnp.zeros((), x.dtype))
+    none = jnp.zeros((), x.dtype)
+    nothing = _Seen(jnp.zeros((n, n), x.dtype), none, none)
     factors, seen = passes.through(model, x, depths, see, nothing)
     return jax.vmap(_bound)(factors, seen)
 
@@ -181,11 +183,13 @@ def _pull(layer: Layer, rows: Scaled, at_layer: Any) -> tuple[Scaled, tuple[Arra
 class _Seen(NamedTuple):
     """The squares of the changes that go on, beside the columns as they stand, `(n, n)`.
 
-    `total` is the sum of the squares of those that are counted already.
+    `total` is the sum of the squares of those that are counted already, `stray` that of what is now
+    beside all that the columns span.
     """
 
     changes: Array
     total: Array
+    stray: Array
 
 
 class _StepError(NamedTuple):
@@ -257,7 +261,7 @@ def _bound(factors: Factors, seen: _Seen) -> Array:
     left, right = _sides(seen.changes, factors)
     L, U = jnp.square(_condition(factors.L.T)), jnp.square(_condition(factors.U))
     closing = jnp.square(8 * len(factors.U) * scaled.eps(factors.U.dtype)) * L * U
-    bound = jnp.sqrt(seen.total + L * jnp.sum(left) + U * right + closing)
+    bound = jnp.sqrt(seen.total + L * (jnp.sum(left) + seen.stray) + U * right + closing)
     # A direction that is lost may have grown again, past any other.
     return jnp.where((bound < _FIRST_ORDER) & ~jnp.any(factors.lost), bound, jnp.inf)
 

@@ -76,6 +76,7 @@ class Step(NamedTuple):
         R: `(k, r)`, upper trapezoidal.
         error: a scalar, the relative error of a term in those sums.
         returned: `(k, k)`, of what had strayed (`Exactly`), what is columns of L once more.
+        stray: `(width_k, k)`, what has strayed now.
     """
 
     before: Factors
@@ -85,6 +86,7 @@ class Step(NamedTuple):
     R: Array
     error: Array
     returned: Array
+    stray: Array
 
 
 class Ahead(NamedTuple):
@@ -164,8 +166,9 @@ def step_ahead(layer: Layer, params: Any, z: Array, before: Factors, ahead: Ahea
     error = jnp.asarray(scaled.eps(z.dtype), z.dtype)
     order = jnp.arange(len(before.U), dtype=jnp.int32)
     _, J = linearisation.jacobian(layer, params, z)
-    nothing = jnp.zeros((len(ahead.R),) * 2, z.dtype)
-    return Step(before, order, J, ahead.L, ahead.R, error, nothing)
+    k = len(ahead.R)
+    nothing = jnp.zeros((k, k), z.dtype), jnp.zeros_like(ahead.L)
+    return Step(before, order, J, ahead.L, ahead.R, error, *nothing)
 
 
 def advance_exactly(
@@ -191,10 +194,9 @@ def advance_exactly(
         return done if with_step else done._replace(step=None)
 
     r = len(exactly.factors.U)
-    start = Taken(exactly, gaps, jnp.zeros((), z.dtype), None)
     if r > z_next.size:
         # Where directions end it takes a full elimination.
-        taken = careful(start)
+        taken = careful(Taken(exactly, gaps, jnp.zeros((), z.dtype), None))
     else:
         quick = elimination.quick(linear.times(params, exactly.factors.L))
         taken, loss = _refined(jacobian(), exactly, gaps, quick)
@@ -209,12 +211,12 @@ def advance_exactly(
 class Taken(NamedTuple):
     """What a layer makes of the factors, the gaps so far in the same order, and the step.
 
-    `returned` is the largest entry of what had strayed and has come back (nats).
+    `strayed` is the largest entry of what has strayed or has come back (nats).
     """
 
     exactly: Exactly
     gaps: Gaps
-    returned: Array
+    strayed: Array
     step: Step | None
 
 
@@ -227,11 +229,11 @@ def _refined(J: Array, before: Exactly, gaps: Gaps, quick: Quick) -> tuple[Taken
     loss = _loss(quick, before.factors.d, T)
     error = jnp.asarray(elimination.eps(J.dtype), J.dtype)
     order = jnp.arange(len(before.factors.U), dtype=jnp.int32)
-    step = Step(before.factors, order, J, L.high, R, error, jnp.zeros_like(R[:, : len(R)]))
     own = error + jnp.where(loss < 1, loss, 1) ** 2
-    stray, returned = _strayed(step, before.stray, quick.rows, own)
-    after = Exactly(_absorb(before.factors, L.high, d, T), L.low, stray)
-    return Taken(after, gaps, jnp.max(returned), step._replace(returned=returned)), loss
+    step = _step(before.factors, order, J, L.high, R, error)
+    step = _with_stray(step, before.stray, quick.rows, own)
+    after = Exactly(_absorb(before.factors, L.high, d, T), L.low, step.stray)
+    return _taken(after, gaps, step), loss
 
 
 def _careful(J: Array, before: Exactly, gaps: Gaps) -> Taken:
@@ -252,17 +254,24 @@ def _careful(J: Array, before: Exactly, gaps: Gaps) -> Taken:
     after = after._replace(lost=after.lost | done.lost)
     gaps = Gaps(gaps.largest[order[:, None], order[None, :]], gaps.caught_up[order])
     error = jnp.asarray(doubled.eps(J.dtype), J.dtype)
-    k = len(done.R)
-    step = Step(
-        factors, order, J_scaled.mantissa, L.high, done.R, error, jnp.zeros((k, k), J.dtype)
-    )
-    stray, returned = _strayed(step, before.stray[:, order], done.rows, error)
-    step = step._replace(returned=returned)
-    return Taken(Exactly(after, L.low, stray), gaps, jnp.max(returned), step)
+    step = _step(factors, order, J_scaled.mantissa, L.high, done.R, error)
+    step = _with_stray(step, before.stray[:, order], done.rows, error)
+    return _taken(Exactly(after, L.low, step.stray), gaps, step)
 
 
-def _strayed(step: Step, stray: Array, rows: Array, error: Array) -> tuple[Array, Array]:
-    """What has strayed after a step, `(width_k, k)`, and the sizes of what has returned, `(k, k)`.
+def _taken(after: Exactly, gaps: Gaps, step: Step) -> Taken:
+    strayed = jnp.maximum(jnp.max(step.returned), jnp.max(jnp.abs(step.stray)))
+    return Taken(after, gaps, strayed, step)
+
+
+def _step(before: Factors, order: Array, J: Array, L: Array, R: Array, error: Array) -> Step:
+    """A step of which nothing has strayed."""
+    k = len(R)
+    return Step(before, order, J, L, R, error, jnp.zeros((k, k), L.dtype), jnp.zeros_like(L))
+
+
+def _with_stray(step: Step, stray: Array, rows: Array, error: Array) -> Step:
+    """The step with what has strayed after it, and the sizes of what has returned.
 
     With the stray part F, `J (L_0 + F) = (L (I + X) + F') R` to first order, where F' has no rows
     that pivots came from: those rows of `J F R^-1` are X, the part of it that is columns of L.
@@ -275,11 +284,10 @@ def _strayed(step: Step, stray: Array, rows: Array, error: Array) -> tuple[Array
     """
     m, k = step.L.shape
     r = step.before.L.shape[1]
-    pivots = jnp.diagonal(step.R)
-    gone = pivots == 0
-    nothing = jnp.zeros((m, k), stray.dtype), jnp.zeros((k, k), stray.dtype)
+    gone = jnp.diagonal(step.R) == 0
 
-    def carried(_: Any) -> tuple[Array, Array]:
+    def carried(nothing: Any) -> tuple[Array, Array]:
+        del nothing
         signs = jnp.asarray(np.random.default_rng(0).choice([-1, 1], size=(m, r)), stray.dtype)
         sizes = linearisation.matmul(jnp.abs(step.J), jnp.abs(step.before.L))
         change = linearisation.matmul(step.J, stray) + error * signs * sizes
@@ -291,13 +299,16 @@ def _strayed(step: Step, stray: Array, rows: Array, error: Array) -> tuple[Array
         X = jnp.where(gone[:, None] | gone[None, :], 0, X)
         left = jnp.where(gone, 0, beside_R - linearisation.matmul(step.L, X))
         # Once it is as large as the columns are, it is large enough.
-        return jnp.clip(left, -1, 1), jnp.abs(X)
+        return jnp.abs(X), jnp.clip(left, -1, 1)
 
-    if not m == k == r == len(stray):
-        return carried(None)
-    # Nothing is beside columns that span everything.
-    is_whole = ~jnp.any(gone) & ~jnp.any(stray != 0)
-    return loops.unless(is_whole, nothing, carried)
+    nothing = step.returned, step.stray
+    if m == k == r == len(stray):
+        # Nothing is beside columns that span everything.
+        is_whole = ~jnp.any(gone) & ~jnp.any(stray != 0)
+        returned, after = loops.unless(is_whole, nothing, carried)
+    else:
+        returned, after = carried(nothing)
+    return step._replace(returned=returned, stray=after)
 
 
 def _scales(d: Scaled, R: Array, pivots: Array) -> tuple[Scaled, Array]:

@@ -2,7 +2,8 @@
 
 Layers are taken in quickly until one would lose something, which is taken in exactly. The chain is
 gone through once more if, at its end, a direction is seen to have caught up on another, which
-magnifies the rounding of all layers in between.
+magnifies the rounding of all layers in between, or if rounding has put much beside directions that
+are fewer than the units. Where they are fewer no layer is taken in quickly.
 """
 
 from __future__ import annotations
@@ -35,15 +36,15 @@ _CAUGHT_UP = np.array([12, 16], np.int32)
 class _State(NamedTuple):
     """After some layers: the state of the chain, its product, and what was seen on the way.
 
-    `lost` is what quick layers may have lost so far (nats), and `returned` the most that has come
-    back in a layer of what rounding had put beside all directions.
+    `lost` is what quick layers may have lost so far (nats), and `strayed` the most that rounding
+    had put beside all directions, or that has come back of that.
     """
 
     z: Array
     exactly: Exactly
     gaps: Gaps
     lost: Array
-    returned: Array
+    strayed: Array
     seen: Any
 
 
@@ -136,8 +137,8 @@ def _one_exactly(layer: Layer, see: See | None, grade: Array, params: Any, state
     seen = state.seen
     if see and taken.step:
         seen = see(taken.exactly.factors, taken.step, seen)
-    returned = jnp.maximum(state.returned, taken.returned)
-    return _State(z, taken.exactly, taken.gaps, state.lost, returned, seen)
+    strayed = jnp.maximum(state.strayed, taken.strayed)
+    return _State(z, taken.exactly, taken.gaps, state.lost, strayed, seen)
 
 
 def _quickly(segment: Chain, see: See | None, store: Store | None, grade: Array, carry: Any) -> Any:
@@ -168,7 +169,7 @@ def _quickly(segment: Chain, see: See | None, store: Store | None, grade: Array,
             seen = see(factors, step, seen)
         gaps = graded.next_gaps(state.gaps, factors.d)
         exactly, lost = state.exactly._replace(factors=factors), state.lost + ahead.loss
-        state = _State(ahead.z, exactly, gaps, lost, state.returned, seen)
+        state = _State(ahead.z, exactly, gaps, lost, state.strayed, seen)
         stored = store(layer, state, stored) if store else stored
         return layer + 1, state, stored, ahead_of(layer + 1, state)
 
@@ -200,7 +201,7 @@ def _grade(state: _State, grade: Array) -> Array:
     by_gaps = jnp.sum(jnp.max(state.gaps.caught_up) > _CAUGHT_UP, dtype=jnp.int32)
     # How many digits it takes to keep that small is not known before it is tried.
     enough = 2.0 ** _CAUGHT_UP[0] * scaled.eps(state.z.dtype)
-    by_stray = jnp.where(state.returned <= enough, graded.QUICK, grade + 1)
+    by_stray = jnp.where(state.strayed <= enough, graded.QUICK, grade + 1)
     # Where rounding has ended a direction, nobody knows on whom it would have caught up.
     by_rank = jnp.where(jnp.any(state.exactly.factors.lost), graded.CAREFUL, graded.QUICK)
     return jnp.minimum(jnp.maximum(by_gaps, jnp.maximum(by_stray, by_rank)), graded.CAREFUL)

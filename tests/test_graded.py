@@ -35,3 +35,29 @@ def test_looking_ahead_tells_a_layer_that_is_nearly_singular_from_one_that_is_no
         factors = graded.start(jnp.zeros(4))
         ahead = graded.look_ahead(chain.apply_linear, J, jnp.zeros(4), factors)
         assert bool(ahead.loss <= graded.LAYER_LOSS) == is_quick
+
+
+def test_what_strays_is_carried_on_as_the_columns_themselves_are():
+    """`J (L_0 + F) = (L (I + X) + F') R`, with F' beside the columns, which X is not."""
+    rng = np.random.default_rng(0)
+    before = graded.start(jnp.zeros(2))
+    first, J = rng.normal(size=(4, 2)), rng.normal(size=(4, 4))
+    grade = jnp.asarray(graded.CAREFUL, jnp.int32)
+    exactly = graded.Exactly(before, *(jnp.zeros((2, 2)),) * 2)
+    gaps, x = graded.no_gaps(jnp.zeros(2)), jnp.zeros(2)
+    x, taken = graded.advance_exactly(
+        chain.apply_linear, jnp.asarray(first), x, exactly, gaps, grade, True
+    )
+    stray = 1e-6 * rng.normal(size=(4, 2))
+    exactly = taken.exactly._replace(stray=jnp.asarray(stray))
+    _, taken = graded.advance_exactly(
+        chain.apply_linear, jnp.asarray(J), x, exactly, taken.gaps, grade, True
+    )
+    step = taken.step
+    change = np.asarray(step.J) @ stray[:, step.order] @ np.linalg.inv(step.R)
+    pivots = np.abs(np.asarray(step.L)).argmax(axis=0)  # 1, and nothing else is as large
+    X = np.linalg.solve(np.asarray(step.L)[pivots], change[pivots])
+    # Rounding of numbers of 1e-6, and of what strays anew, in twice the digits.
+    np.testing.assert_allclose(step.returned, np.abs(X), rtol=1e-9)
+    np.testing.assert_allclose(step.stray, change - step.L @ X, rtol=0, atol=1e-15)
+    assert taken.strayed == max(np.abs(X).max(), np.abs(step.stray).max())

@@ -99,7 +99,7 @@ def through(
             if is_last_only and own[-1] < len(wanted):
                 stored = _put(shape, own, segment.depth - 1, state, stored)
             num_before += segment.depth
-        return stored, _grade(state, grade)
+        return stored, _grade(state)
 
     # How many digits it takes is known at the end: if there were too few, then once more.
     _, (stored, _) = jax.lax.while_loop(
@@ -196,15 +196,14 @@ def _quickly(segment: Chain, see: See | None, store: Store | None, grade: Array,
     return state, stored
 
 
-def _grade(state: _State, grade: Array) -> Array:
-    """What a chain that ends like this, taken in like that, has to be gone through with."""
+def _grade(state: _State) -> Array:
+    """What a chain that ends like this has to be gone through with, at least."""
     by_gaps = jnp.sum(jnp.max(state.gaps.caught_up) > _CAUGHT_UP, dtype=jnp.int32)
-    # How many digits it takes to keep that small is not known before it is tried.
+    # Where rounding has ended a direction, nobody knows on whom it would have caught up. And where
+    # something has strayed, all layers were refined already.
     enough = 2.0 ** _CAUGHT_UP[0] * scaled.eps(state.z.dtype)
-    by_stray = jnp.where(state.strayed <= enough, graded.QUICK, grade + 1)
-    # Where rounding has ended a direction, nobody knows on whom it would have caught up.
-    by_rank = jnp.where(jnp.any(state.exactly.factors.lost), graded.CAREFUL, graded.QUICK)
-    return jnp.minimum(jnp.maximum(by_gaps, jnp.maximum(by_stray, by_rank)), graded.CAREFUL)
+    is_careful = jnp.any(state.exactly.factors.lost) | ~(state.strayed <= enough)
+    return jnp.where(is_careful, graded.CAREFUL, by_gaps)
 
 
 def _padded(factors: Factors, shape: tuple[int, int]) -> Factors:

@@ -152,8 +152,10 @@ def look_ahead(layer: Layer, params: Any, z: Array, factors: Factors) -> Ahead:
     z_next, linear = linearisation.linearise(layer, params, z)
     found = elimination.quick(linear.times(params, factors.L))
     d, T = _scales(factors.d, found.R, found.pivots)
-    L = jnp.where(found.pivots == 0, 0, found.L)
-    return Ahead(z_next, L, found.R, d, T, _loss(found, factors.d, T))
+    # Beside directions that are fewer than the units something strays, which needs more digits.
+    is_whole = jnp.all(found.pivots != 0)
+    loss = jnp.where(is_whole, _loss(found, factors.d, T), jnp.inf)
+    return Ahead(z_next, found.L, found.R, d, T, loss)
 
 
 def take(before: Factors, ahead: Ahead) -> Factors:
@@ -332,6 +334,7 @@ def _loss(quick: Quick, d: Scaled, T: Array) -> Array:
     """What the quick elimination of a layer may lose (nats); infinite where it cannot be told."""
     R, k, sizes = quick.R, quick.R.shape[0], quick.sizes
     gone = quick.pivots == 0
+    is_behind = jnp.arange(k) > jnp.max(jnp.where(d.mantissa[:k] == 0, -1, jnp.arange(k)))
     # Rounding changes a row by its size; R^-1 carries that to the columns. Signs without
     # a pattern give a fair sample of it.
     signs = jnp.asarray(np.random.default_rng(0).choice([-1, 1], size=k), R.dtype)
@@ -344,7 +347,8 @@ def _loss(quick: Quick, d: Scaled, T: Array) -> Array:
         (jnp.max(jnp.abs(T)) <= max(_OVERTAKEN, 2 * k))
         & (largest < reach)
         & (largest > 1 / reach)
-        # A pivot may be gone with a dead unit, or with a direction that is gone already.
-        & jnp.all(~gone | (sizes == 0) | (d.mantissa[:k] == 0))
+        # A pivot may be gone with a dead unit, or with a direction that is gone already if it is
+        # behind all others: the row that LAPACK gives to it is taken from those.
+        & jnp.all(~gone | (sizes == 0) | is_behind)
     )
     return jnp.where(can_be_told, scaled.eps(R.dtype) * jnp.max(jnp.abs(change)), jnp.inf)

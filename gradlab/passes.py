@@ -154,9 +154,7 @@ def _quickly(segment: Chain, see: See | None, store: Store | None, grade: Array,
     def is_enough(run: Any) -> Array:
         layer, state, _, ahead = run
         is_good = (ahead.loss <= graded.LAYER_LOSS) & (state.lost + ahead.loss <= graded.LOSS)
-        # What strays beside directions that span everything is nothing.
-        is_whole = jnp.all(state.exactly.factors.d.mantissa != 0) & jnp.all(ahead.d.mantissa != 0)
-        return (layer < depth) & is_good & is_whole
+        return (layer < depth) & is_good
 
     def quick(run: Any) -> Any:
         layer, state, stored, ahead = run

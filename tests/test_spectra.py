@@ -247,6 +247,18 @@ def test_what_rounding_puts_beside_a_few_directions_does_not_come_back(dtype, bo
     assert np.abs(got.log[0] - exact).max() < bound
 
 
+@pytest.mark.parametrize("seed", [533, 537, 555])
+def test_a_direction_that_is_gone_takes_no_other_along(seed):
+    """Sparse layers, singular by their zeros, which leave one direction of three."""
+    rng = np.random.default_rng(seed)
+    matrices = rng.normal(size=(20, 3, 3)) * (rng.uniform(size=(20, 3, 3)) < 0.6)
+    _, result = spectrum(matrices, jnp.float64, (20,))
+    norm = np.log(np.linalg.norm(np.linalg.multi_dot(matrices[::-1])))
+    # Rounding of twenty layers; of the other directions, at most what is far below remains.
+    assert abs(result.log[0, 0] - norm) < 1e-12
+    assert not (result.log[0, 1:] > norm - 30).any()
+
+
 def test_the_rank_that_layers_lose_together_is_flagged():
     """Integers: layer 4 has rank 2, and leaves what layer 10, of rank 2 too, makes one of.
 

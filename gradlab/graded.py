@@ -290,9 +290,10 @@ def _with_stray(step: Step, stray: Array, rows: Array, error: Array) -> Step:
 
     def carried(nothing: Any) -> tuple[Array, Array]:
         del nothing
-        signs = jnp.asarray(np.random.default_rng(0).choice([-1, 1], size=(m, r)), stray.dtype)
+        # Signs alone would be in proportion wherever two rows are.
+        sample = jnp.asarray(np.random.default_rng(0).normal(size=(m, r)), stray.dtype)
         sizes = linearisation.matmul(jnp.abs(step.J), jnp.abs(step.before.L))
-        change = linearisation.matmul(step.J, stray) + error * signs * sizes
+        change = linearisation.matmul(step.J, stray) + error * sample * sizes
         square = jnp.where(gone[:, None], jnp.eye(k, dtype=stray.dtype), step.R[:, :k])
         beside_R = jax.lax.linalg.triangular_solve(square, jnp.where(gone, 0, change[:, :k]))
         X = jax.lax.linalg.triangular_solve(

@@ -21,7 +21,7 @@ $(EXPERIMENTS): .venv/ready
 	$(BIN)/python experiments/$@.py
 
 test: lint  ## lint, format check, type check and all tests
-	$(BIN)/python -m pytest -n auto --dist loadfile $(foreach file,$(ALONE),--ignore $(file))
+	$(BIN)/python -m pytest -n auto --dist loadfile --max-worker-restart 0 $(foreach file,$(ALONE),--ignore $(file))
 	$(BIN)/python -m pytest $(ALONE)
 
 lint: .venv/ready

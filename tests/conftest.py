@@ -1,6 +1,7 @@
 """Strict arithmetic for every test, and the experiments by name."""
 
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -25,6 +26,17 @@ hypothesis.settings.load_profile("repeatable")
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_of_one_file() -> Iterator[None]:
+    """Compiled programs go with the file that needed them.
+
+    Each of them is mapped into memory in tens of pieces, of which Linux allows a process 65,530: a
+    worker that kept those of all its files would end in a segmentation fault.
+    """
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture

@@ -192,6 +192,8 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Toy:
     library.mkdir()
     (library / "code.py").write_text("version = 1\n")
     monkeypatch.setattr("gradlab.points.LIBRARY", library)
+    # What a test compiles is compiled there and then, and leaves nothing in anybody's home.
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
 
     def draw(figure: Callable[[xr.Dataset], figures.Figure], data: xr.Dataset) -> dict[str, bytes]:
         drawn = figure(data)

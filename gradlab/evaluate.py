@@ -24,7 +24,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gradlab import schema
-from gradlab.points import Point, resolved
+from gradlab.points import Point, resolved, structure
 
 Arrays = dict[str, Any]
 Compute = Callable[[Any, jax.Array], Arrays]
@@ -81,16 +81,22 @@ def failure(error: Exception) -> Failure:
 
 
 class Program:
-    """An experiment's `compute`, compiled once for each structure of its points."""
+    """An experiment's `compute`, compiled once for each structure of its points.
+
+    Points of one structure come one after another; another structure drops what was compiled. A
+    program is mapped into memory in hundreds of pieces, of which Linux allows a process 65,530.
+    """
 
     def __init__(self, compute: Compute, method: Method) -> None:
         self.method = method
         self._single = jax.jit(compute)
         self._compute = compute
         self._programs: dict[Any, Callable[..., Arrays]] = {}
+        self._structure: tuple[Any, ...] | None = None
 
     def evaluate(self, points: Sequence[Point]) -> Iterator[tuple[Point, Arrays | Failure]]:
         """Each point of one structure with its arrays on the host, or with its failure."""
+        self._make_room(structure(points[0]))
         try:
             self._single.eval_shape(*_arguments(points[0]))
         except Exception as error:  # what cannot be traced fails alike at all points
@@ -100,6 +106,12 @@ class Program:
             yield from self._each(points)
         else:
             yield from self._together(points)
+
+    def _make_room(self, structure: tuple[Any, ...]) -> None:
+        if self._structure not in (None, structure):
+            self._programs.clear()
+            jax.clear_caches()
+        self._structure = structure
 
     def _each(self, points: Sequence[Point]) -> Iterator[tuple[Point, Arrays | Failure]]:
         devices = self.method.devices

@@ -3,6 +3,7 @@
 import json
 import resource
 import socket
+from typing import Any
 
 import jax
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import xarray as xr
 from toys import Toy
 
-from gradlab import experiment, points, runner, schema
+from gradlab import chunks, experiment, points, runner, schema
 
 
 def test_a_point_of_a_sweep_has_the_bits_of_the_run_alone(toy: Toy) -> None:
@@ -27,16 +28,35 @@ def test_a_point_of_a_sweep_has_the_bits_of_the_run_alone(toy: Toy) -> None:
 
 
 def test_all_points_of_one_structure_are_one_compiled_program(toy: Toy) -> None:
-    compiled: list[str] = []
+    compiled: list[object] = []
 
-    def listen(event: str, *_: object, **__: object) -> None:
-        compiled.append(event)
+    def listen(event: str, _: float, **details: object) -> None:
+        if event.endswith("backend_compile_duration"):
+            compiled.append(details["fun_name"])
 
     jax.monitoring.register_event_duration_secs_listener(listen)
-    toy.sweep("sigma_w=1.0,2.0,3.0", "seed=range(0,5)", "depth=2,4", "w=[0.5],[0.7]")
-    traced = [event for event in compiled if event.endswith("backend_compile_duration")]
-    # Two depths make two programs; the rest is the making of keys.
-    assert len(traced) <= 2 + 4
+    try:
+        toy.sweep("sigma_w=1.0,2.0,3.0", "seed=range(0,5)", "depth=2,4", "w=[0.5],[0.7]")
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert compiled.count("jit(compute)") == 2
+
+
+@pytest.mark.parametrize("method", ["each", "vmap"])
+def test_a_sweep_holds_the_programs_of_one_structure_at_a_time(
+    toy: Toy, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, save, held = jax.devices()[0].client, chunks.Store.save, []
+
+    def count_and_save(*arguments: Any) -> None:
+        held.append(len(client.live_executables()))
+        save(*arguments)
+
+    monkeypatch.setattr(chunks.Store, "save", count_and_save)
+    jax.clear_caches()
+    assert toy.sweep("depth=range(2,14)", f"sweep_method={method}").status == 0
+    assert len(held) == 12
+    assert held[-1] <= held[0]
 
 
 def test_the_swept_parameters_are_the_axes_of_one_dataset(toy: Toy) -> None:

@@ -70,6 +70,11 @@ def tanh_layer(W, z):
     return PHI["tanh"](W @ z)
 
 
+def relu_layer(W, z):
+    """One layer of a deep ReLU network, which leaves fewer directions from layer to layer."""
+    return PHI["relu"](W @ z)
+
+
 def weights(depth, width):
     """The weights and the input of a network that neither dies nor saturates."""
     rng = np.random.default_rng(0)
@@ -127,17 +132,15 @@ def rivals(depth, width):
     """What is timed at one depth and width, by name; the first is the unit."""
     W, x = weights(depth, width)
     J = jacobians_of(W, x)
-    model, z = chain.Chain(tanh_layer, jnp.asarray(W)), jnp.asarray(x)
-    jitted = {
-        "gradlab, log-norms at every depth": jax.jit(jacobians.log_norms),
-        "gradlab, all singular values": jax.jit(
-            lambda m, x: spectra.singular_values(m, x, (depth,))
-        ),
-        "jax.jacfwd of the chain": jax.jit(lambda m, x: jax.jacfwd(m)(x)),
-    }
+    z = jnp.asarray(x)
+    tanh, relu = (chain.Chain(layer, jnp.asarray(W)) for layer in (tanh_layer, relu_layer))
+    spectrum = jax.jit(lambda m, x: spectra.singular_values(m, x, (depth,)))
     return {
         "numpy BLAS chain, J given": lambda: blas_chain(J),
-        **{name: partial(finish, f, model, z) for name, f in jitted.items()},
+        "gradlab, log-norms at every depth": partial(finish, jax.jit(jacobians.log_norms), tanh, z),
+        "gradlab, all singular values": partial(finish, spectrum, tanh, z),
+        "gradlab, all singular values, ReLU": partial(finish, spectrum, relu, z),
+        "jax.jacfwd of the chain": partial(finish, jax.jit(lambda m, x: jax.jacfwd(m)(x)), tanh, z),
         "numpy QR loop, J given": lambda: qr_loop(J),
         "LAPACK SVD of the BLAS chain": lambda: np.linalg.svd(blas_chain(J), compute_uv=False),
         **torch_rivals(W, x),
@@ -342,7 +345,7 @@ def figure(report, path):
     styles = dict(
         zip(
             methods,
-            ("k-", "C0o-", "C1s-", "C2^--", "C3v--", "C4d:", "C5x-.", "C6+-."),
+            ("k-", "C0o-", "C1s-", "C1P:", "C2^--", "C3v--", "C4d:", "C5x-.", "C6+-."),
             strict=False,
         )
     )

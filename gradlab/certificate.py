@@ -90,7 +90,7 @@ def singular_value_bound(model: Model, x: Array, depths: Sequence[int]) -> Array
     another, goes on through the layers and grows as that direction catches up. Every rounding is
     taken as large as it may be, and as independent of the others (Higham and Mary 2019).
     """
-    n = x.size
+    n = passes.num_columns(model, x)
 
     def see(after: Factors, step: Step, seen: _Seen) -> _Seen:
         del after
@@ -99,17 +99,15 @@ def singular_value_bound(model: Model, x: Array, depths: Sequence[int]) -> Array
         changes = seen.changes[:r, :r][order][:, order] + jnp.square(error.before)
         left, right = _sides(changes, step.before)
         carried = jnp.square(error.unit) @ left @ jnp.square(error.unit_inverse)
-        returned = jnp.square(graded.STRAY * step.returned)
-        changes = carried * jnp.square(error.growth) + jnp.square(error.after) + returned
+        changes = carried * jnp.square(error.growth) + jnp.square(error.after)
         own = jnp.square(_condition(step.before.U)) * (right + jnp.square(error.U))
         return _Seen(
             jnp.zeros((n, n), x.dtype).at[: len(changes), : len(changes)].set(changes),
             seen.total + own,
-            jnp.sum(jnp.square(graded.STRAY * step.stray)),
         )
 
     none = jnp.zeros((), x.dtype)
-    nothing = _Seen(jnp.zeros((n, n), x.dtype), none, none)
+    nothing = _Seen(jnp.zeros((n, n), x.dtype), none)
     factors, seen = passes.through(model, x, depths, see, nothing)
     return jax.vmap(_bound)(factors, seen)
 
@@ -181,15 +179,13 @@ def _pull(layer: Layer, rows: Scaled, at_layer: Any) -> tuple[Scaled, tuple[Arra
 
 
 class _Seen(NamedTuple):
-    """The squares of the changes that go on, beside the columns as they stand, `(n, n)`.
+    """The squares of the changes that go on, of direction j by column i as they stand, `(n, n)`.
 
-    `total` is the sum of the squares of those that are counted already, `stray` that of what is now
-    beside all that the columns span.
+    `total` is the sum of the squares of those that are counted already.
     """
 
     changes: Array
     total: Array
-    stray: Array
 
 
 class _StepError(NamedTuple):
@@ -197,11 +193,11 @@ class _StepError(NamedTuple):
 
     Attributes:
         before: beside the columns before the step, `(r, r)`.
-        after: beside those after it, `(k, k)`.
+        after: beside those after it, `(c, c)`.
         U: of the rows of U, a scalar.
-        unit: `|R|` with rows divided by their pivots, `(k, r)`.
-        unit_inverse: the inverse of its first k columns without signs, `(r, k)`.
-        growth: the ratio of two pivots, `(k, k)`.
+        unit: `|R|` with rows divided by their pivots, `(c, r)`.
+        unit_inverse: the inverse of its columns of directions without signs, `(r, c)`.
+        growth: the ratio of two pivots, `(c, c)`.
     """
 
     before: Array
@@ -213,32 +209,34 @@ class _StepError(NamedTuple):
 
 
 def _step_error(step: Step) -> _StepError:
-    """`|E|` with `A (I + E) = L R` for the roundings of one step."""
+    """`|E|` with `A (I + E) = L R` for the roundings of one step, in the columns of directions."""
     L, R, pivots = step.L, step.R, jnp.abs(jnp.diagonal(step.R))
-    k, r = R.shape
+    c, r = R.shape
     eps = scaled.eps(R.dtype)
-    gone = pivots == 0
-    # A pivot that was set to zero belongs to no singular value that is given.
-    nothing = gone[:, None] | gone[None, :]
-    square = jnp.where(nothing, jnp.eye(k, dtype=R.dtype), R[:, :k])
-    inverse = jax.scipy.linalg.solve_triangular(square, jnp.eye(k, dtype=R.dtype))
-    inverse = jnp.where(nothing, 0, jnp.abs(jnp.triu(inverse)))
-    inverse = jnp.zeros((r, k), R.dtype).at[:k].set(inverse)
-    L = jnp.where(gone[None, :], 0, L)
+    # A direction that has ended belongs to no singular value that is given.
+    is_alive = (pivots != 0) & (step.before.d.mantissa[:c] != 0)
+    both = is_alive[:, None] & is_alive[None, :]
+    square = jnp.where(both, R[:, :c], jnp.eye(c, dtype=R.dtype))
+    inverse = jax.scipy.linalg.solve_triangular(square, jnp.eye(c, dtype=R.dtype))
+    inverse = jnp.where(both, jnp.abs(jnp.triu(inverse)), 0)
+    inverse = jnp.zeros((r, c), R.dtype).at[:c].set(inverse)
     L_inverse, L, R = jnp.abs(jnp.linalg.pinv(L)), jnp.abs(L), jnp.abs(R)
     # Sums over a width and an elimination over another, and the layer's own derivative.
     terms = max(step.J.shape) + 4
     sums = jnp.abs(step.J) @ jnp.abs(step.before.L) + L @ R
-    own = step.error * terms
+    own = step.error * terms * (L_inverse @ sums)
     rounded = jnp.where(step.error < eps, eps, 0)
+    # Columns that do not span everything are a sample of what is beside the directions.
+    beside = jnp.where(is_alive, 0, graded.STRAY if len(L) > c else 1)[:, None]
     # R diag(d) = diag(new d) T; the update of U rounds the rows of T U.
     ratios = _ratios(step.before)
-    by_pivot = 1 / jnp.where(gone, 1, pivots)[:, None]
+    by_pivot = 1 / jnp.where(pivots == 0, 1, pivots)[:, None]
     unit, unit_inverse = R * by_pivot, inverse * pivots[None, :]
     return _StepError(
-        inverse @ (own * (L_inverse @ sums) + rounded * R),
-        jnp.where(step.error < eps, step.error, 0) * (L_inverse @ L),
-        terms * eps * jnp.linalg.norm((ratios[:, :k] * unit_inverse) @ (ratios[:k] * unit)),
+        inverse @ (own + rounded * R),
+        jnp.where(step.error < eps, step.error, 0) * (L_inverse @ L)
+        + beside * (own[:, :c] @ inverse[:c]),
+        terms * eps * jnp.linalg.norm((ratios[:, :c] * unit_inverse) @ (ratios[:c] * unit)),
         unit,
         unit_inverse,
         pivots[:, None] * by_pivot.T,
@@ -248,12 +246,11 @@ def _step_error(step: Step) -> _StepError:
 def _sides(changes: Array, factors: Factors) -> tuple[Array, Array]:
     """Squares of changes: those to keep left of `diag(d)`, and the sum of those right of it."""
     right = changes * jnp.square(_ratios(factors))
-    alive = factors.d.mantissa != 0
-    alive = alive[:, None] & alive[None, :]
-    is_small = right <= _CATCH_UP**2 * changes
+    is_alive = factors.d.mantissa != 0
+    is_small = is_alive[:, None] & (right <= _CATCH_UP**2 * changes)
     return (
-        jnp.where(alive & ~is_small, changes, 0),
-        jnp.sum(jnp.where(alive & is_small, right, 0)),
+        jnp.where(is_alive[None, :] & ~is_small, changes, 0),
+        jnp.sum(jnp.where(is_alive[None, :] & is_small, right, 0)),
     )
 
 
@@ -261,9 +258,9 @@ def _bound(factors: Factors, seen: _Seen) -> Array:
     left, right = _sides(seen.changes, factors)
     L, U = jnp.square(_condition(factors.L.T)), jnp.square(_condition(factors.U))
     closing = jnp.square(8 * len(factors.U) * scaled.eps(factors.U.dtype)) * L * U
-    bound = jnp.sqrt(seen.total + L * (jnp.sum(left) + seen.stray) + U * right + closing)
+    bound = jnp.sqrt(seen.total + L * jnp.sum(left) + U * right + closing)
     # A direction that is lost may have grown again, past any other.
-    return jnp.where((bound < _FIRST_ORDER) & ~jnp.any(factors.lost), bound, jnp.inf)
+    return jnp.where((bound < _FIRST_ORDER) & (factors.num_lost == 0), bound, jnp.inf)
 
 
 def _ratios(factors: Factors) -> Array:

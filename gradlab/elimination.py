@@ -38,7 +38,9 @@ class Quick(NamedTuple):
         pivots: `(k,)`, the diagonal of `R`.
         rows: `(m,)`, the rows of `A` in the order of the pivots.
         place: `(m,)`, where each row of `A` is in that order.
-        sizes: `(k,)`, the largest entry of the row of `A` that each pivot came from.
+        sizes: `(k,)`, the largest entry of the row of `A` that each pivot came from, of those in
+            columns that count.
+        num_filled: behind so many rows, in the order of the pivots, there are only zeros in `A`.
     """
 
     L: Array
@@ -47,6 +49,7 @@ class Quick(NamedTuple):
     rows: Array
     place: Array
     sizes: Array
+    num_filled: Array
 
 
 class Careful(NamedTuple):
@@ -57,14 +60,14 @@ class Careful(NamedTuple):
         R: `(k, r)`, upper trapezoidal; the row of a pivot that is gone is zero.
         order: `(r,)`.
         rows: `(m,)`, the rows of `A` in the order of the pivots.
-        lost: `(k,)`: there is no pivot left that is more than rounding.
+        num_lost: how many columns that count have no pivot that is more than rounding.
     """
 
     L: Doubled
     R: Array
     order: Array
     rows: Array
-    lost: Array
+    num_lost: Array
 
 
 def eps(dtype: Any) -> float:
@@ -76,28 +79,35 @@ def eps(dtype: Any) -> float:
     return 2.0 ** (3 - digits - digits // 2)
 
 
-def quick(A: Array) -> Quick:
-    """Elimination in working precision, of `A`, `(m, r)`."""
+def quick(A: Array, counts: Array) -> Quick:
+    """Elimination in working precision, of `A`, `(m, r)`; `counts`, `(r,)`, says which columns do.
+
+    They come first: a column has no influence on those before it.
+    """
     LU, _, rows = jax.lax.linalg.lu(A)
     k = min(A.shape)
     numbers = jnp.arange(len(rows), dtype=rows.dtype)
     is_at = rows[:, None] == numbers[None, :]
     place = jnp.sum(jnp.where(is_at, numbers[:, None], 0), axis=0, dtype=rows.dtype)
     L = jnp.tril(LU[:, :k], -1) + jnp.eye(A.shape[0], k, dtype=A.dtype)
-    sizes = jnp.max(jnp.abs(A), axis=1)[rows[:k]]
-    return Quick(L[place], jnp.triu(LU[:k]), jnp.diagonal(LU), rows, place, sizes)
+    num_filled = jnp.max(jnp.where(jnp.any(A != 0, axis=1), place + 1, 0))
+    sizes = jnp.max(jnp.abs(jnp.where(counts[None, :], A, 0)), axis=1)[rows[:k]]
+    return Quick(L[place], jnp.triu(LU[:k]), jnp.diagonal(LU), rows, place, sizes, num_filled)
 
 
 def refined(J: Array, L_0: Doubled, found: Quick) -> tuple[Doubled, Array]:
     """`L` and `R` of `J L_0` right to working precision, from those that are nearly so.
 
     One step of Newton's method with a residual in more digits; m >= r. The error left is the
-    square of what rounding had made of the quick factors.
+    square of what rounding had made of the quick factors. Columns of those behind the ones of
+    `L_0` are given as they are.
     """
     L, R = found.L, found.R
     m, k = L.shape
+    r = L_0.high.shape[1]
     square = jnp.where(found.pivots[:, None] == 0, jnp.eye(k, dtype=R.dtype), R)
-    residual = _residual(J, L_0.high, L, R) + J @ L_0.low
+    residual = _residual(J, L_0.high, L, R[:, :r]) + J @ L_0.low
+    residual = jnp.pad(residual, ((0, 0), (0, k - r)))
     # L (I + X) (I + Y) R with X strictly below the diagonal, and Y not.
     beside_R = jax.lax.linalg.triangular_solve(square, residual)
     rows = found.rows[:k]
@@ -148,6 +158,8 @@ class _State(NamedTuple):
         row_rank, column_rank: `(m,)` and `(r,)`, the number of the pivot that was found there,
             or more than there can be.
         num_found: how many pivots there are.
+        num_lost: how many columns that count were left when rounding was all that they were.
+        is_over: whether no column that counts is left, or none that is more than rounding.
         is_exhausted: no entry left is more than rounding.
     """
 
@@ -158,21 +170,31 @@ class _State(NamedTuple):
     row_rank: Array
     column_rank: Array
     num_found: Array
+    num_lost: Array
+    is_over: Array
     is_exhausted: Array
 
 
-def careful(J: Array, L: Doubled, log_2_d: Array, uncertain: Array | float = 0.0) -> Careful:
+def careful(
+    J: Array,
+    L: Doubled,
+    log_2_d: Array,
+    uncertain: Array | float = 0.0,
+    added: Array | float = 0.0,
+) -> Careful:
     """The factors of `A = J L` that keep `A diag(d)` graded, however nearly singular `A` is.
 
     Args:
         J: `(m, n)`, its entries well inside the range.
         L: `(n, r)`, in doubled digits; a column of zeros has no pivot.
-        log_2_d: `(r,)`.
+        log_2_d: `(r,)`; columns with minus infinity do not count, and come behind all others.
         uncertain: `(m, r)`, how far from the truth `J L` may be as it is given.
+        added: `(m, r)`, columns in the place of those that are zero in `L`.
     """
     m, r = len(J), L.high.shape[1]
     k = min(m, r)
     A, error = _product(J, L)
+    A = A._replace(high=A.high + added)
     # An infinity or nan is one in every pivot.
     is_undefined = ~jnp.isfinite(jnp.sum(A.high)) | jnp.any(jnp.isnan(log_2_d))
     start = _State(
@@ -183,6 +205,8 @@ def careful(J: Array, L: Doubled, log_2_d: Array, uncertain: Array | float = 0.0
         row_rank=k + jnp.arange(m, dtype=jnp.int32),
         column_rank=k + jnp.arange(r, dtype=jnp.int32),
         num_found=jnp.zeros((), jnp.int32),
+        num_lost=jnp.zeros((), jnp.int32),
+        is_over=jnp.zeros((), bool),
         is_exhausted=is_undefined,
     )
     end = jax.lax.while_loop(
@@ -197,15 +221,11 @@ def careful(J: Array, L: Doubled, log_2_d: Array, uncertain: Array | float = 0.0
     below = jax.tree.map(lambda part: jnp.where(found[None, :], jnp.tril(part[:, :k], -1), 0), LR)
     R = jnp.where(found[:, None], jnp.triu(LR.high[:k]), 0)
     R = jnp.where(is_undefined, jnp.nan, R)
-    # Of the rank that is missing, what only roundings stand in for.
-    is_noise = _is_left(end, k) & (_noise(end, J, L.high) > 0)
-    num_lost = jnp.minimum(jnp.sum(is_noise.any(axis=0)), jnp.sum(is_noise.any(axis=1)))
-    lost = ~found & (jnp.arange(k) < end.num_found + num_lost)
     sorted_L = below._replace(high=below.high + jnp.eye(m, k, dtype=J.dtype))
     L = jax.tree.map(
         lambda part: jnp.zeros_like(part).at[rows].set(part, unique_indices=True), sorted_L
     )
-    return Careful(L, R, order.astype(jnp.int32), rows, lost)
+    return Careful(L, R, order.astype(jnp.int32), rows, end.num_lost)
 
 
 def _product(J: Array, L: Doubled) -> tuple[Doubled, Array]:
@@ -223,8 +243,11 @@ def _product(J: Array, L: Doubled) -> tuple[Doubled, Array]:
 
 def _turn(s: _State, J: Array, L: Array, log_2_d: Array, k: int) -> _State:
     """The next pivot, or zeros for what is left and may be made of rounding."""
-    score = scaled.rough_log_2(s.A.high) + log_2_d[None, :]
-    score = jnp.where(_is_left(s, k) & (s.A.high != 0), score, -jnp.inf)
+    size = jnp.where(_is_left(s, k) & (s.A.high != 0), scaled.rough_log_2(s.A.high), -jnp.inf)
+    score = size + log_2_d[None, :]
+    is_over = jnp.max(score) == -jnp.inf
+    # Columns that do not count take what rows are left.
+    score = jnp.where(is_over, size, score)
     best = jnp.max(score, axis=0)
     j = jnp.argmax(best >= jnp.max(best) - _IN_ORDER)
     i = jnp.argmax(score[:, j])
@@ -232,8 +255,9 @@ def _turn(s: _State, J: Array, L: Array, log_2_d: Array, k: int) -> _State:
     # Where all that is left is zero already, no score is finite.
     is_certain = (jnp.abs(s.A.high[i, j]) > noise) & (score[i, j] > -jnp.inf)
     eliminate = partial(_eliminate, i=i, j=j, k=k)
-    clear = partial(_without_noise, i=i, j=j, J=J, L=L, k=k)
-    return jax.lax.cond(is_certain, eliminate, clear, s)
+    counts = (log_2_d > -jnp.inf)[None, :]
+    clear = partial(_without_noise, i=i, j=j, is_certain=is_certain, J=J, L=L, counts=counts, k=k)
+    return jax.lax.cond(is_certain & (is_over <= s.is_over), eliminate, clear, s)
 
 
 def _noise(s: _State, J: Array, L: Array) -> Array:
@@ -247,12 +271,34 @@ def _noise(s: _State, J: Array, L: Array) -> Array:
     return scaled.eps(J.dtype) / 2 * by_layer + rows @ (s.error @ columns)
 
 
-def _without_noise(s: _State, i: Array, j: Array, J: Array, L: Array, k: int) -> _State:
-    """Zeros for all entries left that may be made of rounding, as the one in row i, column j is."""
-    is_left = _is_left(s, k)
-    is_noise = is_left & (jnp.abs(s.A.high) <= _noise(s, J, L)).at[i, j].set(True)
+def _without_noise(
+    s: _State,
+    i: Array,
+    j: Array,
+    is_certain: Array,
+    J: Array,
+    L: Array,
+    counts: Array,
+    k: int,
+) -> _State:
+    """Zeros for all entries left that may be made of rounding, as that in row i, column j may be.
+
+    But not that one where it `is_certain`.
+    """
+    is_left, noise = _is_left(s, k), _noise(s, J, L)
+    is_noise = jnp.abs(s.A.high) <= noise
+    is_noise = is_left & is_noise.at[i, j].set(is_noise[i, j] | ~is_certain)
     A = Doubled(*(jnp.where(is_noise, 0, part) for part in s.A))
-    return s._replace(A=A, is_exhausted=~jnp.any(is_left & (A.high != 0)))
+    is_over = ~jnp.any(is_left & counts & (A.high != 0))
+    # Of the rank that is missing, what only roundings stand in for.
+    stands_in = is_left & counts & (noise > 0)
+    num_columns, num_rows = (jnp.sum(stands_in.any(axis=axis), dtype=jnp.int32) for axis in (0, 1))
+    return s._replace(
+        A=A,
+        num_lost=jnp.where(is_over & ~s.is_over, jnp.minimum(num_columns, num_rows), s.num_lost),
+        is_over=is_over,
+        is_exhausted=~jnp.any(is_left & (A.high != 0)),
+    )
 
 
 def _eliminate(s: _State, i: Array, j: Array, k: int) -> _State:

@@ -2,6 +2,11 @@
 
 `L` and `U` are well conditioned and every entry of `d` has an exponent: nothing is ever lost beside
 a larger number. A layer is taken in by Gaussian elimination (`elimination`), quickly or exactly.
+
+Where a chain has fewer directions than units (few inputs, a neck, dead units), rounding puts parts
+beside all that the directions span, and later layers may magnify those more than any direction. So
+`L` has more columns than there are directions, with zeros in `d`: they are taken through the layers
+as all others are, and tell how what is beside the directions grows.
 """
 
 from __future__ import annotations
@@ -33,50 +38,55 @@ _OVERTAKEN = 16.0
 # What has strayed may be so many times larger than a sample of it.
 STRAY = 8
 
+# Columns beside the directions of a wide layer: as many as there are, but not fewer than these.
+_BESIDE = 8
+
 # More powers of two than any two directions are apart.
 _FAR = 2**30
 
 
 class Factors(NamedTuple):
-    """`P_k = L diag(d) U`, with r columns left.
+    """`P_k = L diag(d) U`, with c columns; the last, with zeros in d, may be no directions.
 
     Attributes:
-        L: `(width_k, r)`; a column is zero where d is.
-        d: `(r,)`, an exponent an entry, roughly descending, zero where the rank is lost.
-        U: `(r, width_0)`, its rows' largest entries in [1, 2), or zero where d is.
-        lost: `(r,)`, where d was set to zero because it was made of rounding.
+        L: `(width_k, c)`.
+        d: `(c,)`, an exponent an entry, roughly descending, zero where the rank is lost.
+        U: `(c, width_0)`, its rows' largest entries in [1, 2), or zero where d is.
+        num_lost: how many entries of d were set to zero because they were made of rounding.
     """
 
     L: Array
     d: Scaled
     U: Array
-    lost: Array
+    num_lost: Array
 
 
 class Gaps(NamedTuple):
-    """How far directions were behind others, in powers of two.
+    """How far columns were behind directions, in powers of two.
 
     Attributes:
-        largest: `(r, r)`, the most that direction i ever was behind direction j, negative.
-        caught_up: `(r,)`, the most that any has caught up on j since then, at most to where j is.
+        exponent: `(c,)`, that of d, or where d is zero what its column has grown by.
+        largest: `(c, c)`, the most that column i ever was behind direction j, negative, or any
+            number where column i is no direction.
+        caught_up: `(c,)`, the most that any has caught up on j since then, a direction at most to
+            where j is.
     """
 
+    exponent: Array
     largest: Array
     caught_up: Array
 
 
 class Step(NamedTuple):
-    """One layer: the factors before it, and its `L R = J before.L`.
+    """One layer: the factors before it, and its `L R = J before.L` in the columns of directions.
 
     Attributes:
-        before: with their columns in `order`.
+        before: with columns of zeros for those that the layer adds, and in `order`.
         order: `(r,)`.
         J: `(width_k, width_{k-1})`, by the power of two that makes that hold.
-        L: `(width_k, k)`.
-        R: `(k, r)`, upper trapezoidal.
+        L: `(width_k, c)`.
+        R: `(c, r)`, upper trapezoidal.
         error: a scalar, the relative error of a term in those sums.
-        returned: `(k, k)`, of what had strayed (`Exactly`), what is columns of L once more.
-        stray: `(width_k, k)`, what has strayed now.
     """
 
     before: Factors
@@ -85,8 +95,6 @@ class Step(NamedTuple):
     L: Array
     R: Array
     error: Array
-    returned: Array
-    stray: Array
 
 
 class Ahead(NamedTuple):
@@ -94,10 +102,10 @@ class Ahead(NamedTuple):
 
     Attributes:
         z: the state after it.
-        L: `(width_k, k)`, with R, `(k, r)`, as in `Step`.
+        L: `(width_k, c)`, with R, `(c, c)`, as in `Step`.
         R: see there.
-        d: `(k,)`, but for what the rows of the next U will give to it.
-        T: `(k, r)`, with `R diag(d before) = diag(d) T`.
+        d: `(c,)`, but for what the rows of the next U will give to it.
+        T: `(c, c)`, with `R diag(d before) = diag(d) T`.
         loss: what it may lose (nats); above `LAYER_LOSS` the factors may be wrong.
     """
 
@@ -114,9 +122,9 @@ class Exactly(NamedTuple):
 
     Attributes:
         factors: rounded.
-        low: `(width_k, r)`, what rounding has taken from their L.
-        stray: `(width_k, r)`, a sample of what rounding has put beside all that the columns of L
-            span, where that is less than everything. Layers may magnify it more than any of them.
+        low: `(width_k, c)`, what rounding has taken from their L.
+        stray: `(c, c)`, a sample of how much of column i rounding has put into direction j, for
+            columns that are no directions.
     """
 
     factors: Factors
@@ -124,38 +132,66 @@ class Exactly(NamedTuple):
     stray: Array
 
 
-def start(x: Array) -> Factors:
+def num_columns(num_directions: int, width: int) -> int:
+    """How many columns L has in a layer of some width."""
+    return min(width, num_directions + max(num_directions, _BESIDE))
+
+
+def start(x: Array) -> Exactly:
     """The factors of the empty product."""
-    eye = jnp.eye(x.size, dtype=x.dtype)
-    zeros = jnp.zeros(x.size, jnp.int32)
-    return Factors(eye, Scaled(eye.sum(axis=0), zeros), eye, zeros > 0)
+    eye, zeros = jnp.eye(x.size, dtype=x.dtype), jnp.zeros(x.size, jnp.int32)
+    factors = Factors(eye, Scaled(eye.sum(axis=0), zeros), eye, jnp.zeros((), jnp.int32))
+    return Exactly(factors, jnp.zeros_like(eye), jnp.zeros_like(eye))
 
 
 def no_gaps(x: Array) -> Gaps:
     """Those of the empty product."""
-    return Gaps(jnp.zeros((x.size, x.size), jnp.int32), jnp.zeros(x.size, jnp.int32))
+    zeros = jnp.zeros(x.size, jnp.int32)
+    return Gaps(zeros, jnp.zeros((x.size, x.size), jnp.int32), zeros)
 
 
-def next_gaps(gaps: Gaps, d: Scaled) -> Gaps:
-    """The gaps after one more layer."""
-    r = len(d.mantissa)
-    # A direction that is gone comes back no more, and none catches up on it.
+def next_gaps(gaps: Gaps, d: Scaled, pivots: Array) -> Gaps:
+    """The gaps after one more layer, which has made d and has these pivots."""
+    c = len(pivots)
     is_gone = d.mantissa == 0
-    own, other = (jnp.where(is_gone, far, d.exponent) for far in (-_FAR, _FAR))
-    gap = jnp.clip(own[:, None] - other[None, :], -_FAR // 2, 0)
-    largest = jnp.minimum(gaps.largest[:r, :r], gap)
-    return Gaps(largest, jnp.maximum(gaps.caught_up[:r], jnp.max(gap - largest, axis=0)))
+    grown = gaps.exponent[:c] + scaled.exponent_of(pivots)
+    gaps = gaps._replace(exponent=jnp.where(is_gone, grown, d.exponent))
+    gap = _gap(gaps, is_gone)
+    # In a column without a pivot there is nothing any more.
+    is_new = is_gone & (pivots == 0)
+    largest = jnp.where(is_new[:, None], gap, jnp.minimum(gaps.largest[:c, :c], gap))
+    caught_up = jnp.max(jnp.where(is_gone[None, :], 0, gap - largest), axis=0)
+    return Gaps(gaps.exponent, largest, jnp.maximum(gaps.caught_up[:c], caught_up))
+
+
+def _gap(gaps: Gaps, is_gone: Array) -> Array:
+    """How far column i is ahead of direction j now; one direction is never ahead of another."""
+    gap = gaps.exponent[:, None] - gaps.exponent[None, :]
+    return jnp.where(is_gone[:, None], gap, jnp.minimum(gap, 0))
+
+
+def after_quick_layers(factors: Factors, gaps: Gaps) -> Exactly:
+    """What there is to go on from exactly: no second digits, and an upper estimate of the stray."""
+    is_gone = factors.d.mantissa == 0
+    caught_up = _gap(gaps, is_gone) - gaps.largest
+    dtype = factors.L.dtype
+    sizes = scaled.eps(dtype) * scaled.power_of_two(caught_up, dtype)
+    is_beside = is_gone[:, None] & ~is_gone[None, :]
+    stray = jnp.where(is_beside, jnp.clip(sizes * _sample(sizes), -1, 1), 0)
+    return Exactly(factors, jnp.zeros_like(factors.L), stray)
+
+
+def _sample(like: Array) -> Array:
+    """Normal numbers; signs alone would be in proportion wherever two rows are."""
+    return jnp.asarray(np.random.default_rng(0).normal(size=like.shape), like.dtype)
 
 
 def look_ahead(layer: Layer, params: Any, z: Array, factors: Factors) -> Ahead:
-    """What a layer would make of the factors, quickly."""
+    """What a layer that keeps the width would make of the factors, quickly."""
     z_next, linear = linearisation.linearise(layer, params, z)
-    found = elimination.quick(linear.times(params, factors.L))
+    found = elimination.quick(linear.times(params, factors.L), factors.d.mantissa != 0)
     d, T = _scales(factors.d, found.R, found.pivots)
-    # Beside directions that are fewer than the units something strays, which needs more digits.
-    is_whole = jnp.all(found.pivots != 0)
-    loss = jnp.where(is_whole, _loss(found, factors.d, T), jnp.inf)
-    return Ahead(z_next, found.L, found.R, d, T, loss)
+    return Ahead(z_next, found.L, found.R, d, T, _loss(found, factors.d, T))
 
 
 def take(before: Factors, ahead: Ahead) -> Factors:
@@ -168,9 +204,7 @@ def step_ahead(layer: Layer, params: Any, z: Array, before: Factors, ahead: Ahea
     error = jnp.asarray(scaled.eps(z.dtype), z.dtype)
     order = jnp.arange(len(before.U), dtype=jnp.int32)
     _, J = linearisation.jacobian(layer, params, z)
-    k = len(ahead.R)
-    nothing = jnp.zeros((k, k), z.dtype), jnp.zeros_like(ahead.L)
-    return Step(before, order, J, ahead.L, ahead.R, error, *nothing)
+    return Step(before, order, J, ahead.L, ahead.R, error)
 
 
 def advance_exactly(
@@ -180,147 +214,178 @@ def advance_exactly(
     exactly: Exactly,
     gaps: Gaps,
     grade: Array,
+    num_directions: int,
     with_step: bool,
 ) -> tuple[Array, Taken]:
     """The next state, and what one layer makes of the factors and the gaps.
 
     A layer is refined, or taken in carefully where that is not enough or `grade` asks for it.
+
+    Args:
+        layer: the layer.
+        params: its parameters.
+        z: the state before it.
+        exactly: the factors before it.
+        gaps: the gaps before it.
+        grade: what the chain is gone through with.
+        num_directions: the least width of the chain before this layer.
+        with_step: whether the step is wanted.
     """
     z_next, linear = linearisation.linearise(layer, params, z)
+    L_0 = Doubled(exactly.factors.L, exactly.low)
+    num_old = L_0.high.shape[1]
+    c = num_columns(min(num_directions, z_next.size), z_next.size)
+    exactly, gaps = _with_columns(exactly, gaps, max(num_old, c))
 
     def jacobian() -> Array:
         return linear.jacobian(params)
 
     def careful(taken: Taken) -> Taken:
-        done = _careful(jacobian(), exactly, taken.gaps)
+        done = _careful(jacobian(), exactly, taken.gaps, num_old)
         return done if with_step else done._replace(step=None)
 
-    r = len(exactly.factors.U)
-    if r > z_next.size:
+    if num_old > c:
         # Where directions end it takes a full elimination.
-        taken = careful(Taken(exactly, gaps, jnp.zeros((), z.dtype), None))
+        taken = careful(Taken(exactly, gaps, gaps.exponent, jnp.zeros((), z.dtype), None))
     else:
-        quick = elimination.quick(linear.times(params, exactly.factors.L))
-        taken, loss = _refined(jacobian(), exactly, gaps, quick)
+        A = linear.times(params, exactly.factors.L)
+        counts = exactly.factors.d.mantissa != 0
+        quick = elimination.quick(A + _added(A, num_old), counts)
+        J = jacobian()
+        taken, loss = _refined(J, exactly, gaps, quick, elimination.refined(J, L_0, quick))
         if not with_step:
             taken = taken._replace(step=None)
         # Refining squares what rounding has made of the quick factors.
         stands = (loss <= scaled.eps(z.dtype) ** 0.5 / 8) & (grade <= REFINED)
         taken = loops.unless(stands, taken._replace(gaps=gaps), careful)
-    return z_next, taken._replace(gaps=next_gaps(taken.gaps, taken.exactly.factors.d))
+    return z_next, taken._replace(gaps=next_gaps(taken.gaps, taken.exactly.factors.d, taken.pivots))
+
+
+def _with_columns(exactly: Exactly, gaps: Gaps, num: int) -> tuple[Exactly, Gaps]:
+    """The same with so many columns; the new ones are zero, and nothing was ever behind them."""
+    factors = exactly.factors
+    more = num - len(factors.U)
+    columns, rows, both = ((0, 0), (0, more)), ((0, more), (0, 0)), ((0, more), (0, more))
+    d = jax.tree.map(lambda part: jnp.pad(part, (0, more)), factors.d)
+    factors = Factors(jnp.pad(factors.L, columns), d, jnp.pad(factors.U, rows), factors.num_lost)
+    exactly = Exactly(factors, jnp.pad(exactly.low, columns), jnp.pad(exactly.stray, both))
+    largest = jnp.pad(gaps.largest, both, constant_values=_FAR)
+    return exactly, Gaps(
+        jnp.pad(gaps.exponent, (0, more)), largest, jnp.pad(gaps.caught_up, (0, more))
+    )
+
+
+def _added(A: Array, num_old: int) -> Array:
+    """Columns for those of A that are new: what rounding is like, rows by their sizes."""
+    sizes = jnp.max(jnp.abs(A), axis=1, keepdims=True)
+    sizes = jnp.where(jnp.isfinite(sizes), sizes, 1)
+    is_old = (jnp.arange(A.shape[1]) < num_old)[None, :]
+    return jnp.where(is_old, 0, sizes * _sample(A))
 
 
 class Taken(NamedTuple):
-    """What a layer makes of the factors, the gaps so far in the same order, and the step.
+    """What a layer makes of the factors, and the gaps so far in the same order, and its pivots.
 
     `strayed` is the largest entry of what has strayed or has come back (nats).
     """
 
     exactly: Exactly
     gaps: Gaps
+    pivots: Array
     strayed: Array
     step: Step | None
 
 
-def _refined(J: Array, before: Exactly, gaps: Gaps, quick: Quick) -> tuple[Taken, Array]:
+def _refined(
+    J: Array, before: Exactly, gaps: Gaps, quick: Quick, refined: tuple[Doubled, Array]
+) -> tuple[Taken, Array]:
     """The factors after one layer, and what the quick ones may lose (nats)."""
-    L, R = elimination.refined(J, Doubled(before.factors.L, before.low), quick)
+    L, R = refined
     pivots = jnp.diagonal(R)
     d, T = _scales(before.factors.d, R, pivots)
-    L = Doubled(*(jnp.where(pivots == 0, 0, part) for part in L))
     loss = _loss(quick, before.factors.d, T)
     error = jnp.asarray(elimination.eps(J.dtype), J.dtype)
     order = jnp.arange(len(before.factors.U), dtype=jnp.int32)
     own = error + jnp.where(loss < 1, loss, 1) ** 2
-    step = _step(before.factors, order, J, L.high, R, error)
-    step = _with_stray(step, before.stray, quick.rows, own)
-    after = Exactly(_absorb(before.factors, L.high, d, T), L.low, step.stray)
-    return _taken(after, gaps, step), loss
+    step = Step(before.factors, order, J, L.high, R, error)
+    after = _absorb(before.factors, L.high, d, T)
+    return _taken(after, L.low, gaps, step, before.stray, quick.rows, own), loss
 
 
-def _careful(J: Array, before: Exactly, gaps: Gaps) -> Taken:
+def _careful(J: Array, before: Exactly, gaps: Gaps, num_old: int) -> Taken:
     J_scaled = scaled.scale(J)
-    factors = before.factors
+    factors, J = before.factors, J_scaled.mantissa
     # It may be larger than its sample is.
-    uncertain = STRAY * jnp.abs(linearisation.matmul(J_scaled.mantissa, before.stray))
-    done = elimination.careful(
-        J_scaled.mantissa, Doubled(factors.L, before.low), scaled.log_2(factors.d), uncertain
-    )
+    strayed = linearisation.matmul(factors.L, before.stray)
+    uncertain = STRAY * jnp.abs(linearisation.matmul(J, strayed))
+    added = _added(linearisation.matmul(J, factors.L), num_old)
+    L_0 = Doubled(factors.L, before.low)
+    done = elimination.careful(J, L_0, scaled.log_2(factors.d), uncertain, added)
     order = done.order
-    factors = Factors(factors.L[:, order], *jax.tree.map(lambda leaf: leaf[order], factors[1:]))
+    d, L, U = jax.tree.map(lambda leaf: leaf[order], (factors.d, factors.L.T, factors.U))
+    factors = Factors(L.T, d, U, factors.num_lost + done.num_lost)
     pivots = jnp.diagonal(done.R)
-    d, T = _scales(factors.d, done.R, pivots)
+    d, T = _scales(d, done.R, pivots)
     d = Scaled(d.mantissa, d.exponent + J_scaled.exponent[0, 0])
-    L = Doubled(*(jnp.where(pivots == 0, 0, part) for part in done.L))
-    after = _absorb(factors, L.high, d, T)
-    after = after._replace(lost=after.lost | done.lost)
-    gaps = Gaps(gaps.largest[order[:, None], order[None, :]], gaps.caught_up[order])
+    gaps = Gaps(
+        gaps.exponent[order] + J_scaled.exponent[0, 0],
+        gaps.largest[order[:, None], order[None, :]],
+        gaps.caught_up[order],
+    )
     error = jnp.asarray(doubled.eps(J.dtype), J.dtype)
-    step = _step(factors, order, J_scaled.mantissa, L.high, done.R, error)
-    step = _with_stray(step, before.stray[:, order], done.rows, error)
-    return _taken(Exactly(after, L.low, step.stray), gaps, step)
+    step = Step(factors, order, J, done.L.high, done.R, error)
+    stray = before.stray[order[:, None], order[None, :]]
+    after = _absorb(factors, done.L.high, d, T)
+    return _taken(after, done.L.low, gaps, step, stray, done.rows, error)
 
 
-def _taken(after: Exactly, gaps: Gaps, step: Step) -> Taken:
-    strayed = jnp.maximum(jnp.max(step.returned), jnp.max(jnp.abs(step.stray)))
-    return Taken(after, gaps, strayed, step)
+def _taken(
+    after: Factors, low: Array, gaps: Gaps, step: Step, stray: Array, rows: Array, error: Array
+) -> Taken:
+    """Factors as they stand after a step, with what strays.
 
-
-def _step(before: Factors, order: Array, J: Array, L: Array, R: Array, error: Array) -> Step:
-    """A step of which nothing has strayed."""
-    k = len(R)
-    return Step(before, order, J, L, R, error, jnp.zeros((k, k), L.dtype), jnp.zeros_like(L))
-
-
-def _with_stray(step: Step, stray: Array, rows: Array, error: Array) -> Step:
-    """The step with what has strayed after it, and the sizes of what has returned.
-
-    With the stray part F, `J (L_0 + F) = (L (I + X) + F') R` to first order, where F' has no rows
-    that pivots came from: those rows of `J F R^-1` are X, the part of it that is columns of L.
+    With F the part of column i in direction j, `J L_0 (I + F) = L (I + X) R` to first order, where
+    `X = R F R^-1`: its rows of directions have come back, and the others are the next F.
 
     Args:
-        step: the layer.
-        stray: F, `(width_{k-1}, r)`, in the order of the step.
+        after: the factors.
+        low: the second digits of L.
+        gaps: the gaps before the step, in its order.
+        step: the step.
+        stray: the sample before the step, in its order.
         rows: the rows of L in the order of the pivots.
         error: the relative error of a term of the step's sums, which strays anew.
     """
-    m, k = step.L.shape
-    r = step.before.L.shape[1]
-    gone = jnp.diagonal(step.R) == 0
+    c = len(step.R)
+    pivots = jnp.diagonal(step.R)
+    is_alive = after.d.mantissa != 0
 
-    def carried(nothing: Any) -> tuple[Array, Array]:
+    def carried(nothing: tuple[Array, Array]) -> tuple[Array, Array]:
         del nothing
-        # Signs alone would be in proportion wherever two rows are.
-        sample = jnp.asarray(np.random.default_rng(0).normal(size=(m, r)), stray.dtype)
         sizes = linearisation.matmul(jnp.abs(step.J), jnp.abs(step.before.L))
-        change = linearisation.matmul(step.J, stray) + error * sample * sizes
-        square = jnp.where(gone[:, None], jnp.eye(k, dtype=stray.dtype), step.R[:, :k])
-        beside_R = jax.lax.linalg.triangular_solve(square, jnp.where(gone, 0, change[:, :k]))
-        X = jax.lax.linalg.triangular_solve(
-            step.L[rows[:k]], beside_R[rows[:k]], left_side=True, lower=True, unit_diagonal=True
+        rounded = (error * _sample(sizes) * sizes)[rows[:c]]
+        own = jax.lax.linalg.triangular_solve(
+            step.L[rows[:c]], rounded, left_side=True, lower=True, unit_diagonal=True
         )
-        X = jnp.where(gone[:, None] | gone[None, :], 0, X)
-        left = jnp.where(gone, 0, beside_R - linearisation.matmul(step.L, X))
-        # Once it is as large as the columns are, it is large enough.
-        return jnp.abs(X), jnp.clip(left, -1, 1)
+        change = jnp.where(is_alive[None, :], (linearisation.matmul(step.R, stray) + own)[:, :c], 0)
+        both = is_alive[:, None] & is_alive[None, :]
+        square = jnp.where(both, step.R[:, :c], jnp.eye(c, dtype=own.dtype))
+        X = jnp.where(is_alive[None, :], jax.lax.linalg.triangular_solve(square, change), 0)
+        # Once it is as large as the directions are, it is large enough.
+        return jnp.where(is_alive[:, None], 0, jnp.clip(X, -1, 1)), jnp.max(jnp.abs(X))
 
-    nothing = step.returned, step.stray
-    if m == k == r == len(stray):
-        # Nothing is beside columns that span everything.
-        is_whole = ~jnp.any(gone) & ~jnp.any(stray != 0)
-        returned, after = loops.unless(is_whole, nothing, carried)
-    else:
-        returned, after = carried(nothing)
-    return step._replace(returned=returned, stray=after)
+    nothing = jnp.zeros((c, c), stray.dtype), jnp.zeros((), stray.dtype)
+    stray, strayed = loops.unless(jnp.all(is_alive), nothing, carried)
+    return Taken(Exactly(after, low, stray), gaps, pivots, strayed, step)
 
 
 def _scales(d: Scaled, R: Array, pivots: Array) -> tuple[Scaled, Array]:
     """The next d, and the T of `R diag(d) = diag(next d) T`."""
-    k = R.shape[0]
-    after = Scaled(jnp.abs(pivots) * d.mantissa[:k], d.exponent[:k])
+    c = len(pivots)
+    after = Scaled(jnp.abs(pivots) * d.mantissa[:c], d.exponent[:c])
     # Columns are in descending order: the ratio is large only where that has changed.
-    shift = jnp.minimum(d.exponent[None, :] - d.exponent[:k, None], 64)
-    row = 1 / jnp.where(pivots == 0, 1, after.mantissa)[:, None]
+    shift = jnp.minimum(d.exponent[None, :] - d.exponent[:c, None], 64)
+    row = jnp.where(after.mantissa == 0, 0, 1 / after.mantissa)[:, None]
     return after, R * row * d.mantissa[None, :] * scaled.power_of_two(shift, R.dtype)
 
 
@@ -328,28 +393,31 @@ def _absorb(before: Factors, L: Array, d: Scaled, T: Array) -> Factors:
     """`L diag(d) T U` as factors."""
     U = scaled.rescale(Scaled(linearisation.matmul(T, before.U), d.exponent[:, None]))
     d = scaled.rescale(Scaled(d.mantissa, U.exponent[:, 0]))
-    return Factors(L, d, U.mantissa, before.lost[: len(T)])
+    # There are no more directions than the chain is narrow.
+    num_left = min(before.U.shape[1], len(T)) - jnp.sum(d.mantissa != 0, dtype=jnp.int32)
+    return Factors(L, d, U.mantissa, jnp.minimum(before.num_lost, num_left))
 
 
 def _loss(quick: Quick, d: Scaled, T: Array) -> Array:
     """What the quick elimination of a layer may lose (nats); infinite where it cannot be told."""
-    R, k, sizes = quick.R, quick.R.shape[0], quick.sizes
-    gone = quick.pivots == 0
-    is_behind = jnp.arange(k) > jnp.max(jnp.where(d.mantissa[:k] == 0, -1, jnp.arange(k)))
+    R, c, sizes = quick.R, len(quick.R), quick.sizes
+    was_alive = d.mantissa != 0
+    gone = ~was_alive | (quick.pivots == 0)
     # Rounding changes a row by its size; R^-1 carries that to the columns. Signs without
     # a pattern give a fair sample of it.
-    signs = jnp.asarray(np.random.default_rng(0).choice([-1, 1], size=k), R.dtype)
-    square = jnp.where(gone[:, None], jnp.eye(k, dtype=R.dtype), R[:, :k])
+    signs = jnp.asarray(np.random.default_rng(0).choice([-1, 1], size=c), R.dtype)
+    square = jnp.where(gone[:, None], jnp.eye(c, dtype=R.dtype), R)
     change = jax.lax.linalg.triangular_solve(
         square, jnp.where(gone, 0, sizes * signs)[:, None], left_side=True
     )
     largest, reach = jnp.max(sizes), 2.0 ** (scaled.largest_exponent(R.dtype) // 2)
     can_be_told = (
-        (jnp.max(jnp.abs(T)) <= max(_OVERTAKEN, 2 * k))
+        (jnp.max(jnp.abs(T)) <= max(_OVERTAKEN, 2 * c))
         & (largest < reach)
         & (largest > 1 / reach)
-        # A pivot may be gone with a dead unit, or with a direction that is gone already if it is
-        # behind all others: the row that LAPACK gives to it is taken from those.
-        & jnp.all(~gone | (sizes == 0) | is_behind)
+        # A direction may end where only dead units are left.
+        & jnp.all(~was_alive | (quick.pivots != 0) | (jnp.arange(c) >= quick.num_filled))
+        # What is no direction must take no row from one.
+        & jnp.all(was_alive[1:] <= was_alive[:-1])
     )
     return jnp.where(can_be_told, scaled.eps(R.dtype) * jnp.max(jnp.abs(change)), jnp.inf)

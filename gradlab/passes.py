@@ -2,8 +2,7 @@
 
 Layers are taken in quickly until one would lose something, which is taken in exactly. The chain is
 gone through once more if, at its end, a direction is seen to have caught up on another, which
-magnifies the rounding of all layers in between, or if rounding has put much beside directions that
-are fewer than the units. Where they are fewer no layer is taken in quickly.
+magnifies the rounding of all layers in between, or something beside all directions on one of them.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ class _State(NamedTuple):
     """After some layers: the state of the chain, its product, and what was seen on the way.
 
     `lost` is what quick layers may have lost so far (nats), and `strayed` the most that rounding
-    had put beside all directions, or that has come back of that.
+    had put beside all directions, or that has come back of that, where no layer was quick.
     """
 
     z: Array
@@ -48,12 +47,27 @@ class _State(NamedTuple):
     seen: Any
 
 
+class _How(NamedTuple):
+    """How a segment is gone through, with the least width before it."""
+
+    see: See | None
+    store: Store | None
+    grade: Array
+    narrowest: int
+
+
+def num_columns(model: Model, x: Array) -> int:
+    """The most columns that the factors of a chain have."""
+    widths = np.array(chain.widths(model, x))
+    return max(map(graded.num_columns, np.minimum.accumulate(widths).tolist(), widths.tolist()))
+
+
 def through(
     model: Model, x: Array, depths: Sequence[int], see: See | None, seen: Any
 ) -> tuple[Factors, Any]:
     """`(factors, seen)` as they stand at every depth asked for, `(num_depths, ...)`.
 
-    The factors are padded with zeros to the input's width, and their columns to the largest.
+    The factors are padded with zeros to the largest width and `num_columns`.
 
     Args:
         model: the chain.
@@ -68,34 +82,32 @@ def through(
         raise ValueError(
             f"depths must be ascending whole numbers from 1 to {num_layers}, not {wanted}."
         )
-    shape = x.size, max(chain.widths(model, x))
+    shape = num_columns(model, x), max(chain.widths(model, x))
     # A few roundings a layer in each of the directions.
     is_shallow = num_layers * shape[1] * scaled.eps(x.dtype) <= graded.LOSS
     lowest = graded.QUICK if is_shallow else graded.REFINED
 
-    factors = graded.start(x)
-    exactly = Exactly(factors, jnp.zeros_like(factors.L), jnp.zeros_like(factors.L))
     none = jnp.zeros((), x.dtype)
-    start = _State(x, exactly, graded.no_gaps(x), none, none, seen)
+    start = _State(x, graded.start(x), graded.no_gaps(x), none, none, seen)
     places = np.full(num_layers, len(wanted))
     places[np.array(wanted) - 1] = np.arange(len(wanted))
     # One place more, for what nobody asked for.
     nothing = jax.tree.map(
         lambda leaf: jnp.zeros((len(wanted) + 1, *leaf.shape), leaf.dtype),
-        (_padded(factors, shape), seen),
+        (_padded(start.exactly.factors, shape), seen),
     )
 
     def attempt(grade: Array) -> tuple[Any, Array]:
-        state, stored, num_before = start, nothing, 0
+        state, stored, num_before, narrowest = start, nothing, 0, x.size
         for segment in parts:
             own = places[num_before : num_before + segment.depth]
             # Where nothing is asked for on the way, nothing is stored there.
             is_last_only = (own[:-1] == len(wanted)).all()
             store = None if is_last_only else partial(_put, shape, jnp.asarray(own))
-            width, num_directions = state.exactly.factors.L.shape
-            is_quick = is_shallow and width == num_directions and segment.depth > 1
-            go = _quickly if is_quick else _exactly
-            state, stored = go(segment, see, store, grade, (state, stored))
+            go = _quickly if is_shallow and segment.depth > 1 else _exactly
+            how = _How(see, store, grade, narrowest)
+            state, stored = go(segment, how, (state, stored))
+            narrowest = min(narrowest, state.z.size)
             if is_last_only and own[-1] < len(wanted):
                 stored = _put(shape, own, segment.depth - 1, state, stored)
             num_before += segment.depth
@@ -117,33 +129,40 @@ def _put(shape: tuple[int, int], places: Any, layer: Any, state: _State, stored:
     return jax.tree.map(lambda every, one: every.at[places[layer]].set(one), stored, now)
 
 
-def _exactly(segment: Chain, see: See | None, store: Store | None, grade: Array, carry: Any) -> Any:
+def _exactly(segment: Chain, how: _How, carry: Any) -> Any:
     """Through a segment, every layer of it exactly."""
 
     def turn(carry: Any, at_layer: Any) -> tuple[Any, None]:
         layer, params = at_layer
         state, stored = carry
-        state = _one_exactly(segment.layer, see, grade, params, state)
-        return (state, store(layer, state, stored) if store else stored), None
+        state = _one_exactly(segment.layer, how, params, state)
+        return (state, how.store(layer, state, stored) if how.store else stored), None
 
     layers = Chain(segment.layer, (jnp.arange(segment.depth), segment.params))
     return loops.scan(turn, carry, layers)[0]
 
 
-def _one_exactly(layer: Layer, see: See | None, grade: Array, params: Any, state: _State) -> _State:
+def _one_exactly(layer: Layer, how: _How, params: Any, state: _State) -> _State:
     z, taken = graded.advance_exactly(
-        *(layer, params, state.z, state.exactly, state.gaps, grade, see is not None)
+        layer,
+        params,
+        state.z,
+        state.exactly,
+        state.gaps,
+        how.grade,
+        how.narrowest,
+        how.see is not None,
     )
     seen = state.seen
-    if see and taken.step:
-        seen = see(taken.exactly.factors, taken.step, seen)
-    strayed = jnp.maximum(state.strayed, taken.strayed)
+    if how.see and taken.step:
+        seen = how.see(taken.exactly.factors, taken.step, seen)
+    strayed = jnp.where(how.grade <= graded.QUICK, 0, jnp.maximum(state.strayed, taken.strayed))
     return _State(z, taken.exactly, taken.gaps, state.lost, strayed, seen)
 
 
-def _quickly(segment: Chain, see: See | None, store: Store | None, grade: Array, carry: Any) -> Any:
+def _quickly(segment: Chain, how: _How, carry: Any) -> Any:
     """Through a segment, quickly as far as that is enough."""
-    depth = segment.depth
+    depth, grade = segment.depth, how.grade
 
     def ahead_of(layer: Array, state: _State) -> Ahead:
         # Beyond the last layer it is the last once more, and nobody takes it.
@@ -161,29 +180,28 @@ def _quickly(segment: Chain, see: See | None, store: Store | None, grade: Array,
         before = state.exactly.factors
         factors = graded.take(before, ahead)
         seen = state.seen
-        if see:
+        if how.see:
             params = chain.at(segment.params, layer)
             step = graded.step_ahead(segment.layer, params, state.z, before, ahead)
-            seen = see(factors, step, seen)
-        gaps = graded.next_gaps(state.gaps, factors.d)
+            seen = how.see(factors, step, seen)
+        gaps = graded.next_gaps(state.gaps, factors.d, jnp.diagonal(ahead.R))
         exactly, lost = state.exactly._replace(factors=factors), state.lost + ahead.loss
         state = _State(ahead.z, exactly, gaps, lost, state.strayed, seen)
-        stored = store(layer, state, stored) if store else stored
+        stored = how.store(layer, state, stored) if how.store else stored
         return layer + 1, state, stored, ahead_of(layer + 1, state)
 
     def exact(run: Any) -> Any:
         layer, state, stored, _ = run
-        state = _one_exactly(segment.layer, see, grade, chain.at(segment.params, layer), state)
-        stored = store(layer, state, stored) if store else stored
+        state = _one_exactly(segment.layer, how, chain.at(segment.params, layer), state)
+        stored = how.store(layer, state, stored) if how.store else stored
         return layer + 1, state, stored, ahead_of(layer + 1, state)
 
     def turn(run: Any) -> Any:
         first, *_ = run = exact(run)
         layer, state, stored, ahead = jax.lax.while_loop(is_enough, quick, run)
-        # Quick factors have no second digits.
-        exactly = state.exactly
-        low = jnp.where(layer > first, 0, exactly.low)
-        return layer, state._replace(exactly=exactly._replace(low=low)), stored, ahead
+        anew = graded.after_quick_layers(state.exactly.factors, state.gaps)
+        exactly = jax.tree.map(partial(jnp.where, layer > first), anew, state.exactly)
+        return layer, state._replace(exactly=exactly), stored, ahead
 
     state, stored = carry
     first = jnp.zeros((), jnp.int32)
@@ -197,18 +215,18 @@ def _quickly(segment: Chain, see: See | None, store: Store | None, grade: Array,
 def _grade(state: _State) -> Array:
     """What a chain that ends like this has to be gone through with, at least."""
     by_gaps = jnp.sum(jnp.max(state.gaps.caught_up) > _CAUGHT_UP, dtype=jnp.int32)
-    # Where rounding has ended a direction, nobody knows on whom it would have caught up. And where
-    # something has strayed, all layers were refined already.
+    # Where rounding has ended a direction, nobody knows on whom it would have caught up.
     enough = 2.0 ** _CAUGHT_UP[0] * scaled.eps(state.z.dtype)
-    is_careful = jnp.any(state.exactly.factors.lost) | ~(state.strayed <= enough)
+    is_careful = (state.exactly.factors.num_lost > 0) | ~(state.strayed <= enough)
     return jnp.where(is_careful, graded.CAREFUL, by_gaps)
 
 
 def _padded(factors: Factors, shape: tuple[int, int]) -> Factors:
-    """Factors of r directions as factors of `shape[0]`, the columns of L padded to `shape[1]`."""
+    """Factors with `shape[0]` columns, those of L padded to `shape[1]`."""
 
     def pad(leaf: Array, *shape: int) -> Array:
         return jnp.zeros(shape, leaf.dtype).at[tuple(map(slice, leaf.shape))].set(leaf)
 
-    rest = jax.tree.map(lambda leaf: pad(leaf, shape[0], *leaf.shape[1:]), factors[1:])
-    return Factors(pad(factors.L, *shape[::-1]), *rest)
+    d = jax.tree.map(lambda part: pad(part, shape[0]), factors.d)
+    U = pad(factors.U, shape[0], factors.U.shape[1])
+    return Factors(pad(factors.L, *shape[::-1]), d, U, factors.num_lost)

@@ -65,12 +65,15 @@ def singular_values(model: Model, x: Array, depths: Sequence[int]) -> Spectrum:
         depths: ascending depths from 1 to the model's.
     """
     factors, _ = passes.through(model, x, depths, None, ())
-    values = jax.vmap(lambda f: jacobi.singular_values(_column_scaled(f)[0]))(factors)
+    X, _ = jax.vmap(partial(_column_scaled, num=x.size))(factors)
     # Zeros come last, and of those the ones that were lost are not known to be zero.
-    num_known = jnp.sum(factors.d.mantissa != 0, axis=1, keepdims=True)
+    num_known = jnp.sum(factors.d.mantissa != 0, axis=1)
+    num_known, num_lost = (num[:, None] for num in (num_known, factors.num_lost))
     place = jnp.arange(x.size)[None, :]
-    num_lost = jnp.sum(factors.lost, axis=1, keepdims=True)
-    return Spectrum(values, (place >= num_known) & (place < num_known + num_lost))
+    return Spectrum(
+        jax.vmap(jacobi.singular_values)(X),
+        (place >= num_known) & (place < num_known + num_lost),
+    )
 
 
 def log_singular_values(model: Model, x: Array, depths: Sequence[int]) -> Array:
@@ -90,8 +93,8 @@ def singular_vectors(model: Model, x: Array) -> jacobi.Decomposition:
     """
     padded, _ = passes.through(model, x, (chain.depth(model),), None, ())
     widths = chain.widths(model, x)
-    rest = jax.tree.map(lambda leaf: leaf[0, : min(widths)], padded[1:])
-    X, Q = _column_scaled(Factors(padded.L[0, : widths[-1], : min(widths)], *rest))
+    factors = jax.tree.map(lambda leaf: leaf[0], padded)
+    X, Q = _column_scaled(factors._replace(L=factors.L[: widths[-1]]), min(x.size, *widths))
     decomposition = jacobi.svd(X)
     return decomposition._replace(right=Q @ decomposition.right)
 
@@ -141,11 +144,14 @@ def orthogonal_start(x: Array) -> Array:
     return jnp.asarray(np.linalg.qr(normal)[0], x.dtype)
 
 
-def _column_scaled(factors: Factors) -> tuple[Scaled, Array]:
-    """`X` and an orthogonal `Q` with `L diag(d) U = X Q^T`, and an exponent a column in `X`."""
-    d = factors.d
-    U = jacobi.triangular(Scaled(factors.U.T * d.mantissa[None, :], d.exponent[None, :]))
-    return Scaled(factors.L @ U.L.mantissa, U.L.exponent), U.Q
+def _column_scaled(factors: Factors, num: int) -> tuple[Scaled, Array]:
+    """`X` and an orthogonal `Q` with `L diag(d) U = X Q^T`, and an exponent a column in `X`.
+
+    Of the columns of the factors no more than the first `num` are directions.
+    """
+    L, (d, U) = factors.L[:, :num], jax.tree.map(lambda leaf: leaf[:num], (factors.d, factors.U))
+    right = jacobi.triangular(Scaled(U.T * d.mantissa[None, :], d.exponent[None, :]))
+    return Scaled(L @ right.L.mantissa, right.L.exponent), right.Q
 
 
 def _grow(layer: Layer, carry: tuple[Array, Array], params: Any) -> Any:

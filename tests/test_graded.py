@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from gradlab import chain, graded
 from gradlab.scaled import Scaled
@@ -15,49 +16,73 @@ def scales(exponents, alive=True):
 def test_a_direction_that_fell_behind_and_catches_up_is_seen_as_far_as_it_does():
     gaps = graded.no_gaps(jnp.zeros(2))
     for exponents in ([0, -40], [0, -30], [0, 5], [0, 0]):
-        gaps = graded.next_gaps(gaps, scales(exponents))
+        gaps = graded.next_gaps(gaps, scales(exponents), jnp.ones(2))
     # From 40 behind to level; what it is ahead afterwards is no catching up.
     np.testing.assert_array_equal(gaps.caught_up, [40, 5])
 
 
-def test_nothing_catches_up_on_a_direction_that_is_gone_nor_does_it():
+def test_nothing_catches_up_on_a_direction_that_is_gone():
     gaps = graded.no_gaps(jnp.zeros(3))
     for k in range(5):
         d = scales([10 * k, -10 * k, -3], alive=[True, True, k == 0])
-        gaps = graded.next_gaps(gaps, d)
+        gaps = graded.next_gaps(gaps, d, jnp.array([1, 1, 1.0 * (k == 0)]))
     np.testing.assert_array_equal(gaps.caught_up, [0, 0, 0])
+
+
+def test_a_column_that_is_no_direction_catches_up_as_far_as_its_pivots_say():
+    gaps, d = graded.no_gaps(jnp.zeros(2)), scales([0, 0], alive=[True, False])
+    for pivot in (2.0**-9, 2.0**30, 2.0**-2):
+        gaps = graded.next_gaps(gaps, d, jnp.array([1.0, pivot]))
+    np.testing.assert_array_equal(gaps.caught_up, [30, 0])
+    # Without a pivot it holds nothing, and begins anew.
+    for pivot in (0.0, 2.0**20, 1.0):
+        gaps = graded.next_gaps(gaps, d, jnp.array([1.0, pivot]))
+    np.testing.assert_array_equal(gaps.caught_up, [30, 0])
 
 
 def test_looking_ahead_tells_a_layer_that_is_nearly_singular_from_one_that_is_not():
     U, V = np.linalg.qr(np.random.default_rng(0).normal(size=(2, 4, 4)))[0]
     for smallest, is_quick in ((1e-1, True), (1e-8, False), (0, False)):
         J = jnp.asarray((U * [1, 1, 1, smallest]) @ V)
-        factors = graded.start(jnp.zeros(4))
+        factors = graded.start(jnp.zeros(4)).factors
         ahead = graded.look_ahead(chain.apply_linear, J, jnp.zeros(4), factors)
         assert bool(ahead.loss <= graded.LAYER_LOSS) == is_quick
 
 
-def test_what_strays_is_carried_on_as_the_columns_themselves_are():
-    """`J (L_0 + F) = (L (I + X) + F') R`, with F' beside the columns, which X is not."""
+@pytest.mark.parametrize("grade", [graded.REFINED, graded.CAREFUL])
+def test_what_strays_is_carried_on_as_the_columns_themselves_are(grade):
+    """`J L_0 (I + F) = L (I + X) R`; two directions of four, and four columns."""
     rng = np.random.default_rng(0)
-    before = graded.start(jnp.zeros(2))
     first, J = rng.normal(size=(4, 2)), rng.normal(size=(4, 4))
-    grade = jnp.asarray(graded.CAREFUL, jnp.int32)
-    exactly = graded.Exactly(before, *(jnp.zeros((2, 2)),) * 2)
-    gaps, x = graded.no_gaps(jnp.zeros(2)), jnp.zeros(2)
-    x, taken = graded.advance_exactly(
-        chain.apply_linear, jnp.asarray(first), x, exactly, gaps, grade, True
-    )
-    stray = 1e-6 * rng.normal(size=(4, 2))
-    exactly = taken.exactly._replace(stray=jnp.asarray(stray))
-    _, taken = graded.advance_exactly(
-        chain.apply_linear, jnp.asarray(J), x, exactly, taken.gaps, grade, True
-    )
+    state = jnp.zeros(2), graded.start(jnp.zeros(2)), graded.no_gaps(jnp.zeros(2))
+
+    def advance(J, x, exactly, gaps):
+        return graded.advance_exactly(
+            chain.apply_linear, jnp.asarray(J), x, exactly, gaps, jnp.asarray(grade), 2, True
+        )
+
+    x, taken = advance(first, *state)
+    assert taken.exactly.factors.L.shape == (4, 4)
+    np.testing.assert_array_equal(taken.exactly.factors.d.mantissa != 0, [1, 1, 0, 0])
+    # What has strayed by rounding, and is in no direction.
+    assert 0 < np.abs(taken.exactly.stray[2:, :2]).max() < 1e-16
+    assert not taken.exactly.stray[:2].any()
+    assert not taken.exactly.stray[:, 2:].any()
+
+    F = np.zeros((4, 4))
+    F[2:, :2] = 1e-6 * rng.normal(size=(2, 2))
+    exactly = taken.exactly._replace(stray=jnp.asarray(F))
+    L_0 = np.asarray(taken.exactly.factors.L)
+    _, taken = advance(J, x, exactly, taken.gaps)
     step = taken.step
-    change = np.asarray(step.J) @ stray[:, step.order] @ np.linalg.inv(step.R)
-    pivots = np.abs(np.asarray(step.L)).argmax(axis=0)  # 1, and nothing else is as large
-    X = np.linalg.solve(np.asarray(step.L)[pivots], change[pivots])
-    # Rounding of numbers of 1e-6, and of what strays anew, in twice the digits.
-    np.testing.assert_allclose(step.returned, np.abs(X), rtol=1e-9)
-    np.testing.assert_allclose(step.stray, change - step.L @ X, rtol=0, atol=1e-15)
-    assert taken.strayed == max(np.abs(X).max(), np.abs(step.stray).max())
+    np.testing.assert_allclose(J @ L_0[:, step.order], step.L @ step.R * scale(J, step), atol=1e-14)
+    R = np.asarray(step.R)
+    X = R @ F[step.order][:, step.order] @ np.linalg.inv(R)
+    # Rounding of numbers of 1e-6, and of what strays anew, in half as many digits more.
+    np.testing.assert_allclose(taken.exactly.stray[2:, :2], X[2:, :2], rtol=0, atol=1e-17)
+    assert abs(taken.strayed - np.abs(X[:, :2]).max()) < 1e-17
+
+
+def scale(J, step):
+    """The power of two by which a layer was divided."""
+    return np.linalg.norm(J) / np.linalg.norm(step.J)

@@ -159,7 +159,7 @@ def test_layers_that_each_lose_little_do_not_lose_much_together():
     """Four hundred times the same layer, which quick elimination wrongs by 1e-12 each time."""
     V = np.vander(np.random.default_rng(4).uniform(0.2, 1, WIDTH))
     matrices = np.stack([3 * V / np.linalg.norm(V)] * 400)
-    x, factors = jnp.zeros(WIDTH), graded.start(jnp.zeros(WIDTH))
+    x, factors = jnp.zeros(WIDTH), graded.start(jnp.zeros(WIDTH)).factors
     for J in matrices[:9]:
         ahead = graded.look_ahead(chain.apply_linear, jnp.asarray(J), x, factors)
         factors = graded.take(factors, ahead)
@@ -324,6 +324,22 @@ def test_a_dead_unit_gives_exact_zeros_and_is_not_called_lost():
     np.testing.assert_allclose(
         result.log[0, :-1][exact[:-1] > -500], exact[exact > -500][:4], atol=1e-11
     )
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), dtype=st.sampled_from([jnp.float32, jnp.float64]))
+def test_a_chain_whose_units_die_at_random_keeps_as_many_directions_as_the_fewest_left(seed, dtype):
+    """Three of eight units in every layer at most, others each time, as relu leaves them."""
+    rng = np.random.default_rng(seed)
+    is_alive = rng.permuted(np.tile(np.arange(8) < 5, (30, 1)), axis=1)
+    is_alive[:-1] |= rng.uniform(size=(29, 8)) < 0.2
+    matrices = rng.normal(size=(30, 8, 8)) * is_alive[:, :, None]
+    matrices, result = spectrum(matrices, dtype, (30,))
+    assert not result.lost.any()
+    np.testing.assert_array_equal(np.isfinite(result.log[0]), np.arange(8) < 5)
+    exact = arbitrary.log_singular_values([*matrices[:-1], matrices[-1, is_alive[-1]]])
+    # Roundings of 30 layers, the worst of conditions of a thousand, and ulps of some ten nats.
+    assert np.abs(result.log[0, :5] - exact).max() < 1e4 * scaled.eps(dtype)
 
 
 REPEATS = {

@@ -275,7 +275,9 @@ def _condition(rows: Array) -> Array:
     """The condition of rows scaled to unit length; zeros and padding are left out."""
     lengths = jnp.linalg.norm(rows, axis=1)
     values = jnp.linalg.svd(rows / jnp.where(lengths == 0, 1, lengths)[:, None], compute_uv=False)
-    return values[0] / jnp.min(jnp.where(values > 0.5 * scaled.eps(rows.dtype), values, values[0]))
+    smallest = jnp.min(jnp.where(values > 0.5 * scaled.eps(rows.dtype), values, values[0]))
+    # Of no rows at all it is 1.
+    return jnp.where(values[0] == 0, 1, values[0] / smallest)
 
 
 def _residual(layer: Layer, carry: tuple[Array, Array], params: Any) -> Any:

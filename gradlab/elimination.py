@@ -38,8 +38,7 @@ class Quick(NamedTuple):
         pivots: `(k,)`, the diagonal of `R`.
         rows: `(m,)`, the rows of `A` in the order of the pivots.
         place: `(m,)`, where each row of `A` is in that order.
-        sizes: `(k,)`, the largest entry of the row of `A` that each pivot came from, of those in
-            columns that count.
+        sizes: `(k,)`, the largest entry of the row of `A` that each pivot came from.
         num_filled: behind so many rows, in the order of the pivots, there are only zeros in `A`.
     """
 
@@ -79,20 +78,19 @@ def eps(dtype: Any) -> float:
     return 2.0 ** (3 - digits - digits // 2)
 
 
-def quick(A: Array, counts: Array) -> Quick:
-    """Elimination in working precision, of `A`, `(m, r)`; `counts`, `(r,)`, says which columns do.
-
-    They come first: a column has no influence on those before it.
-    """
+def quick(A: Array) -> Quick:
+    """Elimination in working precision, of `A`, `(m, r)`."""
     LU, _, rows = jax.lax.linalg.lu(A)
     k = min(A.shape)
     numbers = jnp.arange(len(rows), dtype=rows.dtype)
     is_at = rows[:, None] == numbers[None, :]
     place = jnp.sum(jnp.where(is_at, numbers[:, None], 0), axis=0, dtype=rows.dtype)
     L = jnp.tril(LU[:, :k], -1) + jnp.eye(A.shape[0], k, dtype=A.dtype)
-    num_filled = jnp.max(jnp.where(jnp.any(A != 0, axis=1), place + 1, 0))
-    sizes = jnp.max(jnp.abs(jnp.where(counts[None, :], A, 0)), axis=1)[rows[:k]]
-    return Quick(L[place], jnp.triu(LU[:k]), jnp.diagonal(LU), rows, place, sizes, num_filled)
+    sizes = jnp.max(jnp.abs(A), axis=1)
+    num_filled = jnp.max(jnp.where(sizes != 0, place + 1, 0))
+    return Quick(
+        L[place], jnp.triu(LU[:k]), jnp.diagonal(LU), rows, place, sizes[rows[:k]], num_filled
+    )
 
 
 def refined(J: Array, L_0: Doubled, found: Quick) -> tuple[Doubled, Array]:
@@ -215,7 +213,8 @@ def careful(
         start,
     )
     # Rows and columns without a pivot keep their order behind the others.
-    rows, order = jnp.argsort(end.row_rank), jnp.argsort(end.column_rank)
+    ranks = end.row_rank, end.column_rank
+    rows, order = (jnp.argsort(rank).astype(jnp.int32) for rank in ranks)
     LR = jax.tree.map(lambda part: part[rows][:, order], end.A)
     found = jnp.arange(k) < end.num_found
     below = jax.tree.map(lambda part: jnp.where(found[None, :], jnp.tril(part[:, :k], -1), 0), LR)
@@ -225,7 +224,7 @@ def careful(
     L = jax.tree.map(
         lambda part: jnp.zeros_like(part).at[rows].set(part, unique_indices=True), sorted_L
     )
-    return Careful(L, R, order.astype(jnp.int32), rows, end.num_lost)
+    return Careful(L, R, order, rows, end.num_lost)
 
 
 def _product(J: Array, L: Doubled) -> tuple[Doubled, Array]:

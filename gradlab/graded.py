@@ -171,11 +171,10 @@ def _gap(gaps: Gaps, is_gone: Array) -> Array:
 
 
 def after_quick_layers(factors: Factors, gaps: Gaps) -> Exactly:
-    """What there is to go on from exactly: no second digits, and an upper estimate of the stray."""
+    """What there is to go on from exactly: no second digits, and all that may have strayed."""
     is_gone = factors.d.mantissa == 0
     caught_up = _gap(gaps, is_gone) - gaps.largest
-    dtype = factors.L.dtype
-    sizes = scaled.eps(dtype) * scaled.power_of_two(caught_up, dtype)
+    sizes = LAYER_LOSS * scaled.power_of_two(caught_up, factors.L.dtype)
     is_beside = is_gone[:, None] & ~is_gone[None, :]
     stray = jnp.where(is_beside, jnp.clip(sizes * _sample(sizes), -1, 1), 0)
     return Exactly(factors, jnp.zeros_like(factors.L), stray)
@@ -189,7 +188,7 @@ def _sample(like: Array) -> Array:
 def look_ahead(layer: Layer, params: Any, z: Array, factors: Factors) -> Ahead:
     """What a layer that keeps the width would make of the factors, quickly."""
     z_next, linear = linearisation.linearise(layer, params, z)
-    found = elimination.quick(linear.times(params, factors.L), factors.d.mantissa != 0)
+    found = elimination.quick(linear.times(params, factors.L))
     d, T = _scales(factors.d, found.R, found.pivots)
     return Ahead(z_next, found.L, found.R, d, T, _loss(found, factors.d, T))
 
@@ -236,29 +235,25 @@ def advance_exactly(
     num_old = L_0.high.shape[1]
     c = num_columns(min(num_directions, z_next.size), z_next.size)
     exactly, gaps = _with_columns(exactly, gaps, max(num_old, c))
+    J = linear.jacobian(params)
 
-    def jacobian() -> Array:
-        return linear.jacobian(params)
-
-    def careful(taken: Taken) -> Taken:
-        done = _careful(jacobian(), exactly, taken.gaps, num_old)
-        return done if with_step else done._replace(step=None)
+    def careful(nothing: Any) -> _Eliminated:
+        del nothing
+        return _carefully(J, exactly, num_old)
 
     if num_old > c:
         # Where directions end it takes a full elimination.
-        taken = careful(Taken(exactly, gaps, gaps.exponent, jnp.zeros((), z.dtype), None))
+        done = careful(None)
     else:
-        A = linear.times(params, exactly.factors.L)
-        counts = exactly.factors.d.mantissa != 0
-        quick = elimination.quick(A + _added(A, num_old), counts)
-        J = jacobian()
-        taken, loss = _refined(J, exactly, gaps, quick, elimination.refined(J, L_0, quick))
-        if not with_step:
-            taken = taken._replace(step=None)
+        factors = exactly.factors
+        A = linear.times(params, factors.L)
+        quick = elimination.quick(A + _added(A, num_old))
+        loss = _loss(quick, factors.d, _scales(factors.d, quick.R, quick.pivots)[1])
         # Refining squares what rounding has made of the quick factors.
         stands = (loss <= scaled.eps(z.dtype) ** 0.5 / 8) & (grade <= REFINED)
-        taken = loops.unless(stands, taken._replace(gaps=gaps), careful)
-    return z_next, taken._replace(gaps=next_gaps(taken.gaps, taken.exactly.factors.d, taken.pivots))
+        done = loops.unless(stands, _refined(J, L_0, quick, loss), careful)
+    taken = _taken(J, exactly, gaps, done)
+    return z_next, taken if with_step else taken._replace(step=None)
 
 
 def _with_columns(exactly: Exactly, gaps: Gaps, num: int) -> tuple[Exactly, Gaps]:
@@ -284,86 +279,92 @@ def _added(A: Array, num_old: int) -> Array:
 
 
 class Taken(NamedTuple):
-    """What a layer makes of the factors, and the gaps so far in the same order, and its pivots.
+    """What a layer makes of the factors and the gaps.
 
     `strayed` is the largest entry of what has strayed or has come back (nats).
     """
 
     exactly: Exactly
     gaps: Gaps
-    pivots: Array
     strayed: Array
     step: Step | None
 
 
-def _refined(
-    J: Array, before: Exactly, gaps: Gaps, quick: Quick, refined: tuple[Doubled, Array]
-) -> tuple[Taken, Array]:
-    """The factors after one layer, and what the quick ones may lose (nats)."""
-    L, R = refined
-    pivots = jnp.diagonal(R)
-    d, T = _scales(before.factors.d, R, pivots)
-    loss = _loss(quick, before.factors.d, T)
-    error = jnp.asarray(elimination.eps(J.dtype), J.dtype)
-    order = jnp.arange(len(before.factors.U), dtype=jnp.int32)
-    own = error + jnp.where(loss < 1, loss, 1) ** 2
-    step = Step(before.factors, order, J, L.high, R, error)
-    after = _absorb(before.factors, L.high, d, T)
-    return _taken(after, L.low, gaps, step, before.stray, quick.rows, own), loss
+class _Eliminated(NamedTuple):
+    """A layer's `L R = J 2^-exponent L_0[:, order]`, as `elimination.Careful` has it.
+
+    `error` is the relative error of a term in those sums.
+    """
+
+    L: Doubled
+    R: Array
+    order: Array
+    rows: Array
+    num_lost: Array
+    exponent: Array
+    error: Array
 
 
-def _careful(J: Array, before: Exactly, gaps: Gaps, num_old: int) -> Taken:
-    J_scaled = scaled.scale(J)
-    factors, J = before.factors, J_scaled.mantissa
+def _refined(J: Array, L_0: Doubled, quick: Quick, loss: Array) -> _Eliminated:
+    L, R = elimination.refined(J, L_0, quick)
+    order, nothing = jnp.arange(len(R), dtype=jnp.int32), jnp.zeros((), jnp.int32)
+    error = elimination.eps(J.dtype) + jnp.where(loss < 1, loss, 1) ** 2
+    return _Eliminated(L, R, order, quick.rows, nothing, nothing, error)
+
+
+def _carefully(J: Array, before: Exactly, num_old: int) -> _Eliminated:
+    J_scaled, factors = scaled.scale(J), before.factors
+    J, exponent = J_scaled.mantissa, J_scaled.exponent[0, 0]
     # It may be larger than its sample is.
     strayed = linearisation.matmul(factors.L, before.stray)
     uncertain = STRAY * jnp.abs(linearisation.matmul(J, strayed))
     added = _added(linearisation.matmul(J, factors.L), num_old)
     L_0 = Doubled(factors.L, before.low)
     done = elimination.careful(J, L_0, scaled.log_2(factors.d), uncertain, added)
-    order = done.order
-    d, L, U = jax.tree.map(lambda leaf: leaf[order], (factors.d, factors.L.T, factors.U))
-    factors = Factors(L.T, d, U, factors.num_lost + done.num_lost)
-    pivots = jnp.diagonal(done.R)
-    d, T = _scales(d, done.R, pivots)
-    d = Scaled(d.mantissa, d.exponent + J_scaled.exponent[0, 0])
-    gaps = Gaps(
-        gaps.exponent[order] + J_scaled.exponent[0, 0],
-        gaps.largest[order[:, None], order[None, :]],
-        gaps.caught_up[order],
-    )
     error = jnp.asarray(doubled.eps(J.dtype), J.dtype)
-    step = Step(factors, order, J, done.L.high, done.R, error)
-    stray = before.stray[order[:, None], order[None, :]]
+    return _Eliminated(*done, exponent, error)
+
+
+def _taken(J: Array, before: Exactly, gaps: Gaps, done: _Eliminated) -> Taken:
+    """The factors and the gaps after a layer, from its elimination."""
+    order, pivots = done.order, jnp.diagonal(done.R)
+    square = order[:, None], order[None, :]
+    L, U, d = before.factors.L[:, order], before.factors.U[order], before.factors.d
+    d = jax.tree.map(lambda part: part[order], d)
+    factors = Factors(L, d, U, before.factors.num_lost + done.num_lost)
+    gaps = Gaps(gaps.exponent[order] + done.exponent, gaps.largest[square], gaps.caught_up[order])
+    d, T = _scales(d, done.R, pivots)
+    d = Scaled(d.mantissa, d.exponent + done.exponent)
     after = _absorb(factors, done.L.high, d, T)
-    return _taken(after, done.L.low, gaps, step, stray, done.rows, error)
+    J = J * scaled.power_of_two(-done.exponent, J.dtype)
+    step = Step(factors, order, J, done.L.high, done.R, done.error)
+    stray, strayed = _next_stray(step, before.stray[square], done.rows, after.d.mantissa != 0)
+    exactly = Exactly(after, done.L.low, stray)
+    return Taken(exactly, next_gaps(gaps, after.d, pivots), strayed, step)
 
 
-def _taken(
-    after: Factors, low: Array, gaps: Gaps, step: Step, stray: Array, rows: Array, error: Array
-) -> Taken:
-    """Factors as they stand after a step, with what strays.
+def _next_stray(step: Step, stray: Array, rows: Array, is_alive: Array) -> tuple[Array, Array]:
+    """The sample of what has strayed after a step, and the largest entry of all that has moved.
 
     With F the part of column i in direction j, `J L_0 (I + F) = L (I + X) R` to first order, where
     `X = R F R^-1`: its rows of directions have come back, and the others are the next F.
 
     Args:
-        after: the factors.
-        low: the second digits of L.
-        gaps: the gaps before the step, in its order.
-        step: the step.
-        stray: the sample before the step, in its order.
+        step: the step; a rounding of its sums strays anew.
+        stray: F, in the order of the step.
         rows: the rows of L in the order of the pivots.
-        error: the relative error of a term of the step's sums, which strays anew.
+        is_alive: `(c,)`, which columns are directions after the step.
     """
     c = len(step.R)
-    pivots = jnp.diagonal(step.R)
-    is_alive = after.d.mantissa != 0
 
     def carried(nothing: tuple[Array, Array]) -> tuple[Array, Array]:
         del nothing
-        sizes = linearisation.matmul(jnp.abs(step.J), jnp.abs(step.before.L))
-        rounded = (error * _sample(sizes) * sizes)[rows[:c]]
+        of_J, of_R = (
+            linearisation.matmul(jnp.abs(A), jnp.abs(B))
+            for A, B in ((step.J, step.before.L), (step.L, step.R))
+        )
+        sizes = of_J + of_R
+        rounded = (step.error * _sample(sizes) * sizes)[rows[:c]]
         own = jax.lax.linalg.triangular_solve(
             step.L[rows[:c]], rounded, left_side=True, lower=True, unit_diagonal=True
         )
@@ -375,8 +376,7 @@ def _taken(
         return jnp.where(is_alive[:, None], 0, jnp.clip(X, -1, 1)), jnp.max(jnp.abs(X))
 
     nothing = jnp.zeros((c, c), stray.dtype), jnp.zeros((), stray.dtype)
-    stray, strayed = loops.unless(jnp.all(is_alive), nothing, carried)
-    return Taken(Exactly(after, low, stray), gaps, pivots, strayed, step)
+    return loops.unless(jnp.all(is_alive), nothing, carried)
 
 
 def _scales(d: Scaled, R: Array, pivots: Array) -> tuple[Scaled, Array]:

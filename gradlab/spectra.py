@@ -65,15 +65,15 @@ def singular_values(model: Model, x: Array, depths: Sequence[int]) -> Spectrum:
         depths: ascending depths from 1 to the model's.
     """
     factors, _ = passes.through(model, x, depths, None, ())
-    X, _ = jax.vmap(partial(_column_scaled, num=x.size))(factors)
+    # One after another: together, all depths would turn as often as the slowest.
+    values = jax.lax.map(
+        lambda at_one: jacobi.singular_values(_column_scaled(at_one, x.size)[0]), factors
+    )
     # Zeros come last, and of those the ones that were lost are not known to be zero.
     num_known = jnp.sum(factors.d.mantissa != 0, axis=1)
     num_known, num_lost = (num[:, None] for num in (num_known, factors.num_lost))
     place = jnp.arange(x.size)[None, :]
-    return Spectrum(
-        jax.vmap(jacobi.singular_values)(X),
-        (place >= num_known) & (place < num_known + num_lost),
-    )
+    return Spectrum(values, (place >= num_known) & (place < num_known + num_lost))
 
 
 def log_singular_values(model: Model, x: Array, depths: Sequence[int]) -> Array:

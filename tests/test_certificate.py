@@ -72,6 +72,13 @@ def test_no_error_is_above_its_bound_where_inputs_are_few(name, seed, dtype):
     assert not (error > BOUND(model, first[0], (DEPTH + 1,)) + ulps).any()
 
 
+def test_a_chain_that_is_dead_is_known_to_be():
+    matrices = jnp.asarray(gaussian(np.random.default_rng(0))).at[20].set(0)
+    model, x = chain.linear(matrices), jnp.zeros(WIDTH)
+    assert (SINGULAR_VALUES(model, x, (DEPTH,)).log == -np.inf).all()
+    assert BOUND(model, x, (DEPTH,)) < 1e-9
+
+
 def test_the_bounds_of_an_ordinary_chain_are_worth_having():
     matrices = jnp.asarray(np.eye(WIDTH) + 0.1 * gaussian(np.random.default_rng(0)))
     model, x = chain.linear(matrices), jnp.zeros(WIDTH)

@@ -18,12 +18,12 @@ OPERATIONS = {
     "divide": (doubled.divide, lambda x, y: sum(x) / sum(y)),
 }
 CAREFUL = jax.jit(lambda J, L, log_2_d: elimination.careful(J, Doubled(L, 0 * L), log_2_d))
-QUICK = jax.jit(lambda A: elimination.quick(A, jnp.ones(A.shape[1], bool)))
+QUICK = jax.jit(elimination.quick)
 
 
 @jax.jit
 def REFINED(J, L):
-    return elimination.refined(J, Doubled(L, 0 * L), QUICK(J @ L))
+    return elimination.refined(J, Doubled(L, 0 * L), elimination.quick(J @ L))
 
 
 def exact(*parts):

@@ -39,7 +39,6 @@ class Quick(NamedTuple):
         rows: `(m,)`, the rows of `A` in the order of the pivots.
         place: `(m,)`, where each row of `A` is in that order.
         sizes: `(k,)`, the largest entry of the row of `A` that each pivot came from.
-        num_filled: behind so many rows, in the order of the pivots, there are only zeros in `A`.
     """
 
     L: Array
@@ -48,7 +47,6 @@ class Quick(NamedTuple):
     rows: Array
     place: Array
     sizes: Array
-    num_filled: Array
 
 
 class Careful(NamedTuple):
@@ -86,11 +84,8 @@ def quick(A: Array) -> Quick:
     is_at = rows[:, None] == numbers[None, :]
     place = jnp.sum(jnp.where(is_at, numbers[:, None], 0), axis=0, dtype=rows.dtype)
     L = jnp.tril(LU[:, :k], -1) + jnp.eye(A.shape[0], k, dtype=A.dtype)
-    sizes = jnp.max(jnp.abs(A), axis=1)
-    num_filled = jnp.max(jnp.where(sizes != 0, place + 1, 0))
-    return Quick(
-        L[place], jnp.triu(LU[:k]), jnp.diagonal(LU), rows, place, sizes[rows[:k]], num_filled
-    )
+    sizes = jnp.max(jnp.abs(A), axis=1)[rows[:k]]
+    return Quick(L[place], jnp.triu(LU[:k]), jnp.diagonal(LU), rows, place, sizes)
 
 
 def refined(J: Array, L_0: Doubled, found: Quick) -> tuple[Doubled, Array]:

@@ -50,7 +50,8 @@ class Factors(NamedTuple):
 
     Attributes:
         L: `(width_k, c)`.
-        d: `(c,)`, an exponent an entry, roughly descending, zero where the rank is lost.
+        d: `(c,)`, an exponent an entry, roughly descending, zero where the rank is lost: there the
+            exponent is what the column has grown by.
         U: `(c, width_0)`, its rows' largest entries in [1, 2), or zero where d is.
         num_lost: how many entries of d were set to zero because they were made of rounding.
     """
@@ -65,14 +66,12 @@ class Gaps(NamedTuple):
     """How far columns were behind directions, in powers of two.
 
     Attributes:
-        exponent: `(c,)`, that of d, or where d is zero what its column has grown by.
         largest: `(c, c)`, the most that column i ever was behind direction j, negative, or any
             number where column i is no direction.
         caught_up: `(c,)`, the most that any has caught up on j since then, a direction at most to
             where j is.
     """
 
-    exponent: Array
     largest: Array
     caught_up: Array
 
@@ -146,34 +145,30 @@ def start(x: Array) -> Exactly:
 
 def no_gaps(x: Array) -> Gaps:
     """Those of the empty product."""
-    zeros = jnp.zeros(x.size, jnp.int32)
-    return Gaps(zeros, jnp.zeros((x.size, x.size), jnp.int32), zeros)
+    return Gaps(jnp.zeros((x.size, x.size), jnp.int32), jnp.zeros(x.size, jnp.int32))
 
 
 def next_gaps(gaps: Gaps, d: Scaled, pivots: Array) -> Gaps:
     """The gaps after one more layer, which has made d and has these pivots."""
-    c = len(pivots)
-    is_gone = d.mantissa == 0
-    grown = gaps.exponent[:c] + scaled.exponent_of(pivots)
-    gaps = gaps._replace(exponent=jnp.where(is_gone, grown, d.exponent))
-    gap = _gap(gaps, is_gone)
+    c, is_gone = len(pivots), d.mantissa == 0
+    gap = _gap(d)
     # In a column without a pivot there is nothing any more.
     is_new = is_gone & (pivots == 0)
     largest = jnp.where(is_new[:, None], gap, jnp.minimum(gaps.largest[:c, :c], gap))
     caught_up = jnp.max(jnp.where(is_gone[None, :], 0, gap - largest), axis=0)
-    return Gaps(gaps.exponent, largest, jnp.maximum(gaps.caught_up[:c], caught_up))
+    return Gaps(largest, jnp.maximum(gaps.caught_up[:c], caught_up))
 
 
-def _gap(gaps: Gaps, is_gone: Array) -> Array:
+def _gap(d: Scaled) -> Array:
     """How far column i is ahead of direction j now; one direction is never ahead of another."""
-    gap = gaps.exponent[:, None] - gaps.exponent[None, :]
-    return jnp.where(is_gone[:, None], gap, jnp.minimum(gap, 0))
+    gap = d.exponent[:, None] - d.exponent[None, :]
+    return jnp.where((d.mantissa == 0)[:, None], gap, jnp.minimum(gap, 0))
 
 
 def after_quick_layers(factors: Factors, gaps: Gaps) -> Exactly:
     """What there is to go on from exactly: no second digits, and all that may have strayed."""
     is_gone = factors.d.mantissa == 0
-    caught_up = _gap(gaps, is_gone) - gaps.largest
+    caught_up = _gap(factors.d) - gaps.largest
     sizes = LAYER_LOSS * scaled.power_of_two(caught_up, factors.L.dtype)
     is_beside = is_gone[:, None] & ~is_gone[None, :]
     stray = jnp.where(is_beside, jnp.clip(sizes * _sample(sizes), -1, 1), 0)
@@ -265,9 +260,7 @@ def _with_columns(exactly: Exactly, gaps: Gaps, num: int) -> tuple[Exactly, Gaps
     factors = Factors(jnp.pad(factors.L, columns), d, jnp.pad(factors.U, rows), factors.num_lost)
     exactly = Exactly(factors, jnp.pad(exactly.low, columns), jnp.pad(exactly.stray, both))
     largest = jnp.pad(gaps.largest, both, constant_values=_FAR)
-    return exactly, Gaps(
-        jnp.pad(gaps.exponent, (0, more)), largest, jnp.pad(gaps.caught_up, (0, more))
-    )
+    return exactly, Gaps(largest, jnp.pad(gaps.caught_up, (0, more)))
 
 
 def _added(A: Array, num_old: int) -> Array:
@@ -332,7 +325,7 @@ def _taken(J: Array, before: Exactly, gaps: Gaps, done: _Eliminated) -> Taken:
     L, U, d = before.factors.L[:, order], before.factors.U[order], before.factors.d
     d = jax.tree.map(lambda part: part[order], d)
     factors = Factors(L, d, U, before.factors.num_lost + done.num_lost)
-    gaps = Gaps(gaps.exponent[order] + done.exponent, gaps.largest[square], gaps.caught_up[order])
+    gaps = Gaps(gaps.largest[square], gaps.caught_up[order])
     d, T = _scales(d, done.R, pivots)
     d = Scaled(d.mantissa, d.exponent + done.exponent)
     after = _absorb(factors, done.L.high, d, T)
@@ -382,7 +375,8 @@ def _next_stray(step: Step, stray: Array, rows: Array, is_alive: Array) -> tuple
 def _scales(d: Scaled, R: Array, pivots: Array) -> tuple[Scaled, Array]:
     """The next d, and the T of `R diag(d) = diag(next d) T`."""
     c = len(pivots)
-    after = Scaled(jnp.abs(pivots) * d.mantissa[:c], d.exponent[:c])
+    grown = jnp.where(d.mantissa[:c] == 0, scaled.exponent_of(pivots), 0)
+    after = Scaled(jnp.abs(pivots) * d.mantissa[:c], d.exponent[:c] + grown)
     # Columns are in descending order: the ratio is large only where that has changed.
     shift = jnp.minimum(d.exponent[None, :] - d.exponent[:c, None], 64)
     row = jnp.where(after.mantissa == 0, 0, 1 / after.mantissa)[:, None]
@@ -401,8 +395,11 @@ def _absorb(before: Factors, L: Array, d: Scaled, T: Array) -> Factors:
 def _loss(quick: Quick, d: Scaled, T: Array) -> Array:
     """What the quick elimination of a layer may lose (nats); infinite where it cannot be told."""
     R, c, sizes = quick.R, len(quick.R), quick.sizes
-    was_alive = d.mantissa != 0
+    was_alive, is_filled = d.mantissa != 0, sizes != 0
     gone = ~was_alive | (quick.pivots == 0)
+    # A direction may end where only dead units are left, and what is none must take no row from
+    # one: neither comes before another.
+    is_in_order = _is_first(was_alive) & _is_first(is_filled) & (~(was_alive & gone) | ~is_filled)
     # Rounding changes a row by its size; R^-1 carries that to the columns. Signs without
     # a pattern give a fair sample of it.
     signs = jnp.asarray(np.random.default_rng(0).choice([-1, 1], size=c), R.dtype)
@@ -415,9 +412,11 @@ def _loss(quick: Quick, d: Scaled, T: Array) -> Array:
         (jnp.max(jnp.abs(T)) <= max(_OVERTAKEN, 2 * c))
         & (largest < reach)
         & (largest > 1 / reach)
-        # A direction may end where only dead units are left.
-        & jnp.all(~was_alive | (quick.pivots != 0) | (jnp.arange(c) >= quick.num_filled))
-        # What is no direction must take no row from one.
-        & jnp.all(was_alive[1:] <= was_alive[:-1])
+        & jnp.all(is_in_order)
     )
     return jnp.where(can_be_told, scaled.eps(R.dtype) * jnp.max(jnp.abs(change)), jnp.inf)
+
+
+def _is_first(flags: Array) -> Array:
+    """Where a flag is not set behind one that is not."""
+    return ~flags | jnp.pad(flags[:-1], (1, 0), constant_values=True)

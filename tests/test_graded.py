@@ -29,15 +29,34 @@ def test_nothing_catches_up_on_a_direction_that_is_gone():
     np.testing.assert_array_equal(gaps.caught_up, [0, 0, 0])
 
 
-def test_a_column_that_is_no_direction_catches_up_as_far_as_its_pivots_say():
-    gaps, d = graded.no_gaps(jnp.zeros(2)), scales([0, 0], alive=[True, False])
-    for pivot in (2.0**-9, 2.0**30, 2.0**-2):
-        gaps = graded.next_gaps(gaps, d, jnp.array([1.0, pivot]))
+def test_a_column_that_is_no_direction_catches_up_as_far_as_it_has_grown():
+    gaps, exponent = graded.no_gaps(jnp.zeros(2)), 0
+    for growth in (-9, 30, -2):
+        exponent += growth
+        gaps = graded.next_gaps(gaps, scales([0, exponent], alive=[True, False]), jnp.ones(2))
     np.testing.assert_array_equal(gaps.caught_up, [30, 0])
     # Without a pivot it holds nothing, and begins anew.
-    for pivot in (0.0, 2.0**20, 1.0):
-        gaps = graded.next_gaps(gaps, d, jnp.array([1.0, pivot]))
+    for growth, pivot in ((-50, 0.0), (20, 1.0), (0, 1.0)):
+        exponent += growth
+        d = scales([0, exponent], alive=[True, False])
+        gaps = graded.next_gaps(gaps, d, jnp.array([1, pivot]))
     np.testing.assert_array_equal(gaps.caught_up, [30, 0])
+
+
+def test_a_column_that_is_no_direction_grows_by_its_pivots():
+    """Of a layer with two units dead, two columns are left; the next layer brings them back."""
+    rng = np.random.default_rng(0)
+    layers = rng.normal(size=(2, 4, 4)) * np.array([[1, 1, 0, 0], [1, 1, 1, 1]])[:, :, None]
+    factors = graded.start(jnp.zeros(4)).factors
+    for J in layers:
+        before = factors
+        ahead = graded.look_ahead(chain.apply_linear, jnp.asarray(J), jnp.zeros(4), before)
+        factors = graded.take(before, ahead)
+    np.testing.assert_array_equal(factors.d.mantissa != 0, [1, 1, 0, 0])
+    pivots = np.abs(np.linalg.qr(layers[1] @ before.L)[1].diagonal())
+    assert abs(np.prod(pivots) / np.abs(np.prod(np.diagonal(ahead.R))) - 1) < 1e-13
+    grown = factors.d.exponent - before.d.exponent
+    np.testing.assert_array_equal(grown[2:], np.floor(np.log2(np.abs(np.diagonal(ahead.R))))[2:])
 
 
 def test_looking_ahead_tells_a_layer_that_is_nearly_singular_from_one_that_is_not():

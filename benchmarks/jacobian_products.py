@@ -5,8 +5,9 @@
 Needs only jax and numpy; torch and matplotlib are used where they are installed. The process
 gets one core, and so every library one thread. All rivals of a row are called in turn, again and
 again, so that whatever else the machine does hits all of them alike; each runs untimed for
-2 milliseconds just before it is timed, so that no rival pays for what the one before left in the
-caches. A ratio is the median of the ratios within a round.
+10 milliseconds just before it is timed, so that no rival pays for what the one before left in the
+caches, nor for a thread of its own that has slept since and takes the core at every turn. A ratio
+is the median of the ratios within a round.
 On a CPU the clock is the process's CPU time, elsewhere it is the wall clock.
 """
 
@@ -169,7 +170,7 @@ def timed(functions: Rivals, seconds: float) -> dict[str, list[float]]:
     return times
 
 
-def warm_up(function: Callable[[], object], seconds: float = 2e-3) -> None:
+def warm_up(function: Callable[[], object], seconds: float = 1e-2) -> None:
     """Call a rival untimed, at least once."""
     started = time.perf_counter()
     function()

@@ -103,6 +103,7 @@ class Ahead(NamedTuple):
         z: the state after it.
         L: `(width_k, c)`, with R, `(c, c)`, as in `Step`.
         R: see there.
+        pivots: `(c,)`, the diagonal of R.
         d: `(c,)`, but for what the rows of the next U will give to it.
         T: `(c, c)`, with `R diag(d before) = diag(d) T`.
         loss: what it may lose (nats); above `LAYER_LOSS` the factors may be wrong.
@@ -111,6 +112,7 @@ class Ahead(NamedTuple):
     z: Array
     L: Array
     R: Array
+    pivots: Array
     d: Scaled
     T: Array
     loss: Array
@@ -185,7 +187,8 @@ def look_ahead(layer: Layer, params: Any, z: Array, factors: Factors) -> Ahead:
     z_next, linear = linearisation.linearise(layer, params, z)
     found = elimination.quick(linear.times(params, factors.L))
     d, T = _scales(factors.d, found.R, found.pivots)
-    return Ahead(z_next, found.L, found.R, d, T, _loss(found, factors.d, T))
+    loss = _loss(found, factors.d, T)
+    return Ahead(z_next, found.L, found.R, found.pivots, d, T, loss)
 
 
 def take(before: Factors, ahead: Ahead) -> Factors:

@@ -184,7 +184,7 @@ def _quickly(segment: Chain, how: _How, carry: Any) -> Any:
             params = chain.at(segment.params, layer)
             step = graded.step_ahead(segment.layer, params, state.z, before, ahead)
             seen = how.see(factors, step, seen)
-        gaps = graded.next_gaps(state.gaps, factors.d, jnp.diagonal(ahead.R))
+        gaps = graded.next_gaps(state.gaps, factors.d, ahead.pivots)
         exactly, lost = state.exactly._replace(factors=factors), state.lost + ahead.loss
         state = _State(ahead.z, exactly, gaps, lost, state.strayed, seen)
         stored = how.store(layer, state, stored) if how.store else stored

@@ -49,8 +49,9 @@ except ModuleNotFoundError:
     gradlab.__path__ = [str(ROOT / "gradlab")]
     sys.modules["gradlab"] = gradlab
 
-from gradlab import chain, jacobians, spectra
-from gradlab.activations import PHI
+from gradlab.measuring import jacobians, spectra
+from gradlab.models import chain
+from gradlab.models.activations import PHI
 
 try:
     import torch

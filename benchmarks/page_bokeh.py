@@ -21,7 +21,7 @@ from bokeh.plotting import figure
 from bokeh.resources import INLINE
 from playwright.sync_api import Page, sync_playwright
 
-from gradlab import dataset
+from gradlab.experiment import dataset
 from gradlab.page import build
 from gradlab.page.gallery import Card, Run
 

@@ -2,7 +2,7 @@
 
 The log norm of a product of Gaussian matrices grows by the largest Lyapunov exponent a layer
 (Newman 1986), so a format's range is used up after a depth that theory gives for every width and
-scale. A product that carries its own power of two (gradlab.scaled) has no such depth.
+scale. A product that carries its own power of two (gradlab.arithmetic.scaled) has no such depth.
 """
 
 from __future__ import annotations

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     import xarray as xr
     from jax import Array
 
-    from gradlab.chain import Chain
-    from gradlab.ensembles import Affine
+    from gradlab.models.chain import Chain
+    from gradlab.models.ensembles import Affine
 
     Loss = Callable[[Array], Array]
 

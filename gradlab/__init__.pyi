@@ -1,30 +1,28 @@
-from . import (
-    activations as activations,
-    certificate as certificate,
-    chain as chain,
-    clipping as clipping,
-    dataset as dataset,
-    ensembles as ensembles,
-    estimate as estimate,
-    experiment as experiment,
-    figures as figures,
-    jacobians as jacobians,
-    scaled as scaled,
-    schema as schema,
-    spectra as spectra,
-    theory as theory,
-    training as training,
-)
-from .dataset import Named as Named
-from .dataset import named as named
-from .estimate import Claim as Claim
-from .experiment import fault as fault
-from .figures import Axes as Axes
-from .figures import Figure as Figure
-from .runner import run as run
-from .schema import BadInput as BadInput
-from .schema import Floats as Floats
-from .schema import Ints as Ints
-from .schema import Strings as Strings
-from .schema import config as config
-from .schema import key as key
+from . import experiment as experiment
+from . import theory as theory
+from .experiment import dataset as dataset
+from .experiment import estimate as estimate
+from .experiment import figures as figures
+from .experiment import schema as schema
+from .experiment.dataset import Named as Named
+from .experiment.dataset import named as named
+from .experiment.estimate import Claim as Claim
+from .experiment.figures import Axes as Axes
+from .experiment.figures import Figure as Figure
+from .experiment.faults import fault as fault
+from .experiment.schema import BadInput as BadInput
+from .experiment.schema import Floats as Floats
+from .experiment.schema import Ints as Ints
+from .experiment.schema import Strings as Strings
+from .experiment.schema import config as config
+from .experiment.schema import key as key
+from .arithmetic import scaled as scaled
+from .measuring import certificate as certificate
+from .measuring import clipping as clipping
+from .measuring import jacobians as jacobians
+from .measuring import spectra as spectra
+from .measuring import training as training
+from .models import activations as activations
+from .models import chain as chain
+from .models import ensembles as ensembles
+from .running.command_line import run as run

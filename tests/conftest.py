@@ -9,7 +9,7 @@ import jax
 import pytest
 from toys import rendering_toy, toy
 
-from gradlab import experiment
+from gradlab.experiment import loading
 
 __all__ = ["rendering_toy", "toy"]  # fixtures
 
@@ -47,5 +47,5 @@ def project() -> Path:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Every test that asks for `experiment_file` runs for each experiment of the project."""
     if "experiment_file" in metafunc.fixturenames:
-        files = experiment.discover(PROJECT)
+        files = loading.discover(PROJECT)
         metafunc.parametrize("experiment_file", files, ids=[file.stem for file in files])

@@ -8,7 +8,7 @@ import mpmath as mp
 import numpy as np
 import pytest
 
-from gradlab.activations import LEAK, PHI
+from gradlab.models.activations import LEAK, PHI
 
 # The error allowed, in units in the last place. One rounding for the short types, which are
 # evaluated in float32 (0.5, and what float32's own error adds). For the others: exp and tanh of

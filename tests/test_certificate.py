@@ -19,7 +19,8 @@ from test_spectra import (
     tanh_jacobians,
 )
 
-from gradlab import certificate, chain, jacobians
+from gradlab.measuring import certificate, jacobians
+from gradlab.models import chain
 
 BOUND = jax.jit(certificate.singular_value_bound, static_argnums=2)
 NORM_BOUND = jax.jit(certificate.log_norm_bound)
@@ -149,7 +150,7 @@ def test_the_float_method_lies_in_the_enclosure():
 
 def test_without_flint_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "flint", None)
-    monkeypatch.delitem(sys.modules, "gradlab.balls", raising=False)
-    monkeypatch.delattr("gradlab.balls", raising=False)
+    monkeypatch.delitem(sys.modules, "gradlab.arithmetic.balls", raising=False)
+    monkeypatch.delattr("gradlab.arithmetic.balls", raising=False)
     with pytest.raises(ImportError, match=r"gradlab\[certify\]"):
         certificate.enclosure([np.eye(2)], 1e-10)

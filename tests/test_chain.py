@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gradlab import chain
+from gradlab.models import chain
 
 
 def tanh_layer(params, z):

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradlab import clipping
+from gradlab.measuring import clipping
 
 mp.mp.prec = 400  # 16 entries of 53 bits, squared and rooted, with much to spare
 

@@ -6,8 +6,9 @@ from flint import fmpq, fmpq_mat
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradlab import doubled, elimination, scaled
-from gradlab.doubled import Doubled
+from gradlab.arithmetic import doubled, scaled
+from gradlab.arithmetic.doubled import Doubled
+from gradlab.measuring.product_svd import elimination
 
 DTYPES = [jnp.float32, jnp.float64]
 OPERATIONS = {

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gradlab import chain, ensembles
-from gradlab.activations import PHI
+from gradlab.models import chain, ensembles
+from gradlab.models.activations import PHI
 
 KEY = jax.random.key(7)
 TANH, LINEAR = PHI["tanh"], PHI["linear"]

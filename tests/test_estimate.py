@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from gradlab import estimate
-from gradlab.estimate import Claim
+from gradlab.experiment import estimate
+from gradlab.experiment.estimate import Claim
 
 
 def claim(measured: float, expected: float, tolerance: float = 0.0, relation: str = "=") -> Claim:

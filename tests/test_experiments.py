@@ -19,10 +19,11 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from gradlab import dataset, experiment, figures, runner
-from gradlab.estimate import Claim
-from gradlab.experiment import Experiment
-from gradlab.settings import Settings
+from gradlab.experiment import dataset, figures, loading
+from gradlab.experiment.estimate import Claim
+from gradlab.experiment.loading import Experiment
+from gradlab.running import command_line
+from gradlab.running.settings import Settings
 
 SCALES = ("full", "smoke")
 
@@ -32,7 +33,7 @@ def hydra_told_of(exp: Experiment) -> Iterator[None]:
     """Hydra's store with this experiment's types in it, as it was before afterwards."""
     before = ConfigStore.get_state()
     try:
-        runner.register(exp)
+        command_line.register(exp)
         with initialize_config_dir(str(exp.config_file.parent), version_base="1.3"):
             yield
     finally:
@@ -43,12 +44,12 @@ def composed(exp: Experiment, scale: str) -> tuple[Settings, Any]:
     """The settings and the config of an experiment at one scale."""
     with hydra_told_of(exp):
         cfg = compose(exp.name, overrides=[f"scale={scale}"])
-    return runner.read(exp, OmegaConf.to_container(cfg, resolve=True))
+    return command_line.read(exp, OmegaConf.to_container(cfg, resolve=True))
 
 
 @pytest.fixture
 def exp(experiment_file: Path) -> Experiment:
-    return experiment.load(experiment_file)
+    return loading.load(experiment_file)
 
 
 def measured(exp: Experiment, folder: Path) -> Path:
@@ -57,20 +58,20 @@ def measured(exp: Experiment, folder: Path) -> Path:
     path = folder / "data.nc"
     # An experiment is run as its user runs it: broadcasting is refused in the library's tests only.
     with jax.numpy_rank_promotion("allow"):
-        dataset.write(path, experiment.measure(exp, cfg, settings.seed))
+        dataset.write(path, loading.measure(exp, cfg, settings.seed))
     return path
 
 
 def judged(exp: Experiment, data: xr.Dataset) -> list[Claim]:
     """The claims about a dataset."""
     with jax.numpy_rank_promotion("allow"):
-        return experiment.judge(exp, data)
+        return loading.judge(exp, data)
 
 
 @cache
 def honest(file: Path) -> tuple[bytes, xr.Dataset, list[Claim]]:
     """A smoke run through disk: the bytes there, the dataset read back, and its claims."""
-    exp = experiment.load(file)
+    exp = loading.load(file)
     with tempfile.TemporaryDirectory() as folder:
         path = measured(exp, Path(folder))
         data = dataset.read(path)
@@ -82,7 +83,7 @@ def test_the_config_composes_at_every_scale(exp: Experiment, scale: str) -> None
     settings, cfg = composed(exp, scale)
     smoke = {
         name: tuple(value) if isinstance(value, list) else value
-        for name, value in runner.written_values(exp)["scales"]["smoke"].items()
+        for name, value in command_line.written_values(exp)["scales"]["smoke"].items()
     }
 
     assert settings.precision == "float64"

@@ -4,8 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gradlab import chain, graded
-from gradlab.scaled import Scaled
+from gradlab.arithmetic.scaled import Scaled
+from gradlab.measuring.product_svd import graded
+from gradlab.models import chain
 
 
 def scales(exponents, alive=True):

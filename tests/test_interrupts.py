@@ -5,7 +5,7 @@ import signal
 import jax
 import pytest
 
-from gradlab.interrupts import Interrupts
+from gradlab.running.interrupts import Interrupts
 
 
 @pytest.mark.parametrize(("interrupted", "logged"), [(True, 0), (False, 1)])

@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradlab import chain, jacobians, scaled
+from gradlab.arithmetic import scaled
+from gradlab.measuring import jacobians
+from gradlab.models import chain
 
 LOG_NORMS = jax.jit(jacobians.log_norms)
 

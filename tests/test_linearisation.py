@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gradlab import linearisation
-from gradlab.activations import PHI
+from gradlab.measuring import linearisation
+from gradlab.models.activations import PHI
 
 
 def layers_normalised(W, z):

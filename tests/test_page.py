@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from gradlab import dataset
-from gradlab.page import __main__ as program
-from gradlab.page import build, gallery, interactive, lesson, numbers, vector
+from gradlab.experiment import dataset
+from gradlab.page import __main__, build, gallery, interactive, lesson, numbers, vector
 
 SVG = '<svg viewBox="0 0 504 180" xmlns="http://www.w3.org/2000/svg"><path d="M 0 0"/></svg>'
 EVIL = "</script><script>window.hacked = 1</script><img src=x onerror='hacked=1'>"
@@ -213,7 +212,7 @@ def test_both_pages_are_written_even_where_there_is_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert program.main([]) == 0
+    assert __main__.main([]) == 0
     assert "There is no experiment here" in words((tmp_path / "results/index.html").read_text())
     assert "not computed yet" in words((tmp_path / "results/lesson.html").read_text())
     assert capsys.readouterr().out.count("MB") == 2
@@ -223,9 +222,9 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("")
-    assert program.main([str(tmp_path / "file" / "results")]) == 1
+    assert __main__.main([str(tmp_path / "file" / "results")]) == 1
     assert "cannot be written" in capsys.readouterr().err
-    assert program.main(["a", "b"]) == 1
+    assert __main__.main(["a", "b"]) == 1
 
 
 # ---- numbers

@@ -21,7 +21,7 @@ import xarray as xr
 import yaml
 from playwright.sync_api import Browser, BrowserContext, Page, Route, sync_playwright
 
-from gradlab import dataset, experiment, schema
+from gradlab.experiment import dataset, loading, schema
 from gradlab.page import build
 
 CHECKS = Path(__file__).parent / "page"
@@ -44,15 +44,15 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     project = Path(__file__).parent.parent
     folder = tmp_path_factory.mktemp("results")
     for name in SHOWN:
-        exp = experiment.load(project / "experiments" / f"{name}.py")
+        exp = loading.load(project / "experiments" / f"{name}.py")
         values = yaml.safe_load(exp.config_file.read_text())
         values |= values["scales"]["smoke"] | MORE.get(name, {})
         own = {entry.name: values[entry.name] for entry in schema.entries(exp.module.Config)}
         with jax.numpy_rank_promotion("allow"):  # as in a run
-            data = experiment.measure(exp, schema.read(exp.module.Config, own), 0)
+            data = loading.measure(exp, schema.read(exp.module.Config, own), 0)
         (folder / name).mkdir()
         dataset.write(folder / name / "data.nc", data)
-        claims = [claim.record() for claim in experiment.judge(exp, data)]
+        claims = [claim.record() for claim in loading.judge(exp, data)]
         dataset.write_json(folder / name / "claims.json", claims)
         dataset.write_json(folder / name / "run.json", {"command": f"python {name}", "config": own})
         (folder / name / "figure.svg").write_text('<svg viewBox="0 0 9 4"><path d="M 0 0"/></svg>')

@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from gradlab import certificate, chain, ensembles, jacobians, scaled, spectra
+from gradlab.arithmetic import scaled
+from gradlab.measuring import certificate, jacobians, spectra
+from gradlab.models import chain, ensembles
 
 MEASURES = {
     function.__name__: partial(function, **settings)

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from toys import Toy
 
-from gradlab import runner
+from gradlab.experiment import loading
+from gradlab.running import command_line
 
 
 def test_a_run_leaves_its_files_in_the_experiments_folder(rendering_toy: Toy) -> None:
@@ -49,14 +50,16 @@ def test_the_same_command_leaves_the_same_bytes(rendering_toy: Toy) -> None:
 def test_a_folder_is_named_by_what_differs_from_the_config(
     toy: Toy, arguments: list[str], name: str
 ) -> None:
-    exp = runner.experiments.load(toy.file)
-    assert runner.folder_name(runner.written_values(exp), arguments) == name
+    exp = loading.load(toy.file)
+    assert command_line.folder_name(command_line.written_values(exp), arguments) == name
 
 
 def test_a_very_long_name_is_cut_and_stays_its_own(toy: Toy) -> None:
-    written = runner.written_values(runner.experiments.load(toy.file))
+    written = command_line.written_values(loading.load(toy.file))
     names = [
-        runner.folder_name(written, [f"w=[{','.join(f'0.{digit}' for digit in range(last))}]"])
+        command_line.folder_name(
+            written, [f"w=[{','.join(f'0.{digit}' for digit in range(last))}]"]
+        )
         for last in (100, 101)
     ]
     assert all(len(name) <= 200 for name in names)

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradlab import scaled
-from gradlab.scaled import Scaled
+from gradlab.arithmetic import scaled
+from gradlab.arithmetic.scaled import Scaled
 
 AXES = {"array": None, "matrix": (-2, -1), "column": -2, "entry": ()}
 DTYPES = [jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64]

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from gradlab import schema
-from gradlab.activations import PHI
-from gradlab.schema import BadInput
+from gradlab.experiment import schema
+from gradlab.experiment.schema import BadInput
+from gradlab.models.activations import PHI
 
 
 @schema.config

@@ -8,13 +8,16 @@ from hypothesis import strategies as st
 from scipy.linalg import hilbert
 from scipy.special import digamma, polygamma
 
-from gradlab import chain, graded, jacobi, jacobians, passes, scaled, spectra
-from gradlab.scaled import Scaled
+from gradlab.arithmetic import scaled
+from gradlab.arithmetic.scaled import Scaled
+from gradlab.measuring import jacobians, spectra
+from gradlab.measuring.product_svd import graded, one_sided, passes
+from gradlab.models import chain
 
 WIDTH, DEPTH = 5, 40
 # One shape for all drawn cases, so that each of these is compiled once a dtype.
 SINGULAR_VALUES = jax.jit(spectra.singular_values, static_argnums=2)
-SVD = jax.jit(jacobi.svd)
+SVD = jax.jit(one_sided.svd)
 LOG_ABS_DET = jax.jit(jacobians.log_abs_det)
 
 
@@ -459,7 +462,7 @@ def test_values_are_the_same_with_and_without_vectors(num_rows, num_columns, spr
     Y = rng.normal(size=(num_rows, num_columns))
     e = rng.integers(-spread, 1, size=num_columns)
     X = Scaled(jnp.asarray(Y), jnp.asarray(e, jnp.int32)[None])
-    both, alone = SVD(X), scaled.log_magnitude(jax.jit(jacobi.singular_values)(X))
+    both, alone = SVD(X), scaled.log_magnitude(jax.jit(one_sided.singular_values)(X))
     values = np.asarray(scaled.log_magnitude(both.singular_values))
     # A few roundings a column, magnified by the condition of Y, and the ulp of the log.
     rounding = 2.3e-16 * 20 * num_columns * np.linalg.cond(Y)

@@ -11,7 +11,9 @@ import pytest
 import xarray as xr
 from toys import Toy
 
-from gradlab import chunks, experiment, points, runner, schema
+from gradlab.experiment import loading, schema
+from gradlab.running import command_line
+from gradlab.sweeping import points, store
 
 
 def test_a_point_of_a_sweep_has_the_bits_of_the_run_alone(toy: Toy) -> None:
@@ -46,13 +48,13 @@ def test_all_points_of_one_structure_are_one_compiled_program(toy: Toy) -> None:
 def test_a_sweep_holds_the_programs_of_one_structure_at_a_time(
     toy: Toy, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    client, save, held = jax.devices()[0].client, chunks.Store.save, []
+    client, save, held = jax.devices()[0].client, store.Store.save, []
 
     def count_and_save(*arguments: Any) -> None:
         held.append(len(client.live_executables()))
         save(*arguments)
 
-    monkeypatch.setattr(chunks.Store, "save", count_and_save)
+    monkeypatch.setattr(store.Store, "save", count_and_save)
     jax.clear_caches()
     assert toy.sweep("depth=range(2,14)", f"sweep_method={method}").status == 0
     assert len(held) == 12
@@ -210,7 +212,7 @@ def test_a_change_of_code_or_value_is_not_mistaken_for_finished(toy: Toy, change
 def test_a_version_of_a_package_is_part_of_the_code(
     toy: Toy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    exp = experiment.load(toy.file)
+    exp = loading.load(toy.file)
     now = points.code_key(exp)
     monkeypatch.setattr(points, "versions", lambda: {"jax": "another"})
     assert points.code_key(exp) != now
@@ -316,7 +318,7 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(
 
 
 def test_points_are_grouped_as_their_pytrees_are(toy: Toy) -> None:
-    config = experiment.load(toy.file).module.Config
+    config = loading.load(toy.file).module.Config
     base = {
         "activation": "tanh", "depth": 2, "width": 3, "sigma_w": 1.0, "w": [1.0], "fail": "no",
     }  # fmt: skip
@@ -385,4 +387,4 @@ def test_the_command_of_a_run_is_told_in_its_manifest(toy: Toy) -> None:
     assert manifest["command"] == "python experiments/chaos.py --multirun seed=0,1"
     assert manifest["sweep"] == {"seed": [0, 1]}
     assert manifest["evaluation"][0]["method"] == "each"
-    assert runner.INTERRUPTED == 130
+    assert command_line.INTERRUPTED == 130

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from gradlab.activations import PHI
+from gradlab.models.activations import PHI
 from gradlab.theory import clipping
 
 KEY = jax.random.key(5)

@@ -7,7 +7,7 @@ import mpmath as mp
 import numpy as np
 import pytest
 
-from gradlab.activations import PHI
+from gradlab.models.activations import PHI
 from gradlab.theory import gauss, meanfield, residual
 
 TANH, RELU = PHI["tanh"], PHI["relu"]

@@ -9,7 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from gradlab import chain, clipping, training
+from gradlab.measuring import clipping, training
+from gradlab.models import chain
 
 
 def apply(params: Any, x: jax.Array) -> jax.Array:

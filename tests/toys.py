@@ -14,7 +14,8 @@ import jax
 import pytest
 import xarray as xr
 
-from gradlab import dataset, figures, runner
+from gradlab.experiment import dataset, figures
+from gradlab.running import command_line
 
 PROJECT = Path(__file__).parent.parent
 DRAW = figures.draw
@@ -145,7 +146,7 @@ class Toy:
         sys.argv = ["experiments/chaos.py", *arguments]
         try:
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-                runner.run(str(self.file))
+                command_line.run(str(self.file))
         except SystemExit as end:
             return Outcome(int(end.code or 0), out.getvalue(), err.getvalue())
         finally:
@@ -191,7 +192,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Toy:
     library = tmp_path / "library"  # one whose code does not change while it is tested
     library.mkdir()
     (library / "code.py").write_text("version = 1\n")
-    monkeypatch.setattr("gradlab.points.LIBRARY", library)
+    monkeypatch.setattr("gradlab.sweeping.points.LIBRARY", library)
     # What a test compiles is compiled there and then, and leaves nothing in anybody's home.
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
 
@@ -200,12 +201,12 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Toy:
         titles = [axes.get_title(loc="left") for axes in drawn.axes]
         return dict.fromkeys(("png", "pdf", "svg"), repr(titles).encode())
 
-    monkeypatch.setattr("gradlab.figures.draw", draw)
+    monkeypatch.setattr("gradlab.experiment.figures.draw", draw)
     return Toy(tmp_path)
 
 
 @pytest.fixture
 def rendering_toy(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> Toy:
     """The same with its figures rendered."""
-    monkeypatch.setattr("gradlab.figures.draw", DRAW)
+    monkeypatch.setattr("gradlab.experiment.figures.draw", DRAW)
     return toy

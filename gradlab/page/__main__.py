@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from gradlab.experiment.schema import BadInput
 from gradlab.page import build
-from gradlab.schema import BadInput
 
 
 def main(arguments: list[str]) -> int:

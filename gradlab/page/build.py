@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from gradlab import dataset
+from gradlab.experiment import dataset
 from gradlab.page import gallery, interactive, lesson, numbers, vector
 from gradlab.page.gallery import Card, Run
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gradlab import dataset, experiment
-from gradlab.schema import BadInput
+from gradlab.experiment import dataset, loading
+from gradlab.experiment.schema import BadInput
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -94,7 +94,7 @@ class Card:
 
 def cards(project: Path, results: Path) -> list[Card]:
     """A card for every experiment of the project and every folder of results, by name."""
-    files = {path.stem: path for path in experiment.discover(project)}
+    files = {path.stem: path for path in loading.discover(project)}
     folders = {path.name for path in results.glob("*/") if any(_runs_below(path))}
     return [_card(name, files.get(name), results) for name in sorted({*files, *folders})]
 

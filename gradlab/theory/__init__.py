@@ -1,13 +1,11 @@
-"""What the mathematics predicts: one module for each body of theory, no keys, no chains.
+"""What the mathematics predicts: each module one body of theory, each formula with its source.
 
-Nothing here measures: a theory never imports a measuring room, nor is imported by one, so that
-an experiment can hold one against the other. Each formula names its author, year and equation.
+Parameters of a law enter (scales, an activation, a depth); predicted numbers leave. No keys, no
+chains: nothing here draws or measures.
 """
 
-from gradlab.theory import clipping as clipping
-from gradlab.theory import gauss as gauss
-from gradlab.theory import meanfield as meanfield
-from gradlab.theory import products as products
-from gradlab.theory import residual as residual
-from gradlab.theory import scalar as scalar
-from gradlab.theory import spectra as spectra
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__, ["clipping", "gauss", "meanfield", "products", "residual", "scalar", "spectra"]
+)

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from gradlab.activations import LEAK, PHI
+from gradlab.models.activations import LEAK, PHI
 
 Phi = Callable[[Array], Array]
 Rule = tuple[Array, Array]  # nodes z and weights, the normal density included

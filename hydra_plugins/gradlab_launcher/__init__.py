@@ -1,4 +1,4 @@
-"""The sweeper and the launcher that Hydra finds by name; what they do is in `gradlab.launcher`.
+"""The sweeper and the launcher that Hydra finds by name; `gradlab.sweeping.multirun` does the work.
 
 Hydra 1.3 takes plugins from the namespace `hydra_plugins` alone, and scans it at every start, so
 nothing heavy is imported here.
@@ -28,9 +28,9 @@ class GradlabSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Whether every point was computed and every claim holds."""
-        from gradlab import launcher
+        from gradlab.sweeping import multirun
 
-        return launcher.sweep(*self.given, arguments)
+        return multirun.sweep(*self.given, arguments)
 
 
 class GradlabLauncher(Launcher):
@@ -47,11 +47,11 @@ class GradlabLauncher(Launcher):
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
         """One return for each job; their results are joined with those of earlier batches."""
-        from gradlab import launcher
+        from gradlab.sweeping import multirun
 
         del self.jobs[initial_job_idx:]
         self.jobs += job_overrides
-        return launcher.launch(*self.given, self.jobs)[initial_job_idx:]
+        return multirun.launch(*self.given, self.jobs)[initial_job_idx:]
 
 
 _HERE = "hydra_plugins.gradlab_launcher."

@@ -1,0 +1,145 @@
+"""An experiment is a question in two files, found by name and evaluated one way.
+
+`experiments/<name>.py` holds `Config`, `compute`, `figure`, `claims` and `FAULTS`;
+`configs/<name>.yaml` holds the values. There is no registry.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from gradlab.experiment import schema
+from gradlab.experiment.schema import BadInput
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from gradlab.experiment.estimate import Claim
+
+Fault = Callable[["Experiment"], contextlib.AbstractContextManager[None]]
+
+_PARTS = ("Config", "compute", "figure", "claims")
+
+# A sweep labels every point.
+_version = functools.cache(version)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A loaded experiment file and the project folder that it stands in."""
+
+    name: str
+    project: Path
+    module: ModuleType
+
+    @property
+    def question(self) -> str:
+        """The first line of its docstring."""
+        return (self.module.__doc__ or self.name).strip().splitlines()[0]
+
+    @property
+    def source(self) -> str:
+        """The rest of its docstring: where the question comes from."""
+        return "\n".join((self.module.__doc__ or "").strip().splitlines()[1:]).strip()
+
+    @property
+    def config_file(self) -> Path:
+        """Its values."""
+        return self.project / "configs" / f"{self.name}.yaml"
+
+    @property
+    def faults(self) -> dict[str, Fault]:
+        """Planted faults, each of which must break a claim."""
+        return getattr(self.module, "FAULTS", {})
+
+
+def load(file: str | Path) -> Experiment:
+    """The experiment in a file; the running program itself is not executed a second time.
+
+    Raises:
+        BadInput: the file is missing or lacks a part that an experiment must have.
+    """
+    path = Path(file).resolve()
+    if not path.is_file():
+        raise BadInput(f"experiment '{path}' does not exist; allowed: a file experiments/<name>.py")
+    module = _running(path) or _imported(path)
+    missing = [part for part in _PARTS if not hasattr(module, part)]
+    if missing:
+        raise BadInput(
+            f"experiment '{path.stem}' lacks {', '.join(missing)}; "
+            f"allowed: a file that defines {', '.join(_PARTS)}"
+        )
+    return Experiment(path.stem, path.parent.parent, module)
+
+
+def discover(project: Path) -> list[Path]:
+    """The experiment files of a project, by name."""
+    return sorted(
+        path for path in (project / "experiments").glob("*.py") if not path.name.startswith("_")
+    )
+
+
+def _running(path: Path) -> ModuleType | None:
+    main = sys.modules.get("__main__")
+    return main if main and getattr(main, "__file__", None) and _same(main, path) else None
+
+
+def _same(module: ModuleType, path: Path) -> bool:
+    return Path(str(module.__file__)).resolve() == path
+
+
+def _imported(path: Path) -> ModuleType:
+    name = f"gradlab_experiment_{path.stem}"
+    if name in sys.modules and _same(sys.modules[name], path):
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise BadInput(f"experiment '{path}' is not Python; allowed: experiments/<name>.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # annotations of a dataclass are resolved in its module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def measure(experiment: Experiment, cfg: Any, seed: int) -> xr.Dataset:
+    """The dataset of one run, in memory, with all that is needed to draw and judge it."""
+    import jax
+
+    arrays = jax.jit(experiment.module.compute)(schema.arrays(cfg), jax.random.key(seed))
+    return label(experiment, cfg, seed, arrays)
+
+
+def label(experiment: Experiment, cfg: Any, seed: int, arrays: dict[str, Any]) -> xr.Dataset:
+    """The dataset of the arrays that `compute` returned, with its provenance."""
+    from gradlab.experiment import dataset
+
+    given = schema.values(cfg)
+    data = dataset.assemble(arrays, given)
+    data.attrs |= {
+        "experiment": experiment.name,
+        "question": experiment.question,
+        "seed": seed,
+        "config": json.dumps(given),
+        "gradlab": _version("gradlab"),
+        "jax": _version("jax"),
+    }
+    return data
+
+
+def judge(experiment: Experiment, data: xr.Dataset) -> list[Claim]:
+    """The claims of the experiment about a dataset."""
+    return list(experiment.module.claims(data))

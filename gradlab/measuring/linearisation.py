@@ -1,0 +1,262 @@
+"""A layer's linear map at one state, read off its linearisation: times columns, or written out.
+
+`jax.linearize` gives the map as a program. It is run here on all columns of a matrix at once, which
+stand side by side as they do in `J P`; `jax.vmap` lays them in rows, and XLA on a CPU multiplies by
+a transposed matrix more slowly. For the Jacobian itself no identity is multiplied by anything: it
+stays a diagonal until it meets a matrix, whose columns it scales.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+
+from gradlab.models.chain import Layer
+
+# Up to this width XLA's own loops are cheaper, on a CPU, than its call of a matrix product; and it
+# unrolls sums of up to so many terms.
+TINY, _UNROLLED = 16, 8
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Linearised:
+    """A layer's linear map without the layer's own parameters, which need no second copy.
+
+    `places[i]` is the parameter that constant i of the program is, or None where it is in `kept`.
+    """
+
+    kept: list[Array]
+    places: tuple[int | None, ...] = field(metadata={"static": True})
+    program: Jaxpr = field(metadata={"static": True})
+
+    def times(self, params: Any, columns: Array) -> Array:
+        """`J columns`, `(width_out, num_columns)` from `(width_in, num_columns)`."""
+        if self._has_free_jacobian(params):
+            # One pass over J, for one over the result.
+            return matmul(_in_rows(self.jacobian(params)), columns)
+        pushed = self._run(params, _Columns(columns, 0), columns.shape[1])
+        return _written_out(pushed, columns.shape[1])
+
+    def jacobian(self, params: Any) -> Array:
+        """`J`, `(width_out, width_in)`."""
+        return _written_out(self._of_identity(params), _type(self.program.invars[0]).size)
+
+    def _has_free_jacobian(self, params: Any) -> bool:
+        """Whether J takes no product, and is not diagonal, so that none is needed with it."""
+        is_free = False
+
+        def trace(linear: Linearised, params: Any) -> None:
+            nonlocal is_free
+            J = linear._of_identity(params)
+            is_free = isinstance(J, _Columns) and J.num_products == 0
+
+        jax.eval_shape(trace, self, params)
+        return is_free
+
+    def _of_identity(self, params: Any) -> Any:
+        aval = _type(self.program.invars[0])
+        return self._run(params, _Diagonal(jnp.ones(aval.shape, aval.dtype)), aval.size)
+
+    def _run(self, params: Any, value: _Linear, num_columns: int) -> Any:
+        kept, own = iter(self.kept), jax.tree.leaves(params)
+        constants = [next(kept) if place is None else own[place] for place in self.places]
+        return _run(self.program, constants, [value], num_columns)[0]
+
+
+def linearise(layer: Layer, params: Any, z: Array) -> tuple[Array, Linearised]:
+    """`layer(z)`, and its linear map at z."""
+    output, apply_J = jax.linearize(partial(layer, params), z)
+    closed = jax.make_jaxpr(apply_J)(z)
+    own = jax.tree.leaves(params)
+    places = tuple(
+        next((place for place, leaf in enumerate(own) if leaf is constant), None)
+        for constant in closed.consts
+    )
+    kept = [c for c, place in zip(closed.consts, places, strict=True) if place is None]
+    # Each is computed once: XLA would put an expensive phi' into the product, a time for a column.
+    return output, Linearised(list(jax.lax.optimization_barrier(kept)), places, closed.jaxpr)
+
+
+def push(layer: Layer, params: Any, z: Array, columns: Array) -> tuple[Array, Array]:
+    """`layer(z)`, and `J columns`, `(width_out, num_columns)`."""
+    output, linear = linearise(layer, params, z)
+    return output, linear.times(params, columns)
+
+
+def jacobian(layer: Layer, params: Any, z: Array) -> tuple[Array, Array]:
+    """`layer(z)`, and `J`, `(width_out, width_in)`."""
+    output, linear = linearise(layer, params, z)
+    return output, linear.jacobian(params)
+
+
+def matmul(A: Array, B: Array) -> Array:
+    """`A @ B` for matrices, however small; sums are in at least float32, as XLA's are."""
+    if max(*A.shape, *B.shape) > TINY:
+        return A @ B
+    wide = jnp.promote_types(B.dtype, jnp.float32)
+    slices = (slice(k, k + _UNROLLED) for k in range(0, len(B), _UNROLLED))
+    pairs = ((A[:, some].astype(wide), B[some].astype(wide)) for some in slices)
+    terms = [jnp.sum(a[:, :, None] * b[None], axis=1) for a, b in pairs]
+    return sum(terms[1:], terms[0]).astype(B.dtype)
+
+
+# ---- a linear program, run on a matrix ---------------------------------------------------------
+
+
+class _Diagonal(NamedTuple):
+    """What the program has made of each basis vector e_j: `entries[j] e_j`."""
+
+    entries: Array
+
+
+class _Columns(NamedTuple):
+    """What the program has made of each column; the last axis counts them.
+
+    `num_products` is how many operations that cost more than their result it took.
+    """
+
+    matrix: Array
+    num_products: int
+
+
+_Linear = _Diagonal | _Columns
+_Rule = Callable[[JaxprEqn, Sequence[Any], int], _Linear]
+
+
+def _run(program: Jaxpr, constants: Sequence[Any], inputs: Sequence[Any], num: int) -> list[Any]:
+    """The outputs of a program, for `num` columns; what is not linear in its input is an array."""
+    seen = dict(zip([*program.constvars, *program.invars], [*constants, *inputs], strict=True))
+
+    def read(atom: Any) -> Any:
+        return atom.val if isinstance(atom, Literal) else seen[atom]
+
+    for equation in program.eqns:
+        outputs = _equation(equation, [read(atom) for atom in equation.invars], num)
+        seen.update(zip(equation.outvars, outputs, strict=True))
+    return [read(atom) for atom in program.outvars]
+
+
+def _equation(equation: JaxprEqn, inputs: Sequence[Any], num: int) -> Sequence[Any]:
+    name = equation.primitive.name
+    if name in _CALLS:
+        inner = equation.params[_CALLS[name]]
+        if isinstance(inner, ClosedJaxpr):
+            return _run(inner.jaxpr, inner.consts, inputs, num)
+        return _run(inner, (), inputs, num)
+    if any(isinstance(value, _Linear) for value in inputs) and name in _RULES:
+        return [_RULES[name](equation, inputs, num)]
+    return _any_other(equation, inputs, num)
+
+
+def _any_other(equation: JaxprEqn, inputs: Sequence[Any], num: int) -> Sequence[Any]:
+    """An operation that there is no rule for, as `jax.vmap` does it."""
+    params = equation.primitive.get_bind_params(equation.params)
+
+    def bind(*values: Any) -> list[Any]:
+        outputs = equation.primitive.bind(*values, **params)
+        return list(outputs) if equation.primitive.multiple_results else [outputs]
+
+    if not any(isinstance(value, _Linear) for value in inputs):
+        return bind(*inputs)
+    axes = [-1 if isinstance(value, _Linear) else None for value in inputs]
+    values = [_written_out(value, num) if isinstance(value, _Linear) else value for value in inputs]
+    num_products = _num_products(inputs) + 1
+    return [_Columns(output, num_products) for output in jax.vmap(bind, axes, -1)(*values)]
+
+
+def _entry_by_entry(equation: JaxprEqn, inputs: Sequence[Any], num: int) -> _Linear:
+    """An operation entry by entry, for which a scalar is as good as an array of its repetition."""
+    shape = _type(equation.outvars[0]).shape
+    linear = [value for value in inputs if isinstance(value, _Linear)]
+    # The operation is linear, so that zeros stay zeros.
+    is_diagonal = len(shape) == 1 and all(isinstance(value, _Diagonal) for value in linear)
+
+    def plain(value: Any, dtype: Any) -> Array:
+        if is_diagonal:
+            array = value.entries if isinstance(value, _Diagonal) else value
+            return jnp.broadcast_to(jnp.asarray(array, dtype), shape)
+        matrix = _written_out(value, num).astype(dtype)
+        return jnp.broadcast_to(matrix, (*shape, num))
+
+    dtypes = [_type(atom).dtype for atom in equation.invars]
+    values = map(plain, inputs, dtypes)
+    output = equation.primitive.bind(*values, **equation.params)
+    return _Diagonal(output) if is_diagonal else _Columns(output, _num_products(inputs))
+
+
+def _dot(equation: JaxprEqn, inputs: Sequence[Any], num: int) -> _Linear:
+    """A product of a constant and a linear value, in either order."""
+    params = equation.params
+    contracted, batch = params["dimension_numbers"]
+    side = 0 if isinstance(inputs[0], _Linear) else 1
+    value, constant = inputs[side], inputs[1 - side]
+    if isinstance(value, _Diagonal) and len(contracted[0]) == 1:
+        dtype = _type(equation.outvars[0]).dtype
+        matrix = jnp.moveaxis(constant, contracted[1 - side][0], -1)
+        scales = jnp.broadcast_to(value.entries.astype(dtype), matrix.shape)
+        return _Columns(matrix.astype(dtype) * scales, 0)
+    precision = params["precision"]
+    along = contracted[1 - side]
+    if constant.ndim == 2 and along == (0,):
+        constant, along = _in_rows(constant.T), (1,)
+    matrix = jax.lax.dot_general(
+        constant,
+        _written_out(value, num),
+        ((along, contracted[side]), (batch[1 - side], batch[side])),
+        precision if side or not isinstance(precision, tuple) else precision[::-1],
+        params["preferred_element_type"],
+    )
+    if side == 0:
+        # The axes of the first operand come first, whichever that is.
+        num_batch, num_own = len(batch[0]), constant.ndim - len(contracted[0]) - len(batch[0])
+        own = range(num_batch, num_batch + num_own)
+        matrix = jnp.moveaxis(matrix, tuple(own), tuple(range(-1 - num_own, -1)))
+    return _Columns(matrix, _num_products(inputs) + 1)
+
+
+def _in_rows(matrix: Array) -> Array:
+    """The same, row after row in memory: XLA on a CPU multiplies by a transposed matrix slowly."""
+    return jax.lax.optimization_barrier(matrix.reshape(-1)).reshape(matrix.shape)
+
+
+def _type(atom: Any) -> Any:
+    """Shape and dtype of a variable of a program, for one column."""
+    return atom.aval
+
+
+def _num_products(inputs: Sequence[Any]) -> int:
+    return max((value.num_products for value in inputs if isinstance(value, _Columns)), default=0)
+
+
+def _written_out(value: Any, num: int) -> Array:
+    """The matrix that a value stands for: a constant stands in every column."""
+    if isinstance(value, _Diagonal):
+        return jnp.diag(value.entries)
+    if isinstance(value, _Columns):
+        return value.matrix
+    return jnp.broadcast_to(jnp.asarray(value)[..., None], (*jnp.shape(value), num))
+
+
+# Operations that run a program of their own, and the parameter that holds it.
+_CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "checkpoint": "jaxpr", "remat2": "jaxpr"}
+_ENTRY_BY_ENTRY = (
+    "add",
+    "add_any",
+    "convert_element_type",
+    "copy",
+    "copy_p",
+    "div",
+    "mul",
+    "neg",
+    "select_n",
+    "sub",
+)
+_RULES: dict[str, _Rule] = {**dict.fromkeys(_ENTRY_BY_ENTRY, _entry_by_entry), "dot_general": _dot}

@@ -1,0 +1,318 @@
+"""The object under study: a chain of layers, its states and its exact per-layer Jacobians.
+
+A chain knows nothing of randomness (`ensembles`) or of prediction (`theory`). Layers are
+counted from 1, as in the product `J_L ... J_1`; `z_0` is the input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from gradlab.arithmetic import precision
+
+Layer = Callable[[Any, Array], Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Chain:
+    """`depth` layers `z_k = layer(params_k, z_{k-1})` that share one function and one width.
+
+    `params` is any pytree whose leaves have a leading axis `depth`, so that `jax.lax.scan`
+    compiles one layer whatever the depth. A chain of depth 1 may change the width.
+    """
+
+    layer: Layer = field(metadata={"static": True})
+    params: Any
+
+    @property
+    def depth(self) -> int:
+        """The number of layers."""
+        return int(jax.tree_util.tree_leaves(self.params)[0].shape[0])
+
+    def __call__(self, x: Array) -> Array:
+        """The output of the last layer."""
+        if self.depth == 1:
+            return self.layer(at(self.params, 0), x)
+        return jax.lax.scan(lambda z, params: (self.layer(params, z), None), x, self.params)[0]
+
+
+# What the functions of this laboratory accept: one chain, or a sequence of chains and of plain
+# callables (closures, Equinox or Flax modules), each one layer, of any widths that fit.
+Model = Chain | Sequence[Callable[[Array], Array]]
+
+
+def at(params: Any, layer: int | Array) -> Any:
+    """The parameters of one layer: `params` without its leading axis."""
+    return jax.tree.map(lambda leaf: leaf[layer], params)
+
+
+def apply_linear(W: Array, z: Array) -> Array:
+    """`W z`: the layer of a linear chain, whose Jacobian is `W` itself."""
+    return W @ z
+
+
+def linear(matrices: Array | Sequence[Array]) -> Model:
+    """The chain whose layers, and so whose Jacobians, are the given matrices.
+
+    Args:
+        matrices: `(depth, width, width)`, or a sequence of matrices whose shapes chain.
+    """
+    if isinstance(matrices, Sequence):
+        return [Chain(apply_linear, W[None]) for W in matrices]
+    return Chain(apply_linear, matrices)
+
+
+def depth(model: Model) -> int:
+    """The number of layers of a model."""
+    return sum(segment.depth for segment in segments(model))
+
+
+def widths(model: Model, x: Array) -> tuple[int, ...]:
+    """The widths of the states at the segments' ends, the input's first."""
+    state = jax.eval_shape(jnp.asarray, x)
+    sizes = [state.size]
+    for segment in segments(model):
+        state = jax.eval_shape(segment, state)
+        sizes.append(state.size)
+    return tuple(sizes)
+
+
+def segments(model: Model) -> tuple[Chain, ...]:
+    """The model as uniform chains, in order; neighbours that share a layer are stacked.
+
+    A module that is a pytree (Equinox, `jax.tree_util.Partial`) keeps its arrays as parameters,
+    and a run of alike modules becomes one chain; a closure becomes a chain of depth 1 without
+    parameters.
+    """
+    if isinstance(model, Chain):
+        return (model,)
+    if not isinstance(model, Iterable):
+        raise TypeError(
+            f"A model is a Chain or a sequence of callables, not {type(model).__name__}; "
+            "one callable alone is given as [callable]."
+        )
+    parts: list[Chain] = []
+    for part in map(_as_chain, model):
+        if parts and _stackable(parts[-1], part):
+            params = jax.tree.map(
+                lambda *leaves: jnp.concatenate(leaves), parts[-1].params, part.params
+            )
+            parts[-1] = Chain(parts[-1].layer, params)
+        else:
+            parts.append(part)
+    if not parts:
+        raise ValueError("A model has at least one layer; this one has none.")
+    return tuple(parts)
+
+
+def checked(model: Model, x: Array) -> tuple[Chain, ...]:
+    """The `segments` of a model that `x` goes through, after every check made at the door.
+
+    Raises:
+        TypeError: for an integer or complex dtype, or a layer without a forward derivative.
+        ValueError: for shapes that do not chain or weights that are not finite, where known.
+    """
+    if jnp.ndim(x) != 1:
+        raise ValueError(
+            f"A chain takes one vector, not an input of shape {jnp.shape(x)}; "
+            "a batch goes through jax.vmap, an image is flattened."
+        )
+    _check_dtype("The input", x)
+    parts = segments(model)
+    state = jax.eval_shape(jnp.asarray, x)
+    first = 1
+    for part in parts:
+        state = _checked_output(part, state, first)
+        first += part.depth
+    return parts
+
+
+@precision.highest
+def states(model: Model, x: Array) -> Any:
+    """The input and the output of every layer: `(depth + 1, width)`.
+
+    For a sequence, whose widths may differ, a tuple of `depth + 1` vectors.
+    """
+    parts = checked(model, x)
+    if isinstance(model, Chain):
+        return _states(model, x)
+    seen = [x]
+    for part in parts:
+        seen += list(_outputs(part, seen[-1]))
+    return tuple(seen)
+
+
+@precision.highest
+def jacobians(model: Model, x: Array) -> Any:
+    """The Jacobian of every layer at the states that `x` gives: `(depth, width, width)`.
+
+    For a sequence, whose widths may differ, a tuple of `depth` matrices.
+    """
+    parts = checked(model, x)
+    stacks = []
+    for part in parts:
+        inputs = layer_inputs(part, x)
+        stacks.append(jax.vmap(jax.jacfwd(part.layer, argnums=1))(part.params, inputs))
+        x = part(x)
+    if isinstance(model, Chain):
+        return stacks[0]
+    return tuple(J for stack in stacks for J in stack)
+
+
+def layer_inputs(chain: Chain, x: Array) -> Array:
+    """The input of every layer, `(depth, width)`."""
+    return x[None] if chain.depth == 1 else _states(chain, x)[:-1]
+
+
+def _outputs(chain: Chain, x: Array) -> Array:
+    """The output of every layer, `(depth, width)`."""
+    if chain.depth == 1:
+        return chain(x)[None]
+    return jax.lax.scan(lambda z, params: (chain.layer(params, z),) * 2, x, chain.params)[1]
+
+
+def _states(chain: Chain, x: Array) -> Array:
+    """The input and the output of every layer, `(depth + 1, width)`."""
+    outputs = _outputs(chain, x)
+    if outputs.shape[1:] != x.shape:
+        raise ValueError(
+            f"The states of a chain from width {x.size} to width {outputs.shape[1]} are not one "
+            "array; give the model as [chain]."
+        )
+    return jnp.concatenate([x[None], outputs])
+
+
+class _Module:
+    """A layer function made of a callable's structure: equal structures are equal functions."""
+
+    def __init__(self, treedef: Any, static: tuple[Any, ...]) -> None:
+        self.treedef = treedef
+        self.static = static
+
+    def __call__(self, params: Any, z: Array) -> Array:
+        arrays = iter(params)
+        leaves = [next(arrays) if leaf is None else leaf for leaf in self.static]
+        module: Callable[[Array], Array] = jax.tree_util.tree_unflatten(self.treedef, leaves)
+        return module(z)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Module) and (self.treedef, self.static) == (
+            other.treedef,
+            other.static,
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.treedef, self.static))
+
+
+class _Closure:
+    """A layer function that has no parameters of its own."""
+
+    def __init__(self, function: Callable[[Array], Array]) -> None:
+        self.function = function
+
+    def __call__(self, params: Any, z: Array) -> Array:
+        del params
+        return self.function(z)
+
+
+def _as_chain(element: Any) -> Chain:
+    """One element of a sequence as a chain."""
+    if isinstance(element, Chain):
+        return element
+    if not callable(element):
+        raise TypeError(
+            f"A model's layers are Chains or callables; one of them is a {type(element).__name__}."
+        )
+    leaves, treedef = jax.tree_util.tree_flatten(element)
+    arrays = [leaf for leaf in leaves if _is_array(leaf)]
+    if not arrays:
+        # A leaf of no size gives a chain without parameters its depth.
+        return Chain(_Closure(element), jnp.zeros((1, 0)))
+    static = tuple(None if _is_array(leaf) else leaf for leaf in leaves)
+    return Chain(_Module(treedef, static), [jnp.asarray(leaf)[None] for leaf in arrays])
+
+
+def _is_array(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array | np.ndarray)
+
+
+def _stackable(one: Chain, other: Chain) -> bool:
+    """Whether two neighbours are the same layer with parameters of the same shapes."""
+    return one.layer == other.layer and _signature(one.params) == _signature(other.params)
+
+
+def _signature(params: Any) -> Any:
+    leaves, treedef = jax.tree_util.tree_flatten(params)
+    return treedef, [(leaf.shape[1:], leaf.dtype) for leaf in leaves]
+
+
+def _check_dtype(name: str, value: Any) -> None:
+    dtype = value.dtype if hasattr(value, "dtype") else jnp.asarray(value).dtype
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"{name} has dtype {dtype}; derivatives need a real floating dtype.")
+
+
+def _check_params(chain: Chain, first: int) -> None:
+    """Raise unless the parameters are stacked, real and, where their values are known, finite."""
+    leaves = jax.tree_util.tree_leaves(chain.params)
+    lengths = {jnp.shape(leaf)[:1] for leaf in leaves}
+    if len(lengths) != 1 or lengths <= {(), (0,)}:
+        raise ValueError(
+            f"The parameters of the chain that starts at layer {first} have leading axes "
+            f"{sorted(lengths)}; all must have the same one, its depth, at least 1."
+        )
+    for leaf in leaves:
+        _check_dtype(f"A weight of layer {first}", leaf)
+        if not isinstance(leaf, jax.core.Tracer):
+            finite = np.isfinite(np.asarray(leaf)).reshape(leaf.shape[0], -1).all(axis=1)
+            if not finite.all():
+                raise ValueError(
+                    f"Layer {first + int(np.argmin(finite))} has a weight that is not finite."
+                )
+
+
+def _checked_output(chain: Chain, state: Any, first: int) -> Any:
+    """The shape and dtype after a segment, or the error that names its first layer."""
+    _check_params(chain, first)
+    params = jax.eval_shape(partial(at, layer=0), chain.params)
+    try:
+        output = jax.eval_shape(partial(_with_jacobian, chain.layer), params, state)[0]
+    except Exception as error:
+        raise _refusal(chain.layer, params, state, first, error) from error
+    if not isinstance(output, jax.ShapeDtypeStruct) or len(output.shape) != 1:
+        raise ValueError(f"Layer {first} must give one vector, not {output}.")
+    _check_dtype(f"The output of layer {first}", output)
+    if output.dtype != state.dtype:
+        raise TypeError(
+            f"Layer {first} takes {state.dtype} and gives {output.dtype}; one chain has one dtype."
+        )
+    if chain.depth > 1 and output.shape != state.shape:
+        raise ValueError(
+            f"Layer {first} takes {state.shape} and gives {output.shape}, so the layers of this "
+            "chain do not chain; a chain deeper than 1 keeps its width."
+        )
+    return output
+
+
+def _with_jacobian(layer: Layer, params: Any, z: Array) -> tuple[Array, Array]:
+    return layer(params, z), jax.jacfwd(partial(layer, params))(z)
+
+
+def _refusal(layer: Layer, params: Any, state: Any, first: int, error: Exception) -> Exception:
+    """The error for a layer that cannot be traced: a wrong shape, or no derivative."""
+    reason = str(error).strip().split("\n")[0]
+    try:
+        jax.eval_shape(layer, params, state)
+    except Exception:
+        return ValueError(f"Layer {first} does not take a state of shape {state.shape}: {reason}")
+    return TypeError(f"Layer {first} has no forward derivative: {reason}")

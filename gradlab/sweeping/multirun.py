@@ -1,0 +1,333 @@
+"""From Hydra's multirun to a sweep: the points that a command line names, each composed once."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import (
+    Override,
+    OverrideType,
+    Quote,
+    QuotedString,
+    Transformer,
+)
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from omegaconf import DictConfig, OmegaConf
+
+from gradlab.experiment import loading, schema
+from gradlab.experiment.loading import Experiment
+from gradlab.experiment.schema import BadInput
+from gradlab.running import command_line
+from gradlab.running.command_line import Program
+from gradlab.running.settings import NOT_NAMED, Settings
+from gradlab.sweeping import points
+from gradlab.sweeping.points import Point, Sweep
+
+if TYPE_CHECKING:
+    from hydra.types import HydraContext
+
+    from gradlab.sweeping.store import Store
+    from gradlab.sweeping.sweep import Steps
+
+OURS = "hydra_plugins.gradlab_launcher.GradlabLauncher"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A point before it is checked: where it is, how it is named, and all its composed values."""
+
+    place: tuple[int, ...]
+    choices: Mapping[str, str]
+    values: Mapping[str, Any]
+
+
+def sweep(
+    context: HydraContext, program: Program, config: DictConfig, arguments: Sequence[str]
+) -> bool:
+    """Whether every point of the multirun was computed and every claim holds."""
+    parsed = _parsed(context, arguments)
+    swept = {key: over for key, over in parsed.items() if over.is_sweep_override()}
+    if not swept:
+        return program.single(_without_hydra(config), list(arguments))
+    fixed = [str(over.input_line) for key, over in parsed.items() if key not in swept]
+    axes = {key: _elements(over, context) for key, over in swept.items()}
+    places = list(_places(context, config, fixed, swept, axes))
+    return _run(context, program, config, arguments, fixed, places)
+
+
+def launch(
+    context: HydraContext, program: Program, config: DictConfig, jobs: Sequence[Sequence[str]]
+) -> list[JobReturn]:
+    """The jobs of another sweeper, evaluated and joined as a sweep over what differs in them."""
+    written = [{k: v for k, _, v in (line.partition("=") for line in job)} for job in jobs]
+    keys = [key for key in written[0] if len({job.get(key) for job in written}) > 1]
+    texts = {key: list(dict.fromkeys(job.get(key, "") for job in written)) for key in keys}
+    places = sorted(
+        (
+            Place(
+                tuple(texts[key].index(job.get(key, "")) for key in keys),
+                {key: job.get(key, "") for key in keys},
+                _plain(context.config_loader.load_sweep_config(config, list(line))),
+            )
+            for job, line in zip(written, jobs, strict=True)
+        ),
+        key=lambda place: place.place,
+    )
+    fixed = [line for line in jobs[0] if line.partition("=")[0] not in keys]
+    arguments = list(OmegaConf.to_container(config.hydra.overrides.task) or [])
+    verdict = _run(context, program, config, [str(a) for a in arguments], fixed, places)
+    returns = [JobReturn(overrides=list(job), status=JobStatus.COMPLETED) for job in jobs]
+    for job in returns:
+        job.return_value = verdict
+    return returns
+
+
+def _run(
+    context: HydraContext,
+    program: Program,
+    config: DictConfig,
+    arguments: Sequence[str],
+    fixed: Sequence[str],
+    places: Sequence[Place],
+) -> bool:
+    exp = program.experiment
+    read = [command_line.read(exp, place.values) for place in places]
+    settings = read[0][0]
+    foreign = config.hydra.launcher["_target_"] != OURS
+
+    # The values are checked; from here on the heavy imports are worth their time.
+    code = code_key(exp, settings)
+    found = [
+        Point(
+            place.place,
+            _coordinates(place, cfg, own),
+            tuple(f"{key}={text}" for key, text in place.choices.items()),
+            cfg,
+            own.seed,
+            own.precision,
+            points.point_key(code, cfg, own.seed, own.precision),
+        )
+        for place, (own, cfg) in zip(places, read, strict=True)
+    ]
+    axes: dict[str, list[Any]] = {
+        key: _along(found, number, key) for number, key in enumerate(places[0].choices)
+    }
+    folder = command_line.folder(exp, settings, list(arguments))
+
+    from gradlab.sweeping import sweep as sweeps
+
+    whole = Sweep(axes, found, tuple(fixed), command_line.command())
+    if foreign:
+        work: Any = OtherLauncher(context, config, code, whole)
+    elif settings.cluster != "none":
+        from gradlab.sweeping.cluster import Cluster
+
+        work = Cluster(folder)
+    else:
+        work = sweeps.here
+    verdict = sweeps.run(exp, whole, settings, folder, work)
+    program.verdicts.append(verdict)
+    return verdict
+
+
+def code_key(exp: Experiment, settings: Settings) -> str:
+    """The name of all that computes a point besides its own values."""
+    platform = "gpu" if settings.cluster_gpus else "cpu"
+    if settings.cluster == "none":
+        import jax
+
+        platform = jax.default_backend()
+    method = points.resolved(settings.sweep_method, platform)
+    batch = str(settings.sweep_batch) if method == "vmap" else ""
+    return points.code_key(exp, platform, method, batch)
+
+
+def _along(found: Sequence[Point], axis: int, key: str) -> list[Any]:
+    """The values along one axis, in the order of their places."""
+    values = {point.place[axis]: point.values[key] for point in found}
+    return [values[place] for place in sorted(values)]
+
+
+def _coordinates(place: Place, cfg: Any, own: Settings) -> dict[str, Any]:
+    values = {**vars(own), **schema.values(cfg)}
+    return {key: values.get(key, text) for key, text in place.choices.items()}
+
+
+# ---- Hydra's grammar
+
+
+def _parsed(context: HydraContext, arguments: Sequence[str]) -> dict[str, Override]:
+    """Key to its override, the last one of each."""
+    parser = OverridesParser.create(config_loader=context.config_loader)
+    parsed = {over.get_key_element(): over for over in parser.parse_overrides(list(arguments))}
+    for key, over in parsed.items():
+        if over.is_sweep_override() and not over.is_discrete_sweep():
+            raise BadInput(f"{_typed(over)} has no points of its own; allowed: a list or a range")
+        if over.is_sweep_override() and key in NOT_NAMED:
+            raise BadInput(f"{_typed(over)} is no sweep of values; allowed: one value for '{key}'")
+    return parsed
+
+
+def _typed(over: Override) -> str:
+    return f"'{over.input_line}'"
+
+
+def _elements(over: Override, context: HydraContext) -> list[tuple[str, Any]]:
+    """Each element of a sweep: as it would be typed alone, and as a value."""
+    parser = OverridesParser.create(config_loader=context.config_loader)
+    elements = []
+    for element in over.sweep_iterator():
+        text = Transformer.str(element)
+        plain = not isinstance(element, QuotedString | list | dict)
+        value = element if plain else parser.parse_override(f"k={text}").value()
+        elements.append((text, value))
+    if not elements:
+        raise BadInput(f"{_typed(over)} names nothing; allowed: a sweep of at least one value")
+    return elements
+
+
+def _places(
+    context: HydraContext,
+    config: DictConfig,
+    fixed: Sequence[str],
+    swept: Mapping[str, Override],
+    axes: Mapping[str, Sequence[tuple[str, Any]]],
+) -> Iterator[Place]:
+    """The points of a full grid, each with all its values.
+
+    Values are put into a config that is composed once; only what changes the composition itself,
+    such as a config group, is composed for each of its choices.
+    """
+    composing = [key for key, over in swept.items() if not _is_value(over, config)]
+    composed: dict[tuple[str, ...], Composed] = {}
+    for place in itertools.product(*(range(len(elements)) for elements in axes.values())):
+        chosen = {
+            key: elements[at] for at, (key, elements) in zip(place, axes.items(), strict=True)
+        }
+        texts = {key: text for key, (text, _) in chosen.items()}
+        choice = tuple(f"{key}={texts[key]}" for key in composing)
+        if choice not in composed:
+            loader = context.config_loader
+            once = loader.load_sweep_config(config, [*fixed, *choice]) if choice else config
+            composed[choice] = Composed(once)
+        values = {key: value for key, (_, value) in chosen.items() if key not in composing}
+        yield Place(place, texts, composed[choice].with_values(values))
+
+
+def _is_value(over: Override, config: DictConfig) -> bool:
+    return over.type == OverrideType.CHANGE and not over.package and over.key_or_group in config
+
+
+class Composed:
+    """A composed config in which values are replaced with the checks that Hydra makes."""
+
+    def __init__(self, config: DictConfig) -> None:
+        self._config = _without_hydra(config)
+        self._plain = _plain(self._config, resolve=False)
+        self._constant = "${" not in str(self._plain)
+        self._converted: dict[tuple[str, str], Any] = {}
+
+    def with_values(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """All values, with these instead of the composed ones."""
+        if self._constant:
+            return self._plain | {key: self._as_typed(key, value) for key, value in values.items()}
+        for key, value in values.items():
+            OmegaConf.update(self._config, key, value)
+        return _plain(self._config)
+
+    def _as_typed(self, key: str, value: Any) -> Any:
+        known = (key, repr(value))
+        if known not in self._converted:
+            OmegaConf.update(self._config, key, value)
+            self._converted[known] = _plain(self._config)[key]
+        return self._converted[known]
+
+
+def _without_hydra(config: DictConfig) -> DictConfig:
+    keys = [str(key) for key in config if key != "hydra"]
+    return OmegaConf.masked_copy(config, keys)
+
+
+def _plain(config: DictConfig, resolve: bool = True) -> dict[str, Any]:
+    config = _without_hydra(config)
+    return cast(dict[str, Any], OmegaConf.to_container(config, resolve=resolve))
+
+
+# ---- other launchers
+
+
+@dataclass(frozen=True)
+class OtherLauncher:
+    """Any launcher of Hydra's, one point a job; the jobs leave the same files as this process."""
+
+    context: HydraContext
+    config: DictConfig
+    code: str
+    sweep: Sweep
+
+    def __call__(
+        self,
+        exp: Experiment,
+        todo: Sequence[Sequence[Point]],
+        store: Store,
+        settings: Settings,
+        steps: Steps,
+    ) -> bool:
+        """True: the jobs are finished when the launcher returns."""
+        from gradlab.sweeping.sweep import FirstFailure, say
+
+        left = [point for chunk in todo for point in chunk]
+        if not left:
+            return True
+        jobs = store.folder.with_name("jobs")
+        quoted = QuotedString(str(jobs), Quote.single).with_quotes()
+        self.config.hydra.sweep.dir = str(jobs)
+        self.config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted}")
+        file = exp.project / "experiments" / f"{exp.name}.py"
+        launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=self.context,
+            task_function=Job(str(file), str(store.folder), self.code),
+            config=self.config,
+        )
+        overrides = [[*self.sweep.fixed, *point.overrides] for point in left]
+        try:
+            for point, job in zip(left, launcher.launch(overrides, 0), strict=True):
+                if job.status == JobStatus.FAILED and not store.failures([point]):
+                    store.save_failure(point, repr(job._return_value), "")
+        except Exception as error:  # a worker that was killed, say: the other points are finished
+            say(f"{type(launcher).__name__} stopped: {type(error).__name__}: {error}")
+        if not any(jobs.iterdir()):
+            jobs.rmdir()
+        steps.step(len(left))
+        if settings.fail_fast and store.failures(left):
+            raise FirstFailure
+        return True
+
+
+@dataclass(frozen=True)
+class Job:
+    """What another launcher runs for each point, perhaps in another process: plain data only."""
+
+    file: str
+    chunks: str
+    code: str
+
+    def __call__(self, config: DictConfig) -> None:
+        """Compute the point to its file, or note its failure."""
+        from gradlab.running import single
+        from gradlab.sweeping import programs, sweep
+        from gradlab.sweeping.store import Store
+
+        exp = loading.load(self.file)
+        settings, cfg = command_line.read(exp, _plain(config))
+        key = points.point_key(self.code, cfg, settings.seed, settings.precision)
+        point = Point((), {}, (), cfg, settings.seed, settings.precision, key)
+        single.prepare(settings.precision)
+        method = programs.choose(settings.sweep_method, settings.sweep_batch)
+        sweep.compute(exp, [[point]], Store(Path(self.chunks)), method, settings.fail_fast)

@@ -1,0 +1,382 @@
+"""One sweep from its points to its files: compute what is missing, join, draw, judge, tell."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from gradlab.experiment import dataset, figures, loading
+from gradlab.experiment.loading import Experiment
+from gradlab.experiment.schema import BadInput
+from gradlab.running import single
+from gradlab.running.interrupts import Interrupts
+from gradlab.sweeping import overview, points, programs
+from gradlab.sweeping.join import join
+from gradlab.sweeping.overview import Judged
+from gradlab.sweeping.points import Point, Sweep
+from gradlab.sweeping.programs import Failure, Method
+from gradlab.sweeping.store import Store
+
+if TYPE_CHECKING:
+    from gradlab.experiment.dataset import Named
+    from gradlab.running.settings import Settings
+
+# Seconds after which points that are finished go to disk though their chunk is not.
+PATIENCE = 60.0
+
+
+class Stopped(KeyboardInterrupt):
+    """A sweep that was interrupted, with the one line to say."""
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A point that has no result or no verdict, and why."""
+
+    point: Point
+    error: str
+    traceback: str
+
+
+def compute(
+    exp: Experiment,
+    todo: Sequence[Sequence[Point]],
+    store: Store,
+    method: Method,
+    fail_fast: bool,
+    steps: Steps | None = None,
+) -> None:
+    """Compute chunks of points, each to its file; failures are noted beside them.
+
+    A chunk that another process has finished meanwhile is left out. What is finished of a chunk
+    goes to disk when the sweep is interrupted, and every minute.
+    """
+    program = programs.Program(exp.module.compute, method)
+    for chunk in todo:
+        if not store.has(chunk):
+            single.prepare(chunk[0].precision)
+            _compute_chunk(program, chunk, store, fail_fast)
+        if steps is not None:
+            steps.step(len(chunk))
+
+
+def _compute_chunk(
+    program: programs.Program, chunk: Sequence[Point], store: Store, fail_fast: bool
+) -> None:
+    done: list[tuple[Point, Mapping[str, Named]]] = []
+
+    def save() -> None:
+        if done:
+            store.save(done, program.method.record())
+            done.clear()
+
+    saved = time.monotonic()
+    with Interrupts() as interrupts, contextlib.ExitStack() as at_the_end:
+        at_the_end.callback(save)
+        for point, outcome in program.evaluate(chunk):
+            interrupts.check()
+            if isinstance(outcome, Failure):
+                store.save_failure(point, outcome.error, outcome.traceback)
+                if fail_fast:
+                    raise FirstFailure
+            else:
+                done.append((point, outcome))
+            if time.monotonic() - saved > PATIENCE:
+                save()
+                saved = time.monotonic()
+
+
+class FirstFailure(Exception):
+    """A point raised and `fail_fast` is set."""
+
+
+def missing(sweep: Sweep, store: Store, size: int | None) -> list[list[Point]]:
+    """The points that are not finished, in the chunks of the whole sweep."""
+    return left(points.chunks(sweep.points, size), store)
+
+
+def left(chunks: Sequence[Sequence[Point]], store: Store) -> list[list[Point]]:
+    """What is not finished of the chunks."""
+    finished = store.keys()
+    unfinished = ([point for point in chunk if point.key not in finished] for chunk in chunks)
+    return [chunk for chunk in unfinished if chunk]
+
+
+def collect(exp: Experiment, sweep: Sweep, settings: Settings, folder: Path, begun: float) -> bool:
+    """Join, draw, judge and tell what is finished; whether all is and every claim holds."""
+    store = Store(folder / "chunks")
+    found, ways = store.load(sweep.points)
+    done = dataclasses.replace(
+        sweep, points=[point for point in sweep.points if point.key in found]
+    )
+    judged: list[Judged] = []
+    unjudged: list[Failed] = []
+    if done.points:
+        judged, unjudged = _finish(exp, done, found, folder)
+        _show(exp, judged, folder)
+    noted = _noted(sweep, store)
+    known = {one.point.key for one in noted} | set(found)
+    lost = [
+        Failed(point, "it was not finished", "") for point in sweep.points if point.key not in known
+    ]
+    failed = [*noted, *lost, *unjudged]
+    _record(exp, sweep, settings, folder, begun, failed, ways)
+    if not failed:
+        store.prune(sweep.points)
+    return not failed and all(claim.holds for _, claims in judged for claim in claims)
+
+
+def _noted(sweep: Sweep, store: Store) -> list[Failed]:
+    notes = store.failures(sweep.points)
+    return [Failed(point, **notes[point.key]) for point in sweep.points if point.key in notes]
+
+
+def _record(
+    exp: Experiment,
+    sweep: Sweep,
+    settings: Settings,
+    folder: Path,
+    begun: float,
+    failed: Sequence[Failed],
+    ways: Sequence[Any] = (),
+) -> None:
+    """Write the manifest, and list the failures on stderr."""
+    failures = [
+        {
+            "point": dict(one.point.values),
+            "error": one.error,
+            "command": sweep.alone(one.point),
+            "traceback": one.traceback,
+        }
+        for one in failed
+    ]
+    manifest = {
+        "command": sweep.command,
+        "config": sweep.shared(),
+        "sweep": dict(sweep.axes),
+        "num_points": len(sweep.points),
+        "num_failures": len(failures),
+        "evaluation": list(ways),
+        "failures": failures,
+        **single.provenance(exp.project, settings),
+        "wall_time_seconds": round(time.perf_counter() - begun, 3),
+    }
+    dataset.write_json(folder / "run.json", manifest)
+    if failures:
+        say(f"{len(failures)} of {len(sweep.points)} points failed; to repeat each alone:")
+    for one in failed:
+        say(f"  {named(one.point)}: {one.error}\n    {sweep.alone(one.point)}")
+
+
+def _finish(
+    exp: Experiment, done: Sweep, found: Mapping[str, Mapping[str, Named]], folder: Path
+) -> tuple[list[Judged], list[Failed]]:
+    runs = [
+        loading.label(exp, point.cfg, point.seed, dict(found[point.key])) for point in done.points
+    ]
+    joined = join(done, runs)
+    dataset.write(folder / "data.nc", joined.data)
+    saved = dataset.read(folder / "data.nc")
+    failed: list[Failed] = []
+    judged: list[Judged] = []
+    with single.busy(f"{exp.name}: drawing and judging"):
+        if joined.as_one_run:
+            judged.append((None, loading.judge(exp, saved)))
+            drawn = figures.draw(exp.module.figure, saved)
+        else:
+            for point, run in zip(done.points, runs, strict=True):
+                try:
+                    judged.append((point, loading.judge(exp, run)))
+                except Exception as error:
+                    note = programs.failure(error)
+                    failed.append(Failed(point, f"judging it: {note.error}", note.traceback))
+            drawn = figures.draw(lambda _: overview.figure(exp.question, done.axes, judged), saved)
+    for ending, content in drawn.items():
+        dataset.write_bytes(folder / f"figure.{ending}", content)
+    records = [
+        ({"point": dict(point.values)} if point else {}) | claim.record()
+        for point, claims in judged
+        for claim in claims
+    ]
+    dataset.write_json(folder / "claims.json", records)
+    return judged, failed
+
+
+def _show(exp: Experiment, judged: Sequence[Judged], folder: Path) -> None:
+    """Print the verdicts: as for a single run, or for each claim over all points."""
+    if judged[0][0] is None:
+        single.show(exp, judged[0][1], folder)
+        return
+    table = Table(title=exp.question, title_justify="left", box=None, pad_edge=False)
+    table.add_column("")
+    table.add_column("claim", ratio=1)
+    table.add_column("holds at", justify="right", no_wrap=True)
+    table.add_column("farthest off", no_wrap=True)
+    for row in overview.rows(judged):
+        held = sum(claim.holds for _, claim in row.claims)
+        point, claim = max(row.claims, key=lambda pair: overview.off(pair[1]))
+        table.add_row(
+            "[green]holds" if held == len(row.claims) else "[red]FAILS",
+            row.sentence,
+            f"{held} of {len(row.claims)}",
+            f"{overview.off(claim):.2g} tolerances at {named(point)}",
+        )
+    console = single.stdout(140)
+    console.print(table)
+    claims = [claim for _, claims in judged for claim in claims]
+    console.print(
+        f"{sum(claim.holds for claim in claims)} of {len(claims)} claims at {len(judged)} points "
+        f"hold; files in {folder}",
+        soft_wrap=True,
+    )
+
+
+def named(point: Point) -> str:
+    """The point in words: `key=value` for each swept key."""
+    return " ".join(point.overrides)
+
+
+def say(line: str) -> None:
+    """One line to stderr."""
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
+
+
+class Steps:
+    """How far a sweep is, on stderr: a bar on a terminal, now and then a line elsewhere."""
+
+    def __init__(self, name: str, done: int, total: int) -> None:
+        self._name, self._before, self.done, self._total = name, done, done, total
+        self._begun = self._said = time.monotonic()
+        console = Console(stderr=True)
+        self._bar = (
+            Progress(
+                TextColumn(f"{name}:"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                console=console,
+                transient=True,
+            )
+            if console.is_terminal
+            else None
+        )
+
+    def __enter__(self) -> Steps:
+        if self._bar is not None:
+            self._bar.start()
+            self._task = self._bar.add_task(self._name, total=self._total, completed=self.done)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def step(self, count: int) -> None:
+        """`count` more points are finished."""
+        self.reach(self.done + count)
+
+    def reach(self, done: int) -> None:
+        """`done` points are finished."""
+        if done == self.done:
+            return
+        self.done = done
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done)
+            return
+        now = time.monotonic()
+        if now - self._said >= 1.0 or done == self._total:
+            self._said = now
+            left = (now - self._begun) / (done - self._before) * (self._total - done)
+            say(f"{self._name}: {done} of {self._total} points, {left:.0f} s left")
+
+
+@contextlib.contextmanager
+def telling(sweep: Sweep, store: Store, folder: Path) -> Iterator[None]:
+    """An interruption or a full disk inside the block ends with what is kept and how to go on."""
+
+    def kept() -> str:
+        finished = store.keys()
+        done = sum(point.key in finished for point in sweep.points)
+        return f"{done} of {len(sweep.points)} done; resume with: {sweep.command}"
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Stopped(kept()) from None
+    except OSError as error:
+        raise BadInput(
+            f"results folder '{folder}' cannot be written ({error.strerror}); "
+            f"allowed: a folder with room for the results; {kept()}"
+        ) from error
+
+
+class Work(Protocol):
+    """Something that computes chunks: this process, other processes, a cluster."""
+
+    def __call__(
+        self,
+        exp: Experiment,
+        todo: Sequence[Sequence[Point]],
+        store: Store,
+        settings: Settings,
+        steps: Steps,
+    ) -> bool:
+        """Whether the results are to be collected now, and not later by the same command."""
+
+
+def here(
+    exp: Experiment, todo: Sequence[Sequence[Point]], store: Store, settings: Settings, steps: Steps
+) -> bool:
+    """Compute the chunks in this process."""
+    method = programs.choose(settings.sweep_method, settings.sweep_batch)
+    compute(exp, todo, store, method, settings.fail_fast, steps)
+    return True
+
+
+def run(exp: Experiment, sweep: Sweep, settings: Settings, folder: Path, work: Work = here) -> bool:
+    """Make the sweep's files in `folder`, computing what is missing; whether every claim holds."""
+    begun = time.perf_counter()
+    single.prepare(settings.precision)
+    if not settings.redraw:
+        dataset.folder_for(folder)
+    dataset.tidy(folder)
+    store = Store(folder / "chunks")
+    if settings.redraw:
+        sweep = dataclasses.replace(sweep, points=store.as_saved(sweep.points))
+        if not store.load(sweep.points)[0]:
+            raise BadInput(
+                f"'{folder}' holds no finished point; allowed: a sweep that was computed"
+            )
+    with telling(sweep, store, folder):
+        try:
+            now = settings.redraw or _computed(exp, sweep, store, settings, work)
+        except FirstFailure:
+            _record(exp, sweep, settings, folder, begun, _noted(sweep, store))
+            return False
+        return collect(exp, sweep, settings, folder, begun) if now else True
+
+
+def _computed(exp: Experiment, sweep: Sweep, store: Store, settings: Settings, work: Work) -> bool:
+    dataset.folder_for(store.folder)
+    dataset.tidy(store.folder)
+    if not settings.resume:
+        store.forget(sweep.points)
+    todo = missing(sweep, store, settings.sweep_chunk)
+    store.forget_failures(point for chunk in todo for point in chunk)
+    total = len(sweep.points)
+    skipped = total - sum(map(len, todo))
+    if skipped:
+        say(f"{skipped} of {total} points were finished before; resume=false computes them again")
+    with Steps(exp.name, skipped, total) as steps:
+        return work(exp, todo, store, settings, steps)

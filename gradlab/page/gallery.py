@@ -31,6 +31,7 @@ class Run:
         claims: as saved, with their verdicts.
         record: its provenance, as saved.
         figure: the vector figure, as saved; empty where there is none.
+        caption: what the figure shows, in a sentence or two; empty where the run wrote none.
         links: its files that can be linked to.
         data: its dataset, None where it cannot be read.
     """
@@ -41,6 +42,7 @@ class Run:
     claims: tuple[dict[str, Any], ...] = ()
     record: Mapping[str, Any] = field(default_factory=dict)
     figure: str = ""
+    caption: str = ""
     links: tuple[str, ...] = ()
     data: xr.Dataset | None = None
 
@@ -152,6 +154,7 @@ def _run(name: str, folder: Path, results: Path, known: tuple[str, ...]) -> Run:
         claims=tuple(claims),
         record=record if isinstance(record, dict) else {},
         figure=_text(folder / "figure.svg", problems),
+        caption=_caption(folder / "caption.md", problems),
         data=_data(folder / "data.nc", problems),
         links=tuple(file for file in ("data.nc", "figure.pdf") if (folder / file).is_file()),
         problems=tuple(problems),
@@ -169,6 +172,10 @@ def _text(path: Path, problems: list[str]) -> str:
     except (OSError, UnicodeDecodeError) as error:
         problems.append(f"{path.name} is damaged ({type(error).__name__})")
     return ""
+
+
+def _caption(path: Path, problems: list[str]) -> str:
+    return " ".join(_text(path, problems).split()) if path.is_file() else ""
 
 
 def _json(path: Path, problems: list[str]) -> Any:

@@ -124,8 +124,14 @@ def _doubled(rows: Mapping[Place, Sequence[Offered]]) -> Iterator[str]:
         if len(row) > 1:
             groups[tuple(offered.experiment for offered in row)].append(place)
     for names, places in groups.items():
-        said = " and ".join(f"'{name}'" for name in names)
-        yield f"{said} offer {', '.join(map(str, places))}; shown is what '{names[0]}' offers"
+        who = " and ".join(f"'{name}'" for name in names)
+        what = "; ".join(_listed(kind, places) for kind in KINDS if kind in dict(places))
+        yield f"{who} offer the same places ({what}); shown is what '{names[0]}' offers"
+
+
+def _listed(kind: str, places: Sequence[Place]) -> str:
+    names = [f"'{place.name}'" for place in places if place.kind == kind]
+    return f"{kind}{'s' if len(names) > 1 else ''} {', '.join(names)}"
 
 
 # ---- figures

@@ -1,5 +1,6 @@
 from . import experiment as experiment
 from . import theory as theory
+from .errors import BadInput as BadInput
 from .experiment import dataset as dataset
 from .experiment import estimate as estimate
 from .experiment import figures as figures
@@ -10,7 +11,6 @@ from .experiment.estimate import Claim as Claim
 from .experiment.figures import Axes as Axes
 from .experiment.figures import Figure as Figure
 from .experiment.faults import fault as fault
-from .experiment.schema import BadInput as BadInput
 from .experiment.schema import Floats as Floats
 from .experiment.schema import Ints as Ints
 from .experiment.schema import Strings as Strings

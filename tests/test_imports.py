@@ -72,7 +72,7 @@ ROOMS: dict[str, set[str]] = {
     "theory": {"activations", "theory"},
     "training": {"chain", "clipping"},
 }
-OPEN_TO_ALL = {"lazy", "schema"}
+OPEN_TO_ALL = {"errors", "lazy", "schema"}
 
 # Outside libraries that have one home, or two.
 HOMES: dict[str, set[str]] = {

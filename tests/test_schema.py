@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from gradlab.errors import BadInput
 from gradlab.experiment import schema
-from gradlab.experiment.schema import BadInput
 from gradlab.models.activations import PHI
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import xarray as xr
 from jax import Array
 
-from gradlab.experiment.schema import BadInput
+from gradlab.errors import BadInput
 
 # netCDF 3, which every reader knows, has neither half precision nor 64-bit integers.
 _STORED = {"float16": "float32", "bfloat16": "float32", "int64": "int32", "uint32": "int32"}

@@ -18,8 +18,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from gradlab.errors import BadInput
 from gradlab.experiment import schema
-from gradlab.experiment.schema import BadInput
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -18,6 +18,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
 
+from gradlab.errors import BadInput
+
 if TYPE_CHECKING:
     import jax
 
@@ -30,10 +32,6 @@ else:
     Strings = list[str]
 
 T = TypeVar("T")
-
-
-class BadInput(ValueError):
-    """Something given to gradlab that it cannot take; one sentence: what, given, allowed."""
 
 
 @dataclass(frozen=True)

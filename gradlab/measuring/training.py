@@ -17,7 +17,7 @@ import optax
 from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
-from gradlab.experiment.schema import BadInput
+from gradlab.errors import BadInput
 from gradlab.models.chain import Chain
 
 Params = Any  # any pytree of real floating arrays

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gradlab.errors import BadInput
 from gradlab.experiment import dataset, loading
-from gradlab.experiment.schema import BadInput
 
 if TYPE_CHECKING:
     import xarray as xr

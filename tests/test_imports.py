@@ -82,7 +82,6 @@ HOMES: dict[str, set[str]] = {
     "matplotlib": {"figures"},
     "omegaconf": {"runner", "launcher"},
     "optax": {"clipping", "training"},
-    "sklearn": {"training"},
     "submitit": {"cluster"},
 }
 MEASURING = {

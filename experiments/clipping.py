@@ -855,5 +855,10 @@ FAULTS = {
 }
 
 
+LESSON = gl.lesson.Offer(
+    claims={"clipping revives nothing": "clipping leaves the ratio of gradient norms"}
+)
+
+
 if __name__ == "__main__":
     gl.run(__file__)

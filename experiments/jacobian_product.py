@@ -478,5 +478,10 @@ FAULTS = {
 }
 
 
+LESSON = gl.lesson.Offer(
+    claims={"product is the gradient": "it is the gradient of every layer's weights"}
+)
+
+
 if __name__ == "__main__":
     gl.run(__file__)

@@ -419,5 +419,22 @@ FAULTS = {
 }
 
 
+LESSON = gl.lesson.Offer(
+    numbers={
+        "identity depth": gl.lesson.at("depth"),
+        "gradient without identity": gl.lesson.at(
+            "log_gradient", how="median", scale="ln", kind="plain", layer="last"
+        ),
+        "gradient with identity": gl.lesson.at(
+            "log_gradient", how="median", scale="ln", kind="residual", layer="last"
+        ),
+    },
+    claims={
+        "no direction below the bound": "no singular value of the product",
+        "nothing left at minus one": "nothing is left",
+    },
+)
+
+
 if __name__ == "__main__":
     gl.run(__file__)

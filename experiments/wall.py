@@ -290,5 +290,55 @@ FAULTS = {
 }
 
 
+def clipping_payload(data: xr.Dataset) -> gl.lesson.Clipping:
+    """One descent for each tau: where it goes, its gradient and the step that is left of it."""
+    return {
+        "tau": gl.lesson.exact(data.tau),
+        "num_steps": data.sizes["step"],
+        "w": by_step(data.w),
+        "b": by_step(data.b),
+        "loss": by_step(data.loss),
+        "gradient_norm": by_step(data.gradient_norm),
+        "clipped_norm": by_step(data.clipped_norm),
+        "step_size": by_step(data.step_size),
+        "map": {
+            "w": [float(data.w_map[0]), float(data.w_map[-1])],
+            "b": [float(data.b_map[0]), float(data.b_map[-1])],
+            "loss": gl.lesson.decimals(data.loss_map.transpose("b_map", "w_map"), 3),
+        },
+        "meets": int(np.argmax(data.gradient_norm.isel(tau=-1).values)),
+    }
+
+
+def by_step(values: xr.DataArray) -> gl.lesson.Packed:
+    """One row for each threshold."""
+    return gl.lesson.exact(values.transpose("tau", "step"))
+
+
+LESSON = gl.lesson.Offer(
+    figures={"clipping": clipping_payload},
+    numbers={
+        "recurrent steps": gl.lesson.at("depth"),
+        "steepest gradient": gl.lesson.at("norm_on_line", how="max"),
+        "first weight": gl.lesson.at("first_w"),
+        "first bias": gl.lesson.at("first_b"),
+        "longest gradient": gl.lesson.at("gradient_norm", how="max", tau="last"),
+        "longest step": gl.lesson.at("step_size", how="max", tau="last"),
+        "descent steps": gl.lesson.at("num_steps"),
+        "loss without clipping": gl.lesson.at("loss", tau="last", step="last"),
+        "threshold": gl.lesson.at("tau", tau=0.3),
+        "loss with clipping": gl.lesson.at("loss", tau=0.3, step="last"),
+    },
+    claims={
+        "clipping keeps the direction": "has the direction of the gradient",
+        "short gradients stay": "a gradient not longer than tau",
+        "no step is longer": "no clipped step is longer",
+        "gradient in closed form": "closed form",
+        "plain step throws": "one step throws",
+        "clipping ends lower": "a tenth of the plain",
+    },
+)
+
+
 if __name__ == "__main__":
     gl.run(__file__)

@@ -4,6 +4,7 @@ from .errors import BadInput as BadInput
 from .experiment import dataset as dataset
 from .experiment import estimate as estimate
 from .experiment import figures as figures
+from .experiment import lesson as lesson
 from .experiment import schema as schema
 from .experiment.dataset import Named as Named
 from .experiment.dataset import named as named

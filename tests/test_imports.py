@@ -36,13 +36,14 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "measuring.product_svd": ("elimination", "graded", "passes", "one_sided"),
     "theory": (*("gauss", "meanfield", "scalar", "residual", "products", "spectra", "clipping"),),
     "experiment": (
-        *("schema", "dataset", "estimate", "claim", "loading", "fault", "figures", "grid"),
+        *("schema", "lesson", "dataset", "estimate", "claim", "loading", "fault", "figures"),
+        "grid",
     ),
     "running": ("settings", "interrupts", "single", "command_line"),
     "sweeping": (
         *("points", "programs", "store", "join", "overview", "sweep", "cluster", "multirun"),
     ),
-    "page": ("numbers", "vector", "gallery", "interactive", "lesson", "build", "__main__"),
+    "page": ("numbers", "vector", "gallery", "offers", "evidence", "build", "__main__"),
 }
 
 # What a wing shows of itself to the others, where that is less than all of its rooms.

@@ -8,5 +8,5 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    ["claim", "dataset", "estimate", "fault", "figures", "grid", "loading", "schema"],
+    ["claim", "dataset", "estimate", "fault", "figures", "grid", "lesson", "loading", "schema"],
 )

@@ -2,6 +2,9 @@
 
 import importlib.util
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -40,3 +43,56 @@ def test_every_file_that_a_page_names_is_there(project: Path) -> None:
         wanted = {project / name for name in named} | {page.parent / link for link in links}
         made = {path for path in wanted if path.suffix == ".html"}  # `make figures` makes them
         assert {str(path) for path in wanted - made if not path.exists()} == set(), page
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The command lines of a page that run an experiment, without their comments."""
+    lines = re.findall(r"^ +\.venv/bin/python (experiments/.*)$", page.read_text(), re.MULTILINE)
+    return [shlex.split(line, comments=True) for line in lines]
+
+
+def test_what_readme_computes_is_what_it_says(project: Path) -> None:
+    first, second = blocks(project / "README.md", "python")
+    done = subprocess.run(
+        [sys.executable, "-c", first], capture_output=True, text=True, check=True, cwd=project
+    )
+
+    assert round(float(done.stdout), 3) == 0.005
+    assert "0.005" in first
+    assert round(1.1**50) == 117
+    subprocess.run([sys.executable, "-c", second], check=True, cwd=project)
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/hydra.md", "CONTRIBUTING.md"])
+def test_every_command_that_a_page_prints_composes(project: Path, name: str) -> None:
+    for words in commands(project / name):
+        shown = (
+            [] if {"--help", "--cfg", "--info", "--hydra-help"} & set(words) else ["--cfg", "job"]
+        )
+        words = [word for word in words if word not in ("--multirun", "-m")]
+        single = [re.sub(r"^(\w+)=([^\[(]*?),.*", r"\1=\2", word) for word in words]
+        single = [re.sub(r"^(\w+)=range\((\d+),.*", r"\1=\2", word) for word in single]
+        done = subprocess.run(
+            [sys.executable, *single, *shown],
+            cwd=project,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, (words, done.stderr)
+
+
+def test_the_tree_in_readme_has_every_folder(project: Path) -> None:
+    (tree,) = blocks(project / "README.md", "")
+    named = set(re.findall(r"^ *(\w+)/", tree, re.MULTILINE))
+    wings = {path.parent.name for path in (project / "gradlab").glob("*/__init__.py")}
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=project, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    top = {line.partition("/")[0] for line in listed if "/" in line and not line.startswith(".")}
+
+    assert named == top | wings

@@ -46,7 +46,9 @@ def test_every_file_that_a_page_names_is_there(project: Path) -> None:
 
 
 def blocks(page: Path, language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
+    """The fenced blocks of a page in a language, empty for none."""
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
+    return [text for named, text in fenced if named == language]
 
 
 def commands(page: Path) -> list[list[str]]:
@@ -67,17 +69,19 @@ def test_what_readme_computes_is_what_it_says(project: Path) -> None:
     subprocess.run([sys.executable, "-c", second], check=True, cwd=project)
 
 
+def one_point(word: str) -> str:
+    """An override of a sweep, cut to the first of its points."""
+    first = re.sub(r"^(\w+)=range\((\d+),.*", r"\1=\2", word)
+    return re.sub(r"^(\w+)=([^\[(]*?),.*", r"\1=\2", first)
+
+
 @pytest.mark.parametrize("name", ["README.md", "docs/hydra.md", "CONTRIBUTING.md"])
 def test_every_command_that_a_page_prints_composes(project: Path, name: str) -> None:
     for words in commands(project / name):
-        shown = (
-            [] if {"--help", "--cfg", "--info", "--hydra-help"} & set(words) else ["--cfg", "job"]
-        )
-        words = [word for word in words if word not in ("--multirun", "-m")]
-        single = [re.sub(r"^(\w+)=([^\[(]*?),.*", r"\1=\2", word) for word in words]
-        single = [re.sub(r"^(\w+)=range\((\d+),.*", r"\1=\2", word) for word in single]
+        shown = {"--help", "--cfg", "--info", "--hydra-help"} & set(words)
+        alone = [one_point(word) for word in words if word not in ("--multirun", "-m")]
         done = subprocess.run(
-            [sys.executable, *single, *shown],
+            [sys.executable, *alone, *([] if shown else ["--cfg", "job"])],
             cwd=project,
             capture_output=True,
             text=True,

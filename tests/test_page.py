@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -362,7 +363,7 @@ def evidence() -> lesson.Evidence:
         ({"name": "p", "how": "mean"}, ">2<"),
     ],
 )
-def test_a_number_of_the_lesson_is_read_by_its_place(where: dict[str, object], shown: str) -> None:
+def test_a_number_of_the_lesson_is_read_by_its_place(where: dict[str, Any], shown: str) -> None:
     found = evidence()
     assert shown in found.number("e", "a", **where)
     assert [use.variable for use in found.uses] == ["a"]
@@ -373,7 +374,7 @@ def test_a_number_of_the_lesson_is_read_by_its_place(where: dict[str, object], s
     [("e", "a", {"x": 0.7, "name": "q"}), ("e", "b", {}), ("other", "a", {}), ("e", "a", {})],
 )
 def test_a_number_that_is_not_there_is_not_made_up(
-    experiment: str, variable: str, where: dict[str, object]
+    experiment: str, variable: str, where: dict[str, Any]
 ) -> None:
     found = evidence()
     assert "not computed yet" in found.number(experiment, variable, **where)

@@ -59,7 +59,7 @@ def test_the_trajectory_is_that_of_steps_taken_by_hand(
         later, grads = by_hand(now, part, 0.5)
         moved = {name: later[name] - start[name] for name in start}
         # A dozen float64 roundings a step, on numbers of order 1.
-        close = {"rtol": 1e-13, "atol": 1e-15}
+        close: dict[str, Any] = {"rtol": 1e-13, "atol": 1e-15}
         np.testing.assert_allclose(seen.loss[step], training.loss(apply, now, part), **close)
         expected = [norm(grads["W"]), norm(grads["b"])]
         np.testing.assert_allclose(seen.gradient[step], expected, **close)

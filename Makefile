@@ -33,10 +33,11 @@ format: .venv/ready  ## let ruff put the code in order
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-lock: .venv/ready  ## resolve the dependencies anew, by hash
+upgrade: UPGRADE := --upgrade
+lock upgrade: .venv/ready  ## resolve the dependencies by hash: what can stay stays, or the newest of all
 	$(BIN)/pip install --quiet uv
 	$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --all-extras --group dev \
-		--upgrade --generate-hashes --no-emit-index-url --custom-compile-command "make lock" \
+		$(UPGRADE) --generate-hashes --no-emit-index-url --custom-compile-command "make lock" \
 		--quiet --output-file requirements.lock
 
 .venv/ready: requirements.lock pyproject.toml

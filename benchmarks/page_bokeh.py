@@ -1,6 +1,7 @@
 """The first interactive figure, by Bokeh and by the page's own SVG: bytes, ready, redraw, keyboard.
 
-    python benchmarks/page_bokeh.py [results] [chromium]
+    .venv/bin/pip install bokeh  # the group "benchmark" of pyproject.toml
+    .venv/bin/python benchmarks/page_bokeh.py [results] [chromium]
 
 Both draw the same arrays and are driven the same way, in the same browser, with no network.
 """

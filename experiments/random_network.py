@@ -245,22 +245,22 @@ def plain(change: Callable[..., tuple[Any, ...]]) -> Callable[..., Any]:
 
 
 FAULTS = {
-    "weights 15 % too large": gl.fault(
+    "weights 15 % too large": gl.fault.change(
         "ensembles.gaussian", plain(lambda phi, sigma_w, sigma_b: (phi, 1.15 * sigma_w, sigma_b))
     ),
-    "activation forgotten": gl.fault(
+    "activation forgotten": gl.fault.change(
         "ensembles.gaussian",
         plain(lambda phi, *sigmas: (gl.activations.PHI["linear"], *sigmas)),
     ),
-    "gradient read from the wrong end": gl.fault(
+    "gradient read from the wrong end": gl.fault.change(
         "jacobians.log_gradient_norms",
         lambda honest: lambda model, x, loss: honest(model, x, loss)[::-1],
     ),
-    "identity branch dropped": gl.fault(
+    "identity branch dropped": gl.fault.change(
         "ensembles.residual",
         lambda honest: lambda *args: gl.ensembles.gaussian(*args[:6]),
     ),
-    "residual branch at half its size": gl.fault(
+    "residual branch at half its size": gl.fault.change(
         "ensembles.residual", lambda honest: lambda *args: honest(*args[:6], 0.5)
     ),
 }

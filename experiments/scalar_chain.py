@@ -413,20 +413,22 @@ def unscaled(s: gl.scaled.Scaled) -> Array:
 
 
 FAULTS = {
-    "weights 1 % too large": gl.fault("ensembles.scalar", with_weight(lambda w: 1.01 * w)),
-    "weights 1 % too small": gl.fault("ensembles.scalar", with_weight(lambda w: 0.99 * w)),
-    "weights inverted": gl.fault("ensembles.scalar", with_weight(lambda w: 1 / w)),
-    "weights negated": gl.fault("ensembles.scalar", with_weight(lambda w: -w)),
-    "one layer too few": gl.fault(
+    "weights 1 % too large": gl.fault.change("ensembles.scalar", with_weight(lambda w: 1.01 * w)),
+    "weights 1 % too small": gl.fault.change("ensembles.scalar", with_weight(lambda w: 0.99 * w)),
+    "weights inverted": gl.fault.change("ensembles.scalar", with_weight(lambda w: 1 / w)),
+    "weights negated": gl.fault.change("ensembles.scalar", with_weight(lambda w: -w)),
+    "one layer too few": gl.fault.change(
         "chain.jacobians", lambda honest: lambda model, x: honest(model, x).at[0].set(1)
     ),
-    "sign lost": gl.fault("chain.jacobians", lambda honest: lambda model, x: abs(honest(model, x))),
-    "product not rescaled": gl.fault("scaled.log_magnitude", lambda honest: unscaled),
-    "first layer's share forgotten": gl.fault(
+    "sign lost": gl.fault.change(
+        "chain.jacobians", lambda honest: lambda model, x: abs(honest(model, x))
+    ),
+    "product not rescaled": gl.fault.change("scaled.log_magnitude", lambda honest: unscaled),
+    "first layer's share forgotten": gl.fault.change(
         "jacobians.weight_gradients",
         lambda honest: lambda model, x, loss: honest(model, x, loss).at[0].set(0),
     ),
-    "every format computed in float32": gl.fault(
+    "every format computed in float32": gl.fault.change(
         "failures", lambda honest: lambda w, depth, dtype: honest(w, depth, "float32")
     ),
 }

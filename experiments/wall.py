@@ -264,14 +264,14 @@ def of_clip(change: Callable[[Any, Any, Any], Any]) -> Callable[..., Any]:
 
 
 FAULTS = {
-    "clips nothing": gl.fault("clipping.clip", of_clip(lambda honest, g, tau: g)),
-    "clips each entry by itself": gl.fault(
+    "clips nothing": gl.fault.change("clipping.clip", of_clip(lambda honest, g, tau: g)),
+    "clips each entry by itself": gl.fault.change(
         "clipping.clip", of_clip(lambda honest, g, tau: jnp.clip(g, -tau, tau))
     ),
-    "threshold 1 % too large": gl.fault(
+    "threshold 1 % too large": gl.fault.change(
         "clipping.clip", of_clip(lambda honest, g, tau: honest(g, 1.01 * tau))
     ),
-    "last step's share forgotten": gl.fault(
+    "last step's share forgotten": gl.fault.change(
         "jacobians.weight_gradients",
         lambda honest: (
             lambda model, x, loss: jax.tree.map(
@@ -279,7 +279,7 @@ FAULTS = {
             )
         ),
     ),
-    "no wall: the gradient of the last step alone": gl.fault(
+    "no wall: the gradient of the last step alone": gl.fault.change(
         "jacobians.weight_gradients",
         lambda honest: (
             lambda model, x, loss: jax.tree.map(

@@ -355,7 +355,8 @@ def test_it_takes_the_place_of_the_clip_of_optax_in_a_chain() -> None:
         for _ in range(3):
             updates, state = jax.jit(optimizer.update)(grads, state, grads)
         results.append(updates)
-    assert jax.tree.structure(results[0]) == jax.tree.structure(results[1])
+    structures: list[Any] = [jax.tree.structure(result) for result in results]
+    assert structures[0] == structures[1]
     for ours, theirs in zip(*map(jax.tree.leaves, results), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=8 * 2.0**-53)  # a few roundings each
 

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gradlab.errors import BadInput
 from gradlab.experiment import dataset
-from gradlab.experiment.schema import BadInput
 
 
 def example() -> dict[str, dataset.Named]:

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import pytest
@@ -20,7 +20,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 from gradlab.experiment import dataset, figures, loading
-from gradlab.experiment.estimate import Claim
+from gradlab.experiment.claim import Claim
 from gradlab.experiment.loading import Experiment
 from gradlab.running import command_line
 from gradlab.running.settings import Settings
@@ -44,7 +44,7 @@ def composed(exp: Experiment, scale: str) -> tuple[Settings, Any]:
     """The settings and the config of an experiment at one scale."""
     with hydra_told_of(exp):
         cfg = compose(exp.name, overrides=[f"scale={scale}"])
-    return command_line.read(exp, OmegaConf.to_container(cfg, resolve=True))
+    return command_line.read(exp, cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True)))
 
 
 @pytest.fixture
@@ -233,7 +233,7 @@ def claims(data):
         )
 
 
-FAULTS = {"gradient read backwards": gl.fault(
+FAULTS = {"gradient read backwards": gl.fault.change(
     "jacobians.log_gradient_norms",
     lambda honest: lambda model, x, loss: honest(model, x, loss)[::-1],
 )}

@@ -7,12 +7,14 @@ import re
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import xarray as xr
 
-from gradlab.experiment import dataset, lesson, loading, schema
+from gradlab.errors import BadInput
+from gradlab.experiment import dataset, lesson, loading
 from gradlab.page import __main__, build, gallery, numbers, offers, readme, vector
 from gradlab.page.evidence import Evidence
 from gradlab.page.offers import Offered, Offers, Place
@@ -341,9 +343,9 @@ def format_ends(w: np.ndarray = W, formats: list[str] | None = None) -> lesson.F
     }
 
 
-def offering(name: str, data: xr.Dataset | None = None, **parts: object) -> gallery.Card:
+def offering(name: str, **parts: Any) -> gallery.Card:
     """The card of an experiment that has been run and offers these parts."""
-    run = gallery.Run("", name, data=xr.Dataset() if data is None else data)
+    run = gallery.Run("", name, data=xr.Dataset())
     return gallery.Card(
         name, "?", "", f"python experiments/{name}.py", run, (), lesson.Offer(**parts)
     )
@@ -443,7 +445,10 @@ def test_a_place_that_is_not_there_is_told_in_one_sentence() -> None:
 
 
 def test_a_place_that_two_offer_goes_to_the_first_that_has_a_dataset() -> None:
-    parts = {"figures": {"chain": chain}, "claims": {"limit at one": "1", "limit above one": "2"}}
+    parts: dict[str, Any] = {
+        "figures": {"chain": chain},
+        "claims": {"limit at one": "1", "limit above one": "2"},
+    }
     waiting = offering("A", **parts)
     waiting = dataclasses.replace(waiting, run=gallery.Run("", "A"))
     found = build.offered([offering("b", **parts), waiting, offering("a", **parts)])
@@ -597,7 +602,7 @@ def test_a_readme_without_marks_is_left_as_it_is(lab: Path) -> None:
     ],
 )
 def test_marks_that_are_no_pair_are_refused(lab: Path, text: str) -> None:
-    with pytest.raises(schema.BadInput, match="allowed: each once"):
+    with pytest.raises(BadInput, match="allowed: each once"):
         readme.renewed(text, lab)
 
 
@@ -673,7 +678,7 @@ def test_a_row_has_a_number_for_each_text_of_its_axis() -> None:
 
 @pytest.mark.parametrize("wrong", [{"how": "sum"}, {"scale": "log2"}])
 def test_a_number_that_cannot_be_made_is_refused_at_once(wrong: dict[str, str]) -> None:
-    with pytest.raises(schema.BadInput, match="is not known"):
+    with pytest.raises(BadInput, match="is not known"):
         lesson.at("a", **wrong)
 
 

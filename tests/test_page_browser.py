@@ -13,7 +13,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -80,7 +80,7 @@ def visit(browser: Browser, results: Path) -> Iterator[Callable[..., Page]]:
             route.continue_()
 
     def opened(
-        name: str = "index", state: str = "", folder: Path = results, **options: object
+        name: str = "index", state: str = "", folder: Path = results, **options: Any
     ) -> Page:
         context = browser.new_context(**{"viewport": DESK, "offline": True, **options})
         contexts.append(context)
@@ -150,7 +150,7 @@ def box_of(page: Page, selector: str) -> dict[str, float]:
     place.scroll_into_view_if_needed()
     box = place.bounding_box()
     assert box
-    return dict(box)
+    return cast(dict[str, float], box)
 
 
 def number(text: str) -> tuple[float, float]:

@@ -1,6 +1,9 @@
 """The training loop against steps taken by hand, the data, and the planted freak batch."""
 
+import gzip
+import hashlib
 import math
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -9,8 +12,12 @@ import numpy as np
 import optax
 import pytest
 
+import gradlab
 from gradlab.measuring import clipping, training
 from gradlab.models import chain
+
+PACKAGE = Path(gradlab.__file__).parent
+ROW_3, ROW_4 = [0, 4, 12, 0, 0, 8, 8, 0], [0, 5, 8, 0, 0, 9, 8, 0]  # of the first image
 
 
 def apply(params: Any, x: jax.Array) -> jax.Array:
@@ -52,7 +59,7 @@ def test_the_trajectory_is_that_of_steps_taken_by_hand(
         later, grads = by_hand(now, part, 0.5)
         moved = {name: later[name] - start[name] for name in start}
         # A dozen float64 roundings a step, on numbers of order 1.
-        close = {"rtol": 1e-13, "atol": 1e-15}
+        close: dict[str, Any] = {"rtol": 1e-13, "atol": 1e-15}
         np.testing.assert_allclose(seen.loss[step], training.loss(apply, now, part), **close)
         expected = [norm(grads["W"]), norm(grads["b"])]
         np.testing.assert_allclose(seen.gradient[step], expected, **close)
@@ -156,6 +163,23 @@ def test_a_model_of_chains_learns_the_digits() -> None:
     )(steps)
     assert training.accuracy(training.apply_model, model, held_out) < 0.2  # chance
     assert training.accuracy(training.apply_model, end, held_out) > 0.85  # measured: 0.94
+
+
+def test_the_digits_are_those_of_the_source_in_its_order() -> None:
+    packed = (PACKAGE / "data" / "digits.csv.gz").read_bytes()
+    assert hashlib.sha256(gzip.decompress(packed)).hexdigest() == (
+        "6ebb3d2fee246a4e99363262ddf8a00a3c41bee6014c373ed9d9216ba7f651b8"
+    )
+    pixels, labels = training._digits()
+    assert (pixels.dtype, labels.dtype) == (np.float64, np.int32)
+    # The source counts its digits: UCI, "No of examples in testing set", 0 to 9.
+    counts = [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+    np.testing.assert_array_equal(np.bincount(labels), counts)
+    # Every value is a count of the 16 dots of a block.
+    assert set(np.unique(pixels * 16)) == set(range(17))
+    # The first image: a 0, with nothing in the middle of its middle rows.
+    assert labels[0] == 0
+    np.testing.assert_array_equal(pixels[0].reshape(8, 8)[3:5] * 16, [ROW_3, ROW_4])
 
 
 def test_the_digits_are_split_the_same_way_each_time_and_scaled() -> None:

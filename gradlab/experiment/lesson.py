@@ -19,7 +19,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from gradlab.experiment.schema import BadInput, unknown
+from gradlab.errors import BadInput
+from gradlab.experiment.schema import unknown
 from gradlab.lazy import np
 
 if TYPE_CHECKING:

@@ -18,6 +18,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
 
+from gradlab.errors import BadInput
+
 if TYPE_CHECKING:
     import jax
 
@@ -30,10 +32,6 @@ else:
     Strings = list[str]
 
 T = TypeVar("T")
-
-
-class BadInput(ValueError):
-    """Something given to gradlab that it cannot take; one sentence: what, given, allowed."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +61,8 @@ class Key:
         low += [f"at least {self.at_least:g}"] if self.at_least > -math.inf else []
         return " and ".join(low + ([f"at most {self.at_most:g}"] * (self.at_most < math.inf)))
 
+
+LIMITS = tuple(field.name for field in dataclasses.fields(Key) if field.name != "doc")
 
 # The names in `activations.PHI`, told here too because `--help` must not wait for jax.
 ACTIVATIONS: tuple[str, ...] = (
@@ -94,7 +94,14 @@ WORDS: dict[str, Key] = {
 
 
 def key(doc: str, **limits: Any) -> Any:
-    """A config field with a meaning and limits of its own, where `WORDS` has none."""
+    """A config field with a meaning and limits of its own, where `WORDS` has none.
+
+    Raises:
+        BadInput: there is no such limit.
+    """
+    for name in limits:
+        if name not in LIMITS:
+            raise BadInput(f"gl.key '{doc}': " + unknown("limit", name, LIMITS))
     return dataclasses.field(metadata={"key": Key(doc, **limits)})
 
 

@@ -6,8 +6,10 @@ diverges returns its inf and nan as they are.
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Callable
 from functools import cache
+from importlib.resources import files
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +19,7 @@ import optax
 from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
-from gradlab.experiment.schema import BadInput
+from gradlab.errors import BadInput
 from gradlab.models.chain import Chain
 
 Params = Any  # any pytree of real floating arrays
@@ -69,10 +71,10 @@ class Trajectory(NamedTuple):
 
 
 def digits(dtype: DTypeLike) -> tuple[Data, Data]:
-    """The handwritten digits of scikit-learn: 1438 to train on and 359 held out.
+    """The handwritten digits of Alpaydin and Kaynak 1998: 1438 to train on and 359 held out.
 
     `x` `(num_examples, 64)` holds grey values between 0 and 1, `y` the digit. The file is part of
-    scikit-learn (Alpaydin and Kaynak 1998, UCI); nothing is loaded from elsewhere.
+    gradlab (gradlab/data/README.md); nothing is loaded from elsewhere.
     """
     pixels, labels = _digits()
     held_out = np.arange(len(labels)) % _HELD_OUT == _HELD_OUT - 1
@@ -84,10 +86,9 @@ def digits(dtype: DTypeLike) -> tuple[Data, Data]:
 
 @cache
 def _digits() -> tuple[Any, Any]:
-    from sklearn.datasets import load_digits
-
-    pixels, labels = load_digits(return_X_y=True)
-    return pixels / 16, labels.astype(np.int32)
+    packed = (files("gradlab") / "data" / "digits.csv.gz").read_bytes()
+    rows = np.loadtxt(gzip.decompress(packed).decode().splitlines(), delimiter=",", dtype=np.int32)
+    return rows[:, :-1] / 16, rows[:, -1]
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from gradlab.experiment.schema import BadInput
+from gradlab.errors import BadInput
 from gradlab.page import build, readme
 
 

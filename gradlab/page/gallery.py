@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gradlab.errors import BadInput
 from gradlab.experiment import dataset, loading
 from gradlab.experiment.lesson import Offer
-from gradlab.experiment.schema import BadInput
-from gradlab.page import offers
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -116,7 +115,7 @@ def _runs_below(folder: Path) -> Iterator[Path]:
 
 def _card(name: str, file: Path | None, results: Path) -> Card:
     question, source = described(file) if file else (name, "")
-    offer, note = offers.read(file) if file else (Offer(), "")
+    offer, note = offer_of(file) if file else (Offer(), "")
     others = [path for path in _runs_below(results / name) if path != results / name]
     return Card(
         name,
@@ -138,6 +137,34 @@ def described(file: Path) -> tuple[str, str]:
         return file.stem, f"{file.name} cannot be read as Python: {error}"
     question, _, source = text.partition("\n")
     return question.strip() or file.stem, source.strip()
+
+
+def offer_of(file: Path) -> tuple[Offer, str]:
+    """What an experiment file offers, and a sentence where that cannot be known.
+
+    Only a file that defines `LESSON` is executed.
+    """
+    if not _defines(file, "LESSON"):
+        return Offer(), ""
+    try:
+        offer = loading.load(file).module.LESSON
+    except (Exception, SystemExit) as error:  # the file is a user's: it may do anything
+        why = f"{type(error).__name__}: {error}"
+        return Offer(), f"what '{file.stem}' offers to the lesson cannot be read: {why}"
+    if not isinstance(offer, Offer):
+        given = type(offer).__name__
+        return Offer(), f"LESSON of '{file.stem}' is of type {given}; allowed: gl.lesson.Offer(...)"
+    return offer, ""
+
+
+def _defines(file: Path, name: str) -> bool:
+    try:
+        body = ast.parse(file.read_text()).body
+    except (OSError, SyntaxError, ValueError):
+        return False  # the card says so
+    targets = [target for node in body if isinstance(node, ast.Assign) for target in node.targets]
+    targets += [node.target for node in body if isinstance(node, ast.AnnAssign)]
+    return any(isinstance(target, ast.Name) and target.id == name for target in targets)
 
 
 def _run(name: str, folder: Path, results: Path, known: tuple[str, ...]) -> Run:

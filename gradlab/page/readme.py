@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from gradlab.errors import BadInput
 from gradlab.experiment import dataset, loading
-from gradlab.experiment.schema import BadInput
 from gradlab.page import gallery
 
 BEGIN = "<!-- experiments: this table is made by `make page` from their docstrings -->"

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from gradlab.errors import BadInput
 from gradlab.experiment import loading, schema
 from gradlab.experiment.loading import Experiment
-from gradlab.experiment.schema import BadInput
 from gradlab.running.interrupts import Interrupts
 from gradlab.running.settings import NOT_NAMED, Settings
 

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gradlab.errors import BadInput
 from gradlab.experiment import dataset, loading, schema
-from gradlab.experiment.schema import BadInput
 from gradlab.running import single
 from gradlab.sweeping import programs, sweep
 from gradlab.sweeping.points import Point

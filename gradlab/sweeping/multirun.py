@@ -20,9 +20,9 @@ from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf
 
+from gradlab.errors import BadInput
 from gradlab.experiment import loading, schema
 from gradlab.experiment.loading import Experiment
-from gradlab.experiment.schema import BadInput
 from gradlab.running import command_line
 from gradlab.running.command_line import Program
 from gradlab.running.settings import NOT_NAMED, Settings

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from gradlab.experiment.loading import Experiment
 
 # A change in one of these is a change of the code.
-PACKAGES = ("gradlab", "jax", "jaxlib", "numpy", "optax", "scipy", "xarray", "scikit-learn")
+PACKAGES = ("gradlab", "jax", "jaxlib", "numpy", "optax", "scipy", "xarray")
 
 # What tells how a sweep is made says nothing to one of its points alone.
 NOT_ALONE = set(NOT_NAMED) - {"results"} | {"sweep_method", "sweep_batch"}

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from gradlab.errors import BadInput
 from gradlab.experiment import dataset
 from gradlab.experiment.dataset import Named
-from gradlab.experiment.schema import BadInput
 from gradlab.sweeping.points import Point, chunk_name
 
 _ROWS = "rows_of_chunk"

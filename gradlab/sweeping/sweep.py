@@ -15,9 +15,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from gradlab.errors import BadInput
 from gradlab.experiment import dataset, figures, loading
 from gradlab.experiment.loading import Experiment
-from gradlab.experiment.schema import BadInput
 from gradlab.running import single
 from gradlab.running.interrupts import Interrupts
 from gradlab.sweeping import overview, points, programs

@@ -3,10 +3,18 @@
 Its arrays are made up, of the right shapes: the pages are tested with it, and no real experiment.
 """
 
+from __future__ import annotations
+
 import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import gradlab as gl
 from gradlab.lazy import jnp, np
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from jax import Array
 
 W = np.linspace(0.5, 1.5, 101)
 LAYER = np.arange(1, 501)
@@ -20,7 +28,7 @@ class Config:
     sigma_w: gl.Floats
 
 
-def compute(cfg, key):
+def compute(cfg: Config, key: Array) -> dict[str, gl.Named]:
     del key
     return (
         {
@@ -34,7 +42,7 @@ def compute(cfg, key):
     )
 
 
-def chain_arrays():
+def chain_arrays() -> dict[str, gl.Named]:
     log10_w = jnp.log10(jnp.array(W))
     ends = {
         "zero": [low for low, _ in FORMATS.values()],
@@ -50,7 +58,7 @@ def chain_arrays():
     } | {f"first_{name}": gl.named(depth, "format", "w") for name, depth in first.items()}
 
 
-def network_arrays(sigma_w):
+def network_arrays(sigma_w: Array) -> dict[str, gl.Named]:
     slope = jnp.array([[1.0, 0.8], [0.2, 0.1]])  # (kind, activation)
     chi_1 = sigma_w**2 * jnp.array([1.0, 0.9])[:, None]
     median = slope.T[:, :, None, None] * jnp.log10(sigma_w)[:, None] * jnp.arange(31.0)
@@ -66,7 +74,7 @@ def network_arrays(sigma_w):
     }
 
 
-def descent_arrays():
+def descent_arrays() -> dict[str, gl.Named]:
     """Gradient descent on w² + 25 b², from (2, 1), at a rate at which b jumps."""
     taus = [*np.geomspace(0.1, 50, 13), math.inf]
     rows = [descend(tau) for tau in taus]
@@ -81,7 +89,7 @@ def descent_arrays():
     }
 
 
-def descend(tau):
+def descend(tau: float) -> list[tuple[float, ...]]:
     at, rate, seen = np.array([2.0, 1.0]), 0.035, []
     for _ in range(NUM_STEPS):
         gradient = np.array([2.0, 50.0]) * at
@@ -93,14 +101,14 @@ def descend(tau):
     return seen
 
 
-def figure(data):
+def figure(data: xr.Dataset) -> gl.Figure:
     fig, (axes,) = gl.figures.panels()
     axes.plot(data.layer, data.log10_left.T)
     axes.set(xlabel="depth L", ylabel="log10 of what is left")
     return fig
 
 
-def claims(data):
+def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     yield gl.Claim(
         "at w = 1 what is left is 1",
         measured=data.log10_left.sel(w=1.0, layer=500),
@@ -110,7 +118,7 @@ def claims(data):
     )
 
 
-def chain(data) -> gl.lesson.Chain:
+def chain(data: xr.Dataset) -> gl.lesson.Chain:
     return {
         "w": gl.lesson.exact(data.w),
         "layer": data.layer.values.tolist(),
@@ -119,7 +127,7 @@ def chain(data) -> gl.lesson.Chain:
     }
 
 
-def format_ends(data) -> gl.lesson.FormatEnds:
+def format_ends(data: xr.Dataset) -> gl.lesson.FormatEnds:
     return {
         "formats": data.format.values.tolist(),
         "w": gl.lesson.exact(data.w),
@@ -133,7 +141,7 @@ def format_ends(data) -> gl.lesson.FormatEnds:
     }
 
 
-def network(data) -> gl.lesson.Network:
+def network(data: xr.Dataset) -> gl.lesson.Network:
     return {
         "activations": data.activation.values.tolist(),
         "kinds": data.kind.values.tolist(),
@@ -149,7 +157,7 @@ def network(data) -> gl.lesson.Network:
     }
 
 
-def clipping(data) -> gl.lesson.Clipping:
+def clipping(data: xr.Dataset) -> gl.lesson.Clipping:
     return {
         "tau": gl.lesson.exact(data.tau),
         "num_steps": data.sizes["step"],

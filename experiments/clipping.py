@@ -830,27 +830,34 @@ def instead(other: Callable[..., Any]) -> Callable[..., Any]:
 
 
 FAULTS = {
-    "threshold 10 % too low": gl.fault("clipping.formula", at_threshold(0.9)),
-    "small gradients scaled up": gl.fault("clipping.formula", instead(always)),
-    "every entry clipped by itself": gl.fault("clipping.formula", instead(each_entry)),
-    "infinity and nan hidden": gl.fault("clipping.formula", masked),
-    "optax in place of the formula": gl.fault(
+    "threshold 10 % too low": gl.fault.change("clipping.formula", at_threshold(0.9)),
+    "small gradients scaled up": gl.fault.change("clipping.formula", instead(always)),
+    "every entry clipped by itself": gl.fault.change("clipping.formula", instead(each_entry)),
+    "infinity and nan hidden": gl.fault.change("clipping.formula", masked),
+    "optax in place of the formula": gl.fault.change(
         "clipping.formula", lambda honest: gl.clipping.optax_clip
     ),
-    "clip forgotten in training": gl.fault("clipping.clip", instead(lambda grads, tau: grads)),
-    "every layer clipped by itself": gl.fault("clipping.clip", instead(each_layer)),
-    "optax scales all up and clips every entry": gl.fault(
+    "clip forgotten in training": gl.fault.change(
+        "clipping.clip", instead(lambda grads, tau: grads)
+    ),
+    "every layer clipped by itself": gl.fault.change("clipping.clip", instead(each_layer)),
+    "optax scales all up and clips every entry": gl.fault.change(
         "clipping.optax_clip", instead(lambda grads, tau: each_entry(always(grads, tau), tau))
     ),
-    "optax's infinity and nan hidden": gl.fault("clipping.optax_clip", masked),
-    "freak batch forgotten": gl.fault(
+    "optax's infinity and nan hidden": gl.fault.change("clipping.optax_clip", masked),
+    "freak batch forgotten": gl.fault.change(
         "training.with_freak", instead(lambda schedule, step, gain: schedule)
     ),
-    "vanishing chain at the edge": gl.fault(
+    "vanishing chain at the edge": gl.fault.change(
         "network",
         lambda honest: lambda key, cfg, sigma_w: honest(key, cfg, jnp.maximum(sigma_w, 1.4)),
     ),
 }
+
+
+LESSON = gl.lesson.Offer(
+    claims={"clipping revives nothing": "clipping leaves the ratio of gradient norms"}
+)
 
 
 if __name__ == "__main__":

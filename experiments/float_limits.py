@@ -178,14 +178,14 @@ def scaled_by(change: float) -> Callable[[Callable[..., Array]], Callable[..., A
 
 
 FAULTS = {
-    "every layer 30 % too weak": gl.fault("plain_log_norms", scaled_by(0.7)),
-    "every format computed in float64": gl.fault(
+    "every layer 30 % too weak": gl.fault.change("plain_log_norms", scaled_by(0.7)),
+    "every format computed in float64": gl.fault.change(
         "plain_log_norms", lambda honest: lambda J: honest(J.astype("float64"))
     ),
-    "every format computed in float32": gl.fault(
+    "every format computed in float32": gl.fault.change(
         "plain_log_norms", lambda honest: lambda J: honest(J.astype("float32"))
     ),
-    "exponent forgotten": gl.fault(
+    "exponent forgotten": gl.fault.change(
         "jacobians.log_norms", lambda honest: lambda model, x: honest(model, x) % 300.0
     ),
 }

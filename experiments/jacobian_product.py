@@ -451,11 +451,11 @@ def in_single(honest: Any, P: Array, J: Array) -> Any:
 
 
 FAULTS = {
-    "weights at half their size": gl.fault(
+    "weights at half their size": gl.fault.change(
         "ensembles.gaussian",
         lambda honest: lambda *args: honest(*args[:4], 0.5, 1.0),
     ),
-    "one Jacobian of each chain left out": gl.fault(
+    "one Jacobian of each chain left out": gl.fault.change(
         "product_back",
         with_product(
             lambda honest, P, J: honest(
@@ -463,11 +463,11 @@ FAULTS = {
             )
         ),
     ),
-    "product in single precision": gl.fault("product_back", with_product(in_single)),
-    "layers taken at the wrong states": gl.fault(
+    "product in single precision": gl.fault.change("product_back", with_product(in_single)),
+    "layers taken at the wrong states": gl.fault.change(
         "chain.layer_inputs", lambda honest: lambda chain, x: 0.9 * honest(chain, x)
     ),
-    "batch summed, not averaged": gl.fault(
+    "batch summed, not averaged": gl.fault.change(
         "weight_gradients",
         lambda honest: (
             lambda model, rows, inputs: jax.tree.map(
@@ -476,6 +476,11 @@ FAULTS = {
         ),
     ),
 }
+
+
+LESSON = gl.lesson.Offer(
+    claims={"product is the gradient": "it is the gradient of every layer's weights"}
+)
 
 
 if __name__ == "__main__":

@@ -185,13 +185,19 @@ def with_draw(change: Callable[[Array], Array]) -> Callable[..., Any]:
 
 
 FAULTS = {
-    "weights 5 % too large": gl.fault("ensembles.unit_gaussian", with_draw(lambda W: 1.05 * W)),
-    "weights 20 % too large": gl.fault("ensembles.unit_gaussian", with_draw(lambda W: 1.2 * W)),
-    "weights 20 % too small": gl.fault("ensembles.unit_gaussian", with_draw(lambda W: 0.8 * W)),
-    "orthogonal instead of Gaussian": gl.fault(
+    "weights 5 % too large": gl.fault.change(
+        "ensembles.unit_gaussian", with_draw(lambda W: 1.05 * W)
+    ),
+    "weights 20 % too large": gl.fault.change(
+        "ensembles.unit_gaussian", with_draw(lambda W: 1.2 * W)
+    ),
+    "weights 20 % too small": gl.fault.change(
+        "ensembles.unit_gaussian", with_draw(lambda W: 0.8 * W)
+    ),
+    "orthogonal instead of Gaussian": gl.fault.change(
         "ensembles.unit_gaussian", lambda honest: gl.ensembles.unit_orthogonal
     ),
-    "one entry in three is cut at one deviation": gl.fault(
+    "one entry in three is cut at one deviation": gl.fault.change(
         "ensembles.unit_gaussian",
         with_draw(lambda W: jnp.clip(W, -(W.shape[-1] ** -0.5), W.shape[-1] ** -0.5)),
     ),

@@ -245,25 +245,69 @@ def plain(change: Callable[..., tuple[Any, ...]]) -> Callable[..., Any]:
 
 
 FAULTS = {
-    "weights 15 % too large": gl.fault(
+    "weights 15 % too large": gl.fault.change(
         "ensembles.gaussian", plain(lambda phi, sigma_w, sigma_b: (phi, 1.15 * sigma_w, sigma_b))
     ),
-    "activation forgotten": gl.fault(
+    "activation forgotten": gl.fault.change(
         "ensembles.gaussian",
         plain(lambda phi, *sigmas: (gl.activations.PHI["linear"], *sigmas)),
     ),
-    "gradient read from the wrong end": gl.fault(
+    "gradient read from the wrong end": gl.fault.change(
         "jacobians.log_gradient_norms",
         lambda honest: lambda model, x, loss: honest(model, x, loss)[::-1],
     ),
-    "identity branch dropped": gl.fault(
+    "identity branch dropped": gl.fault.change(
         "ensembles.residual",
         lambda honest: lambda *args: gl.ensembles.gaussian(*args[:6]),
     ),
-    "residual branch at half its size": gl.fault(
+    "residual branch at half its size": gl.fault.change(
         "ensembles.residual", lambda honest: lambda *args: honest(*args[:6], 0.5)
     ),
 }
+
+
+def network_payload(data: xr.Dataset) -> gl.lesson.Network:
+    """Median and quartiles over draws for each activation and sigma_w, plain and residual."""
+    axes = ("activation", "kind", "sigma_w", "back")
+    return {
+        "activations": data.activation.values.tolist(),
+        "kinds": data.kind.values.tolist(),
+        "sigma_w": gl.lesson.exact(data.sigma_w),
+        "back": data.back.values.tolist(),
+        "median": gl.lesson.decimals(data.log10_median.transpose(*axes), 3),
+        "low": gl.lesson.decimals(data.log10_low.transpose(*axes), 3),
+        "high": gl.lesson.decimals(data.log10_high.transpose(*axes), 3),
+        "predicted": gl.lesson.decimals(
+            data.log10_predicted.transpose("activation", "sigma_w", "back"), 3
+        ),
+        "chi_1": gl.lesson.exact(data.chi_1.transpose("activation", "sigma_w")),
+        "width": int(data.attrs["width"]),
+        "num_draws": int(data.attrs["num_seeds"]),
+    }
+
+
+TANH = {"activation": "tanh", "kind": "plain", "back": "last"}
+LESSON = gl.lesson.Offer(
+    figures={"network": network_payload},
+    numbers={
+        "network depth": gl.lesson.at("depth"),
+        "network width": gl.lesson.at("width"),
+        "small sigma_w": gl.lesson.at("sigma_w", sigma_w=0.5),
+        "large sigma_w": gl.lesson.at("sigma_w", sigma_w=2.5),
+        "gradient at small sigma_w": gl.lesson.at(
+            "log10_median", scale="log10", sigma_w=0.5, **TANH
+        ),
+        "gradient at large sigma_w": gl.lesson.at(
+            "log10_median", scale="log10", sigma_w=2.5, **TANH
+        ),
+        "largest chi_1 of the logistic": gl.lesson.at("chi_1", how="max", activation="logistic"),
+    },
+    claims={
+        "no gain at the edge": "tanh: the gradient neither",
+        "slope at every sigma_w": "tanh: at every sigma_w",
+        "typical gradient does not vanish": "residual: at no sigma_w",
+    },
+)
 
 
 if __name__ == "__main__":

@@ -386,10 +386,10 @@ def with_factor(change: float) -> Callable[..., Any]:
 
 
 FAULTS = {
-    "identity dropped": gl.fault(
+    "identity dropped": gl.fault.change(
         "ensembles.residual", lambda honest: lambda *sizes: gl.ensembles.gaussian(*sizes[:-1])
     ),
-    "plain chain given the identity": gl.fault(
+    "plain chain given the identity": gl.fault.change(
         "ensembles.gaussian",
         lambda honest: (
             lambda key, depth, width, phi, sigma_w, sigma_b: gl.ensembles.residual(
@@ -397,7 +397,7 @@ FAULTS = {
             )
         ),
     ),
-    "weights 10 % too large in the plain chain": gl.fault(
+    "weights 10 % too large in the plain chain": gl.fault.change(
         "ensembles.gaussian",
         lambda honest: (
             lambda key, depth, width, phi, sigma_w, sigma_b: honest(
@@ -405,18 +405,35 @@ FAULTS = {
             )
         ),
     ),
-    "branch twice as large": gl.fault("ensembles.residual", with_factor(2.0)),
-    "branch norm taken from its smallest direction": gl.fault(
+    "branch twice as large": gl.fault.change("ensembles.residual", with_factor(2.0)),
+    "branch norm taken from its smallest direction": gl.fault.change(
         "branch_norms",
         lambda honest: lambda J: jnp.linalg.norm(J - jnp.eye(J.shape[-1]), ord=-2, axis=(1, 2)),
     ),
-    "eigenvalue 1 % off in the scalar chain": gl.fault(
+    "eigenvalue 1 % off in the scalar chain": gl.fault.change(
         "ensembles.scalar_residual", lambda honest: lambda w, depth: honest(0.99 * w, depth)
     ),
-    "eigenvalue 1 % off in one direction": gl.fault(
+    "eigenvalue 1 % off in one direction": gl.fault.change(
         "edge_layer", lambda honest: lambda key, w, cfg: honest(key, 0.99 * w, cfg)
     ),
 }
+
+
+LESSON = gl.lesson.Offer(
+    numbers={
+        "identity depth": gl.lesson.at("depth"),
+        "gradient without identity": gl.lesson.at(
+            "log_gradient", how="median", scale="ln", kind="plain", layer="last"
+        ),
+        "gradient with identity": gl.lesson.at(
+            "log_gradient", how="median", scale="ln", kind="residual", layer="last"
+        ),
+    },
+    claims={
+        "no direction below the bound": "no singular value of the product",
+        "nothing left at minus one": "nothing is left",
+    },
+)
 
 
 if __name__ == "__main__":

@@ -413,23 +413,92 @@ def unscaled(s: gl.scaled.Scaled) -> Array:
 
 
 FAULTS = {
-    "weights 1 % too large": gl.fault("ensembles.scalar", with_weight(lambda w: 1.01 * w)),
-    "weights 1 % too small": gl.fault("ensembles.scalar", with_weight(lambda w: 0.99 * w)),
-    "weights inverted": gl.fault("ensembles.scalar", with_weight(lambda w: 1 / w)),
-    "weights negated": gl.fault("ensembles.scalar", with_weight(lambda w: -w)),
-    "one layer too few": gl.fault(
+    "weights 1 % too large": gl.fault.change("ensembles.scalar", with_weight(lambda w: 1.01 * w)),
+    "weights 1 % too small": gl.fault.change("ensembles.scalar", with_weight(lambda w: 0.99 * w)),
+    "weights inverted": gl.fault.change("ensembles.scalar", with_weight(lambda w: 1 / w)),
+    "weights negated": gl.fault.change("ensembles.scalar", with_weight(lambda w: -w)),
+    "one layer too few": gl.fault.change(
         "chain.jacobians", lambda honest: lambda model, x: honest(model, x).at[0].set(1)
     ),
-    "sign lost": gl.fault("chain.jacobians", lambda honest: lambda model, x: abs(honest(model, x))),
-    "product not rescaled": gl.fault("scaled.log_magnitude", lambda honest: unscaled),
-    "first layer's share forgotten": gl.fault(
+    "sign lost": gl.fault.change(
+        "chain.jacobians", lambda honest: lambda model, x: abs(honest(model, x))
+    ),
+    "product not rescaled": gl.fault.change("scaled.log_magnitude", lambda honest: unscaled),
+    "first layer's share forgotten": gl.fault.change(
         "jacobians.weight_gradients",
         lambda honest: lambda model, x, loss: honest(model, x, loss).at[0].set(0),
     ),
-    "every format computed in float32": gl.fault(
+    "every format computed in float32": gl.fault.change(
         "failures", lambda honest: lambda w, depth, dtype: honest(w, depth, "float32")
     ),
 }
+
+
+def chain_payload(data: xr.Dataset) -> gl.lesson.Chain:
+    """The line of every weight of the fine grid."""
+    deepest = int(data.layer[-1])
+    return {
+        "w": gl.lesson.exact(data.w_fine),
+        "layer": data.layer.values.tolist(),
+        "log10": gl.lesson.exact(data.log10_fine),
+        "views": sorted({depth for depth in (100, 1_000, 10_000) if depth < deepest} | {deepest}),
+    }
+
+
+def format_ends_payload(data: xr.Dataset) -> gl.lesson.FormatEnds:
+    """The depths at which formats fail over the fine grid."""
+    return {
+        "formats": data.format.values.tolist(),
+        "w": gl.lesson.exact(data.w_fine),
+        "first_zero": gl.lesson.exact(data.first_zero_fine),
+        "first_infinite": gl.lesson.exact(data.first_infinite_fine),
+        "first_wrong": gl.lesson.exact(data.first_wrong_fine),
+        "edges": [
+            {
+                "format": str(name),
+                "floor": typical(data, data.first_zero_fine.sel(format=name)),
+                "ceiling": typical(data, data.first_infinite_fine.sel(format=name)),
+            }
+            for name in data.format.values
+        ],
+    }
+
+
+def typical(data: xr.Dataset, depth: xr.DataArray) -> float | None:
+    """The median over the grid of the true magnitude at which a format failed, log10, or None."""
+    seen = (depth * np.log10(data.w_fine)).values[np.isfinite(depth)]
+    return float(np.median(seen)) if seen.size else None
+
+
+LESSON = gl.lesson.Offer(
+    figures={"chain": chain_payload, "format ends": format_ends_payload},
+    numbers={
+        "textbook depth": gl.lesson.at("depth_textbook", depth_textbook=50),
+        "weight below one": gl.lesson.at("w_textbook", w_textbook=0.9),
+        "weight above one": gl.lesson.at("w_textbook", w_textbook=1.1),
+        "left below one": gl.lesson.at(
+            "log10_textbook", scale="log10", w_textbook=0.9, depth_textbook=50
+        ),
+        "grown above one": gl.lesson.at(
+            "log10_textbook", scale="log10", w_textbook=1.1, depth_textbook=50
+        ),
+        "weight of zero depths": gl.lesson.at("w", w=0.9),
+        "weight of infinite depths": gl.lesson.at("w", w=1.1),
+        "zero depths": gl.lesson.at("first_zero", along="format", w=0.9),
+        "infinite depths": gl.lesson.at("first_infinite", along="format", w=1.1),
+    },
+    claims={
+        "left below one": "0.9^50",
+        "grown above one": "1.1^50",
+        "limit below one": "0.9^L tends",
+        "limit at one": "1^L tends to 1",
+        "limit above one": "1.1^L tends",
+        "no limit at minus one": "(-1)^L",
+        "slope below one": "w = 0.9: the slope",
+        "slope above one": "w = 1.1: the slope",
+        "formats end as predicted": "float32: the product is first",
+    },
+)
 
 
 if __name__ == "__main__":

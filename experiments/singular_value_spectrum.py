@@ -204,17 +204,17 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
 
 
 FAULTS = {
-    "layers 0.1 % too strong": gl.fault(
+    "layers 0.1 % too strong": gl.fault.change(
         "layers", lambda honest: lambda key, cfg: 1.001 * honest(key, cfg)
     ),
-    "one layer missing": gl.fault(
+    "one layer missing": gl.fault.change(
         "layers", lambda honest: lambda key, cfg: honest(key, cfg).at[0].set(jnp.eye(cfg.width))
     ),
-    "the product's SVD taken for the graded one": gl.fault(
+    "the product's SVD taken for the graded one": gl.fault.change(
         "spectra.log_singular_values",
         lambda honest: lambda model, x, depths: svd_of_product(model, x, jnp.array(depths) - 1),
     ),
-    "the graded one taken for the product's SVD": gl.fault(
+    "the graded one taken for the product's SVD": gl.fault.change(
         "svd_of_product",
         lambda honest: (
             lambda model, x, at: gl.spectra.log_singular_values(
@@ -222,11 +222,11 @@ FAULTS = {
             )
         ),
     ),
-    "the singular values taken for the forward QR": gl.fault(
+    "the singular values taken for the forward QR": gl.fault.change(
         "by_every_method",
         lambda honest: lambda J, depths: (values := honest(J, depths)).at[2].set(values[0]),
     ),
-    "forward QR forgets a layer": gl.fault(
+    "forward QR forgets a layer": gl.fault.change(
         "spectra.log_growth", lambda honest: lambda model, x: honest(model, x).at[0].set(0)
     ),
 }

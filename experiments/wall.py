@@ -264,14 +264,14 @@ def of_clip(change: Callable[[Any, Any, Any], Any]) -> Callable[..., Any]:
 
 
 FAULTS = {
-    "clips nothing": gl.fault("clipping.clip", of_clip(lambda honest, g, tau: g)),
-    "clips each entry by itself": gl.fault(
+    "clips nothing": gl.fault.change("clipping.clip", of_clip(lambda honest, g, tau: g)),
+    "clips each entry by itself": gl.fault.change(
         "clipping.clip", of_clip(lambda honest, g, tau: jnp.clip(g, -tau, tau))
     ),
-    "threshold 1 % too large": gl.fault(
+    "threshold 1 % too large": gl.fault.change(
         "clipping.clip", of_clip(lambda honest, g, tau: honest(g, 1.01 * tau))
     ),
-    "last step's share forgotten": gl.fault(
+    "last step's share forgotten": gl.fault.change(
         "jacobians.weight_gradients",
         lambda honest: (
             lambda model, x, loss: jax.tree.map(
@@ -279,7 +279,7 @@ FAULTS = {
             )
         ),
     ),
-    "no wall: the gradient of the last step alone": gl.fault(
+    "no wall: the gradient of the last step alone": gl.fault.change(
         "jacobians.weight_gradients",
         lambda honest: (
             lambda model, x, loss: jax.tree.map(
@@ -288,6 +288,56 @@ FAULTS = {
         ),
     ),
 }
+
+
+def clipping_payload(data: xr.Dataset) -> gl.lesson.Clipping:
+    """One descent for each tau: where it goes, its gradient and the step that is left of it."""
+    return {
+        "tau": gl.lesson.exact(data.tau),
+        "num_steps": data.sizes["step"],
+        "w": by_step(data.w),
+        "b": by_step(data.b),
+        "loss": by_step(data.loss),
+        "gradient_norm": by_step(data.gradient_norm),
+        "clipped_norm": by_step(data.clipped_norm),
+        "step_size": by_step(data.step_size),
+        "map": {
+            "w": [float(data.w_map[0]), float(data.w_map[-1])],
+            "b": [float(data.b_map[0]), float(data.b_map[-1])],
+            "loss": gl.lesson.decimals(data.loss_map.transpose("b_map", "w_map"), 3),
+        },
+        "meets": int(np.argmax(data.gradient_norm.isel(tau=-1).values)),
+    }
+
+
+def by_step(values: xr.DataArray) -> gl.lesson.Packed:
+    """One row for each threshold."""
+    return gl.lesson.exact(values.transpose("tau", "step"))
+
+
+LESSON = gl.lesson.Offer(
+    figures={"clipping": clipping_payload},
+    numbers={
+        "recurrent steps": gl.lesson.at("depth"),
+        "steepest gradient": gl.lesson.at("norm_on_line", how="max"),
+        "first weight": gl.lesson.at("first_w"),
+        "first bias": gl.lesson.at("first_b"),
+        "longest gradient": gl.lesson.at("gradient_norm", how="max", tau="last"),
+        "longest step": gl.lesson.at("step_size", how="max", tau="last"),
+        "descent steps": gl.lesson.at("num_steps"),
+        "loss without clipping": gl.lesson.at("loss", tau="last", step="last"),
+        "threshold": gl.lesson.at("tau", tau=0.3),
+        "loss with clipping": gl.lesson.at("loss", tau=0.3, step="last"),
+    },
+    claims={
+        "clipping keeps the direction": "has the direction of the gradient",
+        "short gradients stay": "a gradient not longer than tau",
+        "no step is longer": "no clipped step is longer",
+        "gradient in closed form": "closed form",
+        "plain step throws": "one step throws",
+        "clipping ends lower": "a tenth of the plain",
+    },
+)
 
 
 if __name__ == "__main__":

@@ -4,13 +4,17 @@ from .errors import BadInput as BadInput
 from .experiment import dataset as dataset
 from .experiment import estimate as estimate
 from .experiment import figures as figures
+from .experiment import lesson as lesson
 from .experiment import schema as schema
 from .experiment.dataset import Named as Named
 from .experiment.dataset import named as named
-from .experiment.estimate import Claim as Claim
+from .experiment.claim import Claim as Claim
 from .experiment.figures import Axes as Axes
 from .experiment.figures import Figure as Figure
-from .experiment.faults import fault as fault
+from .experiment import claim as claim
+from .experiment import fault as fault
+from .experiment import grid as grid
+from .experiment.estimate import LN10 as LN10
 from .experiment.schema import Floats as Floats
 from .experiment.schema import Ints as Ints
 from .experiment.schema import Strings as Strings
@@ -18,6 +22,7 @@ from .experiment.schema import config as config
 from .experiment.schema import key as key
 from .arithmetic import scaled as scaled
 from .measuring import certificate as certificate
+from .measuring import chain_rule as chain_rule
 from .measuring import clipping as clipping
 from .measuring import jacobians as jacobians
 from .measuring import spectra as spectra

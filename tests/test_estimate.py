@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gradlab.experiment import estimate
-from gradlab.experiment.estimate import Claim
+from gradlab.experiment.claim import Claim
 
 
 def claim(measured: float, expected: float, tolerance: float = 0.0, relation: Any = "=") -> Claim:

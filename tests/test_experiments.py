@@ -20,7 +20,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 from gradlab.experiment import dataset, figures, loading
-from gradlab.experiment.estimate import Claim
+from gradlab.experiment.claim import Claim
 from gradlab.experiment.loading import Experiment
 from gradlab.running import command_line
 from gradlab.running.settings import Settings
@@ -233,7 +233,7 @@ def claims(data):
         )
 
 
-FAULTS = {"gradient read backwards": gl.fault(
+FAULTS = {"gradient read backwards": gl.fault.change(
     "jacobians.log_gradient_norms",
     lambda honest: lambda model, x, loss: honest(model, x, loss)[::-1],
 )}

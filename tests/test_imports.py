@@ -1,8 +1,8 @@
-"""The house as law: who may import whom, and which outside library lives where."""
+"""The house as law: which wing may import which, which room which, and where a library lives."""
 
 import ast
-import graphlib
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,129 +12,207 @@ import gradlab
 PACKAGE = Path(gradlab.__file__).parent
 ROOT = PACKAGE.parent
 
-# Each room and the rooms of gradlab that it may import. `lazy` and `schema` are open to all.
-ROOMS: dict[str, set[str]] = {
-    "activations": set(),
-    "balls": set(),
-    "bits": set(),
-    "blocks": {"chain", "forward", "linearisation", "precision", "scaled"},
-    "certificate": {
-        *("balls", "chain", "graded", "jacobi", "jacobians", "linearisation", "loops", "passes"),
-        *("precision", "scaled", "spectra"),
-    },
-    "chain": {"precision"},
-    "chunks": {"dataset", "points"},
-    "clipping": {"bits", "norms"},
-    "cluster": {
-        *("chunks", "dataset", "evaluate", "experiment", "points", "report", "settings", "sweep"),
-    },
-    "dataset": set(),
-    "doubled": {"bits"},
-    "elimination": {"doubled", "scaled"},
-    "ensembles": {"activations", "chain"},
-    "estimate": set(),
-    "evaluate": {"experiment", "points"},
-    "experiment": {"dataset", "estimate"},
-    "figures": set(),
-    "forward": {"chain", "linearisation", "loops", "scaled"},
-    "graded": {"chain", "doubled", "elimination", "linearisation", "loops", "scaled"},
-    "interrupts": set(),
-    "jacobi": {"scaled"},
-    "jacobians": {
-        *("blocks", "chain", "forward", "linearisation", "loops", "precision", "scaled"),
-    },
-    "join": {"dataset", "points"},
-    "launcher": {
-        *("chunks", "cluster", "evaluate", "experiment", "points", "report", "runner"),
-        *("settings", "sweep"),
-    },
-    "lazy": set(),
-    "linearisation": {"chain"},
-    "loops": {"chain"},
-    "norms": {"bits", "doubled", "scaled"},
-    "overview": {"estimate", "figures", "points"},
-    "page": {"dataset", "estimate", "experiment"},
-    "passes": {"chain", "graded", "loops", "scaled"},
-    "points": {"experiment", "settings"},
-    "precision": set(),
-    "report": {"dataset", "estimate", "experiment", "figures", "settings"},
-    "runner": {"experiment", "interrupts", "report", "settings"},
-    "scaled": {"bits", "doubled", "precision"},
-    "schema": set(),
-    "settings": set(),
-    "spectra": {
-        *("chain", "graded", "jacobi", "linearisation", "loops", "passes", "precision", "scaled"),
-    },
-    "sweep": {
-        *("chunks", "dataset", "estimate", "evaluate", "experiment", "figures", "interrupts"),
-        *("join", "overview", "points", "report", "settings"),
-    },
-    "theory": {"activations", "theory"},
-    "training": {"chain", "clipping"},
+# Each wing, and the wings that its rooms may import. `errors` and `lazy` are open to all.
+WINGS: dict[str, set[str]] = {
+    "arithmetic": set(),
+    "models": {"arithmetic"},
+    "measuring": {"models", "arithmetic"},
+    "theory": {"models"},
+    "experiment": set(),
+    "running": {"experiment"},
+    "sweeping": {"running", "experiment"},
+    "page": {"experiment"},
 }
-OPEN_TO_ALL = {"errors", "lazy", "schema"}
+OPEN_TO_ALL = {"errors", "lazy"}
 
-# Outside libraries that have one home, or two.
+# The rooms of each wing from the ground up: a room imports only rooms that stand before it.
+ROOMS: dict[str, tuple[str, ...]] = {
+    "arithmetic": ("bits", "precision", "doubled", "scaled", "norms", "balls"),
+    "models": ("activations", "chain", "ensembles"),
+    "measuring": (
+        *("chain_rule", "loops", "linearisation", "forward", "blocks", "jacobians"),
+        *("product_svd", "spectra", "certificate", "clipping", "training"),
+    ),
+    "measuring.product_svd": ("elimination", "graded", "passes", "one_sided"),
+    "theory": (*("gauss", "meanfield", "scalar", "residual", "products", "spectra", "clipping"),),
+    "experiment": (
+        *("schema", "lesson", "dataset", "estimate", "claim", "loading", "fault", "figures"),
+        "grid",
+    ),
+    "running": ("settings", "interrupts", "single", "command_line"),
+    "sweeping": (
+        *("points", "programs", "store", "join", "overview", "sweep", "cluster", "multirun"),
+    ),
+    "page": ("numbers", "vector", "gallery", "offers", "evidence", "build", "__main__"),
+}
+
+# What a wing shows of itself to the others, where that is less than all of its rooms.
+FACES = {"models": {"theory": {"activations"}}}
+CLOSED = {"measuring.product_svd": {"measuring.spectra", "measuring.certificate"}}
+
+# Outside libraries and their homes: wings, or rooms of them. jax and numpy are at home everywhere.
 HOMES: dict[str, set[str]] = {
-    "flint": {"balls", "certificate"},
-    "hydra": {"runner", "launcher"},
+    "cycler": {"experiment.figures"},
+    "flint": {"arithmetic.balls"},
+    "hydra": {"running", "sweeping.multirun", "hydra_plugins"},
     "jinja2": {"page"},
-    "matplotlib": {"figures"},
-    "omegaconf": {"runner", "launcher"},
-    "optax": {"clipping", "training"},
-    "submitit": {"cluster"},
+    "lazy_loader": {"gradlab", *WINGS},
+    "markupsafe": {"page"},
+    "matplotlib": {"experiment.figures"},
+    "omegaconf": {"running", "sweeping.multirun", "hydra_plugins"},
+    "optax": {"measuring.clipping", "measuring.training"},
+    "rich": {"running", "sweeping"},
+    "scipy": {"theory"},
+    "submitit": {"sweeping.cluster"},
+    "xarray": {"lazy", "experiment", "running", "sweeping", "page"},
+    "yaml": {"running"},
 }
-MEASURING = {
-    *("bits", "blocks", "certificate", "chain", "doubled", "elimination", "ensembles", "forward"),
-    *("graded", "jacobi", "jacobians", "linearisation", "loops", "norms", "passes", "precision"),
-    *("scaled", "spectra", "training"),
-}
+EVERYWHERE = {"jax", "numpy", "gradlab", "typing_extensions"}
 
 
-def room(path: Path) -> str:
-    parts = path.relative_to(PACKAGE).with_suffix("").parts
-    return parts[0]
+def place(path: Path) -> str:
+    """Where a file stands: `wing.room`, a wing for its face, `gradlab` for the package's own."""
+    if PACKAGE not in path.parents:
+        return path.relative_to(ROOT).parts[0]
+    parts = [*path.relative_to(PACKAGE).with_suffix("").parts]
+    return ".".join(part for part in parts if part != "__init__") or "gradlab"
 
 
 def imports(path: Path) -> Iterator[str]:
-    """Every module that a file imports, at the top, in a function or for types only."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    """Every module or name that a file imports."""
+    return imported(path.read_text(), path.relative_to(ROOT).parts[:-1])
+
+
+def imported(code: str, package: tuple[str, ...]) -> Iterator[str]:
+    """Every module or name that code imports: at the top, in a function, or for types only.
+
+    `from a import b` gives `a.b`, since b may be a room; a relative import is made absolute.
+    """
+    for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            if node.module in ("gradlab", "gradlab.theory"):
-                yield from (f"{node.module}.{alias.name}" for alias in node.names)
-            else:
-                yield node.module
+        elif isinstance(node, ast.ImportFrom):
+            up = package[: len(package) - node.level + 1] if node.level else ()
+            start = ".".join([*up, *filter(None, [node.module])])
+            yield from (f"{start}.{alias.name}" for alias in node.names)
+
+
+def rooms_imported(path: Path) -> set[str]:
+    """The `wing.room`s that a file imports."""
+    return rooms(imports(path))
+
+
+def rooms(names: Iterable[str]) -> set[str]:
+    """The `wing.room`s among imported names; one that goes by a public name is resolved."""
+    found = set()
+    for name in names:
+        if name.startswith("gradlab."):
+            real = PUBLIC.get(name.removeprefix("gradlab."), name.removeprefix("gradlab."))
+            known = [room for room in STANDING if real == room or real.startswith(room + ".")]
+            found.add(max(known, key=len, default=real))
+    return found
 
 
 def files() -> list[Path]:
-    return [path for path in sorted(PACKAGE.rglob("*.py")) if path.name != "__init__.py"]
+    return sorted([*PACKAGE.rglob("*.py"), *(ROOT / "hydra_plugins").rglob("*.py")])
 
 
-@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_a_room_imports_only_rooms_below_it(path: Path) -> None:
-    used = {name.split(".")[1] for name in imports(path) if name.startswith("gradlab.")}
-    assert used - OPEN_TO_ALL <= ROOMS[room(path)] | {room(path)}
+def public_names() -> dict[str, str]:
+    """`chain` -> `models.chain`: what `gradlab.chain` is, by the list in `__init__.pyi`."""
+    names = {}
+    for node in ast.parse((PACKAGE / "__init__.pyi").read_text()).body:
+        if isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                names[alias.name] = ".".join(filter(None, [node.module, alias.name]))
+    return names
 
 
-@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_an_outside_library_is_used_only_in_its_home(path: Path) -> None:
-    outside = {name.split(".")[0] for name in imports(path)}
-    astray = {library for library in outside & set(HOMES) if room(path) not in HOMES[library]}
-    assert not astray
+STANDING = {place(path) for path in files() if PACKAGE in path.parents}
+PUBLIC = public_names()
 
 
-def test_rooms_do_not_import_each_other_in_a_circle() -> None:
-    below = {room: rooms - {room} for room, rooms in ROOMS.items()}
-    graphlib.TopologicalSorter(below).prepare()  # raises CycleError, with the circle
+def wing(room: str) -> str:
+    return room.partition(".")[0]
 
 
-def test_theory_and_measurement_never_import_each_other() -> None:
-    assert not ROOMS["theory"] & MEASURING
-    assert not [name for name in MEASURING if "theory" in ROOMS[name]]
+def named(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def test_every_room_has_its_place_in_the_law() -> None:
+    listed = {f"{wing}.{room}" for wing, rooms in ROOMS.items() for room in rooms}
+
+    assert STANDING - listed - set(WINGS) == {"gradlab", *OPEN_TO_ALL}
+    assert listed - STANDING == set()
+
+
+@pytest.mark.parametrize("path", files(), ids=named)
+def test_a_wing_imports_only_wings_below_it(path: Path) -> None:
+    own = wing(place(path))
+    allowed = WINGS.get(own, {"sweeping"} if own == "hydra_plugins" else set())
+    others = {room for room in rooms_imported(path) if wing(room) not in {own, *OPEN_TO_ALL}}
+
+    # `gradlab` itself is the public face: `fault` reaches what it breaks through it, by name.
+    assert {room for room in others if wing(room) not in allowed | {"gradlab"}} == set()
+    for other, faces in FACES.items():
+        if own in faces:
+            seen = {room.partition(".")[2] for room in others if wing(room) == other}
+            assert seen <= faces[own]
+
+
+@pytest.mark.parametrize("path", files(), ids=named)
+def test_a_room_imports_only_rooms_that_stand_before_it(path: Path) -> None:
+    own = place(path)
+    house = own.rpartition(".")[0]
+    if house not in ROOMS:  # a wing's face, or a room of no wing
+        return
+    order = ROOMS[house]
+    below = {f"{house}.{room}" for room in order[: order.index(own.rpartition(".")[2])]}
+    beside = {room for room in rooms_imported(path) if room.rpartition(".")[0] == house}
+
+    assert beside <= below
+
+
+@pytest.mark.parametrize("path", files(), ids=named)
+def test_a_closed_room_is_entered_only_by_its_callers(path: Path) -> None:
+    for closed, callers in CLOSED.items():
+        entered = {room for room in rooms_imported(path) if room.startswith(closed)}
+        assert not entered or place(path).startswith(closed) or place(path) in callers
+
+
+@pytest.mark.parametrize("path", files(), ids=named)
+def test_an_outside_library_is_used_only_at_home(path: Path) -> None:
+    outside = {name.partition(".")[0] for name in imports(path)} - set(sys.stdlib_module_names)
+    own = place(path)
+    astray = {
+        library
+        for library in outside - EVERYWHERE
+        if not {own, wing(own)} & HOMES.get(library, set())
+    }
+
+    assert astray == set()
+
+
+def test_theory_and_measurement_never_meet() -> None:
+    assert "measuring" not in WINGS["theory"]
+    assert "theory" not in WINGS["measuring"] | WINGS["models"] | WINGS["arithmetic"]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.py")), ids=lambda p: p.stem)
-def test_an_experiment_imports_neither_hydra_nor_matplotlib(path: Path) -> None:
-    assert not {name.split(".")[0] for name in imports(path)} & {"hydra", "omegaconf", "matplotlib"}
+def test_an_experiment_imports_the_library_by_its_front_door(path: Path) -> None:
+    names = set(imports(path))
+
+    assert {name.partition(".")[0] for name in names} <= {
+        *sys.stdlib_module_names,
+        *("gradlab", "jax", "numpy", "optax", "xarray"),
+    }
+    assert {name for name in names if name.startswith("gradlab.")} <= {
+        f"gradlab.lazy.{name}" for name in ("jax", "jnp", "np", "xr")
+    }
+
+
+def test_a_relative_import_and_one_by_a_public_name_are_seen() -> None:
+    code = "from ..measuring import jacobians\nfrom gradlab import chain\nfrom . import scalar\n"
+    seen = rooms(imported(code, ("gradlab", "theory")))
+
+    assert seen == {"measuring.jacobians", "models.chain", "theory.scalar"}

@@ -1,19 +1,21 @@
 """The pages as text: nothing left out, everything escaped, every number traced."""
 
+import dataclasses
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import xarray as xr
 
-from gradlab.experiment import dataset
-from gradlab.page import __main__, build, gallery, interactive, lesson, numbers, vector
+from gradlab.experiment import dataset, lesson, schema
+from gradlab.page import __main__, build, gallery, numbers, offers, vector
+from gradlab.page.evidence import Evidence
+from gradlab.page.offers import Offered, Offers, Place
 
 SVG = '<svg viewBox="0 0 504 180" xmlns="http://www.w3.org/2000/svg"><path d="M 0 0"/></svg>'
 EVIL = "</script><script>window.hacked = 1</script><img src=x onerror='hacked=1'>"
@@ -183,11 +185,10 @@ def test_text_from_experiments_and_runs_is_escaped(tmp_path: Path) -> None:
 
 
 def test_text_in_the_data_of_a_figure_cannot_end_its_script() -> None:
-    data = chain_data()
-    data["format"] = ("format", [EVIL, "float64"])
-    run = gallery.Run("", "scalar_chain", data=data)
-    page = build.index([gallery.Card("scalar_chain", "", "", "", run, ())])
+    payload = format_ends(formats=[EVIL, "float64"])
+    page = build.index([offering("e", figures={"chain": chain, "format ends": lambda _: payload})])
     assert "<script>window.hacked" not in page
+    assert "\\u003cscript\\u003ewindow.hacked" in page
 
 
 def test_many_large_figures_leave_the_page_below_four_megabytes() -> None:
@@ -215,7 +216,7 @@ def test_both_pages_are_written_even_where_there_is_nothing(
     monkeypatch.chdir(tmp_path)
     assert __main__.main([]) == 0
     assert "There is no experiment here" in words((tmp_path / "results/index.html").read_text())
-    assert "not computed yet" in words((tmp_path / "results/lesson.html").read_text())
+    assert "no experiment here offers" in words((tmp_path / "results/lesson.html").read_text())
     assert capsys.readouterr().out.count("MB") == 2
 
 
@@ -290,106 +291,228 @@ def test_a_figure_as_an_address_fits_an_attribute() -> None:
     assert address.endswith("<svg title='it%27s %231 %26 5 %25'/>")
 
 
-# ---- what interactive figures are given
+# ---- what is offered
 
 
-def chain_data() -> xr.Dataset:
-    w, layer = np.array([0.5, 1.0, 2.0]), np.arange(1, 2001)
-    log10 = np.log10(w)[:, None] * layer
-    never = np.full((2, 3), np.inf)
-    zero, infinite = never.copy(), never.copy()
-    zero[:, 0], infinite[:, 2] = (25, 1075), (16, 1024)
-    axes = ("format", "w_fine")
-    return xr.Dataset(
-        {
-            "log10_fine": (("w_fine", "layer"), log10),
-            "first_zero_fine": (axes, zero),
-            "first_infinite_fine": (axes, infinite),
-            "first_wrong_fine": (axes, never),
-        },
-        {"w_fine": w, "layer": layer, "format": ["float16", "float64"]},
+W, LAYER = np.array([0.5, 1.0, 2.0]), np.arange(1, 2001)
+
+
+def chain(_: xr.Dataset) -> lesson.Chain:
+    log10 = np.log10(W)[:, None] * LAYER
+    return {
+        "w": lesson.exact(W),
+        "layer": LAYER.tolist(),
+        "log10": lesson.exact(log10),
+        "views": [100, 2000],
+    }
+
+
+def format_ends(w: np.ndarray = W, formats: list[str] | None = None) -> lesson.FormatEnds:
+    depths = np.stack([10.0 * w, 20.0 * w])
+    return {
+        "formats": formats or ["float16", "float64"],
+        "w": lesson.exact(w),
+        "first_zero": lesson.exact(depths),
+        "first_infinite": lesson.exact(depths + 1),
+        "first_wrong": lesson.exact(np.full_like(depths, math.inf)),
+        "edges": [{"format": "float64", "floor": -324.0, "ceiling": None}],
+    }
+
+
+def offering(name: str, data: xr.Dataset | None = None, **parts: object) -> gallery.Card:
+    """The card of an experiment that has been run and offers these parts."""
+    run = gallery.Run("", name, data=xr.Dataset() if data is None else data)
+    return gallery.Card(
+        name, "?", "", f"python experiments/{name}.py", run, (), lesson.Offer(**parts)
     )
 
 
+def drawn(*cards: gallery.Card) -> dict[str, offers.Drawn]:
+    return offers.figures(build.offered(cards))
+
+
 def test_arrays_travel_bit_for_bit() -> None:
-    data = chain_data()
-    payload = json.loads(json.dumps(interactive.chain(data)))
-    np.testing.assert_array_equal(interactive.unpacked(payload["log10"]), data.log10_fine)
-    np.testing.assert_array_equal(interactive.unpacked(payload["zero"]), data.first_zero_fine)
+    values = np.array([[0.1, -1e-300], [math.inf, math.nan]])
+    packed = json.loads(json.dumps(lesson.exact(values)))
+    np.testing.assert_array_equal(lesson.unpacked(packed), values)
 
 
 def test_arrays_to_so_many_decimals_are_rounded_once() -> None:
-    packed = interactive.decimals([0.1234, -0.1236, math.inf, -math.inf, math.nan], 3)
-    edge = 2**31 - 1
-    assert interactive.unpacked(packed).tolist() == [123, -124, edge, -edge, -edge - 1]
+    packed = lesson.decimals([0.1234, -0.1236, math.inf, -math.inf, math.nan], 3)
+    found = lesson.unpacked(json.loads(json.dumps(packed)))
+    np.testing.assert_array_equal(found, [0.123, -0.124, math.inf, -math.inf, math.nan])
 
 
-def test_the_depths_that_can_be_shown_end_with_the_deepest() -> None:
-    assert interactive.chain(chain_data())["views"] == [100, 1000, 2000]
+def test_what_nobody_offers_is_said_and_not_drawn() -> None:
+    found = drawn()
+    assert {figure.payload for figure in found.values()} == {None}
+    assert found["chain"].problem == "no experiment here offers the figure 'chain'"
+    assert not found["chain"].command
 
 
-def test_a_format_ends_where_it_was_seen_to() -> None:
-    half, double = interactive.edges(chain_data())
-    # The line is straight, so that interpolation between recorded depths is exact to rounding.
-    assert half["floor"] == pytest.approx(25 * math.log10(0.5), rel=1e-12)
-    assert double["ceiling"] == pytest.approx(1024 * math.log10(2), rel=1e-12)
+def test_an_experiment_without_dataset_is_told_with_its_command() -> None:
+    card = offering("e", figures={"chain": chain})
+    card = dataclasses.replace(card, run=gallery.Run("", "e"))
+    (figure,) = [figure for figure in drawn(card).values() if figure.experiment]
+    assert (figure.problem, figure.command) == ("e has no dataset yet", "python experiments/e.py")
 
 
-def test_a_dataset_without_the_arrays_is_told_and_not_drawn() -> None:
-    found = interactive.figures({"scalar_chain": xr.Dataset(), "wall": None})
-    assert "lacks what this figure needs" in found["chain"].problem
-    assert found["clipping"].problem == "wall has no dataset yet"
+def test_formats_end_on_the_weights_of_the_chain() -> None:
+    """Weights in another order, one that the chain lacks, and one of the chain's missing."""
+    ends = format_ends(np.array([2.0 * (1 + 1e-12), 0.7, 0.5]))
+    card = offering("a", figures={"format ends": lambda _: ends})
+    found = drawn(card, offering("b", figures={"chain": chain}))["chain"]
+    assert found.payload
+    zero = lesson.unpacked(found.payload["zero"])
+    np.testing.assert_allclose(zero, [[5, math.nan, 20], [10, math.nan, 40]], rtol=1e-9)
+    assert found.payload["edges"] == ends["edges"]
+
+
+def test_a_chain_is_drawn_without_the_ends_of_formats() -> None:
+    card = offering("b", figures={"chain": chain})
+    assert drawn(card)["chain"].payload
+    assert "no experiment here offers the figure 'format ends'" in words(build.lesson_page([card]))
+
+
+def lacking(_: xr.Dataset) -> lesson.Payload:
+    return {"w": lesson.exact(W)}
+
+
+def unfit(data: xr.Dataset) -> lesson.Payload:
+    return {**chain(data), "views": [np.int32(100)]}
+
+
+def broken(data: xr.Dataset) -> lesson.Payload:
+    return {"w": lesson.exact(data.never_saved)}
+
+
+def not_a_number(data: xr.Dataset) -> lesson.Payload:
+    return {**chain(data), "views": [math.nan]}
+
+
+@pytest.mark.parametrize(
+    ("payload", "why"),
+    [
+        (lacking, "layer, log10, views"),
+        (broken, "never_saved"),
+        (unfit, "int32"),
+        (not_a_number, "JSON"),
+    ],
+)
+def test_a_payload_that_cannot_be_drawn_is_told(
+    payload: Callable[[xr.Dataset], lesson.Payload], why: str
+) -> None:
+    card = offering("e", figures={"chain": payload})
+    figure = drawn(card)["chain"]
+    assert figure.payload is None
+    assert "the dataset of e lacks what the figure 'chain' needs" in figure.problem
+    assert why in figure.problem
+    assert "There is nothing to show here yet" in words(build.index([card]))
+
+
+def test_a_place_that_is_not_there_is_told_in_one_sentence() -> None:
+    card = offering("e", figures={"chian": chain}, numbers={"left belwo one": lesson.at("a")})
+    figure, number = build.offered([card]).notes
+    assert figure.startswith(
+        "LESSON of 'e': the figure 'chian' is not known; did you mean 'chain'?"
+    )
+    assert "did you mean 'left below one'?" in number
+    assert "left belwo one" in words(build.lesson_page([card]))
+
+
+def test_a_place_that_two_offer_goes_to_the_first_that_has_a_dataset() -> None:
+    two = [offering(name, figures={"chain": chain}, claims={"limit at one": "1"}) for name in "ba"]
+    waiting = dataclasses.replace(offering("A", figures={"chain": chain}), run=gallery.Run("", "A"))
+    found = build.offered([*two, waiting])
+    assert found.places[Place("figure", "chain")].experiment == "a"
+    assert sorted(found.notes) == [
+        "'a' and 'b' and 'A' offer the figure 'chain'; shown is what 'a' offers",
+        "'a' and 'b' offer the claim 'limit at one'; shown is what 'a' offers",
+    ]
 
 
 # ---- the lesson
 
 
-def evidence() -> lesson.Evidence:
-    data = xr.Dataset(
-        {"a": (("x", "name"), [[1.0, 2.0], [3.0, 4.0]])},
-        {"x": [0.5, 1.5], "name": ["p", "q"]},
-        {"depth": 7},
+DATA = xr.Dataset(
+    {
+        "a": (("x", "name"), [[1.0, 2.0], [3.0, 4.0]]),
+        "log10_a": (("x",), [2.0, -458.0]),
+        "log_a": math.log(100),
+    },
+    {"x": [0.5, 1.5], "name": ["p", "q"]},
+    {"depth": 7},
+)
+
+
+def evidence(**numbers: lesson.At) -> Evidence:
+    """What may be said of an experiment that has run, and of one that has not."""
+    run = gallery.Run("", "e", data=DATA, claims=(claim("it holds"), claim("it fails", "fails")))
+    command = "python experiments/e.py"
+    said = {"held": "it holds", "failing": "it", "unsaid": "never said"}
+    there = {Place("number", name): Offered(at, "e", command, run) for name, at in numbers.items()}
+    there |= {Place("claim", name): Offered(text, "e", command, run) for name, text in said.items()}
+    waiting = Offered(lesson.at("a"), "e", command, gallery.Run("", "e"))
+    return Evidence(
+        Offers(there | {Place(kind, "waiting"): waiting for kind in ("number", "claim")}, ())
     )
-    claims = (claim("it holds"), claim("it fails", "fails"))
-    return lesson.Evidence({"e": gallery.Run("", "e", data=data, claims=claims)})
 
 
 @pytest.mark.parametrize(
-    ("where", "shown"),
+    ("at", "shown"),
     [
-        ({"x": 1.5, "name": "q"}, ">4<"),
-        ({"x": "last", "name": "p"}, ">3<"),
-        ({"how": "max"}, ">4<"),
-        ({"name": "p", "how": "mean"}, ">2<"),
+        (lesson.at("a", x=1.5, name="q"), ">4<"),
+        (lesson.at("a", x="last", name="p"), ">3<"),
+        (lesson.at("a", how="max"), ">4<"),
+        (lesson.at("a", how="mean", name="p"), ">2<"),
+        (lesson.at("log10_a", scale="log10", x=0.5), ">100<"),
+        (lesson.at("log10_a", scale="log10", x=1.5), ">1.000 × 10<sup>−458</sup><"),
+        (lesson.at("log_a", scale="ln"), ">100<"),
+        (lesson.at("depth"), ">7<"),
+        (lesson.at("x", how="count"), ">2<"),
     ],
 )
-def test_a_number_of_the_lesson_is_read_by_its_place(where: dict[str, Any], shown: str) -> None:
-    found = evidence()
-    assert shown in found.number("e", "a", **where)
-    assert [use.variable for use in found.uses] == ["a"]
+def test_a_number_of_the_lesson_is_read_where_it_stands(at: lesson.At, shown: str) -> None:
+    found = evidence(here=at)
+    assert shown in found.number("here")
+    assert [use.variable for use in found.uses] == [at.variable]
 
 
 @pytest.mark.parametrize(
-    ("experiment", "variable", "where"),
-    [("e", "a", {"x": 0.7, "name": "q"}), ("e", "b", {}), ("other", "a", {}), ("e", "a", {})],
+    "at",
+    [lesson.at("a", x=0.7, name="q"), lesson.at("b"), lesson.at("a"), lesson.at("a", along="y")],
 )
-def test_a_number_that_is_not_there_is_not_made_up(
-    experiment: str, variable: str, where: dict[str, Any]
-) -> None:
-    found = evidence()
-    assert "not computed yet" in found.number(experiment, variable, **where)
+def test_a_number_that_is_not_there_is_not_made_up(at: lesson.At) -> None:
+    found = evidence(here=at)
+    assert found.number("here") == (
+        '<span class="verdict inline unknown">'
+        "(the dataset of e lacks the number &#39;here&#39;)</span>"
+    )
+    assert "no experiment here offers the number" in found.number("there")
+    assert "not computed yet: python experiments/e.py" in found.number("waiting")
     assert not found.uses
 
 
-def test_an_attribute_of_a_dataset_is_a_number_too() -> None:
-    assert ">7<" in evidence().number("e", "depth", "count")
+def test_a_row_has_a_number_for_each_text_of_its_axis() -> None:
+    found = evidence(row=lesson.at("a", along="name", x=0.5))
+    assert found.labels("row") == ["p", "q"]
+    assert [">1<" in found.number("row", along="p"), ">2<" in found.number("row", along="q")]
+    assert [use.where for use in found.uses] == ["x = 0.5, name = p", "x = 0.5, name = q"]
+    assert found.labels("nowhere") == []
+
+
+@pytest.mark.parametrize("wrong", [{"how": "sum"}, {"scale": "log2"}])
+def test_a_number_that_cannot_be_made_is_refused_at_once(wrong: dict[str, str]) -> None:
+    with pytest.raises(schema.BadInput, match="is not known"):
+        lesson.at("a", **wrong)
 
 
 def test_a_failing_claim_is_told_where_the_sentence_stands() -> None:
-    assert "✓" in evidence().claim("e", "it holds")
-    told = evidence().claim("e", "it")
-    assert "This failed here: “it fails”: measured 1, expected 1." in told
-    assert "not computed yet" in evidence().claim("e", "never said")
+    assert "✓" in evidence().claim("held")
+    assert "This failed here: “it fails”: measured 1, expected 1." in evidence().claim("failing")
+    assert "no claim of e says &#39;never said&#39;" in evidence().claim("unsaid")
+    assert "no experiment here offers the claim" in evidence().claim("elsewhere")
+    assert "not computed yet: python experiments/e.py" in evidence().claim("waiting")
 
 
 def test_the_lesson_types_no_number_that_an_experiment_could_give() -> None:
@@ -405,13 +528,3 @@ def test_the_lesson_types_no_number_that_an_experiment_could_give() -> None:
     for pattern in formulas:
         text = re.sub(pattern, "", text, flags=re.DOTALL)
     assert re.findall(r"\d+", text) == []
-
-
-def calls(template: str, name: str) -> Iterator[str]:
-    yield from re.findall(rf'{name}\("(\w+)"', template)
-
-
-def test_the_lesson_speaks_only_of_experiments_that_exist(project: Path) -> None:
-    text = (build.HERE / "templates" / "lesson.html").read_text()
-    there = {path.stem for path in (project / "experiments").glob("*.py")}
-    assert {*calls(text, "number"), *calls(text, "claim")} <= there

@@ -7,5 +7,6 @@ knows no experiment by name, no command line and no sweep.
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
-    __name__, ["dataset", "estimate", "figures", "faults", "loading", "schema"]
+    __name__,
+    ["claim", "dataset", "estimate", "fault", "figures", "grid", "lesson", "loading", "schema"],
 )

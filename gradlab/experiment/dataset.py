@@ -47,19 +47,22 @@ class Named:
 
 
 def named(values: Any, *dims: str, long_name: str = "", units: str = "1") -> Named:
-    """The array with a name for each axis; a list of texts names the places along one axis.
+    """The array with a name for each axis: `named(x, "w layer")`, or `named(x, "w", "layer")`.
+
+    A list of texts names the places along one axis.
 
     Raises:
-        ValueError: the number of names is not the number of axes.
+        BadInput: the number of names is not the number of axes.
     """
-    if np.ndim(values) != len(dims):
-        raise ValueError(
-            f"array of shape {np.shape(values)} was given the axis names {dims}; "
+    axes = tuple(" ".join(dims).split())
+    if np.ndim(values) != len(axes):
+        raise BadInput(
+            f"array of shape {np.shape(values)} was given the axis names {axes}; "
             "allowed: one name for each axis"
         )
     if np.ndim(values) == 1 and all(isinstance(value, str) for value in values):
         values = Labels(tuple(values))
-    return Named(values, dims, long_name, units)
+    return Named(values, axes, long_name, units)
 
 
 def assemble(arrays: Mapping[str, Named], given: Mapping[str, Any]) -> xr.Dataset:
@@ -68,6 +71,8 @@ def assemble(arrays: Mapping[str, Named], given: Mapping[str, Any]) -> xr.Datase
     A list in `given` that an axis is named after is that axis's coordinate, an axis without one is
     counted from 0, and every other value becomes an attribute.
     """
+    for name, array in arrays.items():
+        _check(name, array, given)
     variables = {name: as_variable(array) for name, array in arrays.items()}
     sizes = {
         str(dim): size
@@ -81,6 +86,37 @@ def assemble(arrays: Mapping[str, Named], given: Mapping[str, Any]) -> xr.Datase
     }
     attrs = {name: _attribute(value) for name, value in given.items() if name not in coords}
     return xr.Dataset(variables, coords, attrs)
+
+
+def _check(name: str, array: Any, given: Mapping[str, Any]) -> None:
+    """Raise unless the file can hold the array as it is, and its axes mean what their names say."""
+    if not isinstance(array, Named):
+        raise BadInput(
+            f"compute returns '{name}' as {type(array).__name__}; "
+            'allowed: gl.named(values, "axis axis"), which names the axes'
+        )
+    if isinstance(array.values, Labels):
+        return
+    values = np.asarray(array.values)
+    if np.iscomplexobj(values):
+        raise BadInput(
+            f"array '{name}' is complex, which the file cannot hold; "
+            "allowed: its real and imaginary parts, or its magnitude and phase, as two arrays"
+        )
+    whole = np.iinfo(np.int32)
+    counts = values.dtype.kind in "iu" and values.size
+    if counts and (values.min() < whole.min or values.max() > whole.max):
+        raise BadInput(
+            f"array '{name}' has whole numbers beyond {whole.max}, which the file cannot hold; "
+            "allowed: smaller ones, or floats"
+        )
+    for dim, size in zip(array.dims, values.shape, strict=True):
+        key = given.get(dim, [None] * size)
+        if not isinstance(key, list) or len(key) != size:
+            raise BadInput(
+                f"array '{name}' has {size} places along '{dim}', which is a key with the value "
+                f"{key}; allowed: an axis of another name, or of a key that lists as many"
+            )
 
 
 def as_variable(array: Named) -> xr.Variable:

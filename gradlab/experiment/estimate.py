@@ -1,66 +1,14 @@
-"""From many draws to one number with its error, and from a number to a verdict."""
+"""From many draws, or many points of a line, to one number with its standard error."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-
-@dataclass(frozen=True)
-class Claim:
-    """A sentence held against a number: `measured` `relation` `expected`, within the tolerance.
-
-    Attributes:
-        sentence: the statement, as a reader would say it.
-        measured: the number that the dataset gives.
-        expected: the number that the source or the theory gives.
-        tolerance: cause to amount, in the unit of `measured`; the amounts add up.
-        source: where the statement is made (author, year, equation).
-        relation: "=" for agreement, "<=" and ">=" for a bound on one side.
-    """
-
-    sentence: str
-    measured: float
-    expected: float
-    tolerance: Mapping[str, float]
-    source: str
-    relation: Literal["=", "<=", ">="] = "="
-
-    def __post_init__(self) -> None:
-        """Plain floats, whatever array type they came in."""
-        object.__setattr__(self, "measured", float(self.measured))
-        object.__setattr__(self, "expected", float(self.expected))
-        tolerance = {cause: float(amount) for cause, amount in self.tolerance.items()}
-        object.__setattr__(self, "tolerance", tolerance)
-        if any(not amount >= 0 for amount in tolerance.values()):
-            raise ValueError(f"tolerance of '{self.sentence}' is {tolerance}; allowed: at least 0")
-
-    @property
-    def holds(self) -> bool:
-        """The verdict; infinities must agree exactly, and nan never agrees with anything."""
-        if self.measured == self.expected:
-            return True
-        allowed = sum(self.tolerance.values())
-        off = self.measured - self.expected
-        if not math.isfinite(off):
-            return {"<=": off == -math.inf, ">=": off == math.inf, "=": False}[self.relation]
-        return {"<=": off <= allowed, ">=": -off <= allowed, "=": abs(off) <= allowed}[
-            self.relation
-        ]
-
-    def record(self) -> dict[str, Any]:
-        """The claim and its verdict as JSON holds them; inf and nan as text, which JSON lacks."""
-        plain = dataclasses.asdict(self) | {"verdict": "holds" if self.holds else "fails"}
-        return {
-            name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in plain.items()
-        }
+LN10 = math.log(10)
 
 
 class Interval(NamedTuple):
@@ -93,3 +41,22 @@ def slope(x: ArrayLike, y: ArrayLike) -> Interval:
         residuals = rows - value[..., None] * places
         variance = np.sum(residuals**2, -1) / freedom if freedom else np.full(value.shape, np.nan)
     return Interval(value, np.sqrt(variance / squares))
+
+
+def crossing(x: ArrayLike, y: ArrayLike, level: float = 0.0) -> float:
+    """The first x at which y passes `level`, by straight lines between points; nan where none."""
+    places, above = np.asarray(x, dtype=float), np.asarray(y, dtype=float) - level
+    passes = np.flatnonzero(np.sign(above[:-1]) * np.sign(above[1:]) <= 0)
+    if not passes.size:
+        return math.nan
+    i = int(passes[0])
+    if above[i] == above[i + 1]:
+        return float(places[i])
+    share = above[i] / (above[i] - above[i + 1])
+    return float(places[i] + share * (places[i + 1] - places[i]))
+
+
+def first(x: ArrayLike, happens: ArrayLike) -> float:
+    """The first x at which something happens; infinite where it never does."""
+    places, seen = np.asarray(x), np.asarray(happens, dtype=bool)
+    return float(places[np.argmax(seen)]) if seen.any() else math.inf

@@ -1,7 +1,9 @@
 """Panels, marks and the house style; the only room that imports matplotlib.
 
-Measurements are points, predictions are lines; series differ in shade and in mark or dash, so
-that they can be told apart in grey and by colour-blind readers.
+Measurements are points (`measured`, `band`), predictions are lines (`predicted`), limits are dashed
+(`bound`) and what only guides the eye is grey (`rule`); series differ in shade and in mark, so that
+they can be told apart in grey and by colour-blind readers. A point that is infinite, or no number,
+is drawn at the rim of its panel: nothing that was measured is left out without a mark.
 """
 
 from __future__ import annotations
@@ -16,22 +18,34 @@ import numpy as np
 from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from gradlab.errors import BadInput
 
 __all__ = [
     "COLOURS",
     "COLUMN",
     "DASHES",
+    "GUIDE",
+    "LIMIT",
     "MARKS",
     "PAGE",
     "STYLE",
     "THEORY",
     "Axes",
     "Figure",
+    "band",
+    "bound",
     "draw",
+    "key",
+    "measured",
     "panels",
+    "predicted",
+    "rule",
     "series",
     "shades",
     "title",
+    "words",
 ]
 
 # Inches; one and two columns of a journal page.
@@ -42,6 +56,11 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0
 MARKS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 THEORY: dict[str, Any] = {"color": "0.15", "linewidth": 0.9, "zorder": 1.5}
+LIMIT: dict[str, Any] = THEORY | {"linestyle": (0, (4, 2))}
+GUIDE: dict[str, Any] = {"color": "0.75", "linewidth": 0.6, "zorder": 0}
+
+# Marks of a series that has more places than are readable: some twenty of them.
+NUM_MARKS = 20
 
 STYLE: Any = {
     "axes.axisbelow": True,
@@ -72,11 +91,14 @@ STYLE: Any = {
 }
 
 # Without these every file would carry the time of its making and differ from run to run.
-_METADATA = {
+_METADATA: dict[str, dict[str, str | None]] = {
     "png": {"Software": None},
     "pdf": {"CreationDate": None, "Producer": None, "Creator": None},
     "svg": {"Date": None, "Creator": None},
 }
+
+# Where each format keeps a caption.
+_CAPTION = {"png": "Description", "pdf": "Subject", "svg": "Description"}
 
 
 def panels(
@@ -110,14 +132,117 @@ def shades(count: int) -> Iterator[dict[str, Any]]:
         yield {"color": tuple(map(float, colour)), "marker": mark, "linestyle": "none"}
 
 
-def draw(figure: Callable[[Any], Figure], data: Any) -> dict[str, bytes]:
-    """The figure of the data in the house style, by file ending: png, pdf and svg."""
+# ---- marks
+
+
+def predicted(axes: Axes, x: Any, y: Any, label: str | None = None, **style: Any) -> None:
+    """A law: a dark line."""
+    axes.plot(x, y, **THEORY | style, label=label)
+
+
+def bound(axes: Axes, x: Any, y: Any, label: str | None = None, **style: Any) -> None:
+    """A limit that nothing should cross: a dark dashed line."""
+    axes.plot(x, y, **LIMIT | style, label=label)
+
+
+def rule(axes: Axes, *, x: float | None = None, y: float | None = None, **style: Any) -> None:
+    """A grey line that guides the eye, across the panel at `y` or up it at `x`."""
+    if y is not None:
+        axes.axhline(y, **GUIDE | style)
+    if x is not None:
+        axes.axvline(x, **GUIDE | style)
+
+
+def measured(
+    axes: Axes, x: Any, y: Any, look: dict[str, Any], label: str | None = None, **style: Any
+) -> None:
+    """Measurements: marks without a line, some twenty of them.
+
+    What is infinite stands as an arrowhead at the upper or lower rim, and what is no number as a
+    cross at the lower one.
+    """
+    x, y = np.asarray(x), np.asarray(y, dtype=float)
+    every = max(1, -(-y.size // NUM_MARKS))
+    look = look | {"linestyle": "none", "markevery": every} | style
+    axes.plot(x, np.where(np.isfinite(y), y, np.nan), **look, label=label)
+    rims = (np.isposinf(y), 0.985, "^"), (np.isneginf(y), 0.015, "v"), (np.isnan(y), 0.015, "x")
+    for picked, height, mark in rims:
+        if picked.any():
+            at_rim = look | {"marker": mark, "markevery": None, "clip_on": False}
+            across = axes.get_xaxis_transform()
+            axes.plot(x[picked], np.full(picked.sum(), height), **at_rim, transform=across)
+
+
+def band(
+    axes: Axes,
+    x: Any,
+    draws: Any,
+    look: dict[str, Any],
+    label: str | None = None,
+    *,
+    over: str = "draw",
+    share: float = 1.0,
+) -> None:
+    """The median over draws as marks, in a band that holds `share` of the draws (1: all of them).
+
+    `draws` is a labelled array with the axis `over` and one more, x's.
+    """
+    low, middle, high = draws.quantile([(1 - share) / 2, 0.5, (1 + share) / 2], dim=over).values
+    axes.fill_between(x, low, high, color=look["color"], alpha=0.22, linewidth=0)
+    measured(axes, x, middle, look, label)
+
+
+def key(axes: Axes, looks: dict[str, dict[str, Any]], **options: Any) -> None:
+    """A legend that is made of looks alone, by name, besides any that the panel has."""
+    before = axes.get_legend()
+    handles = [Line2D([], [], **look) for look in looks.values()]
+    axes.legend(handles, list(looks), **options)
+    if before is not None:
+        axes.add_artist(before)
+
+
+def words(axes: Axes, x: float, y: float, text: str, **style: Any) -> None:
+    """Words at a place of a panel, in fractions of it: (0, 0) is its lower left corner."""
+    look: dict[str, Any] = {"fontsize": 6.5, "color": "0.25"} | style
+    axes.text(x, y, text, transform=axes.transAxes, **look)
+
+
+# ---- files
+
+
+def draw(figure: Callable[[Any], Figure], data: Any, caption: str = "") -> dict[str, bytes]:
+    """The figure of the data in the house style, by file ending: png, pdf and svg.
+
+    The caption goes into each file's metadata.
+
+    Raises:
+        BadInput: what `figure` returns is no figure, or a panel of it has an axis without a label.
+    """
     with mpl.rc_context(STYLE):
         drawn = figure(data)
-        return {ending: _file(drawn, ending) for ending in _METADATA}
+        if not isinstance(drawn, Figure):
+            raise BadInput(
+                f"figure returns {type(drawn).__name__}; allowed: what gl.figures.panels made"
+            )
+        _check_labels(drawn)
+        return {ending: _file(drawn, ending, caption) for ending in _METADATA}
 
 
-def _file(figure: Figure, ending: str) -> bytes:
+def _check_labels(drawn: Figure) -> None:
+    for number, axes in enumerate(drawn.axes, start=1):
+        if not axes.axison or not axes.has_data():
+            continue
+        shared = {"x": axes.get_shared_x_axes(), "y": axes.get_shared_y_axes()}
+        for name, groups in shared.items():
+            if not any(getattr(one, f"get_{name}label")() for one in groups.get_siblings(axes)):
+                raise BadInput(
+                    f"panel {number} of the figure has no label on its {name} axis; "
+                    f"allowed: axes.set_{name}label(...) with the quantity and its unit"
+                )
+
+
+def _file(figure: Figure, ending: str, caption: str) -> bytes:
     file = io.BytesIO()
-    figure.savefig(file, format=ending, metadata=_METADATA[ending])
+    told = {_CAPTION[ending]: caption} if caption else {}
+    figure.savefig(file, format=ending, metadata=_METADATA[ending] | told)
     return file.getvalue()

@@ -24,7 +24,7 @@ from gradlab.experiment import schema
 if TYPE_CHECKING:
     import xarray as xr
 
-    from gradlab.experiment.estimate import Claim
+    from gradlab.experiment.claim import Claim
 
 Fault = Callable[["Experiment"], contextlib.AbstractContextManager[None]]
 
@@ -119,7 +119,13 @@ def measure(experiment: Experiment, cfg: Any, seed: int) -> xr.Dataset:
     """The dataset of one run, in memory, with all that is needed to draw and judge it."""
     import jax
 
-    arrays = jax.jit(experiment.module.compute)(schema.arrays(cfg), jax.random.key(seed))
+    try:
+        arrays = jax.jit(experiment.module.compute)(schema.arrays(cfg), jax.random.key(seed))
+    except (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError) as error:
+        raise BadInput(
+            f"compute of '{experiment.name}' uses numpy, float() or a Python branch on a value "
+            "that jax traces; allowed: jax.numpy, or jax.pure_callback around what must be numpy"
+        ) from error
     return label(experiment, cfg, seed, arrays)
 
 
@@ -141,5 +147,24 @@ def label(experiment: Experiment, cfg: Any, seed: int, arrays: dict[str, Any]) -
 
 
 def judge(experiment: Experiment, data: xr.Dataset) -> list[Claim]:
-    """The claims of the experiment about a dataset."""
-    return list(experiment.module.claims(data))
+    """The claims of the experiment about a dataset.
+
+    Raises:
+        BadInput: something else than a claim is among them.
+    """
+    from gradlab.experiment.claim import Claim
+
+    claims = list(experiment.module.claims(data))
+    for claim in claims:
+        if not isinstance(claim, Claim):
+            raise BadInput(
+                f"claims of '{experiment.name}' yields a {type(claim).__name__}; "
+                "allowed: gl.Claim, or what the functions of gl.claim return"
+            )
+    return claims
+
+
+def caption(experiment: Experiment, data: xr.Dataset) -> str:
+    """A sentence or two under the figure, with numbers of the dataset; empty if it offers none."""
+    written: Callable[[xr.Dataset], str] | None = getattr(experiment.module, "caption", None)
+    return " ".join(written(data).split()) if written else ""

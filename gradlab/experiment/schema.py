@@ -62,6 +62,8 @@ class Key:
         return " and ".join(low + ([f"at most {self.at_most:g}"] * (self.at_most < math.inf)))
 
 
+LIMITS = tuple(field.name for field in dataclasses.fields(Key) if field.name != "doc")
+
 # The names in `activations.PHI`, told here too because `--help` must not wait for jax.
 ACTIVATIONS: tuple[str, ...] = (
     *("linear", "tanh", "logistic", "erf", "softsign", "hard_tanh", "sin"),
@@ -92,7 +94,14 @@ WORDS: dict[str, Key] = {
 
 
 def key(doc: str, **limits: Any) -> Any:
-    """A config field with a meaning and limits of its own, where `WORDS` has none."""
+    """A config field with a meaning and limits of its own, where `WORDS` has none.
+
+    Raises:
+        BadInput: there is no such limit.
+    """
+    for name in limits:
+        if name not in LIMITS:
+            raise BadInput(f"gl.key '{doc}': " + unknown("limit", name, LIMITS))
     return dataclasses.field(metadata={"key": Key(doc, **limits)})
 
 

@@ -7,5 +7,6 @@ with a bound where there is one. No law is known here: a prediction would move t
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
-    __name__, ["certificate", "clipping", "jacobians", "linearisation", "spectra", "training"]
+    __name__,
+    ["certificate", "chain_rule", "clipping", "jacobians", "linearisation", "spectra", "training"],
 )

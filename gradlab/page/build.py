@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
@@ -12,11 +13,14 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from gradlab.experiment import dataset
-from gradlab.page import gallery, interactive, lesson, numbers, vector
+from gradlab.experiment import dataset, lesson
+from gradlab.page import gallery, numbers, offers, vector
+from gradlab.page.evidence import Evidence
 from gradlab.page.gallery import Card, Run
+from gradlab.page.offers import Offers, Place
 
 HERE = Path(__file__).parent
+FOLDER = jinja2.FileSystemLoader(HERE / "templates")
 
 # Characters of vector figures that a page may hold; the others it shows from beside it, so that a
 # page with any number of experiments and sweeps stays below 4 MB.
@@ -51,7 +55,7 @@ def index(cards: Sequence[Card]) -> str:
         _environment()
         .get_template("index.html")
         .render(
-            _common(cards),
+            _common(offered(cards)),
             cards=cards,
             image=image,
             size=size,
@@ -66,17 +70,43 @@ def index(cards: Sequence[Card]) -> str:
 
 def lesson_page(cards: Sequence[Card]) -> str:
     """The lesson, as HTML."""
-    evidence = lesson.Evidence({card.name: card.run for card in cards})
+    found = offered(cards)
+    evidence = Evidence(found)
     return (
         _environment()
         .get_template("lesson.html")
-        .render(_common(cards), evidence=evidence, number=evidence.number, claim=evidence.claim)
+        .render(
+            _common(found),
+            evidence=evidence,
+            number=evidence.number,
+            claim=evidence.claim,
+            notes=found.notes,
+        )
     )
+
+
+def offered(cards: Sequence[Card]) -> Offers:
+    """What the experiments offer at the places that there are."""
+    return offers.gather(cards, places())
+
+
+@functools.cache
+def places() -> tuple[Place, ...]:
+    """Each place that can be offered: figures with a schema, numbers and claims of the lesson."""
+    environment = _environment()
+    source, _, _ = FOLDER.get_source(environment, "lesson.html")
+    calls = environment.parse(source).find_all(jinja2.nodes.Call)
+    named = {
+        Place(call.node.name, call.args[0].as_const())
+        for call in calls
+        if isinstance(call.node, jinja2.nodes.Name) and call.node.name in ("number", "claim")
+    }
+    return (*(Place("figure", name) for name in lesson.FIGURES), *sorted(named))
 
 
 def _environment() -> jinja2.Environment:
     return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE / "templates"),
+        loader=FOLDER,
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -84,18 +114,17 @@ def _environment() -> jinja2.Environment:
     )
 
 
-def _common(cards: Sequence[Card]) -> dict[str, Any]:
-    found = {card.name: card.run.data for card in cards}
+def _common(found: Offers) -> dict[str, Any]:
     return {
         "css": Markup((HERE / "assets" / "page.css").read_text()),
         "script": Markup((HERE / "assets" / "figures.js").read_text()),
-        "figures": interactive.figures(found),
+        "figures": offers.figures(found),
         "plain": numbers.plain,
         "extent": lambda packed: packed["shape"][0],
         "place": place,
         "ends": ends,
         "at": at,
-        "first": lambda packed: float(interactive.unpacked(packed)[0]),
+        "first": lambda packed: float(lesson.unpacked(packed)[0]),
         "pairs": pairs,
     }
 
@@ -162,13 +191,13 @@ def size(svg: str) -> Markup:
 
 def place(packed: Mapping[str, Any], value: float) -> int:
     """The index of the entry nearest to a value."""
-    values = interactive.unpacked(packed)
+    values = lesson.unpacked(packed)
     return min(range(len(values)), key=lambda i: abs(values[i] - value))
 
 
 def ends(packed: Mapping[str, Any], decimals: int) -> tuple[str, str]:
     """The first and the last entry, as text."""
-    values = interactive.unpacked(packed)
+    values = lesson.unpacked(packed)
     return numbers.fixed(values[0], decimals), numbers.fixed(values[-1], decimals)
 
 
@@ -177,7 +206,7 @@ def at(packed: Mapping[str, Any], value: float) -> tuple[str, str] | None:
 
     A thumb of 16 pixels travels the length of the slider less its own width.
     """
-    values = interactive.unpacked(packed)
+    values = lesson.unpacked(packed)
     part = (value - values[0]) / ((values[-1] - values[0]) or math.inf)
     return (f"{value:g}", f"calc(8px + {part:.4f} * (100% - 16px))") if 0 < part < 1 else None
 

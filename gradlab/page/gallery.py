@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from gradlab.errors import BadInput
 from gradlab.experiment import dataset, loading
+from gradlab.experiment.lesson import Offer
+from gradlab.page import offers
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -77,7 +79,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Card:
-    """One experiment: its question, its own run, and the runs with overrides and sweeps."""
+    """One experiment: its question, its own run, and the runs with overrides and sweeps.
+
+    `offer` is what it has for the lesson; `note` says in a sentence why that cannot be read.
+    """
 
     name: str
     question: str
@@ -85,6 +90,8 @@ class Card:
     command: str
     run: Run
     others: tuple[Run, ...]
+    offer: Offer = field(default_factory=Offer)
+    note: str = ""
 
     @property
     def runs(self) -> tuple[Run, ...]:
@@ -107,6 +114,7 @@ def _runs_below(folder: Path) -> Iterator[Path]:
 
 def _card(name: str, file: Path | None, results: Path) -> Card:
     question, source = described(file) if file else (name, "")
+    offer, note = offers.read(file) if file else (Offer(), "")
     others = [path for path in _runs_below(results / name) if path != results / name]
     return Card(
         name,
@@ -115,6 +123,8 @@ def _card(name: str, file: Path | None, results: Path) -> Card:
         f"python experiments/{name}.py",
         _run("", results / name, results, () if file else ("its experiment file is gone",)),
         tuple(_run(path.name, path, results, ()) for path in others),
+        offer,
+        note,
     )
 
 

@@ -23,7 +23,7 @@ from gradlab.experiment.loading import Experiment
 if TYPE_CHECKING:
     import xarray as xr
 
-    from gradlab.experiment.estimate import Claim
+    from gradlab.experiment.claim import Claim
     from gradlab.running.settings import Settings
 
 _PACKAGES = ("gradlab", "jax", "jaxlib", "numpy", "optax", "scipy", "xarray", "matplotlib")

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from gradlab.experiment import figures
-from gradlab.experiment.estimate import Claim
+from gradlab.experiment.claim import Claim
 from gradlab.sweeping.points import Point
 
 # None stands for a sweep that is judged as one run.

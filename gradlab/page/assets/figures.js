@@ -264,7 +264,8 @@ class ChainFigure extends Figure {
     const d = this.data;
     this.w = unpack(d.w);
     this.log10 = unpack(d.log10);
-    this.limits = Object.fromEntries(["zero", "infinite", "wrong"].map((k) => [k, unpack(d[k])]));
+    this.limits = d.formats.length
+      ? Object.fromEntries(["zero", "infinite", "wrong"].map((k) => [k, unpack(d[k])])) : {};
     this.size = d.layer.length;
     this.plot = new Plot(this.root.querySelector("svg"), {
       height: 420, xLabel: "depth L, in layers", yLabel: "size of the derivative, log axis",
@@ -316,8 +317,8 @@ class ChainFigure extends Figure {
     const last = data.layer.indexOf(view);
     const all = [...this.w.keys()].map((i) => this.log10[i * this.size + last]);
     const double = data.edges.at(-1);
-    const low = Math.max(Math.min(...all), double.floor ?? -Infinity);
-    const high = Math.min(Math.max(...all), double.ceiling ?? Infinity);
+    const low = Math.max(Math.min(...all), double?.floor ?? -Infinity);
+    const high = Math.min(Math.max(...all), double?.ceiling ?? Infinity);
     const margin = 0.05 * (high - low);
     plot.x = [0, view];
     plot.y = [low - margin, high + margin];
@@ -413,7 +414,8 @@ class ChainFigure extends Figure {
     this.data.formats.forEach((format, f) => {
       for (const kind of ["zero", "infinite", "wrong"]) {
         const depth = this.limits[kind][f * count + i];
-        this.out[`${kind}-${f}`].textContent = Number.isFinite(depth) ? grouped(depth) : "never";
+        this.out[`${kind}-${f}`].textContent = Number.isFinite(depth) ? grouped(depth)
+          : Number.isNaN(depth) ? "not computed" : "never";
       }
     });
   }
@@ -515,11 +517,11 @@ class NetworkFigure extends Figure {
     this.out.regime.textContent = REGIMES[regime];
     const name = `sigma_w = ${fixed(sigma, 2)}`;
     this.tell({ sigma_w: `\u03c3 = ${fixed(sigma, 2)}`, back: `= ${data.back[j]}` },
-      `${data.activations[a]}, ${name}, ${data.back[j]} layers back: ${told.join(", ")}; the plain network is ${REGIMES[regime]}`);
+      `${data.activations[a]}, ${name}, ${data.back[j]} layers back: ${told.join(", ")}; the ${data.kinds[0]} network is ${REGIMES[regime]}`);
     this.slider("sigma_w").setAttribute("aria-valuetext", `${name}, ${REGIMES[regime]}`);
     this.slider("back").setAttribute("aria-valuetext", `${data.back[j]} layers back`);
     plot.svg.setAttribute("aria-label",
-      `Gradient norm against layers back, log axis, ${data.activations[a]}, ${name}: plain is ${REGIMES[regime]}.`);
+      `Gradient norm against layers back, log axis, ${data.activations[a]}, ${name}: ${data.kinds[0]} is ${REGIMES[regime]}.`);
   }
 }
 

@@ -1,0 +1,239 @@
+"""From numbers to a verdict: a sentence, what was measured, what is expected, and by how much.
+
+A claim over an array is about its worst entry, which is judged by its own tolerance, cause by
+cause. `everywhere` finds that entry; the other functions say common laws shorter.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import xarray as xr
+
+from gradlab.errors import BadInput
+from gradlab.experiment import estimate
+
+Relation = Literal["=", "<=", ">="]
+_RELATIONS = get_args(Relation)
+
+# Standard errors that a mean may be off by: chance alone goes beyond it once in 15,000 draws.
+NUM_ERRORS = 4.0
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence held against a number: `measured` `relation` `expected`, within the tolerance.
+
+    Attributes:
+        sentence: the statement, as a reader would say it.
+        measured: the number that the dataset gives.
+        expected: the number that the source or the theory gives.
+        tolerance: cause to amount, in the unit of `measured`; the amounts add up.
+        source: where the statement is made (author, year, equation).
+        relation: "=" for agreement, "<=" and ">=" for a bound on one side.
+        at: which entry of an array this is, in words; empty for a single number.
+    """
+
+    sentence: str
+    measured: float
+    expected: float
+    tolerance: Mapping[str, float]
+    source: str
+    relation: Relation = "="
+    at: str = ""
+
+    def __post_init__(self) -> None:
+        """Plain floats, whatever array type they came in.
+
+        Raises:
+            BadInput: a part is not of its kind; the sentence says which claim.
+        """
+        self._check()
+        object.__setattr__(self, "measured", float(self.measured))
+        object.__setattr__(self, "expected", float(self.expected))
+        tolerance = {cause: float(amount) for cause, amount in self.tolerance.items()}
+        object.__setattr__(self, "tolerance", tolerance)
+        if any(not amount >= 0 for amount in tolerance.values()):
+            raise BadInput(
+                f"claim '{self.sentence}' has the tolerance {tolerance}; allowed: at least 0"
+            )
+
+    def _check(self) -> None:
+        def refused(what: str, allowed: str) -> BadInput:
+            return BadInput(f"claim '{self.sentence}' has {what}; allowed: {allowed}")
+
+        if self.relation not in _RELATIONS:
+            raise refused(f"the relation {self.relation!r}", ", ".join(_RELATIONS))
+        if not isinstance(self.tolerance, Mapping):
+            raise refused(f"the tolerance {self.tolerance!r}", "a dict of cause to amount")
+        for name in ("measured", "expected"):
+            if np.size(getattr(self, name)) != 1:
+                shape = np.shape(getattr(self, name))
+                raise refused(
+                    f"a {name} value of shape {shape}",
+                    "one number; gl.claim.everywhere takes arrays",
+                )
+
+    @property
+    def holds(self) -> bool:
+        """The verdict; infinities must agree exactly, and nan never agrees with anything."""
+        if self.measured == self.expected:
+            return True
+        allowed = sum(self.tolerance.values())
+        off = self.measured - self.expected
+        if not math.isfinite(off):
+            return {"<=": off == -math.inf, ">=": off == math.inf, "=": False}[self.relation]
+        return {"<=": off <= allowed, ">=": -off <= allowed, "=": abs(off) <= allowed}[
+            self.relation
+        ]
+
+    def record(self) -> dict[str, Any]:
+        """The claim and its verdict as JSON holds them; inf and nan as text, which JSON lacks."""
+        plain = dataclasses.asdict(self) | {"verdict": "holds" if self.holds else "fails"}
+        return {
+            name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in plain.items()
+        }
+
+
+def everywhere(
+    sentence: str,
+    measured: Any,
+    expected: Any,
+    source: str,
+    *,
+    relation: Relation = "=",
+    where: Any = True,
+    **causes: Any,
+) -> Claim:
+    """The claim about every entry of an array: its worst one, judged by that entry's tolerance.
+
+    The worst is what is farthest beyond its expected value in units of its own tolerance; nan is
+    worse than anything. Arrays are matched by the names of their axes.
+
+    Args:
+        sentence: the statement.
+        measured: a labelled array, or a number.
+        expected: the same, or what broadcasts against it.
+        source: where the statement is made.
+        relation: as of `Claim`.
+        where: which entries the statement is about, all (True) or a labelled array of bool.
+        causes: cause to amount, numbers or arrays; `rounding_of_w=...` is shown as "rounding of w".
+
+    Raises:
+        ValueError: the statement is about no entry at all.
+    """
+    named = {"measured": measured, "expected": expected, "where": where} | causes
+    arrays = dict(zip(named, xr.broadcast(*map(xr.DataArray, named.values())), strict=True))
+    held = arrays.pop("where").astype(bool)
+    if not bool(held.any()):
+        raise ValueError(f"claim '{sentence}' is about no entry; allowed: at least one")
+    amounts = [arrays[cause] for cause in causes]
+    off = _excess(arrays["measured"].values, arrays["expected"].values, relation)
+    allowed = np.asarray(sum(amount.values for amount in amounts), dtype=float)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = np.where(off == 0, 0.0, off / np.broadcast_to(allowed, off.shape))
+    # Where nothing is allowed all that is off is equally bad: then the farthest tells most.
+    rank = [np.where(np.isnan(part), np.inf, part).ravel() for part in (off, share)]
+    worst = np.unravel_index(np.lexsort((*rank, held.values.ravel()))[-1], off.shape)
+    value, wanted, *allowed_there = (
+        float(array.values[worst]) for array in (arrays["measured"], arrays["expected"], *amounts)
+    )
+    tolerance = dict(zip((cause.replace("_", " ") for cause in causes), allowed_there, strict=True))
+    return Claim(
+        sentence, value, wanted, tolerance, source, relation, _place(arrays["measured"], worst)
+    )
+
+
+def at_most(sentence: str, measured: Any, bound: Any, source: str, **causes: Any) -> Claim:
+    """The claim that no entry is above its bound, beyond what the causes allow."""
+    return everywhere(sentence, measured, bound, source, relation="<=", **causes)
+
+
+def at_least(sentence: str, measured: Any, bound: Any, source: str, **causes: Any) -> Claim:
+    """The claim that no entry is below its bound, beyond what the causes allow."""
+    return everywhere(sentence, measured, bound, source, relation=">=", **causes)
+
+
+def equal(sentence: str, measured: Any, expected: Any, source: str) -> Claim:
+    """The claim that every entry is exactly what is expected, an infinity or a zero too."""
+    return everywhere(sentence, measured, expected, source)
+
+
+def always(sentence: str, true: Any, source: str) -> Claim:
+    """The claim that something is true of every entry; the share of which it is true must be 1."""
+    return Claim(sentence, float(np.mean(np.asarray(true, dtype=bool))), 1.0, {}, source)
+
+
+def mean(
+    sentence: str,
+    draws: Any,
+    expected: Any,
+    source: str,
+    *,
+    over: str = "draw",
+    relation: Relation = "=",
+    where: Any = True,
+    **causes: Any,
+) -> Claim:
+    """The claim about the mean over the axis `over`, at every place along the other axes.
+
+    Sampling is the first of its causes: `NUM_ERRORS` standard errors of the mean.
+    """
+    value, error = estimate.mean(draws.transpose(over, ...).values)
+    like = draws.isel({over: 0}, drop=True)
+    sampling = like.copy(data=NUM_ERRORS * np.asarray(error))
+    return everywhere(
+        sentence,
+        like.copy(data=np.asarray(value)),
+        expected,
+        source,
+        relation=relation,
+        where=where,
+        **{"sampling": sampling} | causes,
+    )
+
+
+def slope(sentence: str, x: Any, y: Any, expected: Any, source: str, **causes: Any) -> Claim:
+    """The claim about the least-squares slope of y over x, x being y's last axis, at every row."""
+    value: Any = np.asarray(estimate.slope(x, y).value)
+    rows = (
+        y.isel({y.dims[-1]: 0}, drop=True) if isinstance(y, xr.DataArray) else xr.DataArray(value)
+    )
+    return everywhere(sentence, rows.copy(data=value), expected, source, **causes)
+
+
+def first_depth(
+    sentence: str, measured: Any, predicted: Any, source: str, *, deepest: float, **causes: Any
+) -> Claim:
+    """The claim about the depth at which something first happens, infinite where it never does.
+
+    What was not seen, or is not expected, down to the layer `deepest` counts as one layer below it,
+    since nothing was looked at there.
+    """
+    beyond = deepest + 1.0
+    seen, awaited = (np.minimum(one, beyond) for one in (measured, predicted))
+    amounts = {cause: np.minimum(amount, beyond) for cause, amount in causes.items()}
+    return everywhere(sentence, seen, awaited, source, **amounts)
+
+
+def _excess(measured: Any, expected: Any, relation: Relation) -> Any:
+    """How far each entry is beyond what is expected, 0 where it is not; nan where unknown."""
+    measured, expected = np.asarray(measured, dtype=float), np.asarray(expected, dtype=float)
+    with np.errstate(invalid="ignore"):  # inf - inf, of two that are equal
+        off = np.where(measured == expected, 0.0, measured - expected)
+    return {"=": np.abs(off), "<=": np.maximum(off, 0.0), ">=": np.maximum(-off, 0.0)}[relation]
+
+
+def _place(array: xr.DataArray, index: tuple[Any, ...]) -> str:
+    """The entry in words: `w = 0.9, layer = 50`."""
+    words = []
+    for dim, at in zip(array.dims, index, strict=True):
+        value = array[dim].values[at] if dim in array.coords else at
+        words.append(f"{dim} = {value}" if isinstance(value, str) else f"{dim} = {value:g}")
+    return ", ".join(words)

@@ -1,0 +1,69 @@
+"""The product of Jacobians as the chain rule is written down, and as a student reads it.
+
+Every Jacobian by `jax.jacfwd`, one multiplication after another, all of them kept. `jacobians`
+takes the fast path to the same numbers: it pushes the product through each layer's linear map and
+keeps only what is asked for (docs/fast_path.md).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from gradlab.arithmetic import precision, scaled
+from gradlab.arithmetic.scaled import Scaled
+from gradlab.models import chain
+from gradlab.models.chain import Chain, Model
+
+
+class Factors(NamedTuple):
+    """Every factor and every partial product of a chain.
+
+    Attributes:
+        jacobians: `J_k = dz_k/dz_{k-1}`, `(depth, width, width)`.
+        products: `P_k = J_k ... J_1`, `(depth, width, width)`, one exponent a matrix.
+
+    For a sequence, whose widths may differ, both are tuples of `depth` matrices.
+    """
+
+    jacobians: Any
+    products: Any
+
+
+@precision.highest
+def products(model: Model, x: Array) -> Factors:
+    """Every `J_k` by `jax.jacfwd`, and every `J_k ... J_1` by multiplying, rescaled by powers of 2.
+
+    Args:
+        model: a chain, or a sequence of chains and callables, each one layer.
+        x: its input, `(width_0,)`.
+    """
+    carry = x, scaled.scale(jnp.eye(x.size, dtype=x.dtype), (-2, -1))
+    found = []
+    for segment in chain.checked(model, x):
+        carry, factors = _through(segment, carry)
+        found.append(factors)
+    if isinstance(model, Chain):
+        return found[0]
+    matrices = [
+        jax.tree.map(lambda leaf, k=k: leaf[k], stack)
+        for stack in found
+        for k in range(len(stack.jacobians))
+    ]
+    return Factors(*zip(*matrices, strict=True))
+
+
+def _through(segment: Chain, carry: tuple[Array, Scaled]) -> tuple[tuple[Array, Scaled], Factors]:
+    def layer(carry: tuple[Array, Scaled], params: Any) -> tuple[tuple[Array, Scaled], Factors]:
+        z, P = carry
+        J = jax.jacfwd(lambda z: segment.layer(params, z))(z)
+        P = scaled.rescale(Scaled(J @ P.mantissa, P.exponent))
+        return (segment.layer(params, z), P), Factors(J, P)
+
+    if segment.depth > 1:
+        return jax.lax.scan(layer, carry, segment.params)
+    carry, factors = layer(carry, chain.at(segment.params, 0))  # it may change the width
+    return carry, jax.tree.map(lambda leaf: leaf[None], factors)

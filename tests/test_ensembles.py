@@ -150,7 +150,7 @@ def test_the_jacobians_of_a_chain_are_diag_dphi_times_W() -> None:
 
 
 def test_a_recurrent_chain_repeats_one_layer() -> None:
-    model = ensembles.recurrent(KEY, 5, 4, TANH, 1.0, 0.5)
+    model = ensembles.recurrent(ensembles.gaussian(KEY, 1, 4, TANH, 1.0, 0.5), 5)
     assert model.depth == 5
     for p in model.params:
         np.testing.assert_array_equal(p, jnp.broadcast_to(p[:1], p.shape))

@@ -7,12 +7,14 @@ import re
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import xarray as xr
 
-from gradlab.experiment import dataset, lesson, schema
+from gradlab import errors
+from gradlab.experiment import dataset, lesson
 from gradlab.page import __main__, build, gallery, numbers, offers, vector
 from gradlab.page.evidence import Evidence
 from gradlab.page.offers import Offered, Offers, Place
@@ -319,7 +321,7 @@ def format_ends(w: np.ndarray = W, formats: list[str] | None = None) -> lesson.F
     }
 
 
-def offering(name: str, data: xr.Dataset | None = None, **parts: object) -> gallery.Card:
+def offering(name: str, data: xr.Dataset | None = None, **parts: Any) -> gallery.Card:
     """The card of an experiment that has been run and offers these parts."""
     run = gallery.Run("", name, data=xr.Dataset() if data is None else data)
     return gallery.Card(
@@ -503,7 +505,7 @@ def test_a_row_has_a_number_for_each_text_of_its_axis() -> None:
 
 @pytest.mark.parametrize("wrong", [{"how": "sum"}, {"scale": "log2"}])
 def test_a_number_that_cannot_be_made_is_refused_at_once(wrong: dict[str, str]) -> None:
-    with pytest.raises(schema.BadInput, match="is not known"):
+    with pytest.raises(errors.BadInput, match="is not known"):
         lesson.at("a", **wrong)
 
 

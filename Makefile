@@ -28,6 +28,7 @@ lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/vulture
 
 format: .venv/ready  ## let ruff put the code in order
 	$(BIN)/ruff check --fix .

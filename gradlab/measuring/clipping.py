@@ -32,9 +32,7 @@ import optax
 from jax import Array
 from jax.typing import ArrayLike
 
-from gradlab.arithmetic import bits, norms
-
-_finfo: Any = jnp.finfo  # JAX gives it no types.
+from gradlab.arithmetic import bits, formats, norms
 
 Tree = Any  # a pytree of real floating arrays
 
@@ -301,13 +299,13 @@ def _cause(leaves: list[Array], tau: ArrayLike, size: Array, first: Array) -> Ar
     tau = jnp.asarray(tau, wide)
     seen = optax.tree.norm(leaves)
     narrow = [leaf.dtype for leaf in leaves]
-    tiny = max(_finfo(dtype).tiny.astype(wide) for dtype in narrow)
+    tiny = max(formats.finfo(dtype).tiny.astype(wide) for dtype in narrow)
     flat = jnp.abs(jnp.concatenate([leaf.ravel().astype(wide) for leaf in leaves]))
     # Two ulps: more than a sum, a root and a conversion of these sizes are rounded by.
-    off = ~(jnp.abs(seen.astype(wide) - size) <= 2 * _finfo(wide).eps * size)
-    is_narrow = _finfo(seen.dtype).bits < 32
+    off = ~(jnp.abs(seen.astype(wide) - size) <= 2 * formats.finfo(wide).eps * size)
+    is_narrow = formats.finfo(seen.dtype).bits < 32
     # 16-bit subnormal numbers are rounded, all others are flushed, so that digits go earlier.
-    squares_lost = jnp.max(flat) ** 2 < tiny / (1 if is_narrow else _finfo(wide).eps)
+    squares_lost = jnp.max(flat) ** 2 < tiny / (1 if is_narrow else formats.finfo(wide).eps)
     entry = flat[jnp.maximum(first, 0)]
     applies = {
         "none": first < 0,

@@ -132,10 +132,6 @@ def _common(found: Offers) -> dict[str, Any]:
     }
 
 
-def _asset(name: str) -> str:
-    return (HERE / "assets" / name).read_text()
-
-
 # ---- words and numbers of the gallery
 
 

@@ -46,7 +46,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in SHOWN:
         exp = loading.load(project / "experiments" / f"{name}.py")
         values = yaml.safe_load(exp.config_file.read_text())
-        values |= values["scales"]["smoke"] | MORE.get(name, {})
+        small = project / "configs" / "scale" / name / "smoke.yaml"
+        values |= yaml.safe_load(small.read_text()) | MORE.get(name, {})
         own = {entry.name: values[entry.name] for entry in schema.entries(exp.module.Config)}
         with jax.numpy_rank_promotion("allow"):  # as in a run
             data = loading.measure(exp, schema.read(exp.module.Config, own), 0)

@@ -42,7 +42,10 @@ ROOMS: dict[str, tuple[str, ...]] = {
         *("schema", "lesson", "dataset", "estimate", "claim", "loading", "fault", "figures"),
         "grid",
     ),
-    "running": ("settings", "interrupts", "single", "command_line"),
+    "running": (
+        *("settings", "interrupts", "console", "provenance", "composition", "naming", "usage"),
+        *("refusals", "single", "command_line"),
+    ),
     "sweeping": (
         *("points", "programs", "store", "join", "overview", "sweep", "cluster", "multirun"),
     ),

@@ -102,6 +102,12 @@ def graded_on_both_sides(rng, decades):
     return rows[:, :, None] * gaussian(rng) * columns[:, None, :]
 
 
+def far_behind(rng):
+    """Directions by turns up to 2^180 behind each other, by scales that layers do and undo."""
+    scales = 2.0 ** rng.uniform(-90, 90, (DEPTH + 1, WIDTH))
+    return scales[1:, :, None] * gaussian(rng) / scales[:-1, None, :]
+
+
 def spectrum(matrices, dtype, depths=(DEPTH,)):
     matrices = jnp.asarray(matrices, dtype)
     model = chain.linear(matrices)
@@ -144,6 +150,27 @@ def test_layers_that_are_nearly_singular_cost_a_few_digits_and_not_all(name, see
     # What layers in working precision may lose, and roundings of all layers, amplified by ratios
     # that rise, by up to 2^12 before the chain is gone through with more digits.
     bound = thresholds.ERROR_BUDGET + DEPTH * 2.2e-16 * (np.abs(exact) + 2**12)
+    assert (np.abs(result.log[0] - exact) <= bound).all()
+
+
+@pytest.mark.parametrize("seed", range(6, 10))
+def test_a_direction_may_be_any_number_of_powers_of_two_behind_and_come_first_again(seed):
+    matrices, result = spectrum(far_behind(np.random.default_rng(seed)), jnp.float64)
+    exact = arbitrary.log_singular_values(matrices)
+    # As for layers that are nearly singular.
+    bound = thresholds.ERROR_BUDGET + DEPTH * 2.2e-16 * (np.abs(exact) + 2**12)
+    assert (np.abs(result.log[0] - exact) <= bound).all()
+
+
+@pytest.mark.parametrize("behind", [70, 200, 500])
+def test_a_column_that_overtakes_one_far_ahead_of_it_takes_its_share_of_that_along(behind):
+    """`diag(1, 2^-e)`, and a layer that takes both columns to the same size."""
+    A = np.random.default_rng(0).normal(size=(2, 2))
+    matrices = [np.diag([1, 2.0**-behind]), A * np.array([2.0 ** (-behind - 3), 1])]
+    matrices, result = spectrum(matrices, jnp.float64, (2,))
+    exact = arbitrary.log_singular_values(matrices)
+    # Some roundings for each of two columns, magnified by the condition of A, and ulps.
+    bound = 2.3e-16 * (20 * np.linalg.cond(A) + 2 * np.abs(exact))
     assert (np.abs(result.log[0] - exact) <= bound).all()
 
 

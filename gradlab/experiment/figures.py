@@ -26,12 +26,15 @@ __all__ = [
     "COLOURS",
     "COLUMN",
     "DASHES",
+    "EDGE",
+    "EXPLODING",
     "GUIDE",
     "LIMIT",
     "MARKS",
     "PAGE",
     "STYLE",
     "THEORY",
+    "VANISHING",
     "Axes",
     "Figure",
     "band",
@@ -39,8 +42,10 @@ __all__ = [
     "draw",
     "key",
     "measured",
+    "named",
     "panels",
     "predicted",
+    "regions",
     "rule",
     "series",
     "shades",
@@ -58,6 +63,9 @@ DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 THEORY: dict[str, Any] = {"color": "0.15", "linewidth": 0.9, "zorder": 1.5}
 LIMIT: dict[str, Any] = THEORY | {"linestyle": (0, (4, 2))}
 GUIDE: dict[str, Any] = {"color": "0.75", "linewidth": 0.6, "zorder": 0}
+
+# What a product of Jacobians does, wherever it is drawn.
+VANISHING, EDGE, EXPLODING = COLOURS[0], "0.0", COLOURS[1]
 
 # Marks of a series that has more places than are readable: some twenty of them.
 NUM_MARKS = 20
@@ -205,6 +213,23 @@ def words(axes: Axes, x: float, y: float, text: str, **style: Any) -> None:
     """Words at a place of a panel, in fractions of it: (0, 0) is its lower left corner."""
     look: dict[str, Any] = {"fontsize": 6.5, "color": "0.25"} | style
     axes.text(x, y, text, transform=axes.transAxes, **look)
+
+
+def named(axes: Axes, x: float, y: float, text: str, colour: Any, **style: Any) -> None:
+    """Words beside the point (x, y), in its colour: the name of the line that ends there."""
+    look: dict[str, Any] = {"xytext": (5, 0), "va": "center", "annotation_clip": False} | style
+    axes.annotate(text, (x, y), textcoords="offset points", color=colour, **look)
+
+
+def regions(axes: Axes, low: float, high: float) -> None:
+    """A log axis from `low` to `high`, tinted and named where products vanish and explode."""
+    axes.set(yscale="log", ylim=(low, high))
+    for edge, colour, height, text in (
+        (low, VANISHING, 0.03, "vanishing"),
+        (high, EXPLODING, 0.93, "exploding"),
+    ):
+        axes.axhspan(1, edge, color=colour, alpha=0.06, linewidth=0)
+        words(axes, 0.62, height, text, color=colour, fontsize=9, style="italic", ha="center")
 
 
 # ---- files

@@ -6,7 +6,7 @@ BIN := .venv/bin
 EXPERIMENTS := $(notdir $(basename $(filter-out experiments/_%,$(wildcard experiments/*.py))))
 
 # Parallel workers are deaf to Ctrl-C, and lose their streams to submitit: these run by themselves.
-ALONE := tests/test_runner.py tests/test_sweep_launchers.py tests/test_cluster.py
+ALONE := tests/running/test_command_line.py tests/sweeping/test_sweep_launchers.py tests/sweeping/test_cluster.py
 
 .PHONY: figures page test lint format slow lock clean $(EXPERIMENTS)
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import hypothesis
 import jax
 import pytest
-from toys import rendering_toy, toy
 
 from gradlab.experiment import loading
+from tests.toys import rendering_toy, toy
 
 __all__ = ["rendering_toy", "toy"]  # fixtures
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import jax
 import pytest
-from toys import Outcome, Toy
+
+from tests.toys import Outcome, Toy
 
 SCRIPT = Path(__file__).parent / "slurm" / "slurm.sh"
 SMALL = ("cluster_memory=0.5", "cluster_width=2", "cluster_minutes=5", "sweep_chunk=1")

@@ -1,7 +1,6 @@
 import sys
 from typing import Any
 
-import arbitrary
 import jax
 import jax.numpy as jnp
 import mpmath
@@ -9,7 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_spectra import (
+
+from gradlab.measuring import certificate, jacobians
+from gradlab.models import chain
+from tests import arbitrary
+from tests.measuring.test_spectra import (
     DEPTH,
     ENSEMBLES,
     NEARLY_SINGULAR,
@@ -19,9 +22,6 @@ from test_spectra import (
     reversal,
     tanh_jacobians,
 )
-
-from gradlab.measuring import certificate, jacobians
-from gradlab.models import chain
 
 BOUND = jax.jit(certificate.singular_value_bound, static_argnums=2)
 NORM_BOUND = jax.jit(certificate.log_norm_bound)

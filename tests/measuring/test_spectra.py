@@ -1,6 +1,5 @@
 from typing import Any
 
-import arbitrary
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +14,7 @@ from gradlab.arithmetic.scaled import Scaled
 from gradlab.measuring import jacobians, spectra
 from gradlab.measuring.product_svd import factorisation, factors, one_sided, thresholds, trial
 from gradlab.models import chain
+from tests import arbitrary
 
 WIDTH, DEPTH = 5, 40
 # One shape for all drawn cases, so that each of these is compiled once a dtype.

@@ -8,10 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
-from toys import Toy
 
 from gradlab.experiment import loading
 from gradlab.running import command_line
+from tests.toys import Toy
 
 
 def test_a_run_leaves_its_files_in_the_experiments_folder(rendering_toy: Toy) -> None:

@@ -135,7 +135,7 @@ def test_an_enclosure_holds_the_exact_values_and_is_as_narrow_as_asked() -> None
 def test_an_enclosure_says_what_it_cannot_tell_from_zero() -> None:
     matrices = np.random.default_rng(0).normal(size=(4, 3, 3))
     matrices[1, 1] = matrices[1, 2]
-    lower, upper = certificate.enclosure(matrices, 1e-12)
+    lower, upper = certificate.enclosure(list(matrices), 1e-12)
     np.testing.assert_array_equal(np.isneginf(lower), [False, False, True])
     assert upper[2] < upper[1] - 100
 

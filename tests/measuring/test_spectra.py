@@ -432,7 +432,7 @@ def test_singular_vectors_reassemble_the_product() -> None:
         values = scaled.unscale(side.singular_values).value
         rank = len(values)
         # A few roundings, normwise.
-        close = {"rtol": 0, "atol": 1e-13 * np.linalg.norm(product)}
+        close: dict[str, Any] = {"rtol": 0, "atol": 1e-13 * np.linalg.norm(product)}
         np.testing.assert_allclose(side.left * values[None, :] @ side.right.T, product, **close)
         np.testing.assert_allclose(side.left.T @ side.left, np.eye(rank), rtol=0, atol=1e-14)
         np.testing.assert_allclose(side.right.T @ side.right, np.eye(rank), rtol=0, atol=1e-14)

@@ -6,7 +6,7 @@ BIN := .venv/bin
 EXPERIMENTS := $(notdir $(basename $(filter-out experiments/_%,$(wildcard experiments/*.py))))
 
 # Parallel workers are deaf to Ctrl-C, and lose their streams to submitit: these run by themselves.
-ALONE := tests/test_runner.py tests/test_sweep_launchers.py tests/test_cluster.py
+ALONE := tests/test_command_line.py tests/test_sweep_launchers.py tests/test_cluster.py
 
 .PHONY: figures page test lint format slow lock clean $(EXPERIMENTS)
 
@@ -28,6 +28,7 @@ lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/vulture
 
 format: .venv/ready  ## let ruff put the code in order
 	$(BIN)/ruff check --fix .

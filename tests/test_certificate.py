@@ -14,6 +14,7 @@ from test_spectra import (
     NEARLY_SINGULAR,
     SINGULAR_VALUES,
     WIDTH,
+    far_behind,
     gaussian,
     reversal,
     tanh_jacobians,
@@ -71,6 +72,14 @@ def test_no_error_is_above_its_bound_where_inputs_are_few(name, seed, dtype):
     ulps = 2 * np.finfo(dtype).eps * np.abs(exact)  # as above
     error = np.where(got.lost[0], 0, np.abs(got.log[0] - exact))
     assert not (error > BOUND(model, first[0], (DEPTH + 1,)) + ulps).any()
+
+
+def test_no_error_is_above_its_bound_where_scales_are_far_apart():
+    model, x = chain.linear(jnp.asarray(far_behind(np.random.default_rng(8)))), jnp.zeros(WIDTH)
+    exact = arbitrary.log_singular_values(model.params)
+    error = np.abs(SINGULAR_VALUES(model, x, (DEPTH,)).log[0] - exact)
+    ulps = 2 * np.finfo(float).eps * np.abs(exact)  # as above
+    assert (error <= BOUND(model, x, (DEPTH,)) + ulps).all()
 
 
 def test_a_chain_that_is_dead_is_known_to_be():

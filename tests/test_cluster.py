@@ -14,10 +14,10 @@ import pytest
 from toys import Outcome, Toy
 
 SCRIPT = Path(__file__).parent / "slurm" / "slurm.sh"
-SMALL = ("cluster_memory=0.5", "cluster_width=2", "cluster_minutes=5", "sweep_chunk=1")
+SMALL = ("cluster.memory=0.5", "cluster.elements=2", "cluster.minutes=5", "sweep.chunk=1")
 SWEEP = ("sigma_w=range(1.0,4.0,0.5)", "seed=0,1")
 SLOW = "fail='sleep 0.4'"
-HERE = f"cluster_gpus={int(jax.default_backend() == 'gpu')}"  # what this process computes on
+HERE = f"cluster.gpus={int(jax.default_backend() == 'gpu')}"  # what this process computes on
 
 needs_slurm = pytest.mark.skipif(
     shutil.which("slurmctld", path=f"{os.environ.get('PATH')}:/usr/sbin") is None
@@ -99,7 +99,7 @@ def wait_for(what: Callable[[], object], process: subprocess.Popen[str]) -> None
 
 def expected(toy: Toy) -> dict[str, bytes]:
     """The files of the same sweep in one process, which are then removed."""
-    assert end(toy.start("--multirun", "sweep_chunk=1", *SWEEP, SLOW)).status == 0
+    assert end(toy.start("--multirun", "sweep.chunk=1", *SWEEP, SLOW)).status == 0
     (folder,) = toy.results.iterdir()
     files = toy.files(folder.name)
     shutil.rmtree(folder)
@@ -151,7 +151,7 @@ def submitted(folder: Path) -> list[str]:
 def test_an_array_is_submitted_left_and_collected_by_the_same_command(
     toy: Toy, slurm: Path
 ) -> None:
-    leave = ("cluster_wait=false", SLOW)
+    leave = ("cluster.wait=false", SLOW)
     left = end(on_slurm(toy, slurm, *leave))
     assert left.status == 0, left
     assert "is running; collect with the same command" in left.stderr
@@ -174,7 +174,7 @@ def test_a_job_that_slurm_refuses_is_one_sentence(
     toy: Toy, slurm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLURM_CONF", str(slurm))
-    ended = toy.sweep("seed=0,1", "cluster=slurm", "cluster_partition=large")
+    ended = toy.sweep("seed=0,1", "cluster=slurm", "cluster.partition=large")
     assert ended.status == 1
     assert ended.stderr.startswith("error: the job was refused: ")
     assert "invalid partition" in ended.stderr

@@ -1,43 +1,19 @@
-"""The pages as text: nothing left out, everything escaped, every number traced."""
+"""The pages as text: nothing left out, everything escaped; and README's table."""
 
-import dataclasses
 import json
 import math
-import re
-from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 import xarray as xr
+from pages import EVIL, claim, words, write_experiment
 
-from gradlab.experiment import dataset, lesson, schema
-from gradlab.page import __main__, build, gallery, numbers, offers, vector
-from gradlab.page.evidence import Evidence
-from gradlab.page.offers import Offered, Offers, Place
+from gradlab.errors import BadInput
+from gradlab.experiment import dataset
+from gradlab.page import __main__, build, gallery, numbers, readme, vector
 
 SVG = '<svg viewBox="0 0 504 180" xmlns="http://www.w3.org/2000/svg"><path d="M 0 0"/></svg>'
-EVIL = "</script><script>window.hacked = 1</script><img src=x onerror='hacked=1'>"
-
-
-def claim(
-    sentence: str = "one is one", verdict: str = "holds", **more: object
-) -> dict[str, object]:
-    return {
-        "sentence": sentence,
-        "measured": 1.0,
-        "expected": 1.0,
-        "tolerance": {"rounding": 1e-12},
-        "source": "a book",
-        "relation": "=",
-        "verdict": verdict,
-    } | more
-
-
-def write_experiment(project: Path, name: str, text: str) -> None:
-    (project / "experiments").mkdir(exist_ok=True)
-    (project / "experiments" / f"{name}.py").write_text(text)
 
 
 def write_run(folder: Path, claims: list[dict[str, object]], record: dict[str, object]) -> None:
@@ -62,31 +38,6 @@ def index(project: Path) -> str:
     return build.index(gallery.cards(project, project / "results"))
 
 
-class Words(HTMLParser):
-    """What a reader sees: the text outside of scripts and styles."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.text: list[str] = []
-        self.hidden = 0
-
-    def handle_starttag(self, tag: str, _: list[tuple[str, str | None]]) -> None:
-        self.hidden += tag in ("script", "style")
-
-    def handle_endtag(self, tag: str) -> None:
-        self.hidden -= tag in ("script", "style")
-
-    def handle_data(self, data: str) -> None:
-        if not self.hidden:
-            self.text.append(data)
-
-
-def words(page: str) -> str:
-    reader = Words()
-    reader.feed(page)
-    return re.sub(r"\s+", " ", "".join(reader.text))
-
-
 def test_a_card_tells_question_source_command_claims_and_provenance(lab: Path) -> None:
     text = words(index(lab))
     for part in (
@@ -101,6 +52,22 @@ def test_a_card_shows_the_figure_and_links_to_the_data(lab: Path) -> None:
     assert "data:image/svg+xml," in page
     assert 'href="plain/data.nc"' in page
     assert 'href="plain/figure.pdf"' in page
+
+
+def test_a_caption_stands_below_its_figure_and_in_place_of_it(lab: Path) -> None:
+    before = index(lab)
+    assert "<figcaption>" not in before
+    assert 'alt="Figure of plain: Is one one?"' in before
+    (lab / "results" / "plain" / "caption.md").write_text(f"At *w* = 1 |w|^L\nis <1>. {EVIL}\n")
+    page = index(lab)
+    assert f"At *w* = 1 |w|^L is <1>. {EVIL}" in words(page)
+    assert 'alt="At *w* = 1 |w|^L is &lt;1&gt;.' in page
+    assert "<script>window.hacked" not in page
+
+
+def test_a_damaged_caption_is_told(lab: Path) -> None:
+    (lab / "results" / "plain" / "caption.md").write_bytes(b"\xff\xfe")
+    assert "caption.md is damaged" in words(index(lab))
 
 
 def test_the_line_at_the_top_counts_what_holds_and_what_fails(lab: Path) -> None:
@@ -149,7 +116,7 @@ def test_results_without_their_experiment_are_not_left_out(lab: Path) -> None:
     assert "its experiment file is gone" in words(index(lab))
 
 
-def test_no_experiment_is_executed(lab: Path) -> None:
+def test_an_experiment_that_offers_nothing_is_not_executed(lab: Path) -> None:
     write_experiment(lab, "loud", '"""May I?"""\nraise SystemExit("executed")\n')
     assert "May I?" in words(index(lab))
 
@@ -184,13 +151,6 @@ def test_text_from_experiments_and_runs_is_escaped(tmp_path: Path) -> None:
     assert "<i>" not in page.partition("<article")[2]
 
 
-def test_text_in_the_data_of_a_figure_cannot_end_its_script() -> None:
-    payload = format_ends(formats=[EVIL, "float64"])
-    page = build.index([offering("e", figures={"chain": chain, "format ends": lambda _: payload})])
-    assert "<script>window.hacked" not in page
-    assert "\\u003cscript\\u003ewindow.hacked" in page
-
-
 def test_many_large_figures_leave_the_page_below_four_megabytes() -> None:
     rng = np.random.default_rng(0)
     large = SVG.replace("M 0 0", " ".join(f"L {a:.6f} 1" for a in rng.normal(size=12_000)))
@@ -199,6 +159,12 @@ def test_many_large_figures_leave_the_page_below_four_megabytes() -> None:
     assert len(page.encode()) < 4e6
     assert "data:image/svg+xml," in page
     assert 'src="e23/figure.svg"' in page
+
+
+def test_the_published_pages_are_below_four_megabytes(project: Path) -> None:
+    cards = gallery.cards(project, project / "results")
+    assert len(build.index(cards).encode()) < 4e6
+    assert len(build.lesson_page(cards).encode()) < 4e6
 
 
 def test_a_sweep_of_many_claims_shows_the_failing_ones_first(lab: Path) -> None:
@@ -291,240 +257,45 @@ def test_a_figure_as_an_address_fits_an_attribute() -> None:
     assert address.endswith("<svg title='it%27s %231 %26 5 %25'/>")
 
 
-# ---- what is offered
+# ---- README's table
 
 
-W, LAYER = np.array([0.5, 1.0, 2.0]), np.arange(1, 2001)
+def test_readme_has_the_experiments_as_they_are(project: Path) -> None:
+    text = (project / "README.md").read_text()
+    assert readme.BEGIN in text
+    assert readme.renewed(text, project) == text, "run: make page"
 
 
-def chain(_: xr.Dataset) -> lesson.Chain:
-    log10 = np.log10(W)[:, None] * LAYER
-    return {
-        "w": lesson.exact(W),
-        "layer": LAYER.tolist(),
-        "log10": lesson.exact(log10),
-        "views": [100, 2000],
-    }
-
-
-def format_ends(w: np.ndarray = W, formats: list[str] | None = None) -> lesson.FormatEnds:
-    depths = np.stack([10.0 * w, 20.0 * w])
-    return {
-        "formats": formats or ["float16", "float64"],
-        "w": lesson.exact(w),
-        "first_zero": lesson.exact(depths),
-        "first_infinite": lesson.exact(depths + 1),
-        "first_wrong": lesson.exact(np.full_like(depths, math.inf)),
-        "edges": [{"format": "float64", "floor": -324.0, "ceiling": None}],
-    }
-
-
-def offering(name: str, data: xr.Dataset | None = None, **parts: object) -> gallery.Card:
-    """The card of an experiment that has been run and offers these parts."""
-    run = gallery.Run("", name, data=xr.Dataset() if data is None else data)
-    return gallery.Card(
-        name, "?", "", f"python experiments/{name}.py", run, (), lesson.Offer(**parts)
-    )
-
-
-def drawn(*cards: gallery.Card) -> dict[str, offers.Drawn]:
-    return offers.figures(build.offered(cards))
-
-
-def test_arrays_travel_bit_for_bit() -> None:
-    values = np.array([[0.1, -1e-300], [math.inf, math.nan]])
-    packed = json.loads(json.dumps(lesson.exact(values)))
-    np.testing.assert_array_equal(lesson.unpacked(packed), values)
-
-
-def test_arrays_to_so_many_decimals_are_rounded_once() -> None:
-    packed = lesson.decimals([0.1234, -0.1236, math.inf, -math.inf, math.nan], 3)
-    found = lesson.unpacked(json.loads(json.dumps(packed)))
-    np.testing.assert_array_equal(found, [0.123, -0.124, math.inf, -math.inf, math.nan])
-
-
-def test_what_nobody_offers_is_said_and_not_drawn() -> None:
-    found = drawn()
-    assert {figure.payload for figure in found.values()} == {None}
-    assert found["chain"].problem == "no experiment here offers the figure 'chain'"
-    assert not found["chain"].command
-
-
-def test_an_experiment_without_dataset_is_told_with_its_command() -> None:
-    card = offering("e", figures={"chain": chain})
-    card = dataclasses.replace(card, run=gallery.Run("", "e"))
-    (figure,) = [figure for figure in drawn(card).values() if figure.experiment]
-    assert (figure.problem, figure.command) == ("e has no dataset yet", "python experiments/e.py")
-
-
-def test_formats_end_on_the_weights_of_the_chain() -> None:
-    """Weights in another order, one that the chain lacks, and one of the chain's missing."""
-    ends = format_ends(np.array([2.0 * (1 + 1e-12), 0.7, 0.5]))
-    card = offering("a", figures={"format ends": lambda _: ends})
-    found = drawn(card, offering("b", figures={"chain": chain}))["chain"]
-    assert found.payload
-    zero = lesson.unpacked(found.payload["zero"])
-    np.testing.assert_allclose(zero, [[5, math.nan, 20], [10, math.nan, 40]], rtol=1e-9)
-    assert found.payload["edges"] == ends["edges"]
-
-
-def test_a_chain_is_drawn_without_the_ends_of_formats() -> None:
-    card = offering("b", figures={"chain": chain})
-    assert drawn(card)["chain"].payload
-    assert "no experiment here offers the figure 'format ends'" in words(build.lesson_page([card]))
-
-
-def lacking(_: xr.Dataset) -> lesson.Payload:
-    return {"w": lesson.exact(W)}
-
-
-def unfit(data: xr.Dataset) -> lesson.Payload:
-    return {**chain(data), "views": [np.int32(100)]}
-
-
-def broken(data: xr.Dataset) -> lesson.Payload:
-    return {"w": lesson.exact(data.never_saved)}
-
-
-def not_a_number(data: xr.Dataset) -> lesson.Payload:
-    return {**chain(data), "views": [math.nan]}
-
-
-@pytest.mark.parametrize(
-    ("payload", "why"),
-    [
-        (lacking, "layer, log10, views"),
-        (broken, "never_saved"),
-        (unfit, "int32"),
-        (not_a_number, "JSON"),
-    ],
-)
-def test_a_payload_that_cannot_be_drawn_is_told(
-    payload: Callable[[xr.Dataset], lesson.Payload], why: str
+def test_readmes_table_is_made_of_names_and_questions(
+    lab: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    card = offering("e", figures={"chain": payload})
-    figure = drawn(card)["chain"]
-    assert figure.payload is None
-    assert "the dataset of e lacks what the figure 'chain' needs" in figure.problem
-    assert why in figure.problem
-    assert "There is nothing to show here yet" in words(build.index([card]))
+    write_experiment(lab, "norm", '"""Is |x| a norm?"""\n')
+    path = lab / "README.md"
+    path.write_text(f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n")
+    monkeypatch.chdir(lab)
+    for _ in range(2):
+        assert __main__.main([]) == 0
+        rows = path.read_text().splitlines()
+        assert rows == [
+            *("before", readme.BEGIN, "| experiment | question |", "|---|---|"),
+            *(r"| `norm` | Is \|x\| a norm? |", "| `plain` | Is one one? |"),
+            *(readme.END, "after"),
+        ]
 
 
-def test_a_place_that_is_not_there_is_told_in_one_sentence() -> None:
-    card = offering("e", figures={"chian": chain}, numbers={"left belwo one": lesson.at("a")})
-    figure, number = build.offered([card]).notes
-    assert figure.startswith(
-        "LESSON of 'e': the figure 'chian' is not known; did you mean 'chain'?"
-    )
-    assert "did you mean 'left below one'?" in number
-    assert "left belwo one" in words(build.lesson_page([card]))
-
-
-def test_a_place_that_two_offer_goes_to_the_first_that_has_a_dataset() -> None:
-    two = [offering(name, figures={"chain": chain}, claims={"limit at one": "1"}) for name in "ba"]
-    waiting = dataclasses.replace(offering("A", figures={"chain": chain}), run=gallery.Run("", "A"))
-    found = build.offered([*two, waiting])
-    assert found.places[Place("figure", "chain")].experiment == "a"
-    assert sorted(found.notes) == [
-        "'a' and 'b' and 'A' offer the figure 'chain'; shown is what 'a' offers",
-        "'a' and 'b' offer the claim 'limit at one'; shown is what 'a' offers",
-    ]
-
-
-# ---- the lesson
-
-
-DATA = xr.Dataset(
-    {
-        "a": (("x", "name"), [[1.0, 2.0], [3.0, 4.0]]),
-        "log10_a": (("x",), [2.0, -458.0]),
-        "log_a": math.log(100),
-    },
-    {"x": [0.5, 1.5], "name": ["p", "q"]},
-    {"depth": 7},
-)
-
-
-def evidence(**numbers: lesson.At) -> Evidence:
-    """What may be said of an experiment that has run, and of one that has not."""
-    run = gallery.Run("", "e", data=DATA, claims=(claim("it holds"), claim("it fails", "fails")))
-    command = "python experiments/e.py"
-    said = {"held": "it holds", "failing": "it", "unsaid": "never said"}
-    there = {Place("number", name): Offered(at, "e", command, run) for name, at in numbers.items()}
-    there |= {Place("claim", name): Offered(text, "e", command, run) for name, text in said.items()}
-    waiting = Offered(lesson.at("a"), "e", command, gallery.Run("", "e"))
-    return Evidence(
-        Offers(there | {Place(kind, "waiting"): waiting for kind in ("number", "claim")}, ())
-    )
+def test_a_readme_without_marks_is_left_as_it_is(lab: Path) -> None:
+    (lab / "README.md").write_text("mine\n")
+    readme.renew(lab)
+    assert (lab / "README.md").read_text() == "mine\n"
 
 
 @pytest.mark.parametrize(
-    ("at", "shown"),
+    "text",
     [
-        (lesson.at("a", x=1.5, name="q"), ">4<"),
-        (lesson.at("a", x="last", name="p"), ">3<"),
-        (lesson.at("a", how="max"), ">4<"),
-        (lesson.at("a", how="mean", name="p"), ">2<"),
-        (lesson.at("log10_a", scale="log10", x=0.5), ">100<"),
-        (lesson.at("log10_a", scale="log10", x=1.5), ">1.000 × 10<sup>−458</sup><"),
-        (lesson.at("log_a", scale="ln"), ">100<"),
-        (lesson.at("depth"), ">7<"),
-        (lesson.at("x", how="count"), ">2<"),
+        *(readme.BEGIN, readme.END, f"{readme.END}{readme.BEGIN}"),
+        f"{readme.BEGIN}{readme.END}{readme.BEGIN}",
     ],
 )
-def test_a_number_of_the_lesson_is_read_where_it_stands(at: lesson.At, shown: str) -> None:
-    found = evidence(here=at)
-    assert shown in found.number("here")
-    assert [use.variable for use in found.uses] == [at.variable]
-
-
-@pytest.mark.parametrize(
-    "at",
-    [lesson.at("a", x=0.7, name="q"), lesson.at("b"), lesson.at("a"), lesson.at("a", along="y")],
-)
-def test_a_number_that_is_not_there_is_not_made_up(at: lesson.At) -> None:
-    found = evidence(here=at)
-    assert found.number("here") == (
-        '<span class="verdict inline unknown">'
-        "(the dataset of e lacks the number &#39;here&#39;)</span>"
-    )
-    assert "no experiment here offers the number" in found.number("there")
-    assert "not computed yet: python experiments/e.py" in found.number("waiting")
-    assert not found.uses
-
-
-def test_a_row_has_a_number_for_each_text_of_its_axis() -> None:
-    found = evidence(row=lesson.at("a", along="name", x=0.5))
-    assert found.labels("row") == ["p", "q"]
-    assert [">1<" in found.number("row", along="p"), ">2<" in found.number("row", along="q")]
-    assert [use.where for use in found.uses] == ["x = 0.5, name = p", "x = 0.5, name = q"]
-    assert found.labels("nowhere") == []
-
-
-@pytest.mark.parametrize("wrong", [{"how": "sum"}, {"scale": "log2"}])
-def test_a_number_that_cannot_be_made_is_refused_at_once(wrong: dict[str, str]) -> None:
-    with pytest.raises(schema.BadInput, match="is not known"):
-        lesson.at("a", **wrong)
-
-
-def test_a_failing_claim_is_told_where_the_sentence_stands() -> None:
-    assert "✓" in evidence().claim("held")
-    assert "This failed here: “it fails”: measured 1, expected 1." in evidence().claim("failing")
-    assert "no claim of e says &#39;never said&#39;" in evidence().claim("unsaid")
-    assert "no experiment here offers the claim" in evidence().claim("elsewhere")
-    assert "not computed yet: python experiments/e.py" in evidence().claim("waiting")
-
-
-def test_the_lesson_types_no_number_that_an_experiment_could_give() -> None:
-    text = (build.HERE / "templates" / "lesson.html").read_text()
-    formulas = (
-        *(
-            r"\{% call formula.*?endcall %\}",
-            r"\{% set .*?endset %\}",
-            r"\{% macro .*?endmacro %\}",
-        ),
-        *(r"\{\{.*?\}\}", r"\{[%#].*?[%#]\}", r"<cite>.*?</cite>", r"<[^>]*>"),
-    )
-    for pattern in formulas:
-        text = re.sub(pattern, "", text, flags=re.DOTALL)
-    assert re.findall(r"\d+", text) == []
+def test_marks_that_are_no_pair_are_refused(lab: Path, text: str) -> None:
+    with pytest.raises(BadInput, match="allowed: each once"):
+        readme.renewed(text, lab)

@@ -32,7 +32,8 @@ def test_a_point_of_a_sweep_has_the_bits_of_the_run_alone(toy: Toy) -> None:
 def test_all_points_of_one_structure_are_one_compiled_program(toy: Toy) -> None:
     compiled: list[object] = []
 
-    def listen(event: str, _: float, **details: object) -> None:
+    def listen(event: str, duration_secs: float, **details: str | int) -> None:
+        del duration_secs
         if event.endswith("backend_compile_duration"):
             compiled.append(details["fun_name"])
 
@@ -56,7 +57,7 @@ def test_a_sweep_holds_the_programs_of_one_structure_at_a_time(
 
     monkeypatch.setattr(store.Store, "save", count_and_save)
     jax.clear_caches()
-    assert toy.sweep("depth=range(2,14)", f"sweep_method={method}").status == 0
+    assert toy.sweep("depth=range(2,14)", f"sweep.method={method}").status == 0
     assert len(held) == 12
     assert held[-1] <= held[0]
 
@@ -75,8 +76,9 @@ def test_the_swept_parameters_are_the_axes_of_one_dataset(toy: Toy) -> None:
     assert "seed" not in data.attrs
     assert data.first.attrs["long_name"] == "first neuron"
     assert sorted(path.name for path in folder.iterdir()) == [
-        "chunks", "claims.json", "data.nc", "figure.pdf", "figure.png", "figure.svg", "run.json",
-    ]  # fmt: skip
+        *(".hydra", "chunks", "claims.json", "data.nc", "figure.pdf", "figure.png", "figure.svg"),
+        "run.json",
+    ]
     claims = json.loads((folder / "claims.json").read_text())
     assert len(claims) == 2 * 12
     assert claims[0]["point"] == {"sigma_w": 2.0, "activation": "tanh", "seed": 0}
@@ -139,7 +141,7 @@ def test_one_failing_point_of_a_grid_leaves_a_table_of_the_others(rendering_toy:
 
 
 def test_a_value_that_raises_at_run_time_fails_alone(toy: Toy) -> None:
-    ended = toy.sweep("sigma_w=1.0,2.0,3.0", "fail='value 2'", "sweep_chunk=3")
+    ended = toy.sweep("sigma_w=1.0,2.0,3.0", "fail='value 2'", "sweep.chunk=3")
     assert ended.status == 1
     assert toy.data(next(toy.results.iterdir()).name).sigma_w.values.tolist() == [1.0, 3.0]
     assert "sigma_w=2.0: ValueError: this value raises" in ended.stderr
@@ -147,7 +149,7 @@ def test_a_value_that_raises_at_run_time_fails_alone(toy: Toy) -> None:
 
 @pytest.mark.parametrize("method", ["map", "vmap"])
 def test_other_methods_compute_the_same_and_isolate_failures_too(toy: Toy, method: str) -> None:
-    toy.sweep("sigma_w=0.5,0.6,0.7", "fail='value 0.6'", f"sweep_method={method}", "sweep_chunk=3")
+    toy.sweep("sigma_w=0.5,0.6,0.7", "fail='value 0.6'", f"sweep.method={method}", "sweep.chunk=3")
     data = toy.data(next(toy.results.iterdir()).name)
     assert data.sigma_w.values.tolist() == [0.5, 0.7]
     toy.run("sigma_w=0.5")
@@ -162,14 +164,14 @@ def test_a_finished_sweep_is_not_computed_again(toy: Toy) -> None:
     assert "2 of 2 points were finished before" in again.stderr
     assert toy.chunks("sigma_w=2.0,3.0") == before
     assert toy.files("sigma_w=2.0,3.0") == files
-    toy.sweep("sigma_w=2.0,3.0", "resume=false")
+    toy.sweep("sigma_w=2.0,3.0", "sweep.resume=false")
     assert toy.chunks("sigma_w=2.0,3.0").keys() == before.keys()
     assert all(time > before[name] for name, time in toy.chunks("sigma_w=2.0,3.0").items())
     assert toy.files("sigma_w=2.0,3.0") == files
 
 
 def test_only_what_is_missing_is_computed(toy: Toy) -> None:
-    toy.sweep("seed=range(0,4)", "sweep_chunk=1")
+    toy.sweep("seed=range(0,4)", "sweep.chunk=1")
     folder = "seed=range(0,4)"
     before, files = toy.chunks(folder), toy.files(folder)
     lost = sorted(before)[1]
@@ -183,7 +185,7 @@ def test_only_what_is_missing_is_computed(toy: Toy) -> None:
 
 
 def test_a_damaged_chunk_is_computed_again(toy: Toy) -> None:
-    toy.sweep("seed=0,1", "sweep_chunk=1")
+    toy.sweep("seed=0,1", "sweep.chunk=1")
     files = toy.files("seed=0,1")
     path = next((toy.results / "seed=0,1" / "chunks").glob("*.nc"))
     path.write_bytes(path.read_bytes()[:100])
@@ -214,13 +216,13 @@ def test_a_version_of_a_package_is_part_of_the_code(
 ) -> None:
     exp = loading.load(toy.file)
     now = points.code_key(exp)
-    monkeypatch.setattr(points, "versions", lambda: {"jax": "another"})
+    monkeypatch.setattr("gradlab.running.provenance.versions", lambda: {"jax": "another"})
     assert points.code_key(exp) != now
 
 
 def test_fail_fast_stops_at_the_first_failure_and_keeps_what_is_done(toy: Toy) -> None:
-    arguments = ["sigma_w=1.0,2.0,3.0", "fail='value 2'", "sweep_chunk=1"]
-    ended = toy.sweep(*arguments, "fail_fast=true")
+    arguments = ["sigma_w=1.0,2.0,3.0", "fail='value 2'", "sweep.chunk=1"]
+    ended = toy.sweep(*arguments, "sweep.fail_fast=true")
     (folder,) = toy.results.iterdir()
     assert ended.status == 1
     assert len(toy.chunks(folder.name)) == 1
@@ -244,7 +246,7 @@ def test_a_failed_point_is_tried_again(toy: Toy) -> None:
 
 
 def test_a_full_disk_loses_nothing(toy: Toy) -> None:
-    undisturbed = ["seed=range(0,6)", "width=40", "sweep_chunk=1"]
+    undisturbed = ["seed=range(0,6)", "width=40", "sweep.chunk=1"]
     toy.sweep(*undisturbed)
     folder = next(toy.results.iterdir()).name
     files = toy.files(folder)
@@ -319,9 +321,10 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(
 
 def test_points_are_grouped_as_their_pytrees_are(toy: Toy) -> None:
     config = loading.load(toy.file).module.Config
-    base = {
+    base: dict[str, Any] = {
         "activation": "tanh", "depth": 2, "width": 3, "sigma_w": 1.0, "w": [1.0], "fail": "no",
     }  # fmt: skip
+    changes: list[dict[str, Any]]
     changes = [{}, {"sigma_w": 2.0}, {"w": [2.0]}, {"w": [1.0, 2.0]}, {"depth": 3}, {"fail": "x"}]
     cfgs = [schema.read(config, base | change) for change in changes]
     made = [points.Point((), {}, (), cfg, 0, "float64", str(n)) for n, cfg in enumerate(cfgs)]

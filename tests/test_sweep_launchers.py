@@ -38,7 +38,7 @@ def test_another_sweeper_has_its_jobs_joined_too(toy: Toy, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("method", ["each", "map", "vmap"])
 def test_two_devices_share_the_points_of_a_chunk(toy: Toy, method: str) -> None:
-    sweep = ("--multirun", "sigma_w=range(0.5,4.0,0.5)", "sweep_chunk=7", f"sweep_method={method}")
+    sweep = ("--multirun", "sigma_w=range(0.5,4.0,0.5)", "sweep.chunk=7", f"sweep.method={method}")
     one = toy.start(*sweep)
     told = one.communicate()[1]
     assert one.returncode == 0, told

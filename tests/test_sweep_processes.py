@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from toys import Outcome, Toy
 
-SWEEP = ("--multirun", "sigma_w=range(1.0,4.0,0.5)", "seed=range(0,5)", "sweep_chunk=2")
+SWEEP = ("--multirun", "sigma_w=range(1.0,4.0,0.5)", "seed=range(0,5)", "sweep.chunk=2")
 SLOW = "fail='sleep 0.05'"
 
 
@@ -86,6 +86,6 @@ def test_two_processes_make_the_same_sweep_at_once(toy: Toy) -> None:
     assert [end(process).status for process in both] == [0, 0]
     folder = folder_of(toy)
     together = toy.files(folder.name)
-    assert end(toy.start(*SWEEP, SLOW, "resume=false")).status == 0
+    assert end(toy.start(*SWEEP, SLOW, "sweep.resume=false")).status == 0
     assert toy.files(folder.name) == together
     assert not list(folder.rglob("*.tmp"))

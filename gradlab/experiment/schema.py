@@ -80,7 +80,6 @@ WORDS: dict[str, Key] = {
     "batch_size": Key("examples in a batch", **_COUNT),
     "depth": Key("number of layers", **_COUNT),
     "dtype": Key("floating point format", choices=DTYPES),
-    "dtypes": Key("floating point formats that are followed", choices=DTYPES),
     "factor": Key("factor of the branch F in a residual layer z + F(z)", at_least=0, at_most=10),
     "learning_rate": Key("step size of the optimiser", above=0, at_most=1e6),
     "num_seeds": Key("number of independent draws", **_COUNT),
@@ -164,20 +163,23 @@ def _entry(cls: type, field: dataclasses.Field[Any], hint: Any) -> Entry:
     return Entry(field.name, kind, is_list, optional, described)
 
 
-def read(cls: type[T], values: Mapping[str, Any]) -> T:
+def read(cls: type[T], values: Mapping[str, Any], node: str = "") -> T:
     """The config that plain values describe; lists become tuples and one value a list of one.
+
+    `node` is where they stand in the composed config, for the names of keys in sentences.
 
     Raises:
         BadInput: a key is unknown, missing, of another type, or outside its limits.
     """
     known = {entry.name: entry for entry in entries(cls)}
+    typed = {name: f"{node}.{name}".lstrip(".") for name in [*known, *values]}
     for name in values:
         if name not in known:
-            raise BadInput(unknown("key", name, known))
+            raise BadInput(unknown("key", typed[name], [typed[own] for own in known]))
     for name, entry in known.items():
         if name not in values:
-            raise BadInput(f"key '{name}' is missing; allowed: {entry.allowed()}")
-    return cls(**{name: _checked(entry, values[name]) for name, entry in known.items()})
+            raise BadInput(f"key '{typed[name]}' is missing; allowed: {entry.allowed()}")
+    return cls(**{name: _checked(known[name], values[name], typed[name]) for name in known})
 
 
 def unknown(noun: str, name: str, known: Iterable[str]) -> str:
@@ -188,11 +190,11 @@ def unknown(noun: str, name: str, known: Iterable[str]) -> str:
     return f"{noun} '{name}' is not known; {hint}allowed: {', '.join(known) or 'none'}"
 
 
-def _checked(entry: Entry, value: Any) -> Any:
+def _checked(entry: Entry, value: Any, name: str) -> Any:
     if value is None and entry.optional:
         return None
     given = list(value) if isinstance(value, list | tuple) else [value]
-    wrong = BadInput(f"{entry.name} is {_shown(value)}; allowed: {entry.allowed()}")
+    wrong = BadInput(f"{name} is {_shown(value)}; allowed: {entry.allowed()}")
     if (isinstance(value, list | tuple) and not entry.is_list) or not given:
         raise wrong
     try:

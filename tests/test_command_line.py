@@ -8,16 +8,16 @@ import time
 from pathlib import Path
 
 import pytest
-from toys import Toy
+from toys import Toy, hydra_told_of
 
 from gradlab.experiment import loading
-from gradlab.running import command_line
+from gradlab.running import naming
 
 
 def test_a_run_leaves_its_files_in_the_experiments_folder(rendering_toy: Toy) -> None:
     assert rendering_toy.run().status == 0
     assert sorted(path.name for path in rendering_toy.results.iterdir()) == [
-        "claims.json", "data.nc", "figure.pdf", "figure.png", "figure.svg", "run.json",
+        ".hydra", "claims.json", "data.nc", "figure.pdf", "figure.png", "figure.svg", "run.json",
     ]  # fmt: skip
     manifest = json.loads((rendering_toy.results / "run.json").read_text())
     assert manifest["command"] == "python experiments/chaos.py"
@@ -44,24 +44,26 @@ def test_the_same_command_leaves_the_same_bytes(rendering_toy: Toy) -> None:
         (["scale=smoke"], "scale=smoke"),
         (["scale=smoke", "depth=3"], "scale=smoke"),
         (["scale=full"], ""),
-        (["results=elsewhere", "redraw=false", "resume=true"], ""),
+        (["scale=smoke", "depth=6"], "depth=6,scale=smoke"),
+        (["++depth=4"], "depth=4"),
+        (["+experiment=calm"], "experiment=calm"),
+        (["+experiment=calm", "sigma_w=2.0"], "experiment=calm"),
+        (["+experiment=calm", "sigma_w=3.0"], "experiment=calm,sigma_w=3.0"),
+        (["sweep.method=map", "sweep.chunk=3"], "sweep.method=map"),
+        (["results=elsewhere", "redraw=false", "sweep.resume=true", "cluster=slurm"], ""),
     ],
 )
 def test_a_folder_is_named_by_what_differs_from_the_config(
     toy: Toy, arguments: list[str], name: str
 ) -> None:
-    exp = loading.load(toy.file)
-    assert command_line.folder_name(command_line.written_values(exp), arguments) == name
+    with hydra_told_of(loading.load(toy.file)):
+        assert naming.name("chaos", "chaos", arguments) == name
 
 
 def test_a_very_long_name_is_cut_and_stays_its_own(toy: Toy) -> None:
-    written = command_line.written_values(loading.load(toy.file))
-    names = [
-        command_line.folder_name(
-            written, [f"w=[{','.join(f'0.{digit}' for digit in range(last))}]"]
-        )
-        for last in (100, 101)
-    ]
+    values = [f"w=[{','.join(f'0.{digit}' for digit in range(last))}]" for last in (100, 101)]
+    with hydra_told_of(loading.load(toy.file)):
+        names = [naming.name("chaos", "chaos", [value]) for value in values]
     assert all(len(name) <= 200 for name in names)
     assert names[0] != names[1]
 
@@ -93,7 +95,10 @@ def test_a_claim_that_fails_ends_with_status_one_after_all_is_written(toy: Toy) 
         ("precision=float16", "precision is 'float16'; allowed: one of float32, float64"),
         ("scale=medium", "'medium' is not known; allowed: full, smoke"),
         ("seed=-1", "seed is -1; allowed: a whole number at least 0"),
-        ("cluster=moon", "cluster is 'moon'; allowed: one of none, debug, local, slurm"),
+        ("cluster=moon", "'moon' is not known; did you mean 'none'? allowed: debug, local, none"),
+        ("cluster.kind=moon", "cluster.kind is 'moon'; allowed: one of none, debug, local, slurm"),
+        ("cluster.minutes=0", "cluster.minutes is 0; allowed: a whole number at least 1"),
+        ("sweep=fast", "sweep is 'fast'; allowed: sweep.method, sweep.batch"),
         ("depth", "error: "),
         ("seed=0,1", "error: "),
     ],
@@ -173,4 +178,4 @@ def test_two_runs_at_once_leave_whole_files(toy: Toy) -> None:
     assert [process.communicate() and process.returncode for process in both] == [0, 0]
     folder = toy.results / "seed=1"
     assert toy.data("seed=1").sizes["layer"] == 6
-    assert not list(Path(folder).glob(".*"))
+    assert not list(Path(folder).rglob("*.tmp"))

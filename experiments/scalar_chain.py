@@ -317,6 +317,7 @@ def shifted(factors: Any) -> Any:
 
 FAULTS = {
     "weights 1 % too large": gl.fault.argument("ensembles.scalar", w=lambda w: 1.01 * w),
+    "weights inverted": gl.fault.argument("ensembles.scalar", w=lambda w: 1 / w),
     "weights negated": gl.fault.argument("ensembles.scalar", w=lambda w: -w),
     "depths counted from 0": gl.fault.result("chain_rule.products", shifted),
     "sign lost": gl.fault.result("scaled.sign", abs),
@@ -326,8 +327,8 @@ FAULTS = {
     "first layer's share forgotten": gl.fault.result(
         "jacobians.weight_gradients", lambda shares: shares.at[0].set(0)
     ),
-    "networks' weights 5 % too large": gl.fault.argument(
-        "ensembles.gaussian", sigma_w=lambda sigma_w: 1.05 * sigma_w
+    "networks' weights 10 % too large": gl.fault.argument(
+        "ensembles.gaussian", sigma_w=lambda sigma_w: 1.1 * sigma_w
     ),
     "residual branch dropped": gl.fault.argument("ensembles.residual", factor=lambda f: 0.0 * f),
     "Jacobians transposed": gl.fault.result("chain.jacobians", lambda J: jnp.swapaxes(J, -1, -2)),

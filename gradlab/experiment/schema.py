@@ -80,7 +80,6 @@ WORDS: dict[str, Key] = {
     "batch_size": Key("examples in a batch", **_COUNT),
     "depth": Key("number of layers", **_COUNT),
     "dtype": Key("floating point format", choices=DTYPES),
-    "dtypes": Key("floating point formats that are followed", choices=DTYPES),
     "factor": Key("factor of the branch F in a residual layer z + F(z)", at_least=0, at_most=10),
     "learning_rate": Key("step size of the optimiser", above=0, at_most=1e6),
     "num_seeds": Key("number of independent draws", **_COUNT),

@@ -8,8 +8,10 @@ EXPERIMENTS := $(notdir $(basename $(filter-out experiments/_%,$(wildcard experi
 # Parallel workers are deaf to Ctrl-C, and lose their streams to submitit: these run by themselves.
 ALONE := tests/running/test_command_line.py tests/sweeping/test_sweep_launchers.py tests/sweeping/test_cluster.py
 
-# What an edit to the library breaks first; browsers, sweeps and whole experiments are left out.
-QUICK := $(addprefix tests/,arithmetic models measuring theory experiment test_imports.py test_docs.py test_laws.py)
+# What an edit to the library breaks first. Left out for their length: the product's singular values,
+# sweeps, browsers and whole experiments.
+QUICK := $(addprefix tests/,arithmetic models measuring theory experiment test_imports.py test_laws.py) \
+	$(foreach long,product_svd test_spectra.py test_certificate.py,--ignore tests/measuring/$(long))
 
 PYTEST := $(BIN)/python -m pytest
 PARALLEL := -n auto --dist loadfile --max-worker-restart 0

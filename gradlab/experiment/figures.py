@@ -44,6 +44,7 @@ __all__ = [
     "rule",
     "series",
     "shades",
+    "surface",
     "title",
     "words",
 ]
@@ -192,6 +193,13 @@ def band(
     measured(axes, x, middle, look, label)
 
 
+def surface(axes: Axes, x: Any, y: Any, values: Any, label: str, **style: Any) -> None:
+    """Values `(x, y)` over a plane, in grey from low to high, with a bar that tells the shades."""
+    look: dict[str, Any] = {"cmap": "Greys", "shading": "nearest", "rasterized": True} | style
+    shown = axes.pcolormesh(x, y, np.asarray(values).T, **look)
+    axes.figure.colorbar(shown, ax=axes, label=label, pad=0.02)
+
+
 def key(axes: Axes, looks: dict[str, dict[str, Any]], **options: Any) -> None:
     """A legend that is made of looks alone, by name, besides any that the panel has."""
     before = axes.get_legend()
@@ -230,7 +238,7 @@ def draw(figure: Callable[[Any], Figure], data: Any, caption: str = "") -> dict[
 
 def _check_labels(drawn: Figure) -> None:
     for number, axes in enumerate(drawn.axes, start=1):
-        if not axes.axison or not axes.has_data():
+        if not axes.axison or not axes.has_data() or axes.get_label() == "<colorbar>":
             continue
         shared = {"x": axes.get_shared_x_axes(), "y": axes.get_shared_y_axes()}
         for name, groups in shared.items():

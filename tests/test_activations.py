@@ -26,33 +26,33 @@ class Exact:
     terms: tuple[Real | None, Real | None, Real | None] = (None, None, None)
 
 
-def sigma(h):
+def sigma(h: Any) -> Any:
     return 1 / (1 + mp.exp(-h))
 
 
-def dsigma(h):
+def dsigma(h: Any) -> Any:
     return mp.sech(h / 2) ** 2 / 4
 
 
-def cdf(h):
+def cdf(h: Any) -> Any:
     if abs(h) > 1e4:  # mpmath would convert it to a float
         return mp.mpf(h > 0)
     return mp.erfc(-h / mp.sqrt(2)) / 2
 
 
-def gauss(h):
+def gauss(h: Any) -> Any:
     return mp.exp(-h * h / 2) / mp.sqrt(2 * mp.pi)
 
 
-def step(left, right):
+def step(left: Any, right: Any) -> Any:
     return lambda h: right(h) if h > 0 else left(h)
 
 
-def const(value):
+def const(value: Any) -> Any:
     return lambda _: mp.mpf(value)
 
 
-def scaled_elu(scale, alpha):
+def scaled_elu(scale: Any, alpha: Any) -> Any:
     return (
         step(lambda h: scale * alpha * mp.expm1(h), lambda h: scale * h),
         step(lambda h: scale * alpha * mp.exp(h), const(scale)),
@@ -132,12 +132,12 @@ LIMITS = {
 }
 
 
-def derivatives(name):
+def derivatives(name: str) -> Any:
     phi = PHI[name]
     return phi, jax.vmap(jax.grad(phi)), jax.vmap(jax.grad(jax.grad(phi)))
 
 
-def grid(dtype):
+def grid(dtype: Any) -> Any:
     """Both signs, log-spaced from underflow to overflow, and dense where the tails decay."""
     info = jnp.finfo(dtype)
     whole = np.geomspace(float(info.tiny) * 2, float(info.max) / 2, 40)
@@ -149,7 +149,7 @@ def grid(dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", PHI)
-def test_it_is_right_to_a_few_units_over_the_whole_float_range(name, dtype):
+def test_it_is_right_to_a_few_units_over_the_whole_float_range(name: str, dtype: Any) -> None:
     h, exact = grid(dtype), EXACT[name]
     measured = jax.jit(lambda h: [f(h) for f in derivatives(name)])(h)
     for f, terms, values in zip(exact.derivatives, exact.terms, measured, strict=True):
@@ -160,7 +160,7 @@ def test_it_is_right_to_a_few_units_over_the_whole_float_range(name, dtype):
                 assert abs(mp.mpf(y) - expected) <= allowed(size, dtype), (x, y, expected)
 
 
-def allowed(size, dtype):
+def allowed(size: Any, dtype: Any) -> Any:
     """The error allowed where the exact result, or the terms that cancel in it, are of `size`."""
     info = jnp.finfo(dtype)
     unit = float(info.eps) * mp.mpf(2) ** mp.floor(mp.log(size, 2)) if size else mp.mpf(0)
@@ -171,13 +171,13 @@ def allowed(size, dtype):
     return max(ULPS[dtype] * unit, ULPS[dtype] * 2**-24 if dtype == "float16" else info.tiny)
 
 
-def as_floats(x):
+def as_floats(x: Any) -> Any:
     return [float(value) for value in x.astype(jnp.float64)]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", PHI)
-def test_at_infinity_it_has_its_limits_and_nan_stays_nan(name, dtype):
+def test_at_infinity_it_has_its_limits_and_nan_stays_nan(name: str, dtype: Any) -> None:
     h = jnp.asarray([-jnp.inf, jnp.inf, jnp.nan], dtype)
     measured = jax.jit(lambda h: [f(h) for f in derivatives(name)])(h)
     limits = [[*both, np.nan] for both in zip(*LIMITS[name], strict=True)]
@@ -188,12 +188,12 @@ def test_at_infinity_it_has_its_limits_and_nan_stays_nan(name, dtype):
 
 
 @pytest.mark.parametrize("name", PHI)
-def test_every_mode_of_differentiation_uses_the_closed_form(name):
+def test_every_mode_of_differentiation_uses_the_closed_form(name: str) -> None:
     phi = PHI[name]
     h = jnp.asarray([-12.3, -0.7, 0.0, 0.4, 1.0, 9.1], jnp.float32)
     both = (jax.jacfwd, jax.jacrev)
 
-    def modes(h):
+    def modes(h: Any) -> Any:
         first = [jnp.diag(mode(phi)(h)) for mode in both]
         first.append(jax.jvp(phi, (h,), (jnp.ones_like(h),))[1])
         first.append(jax.linearize(phi, h)[1](jnp.ones_like(h)))
@@ -209,7 +209,7 @@ def test_every_mode_of_differentiation_uses_the_closed_form(name):
         np.testing.assert_allclose(measured, curvature, rtol=2**-22, atol=0)
 
 
-def test_the_jacobian_of_a_saturated_layer_is_diag_dphi_times_W():
+def test_the_jacobian_of_a_saturated_layer_is_diag_dphi_times_W() -> None:
     W = jnp.asarray([[30.0, -1.0], [2.0, 40.0]], jnp.float32)
     x = jnp.asarray([1.0, -0.5], jnp.float32)
     J = jax.jacfwd(lambda x: PHI["tanh"](W @ x))(x)
@@ -223,7 +223,7 @@ def test_the_jacobian_of_a_saturated_layer_is_diag_dphi_times_W():
 
 
 @pytest.mark.parametrize("name", PHI)
-def test_its_derivatives_jump_at_its_kinks_and_nowhere_else(name):
+def test_its_derivatives_jump_at_its_kinks_and_nowhere_else(name: str) -> None:
     phi, delta = PHI[name], 1e-9
     points = jnp.asarray([-2.0, -1.0, 0.0, 1.0, 2.0])
     # 1e-6: the change over 2e-9 of a smooth derivative is 1e-8 at most.
@@ -231,13 +231,13 @@ def test_its_derivatives_jump_at_its_kinks_and_nowhere_else(name):
     assert tuple(points[jumps[0] | jumps[1]].tolist()) == phi.kinks
 
 
-def test_what_is_not_a_real_floating_point_number_is_refused():
+def test_what_is_not_a_real_floating_point_number_is_refused() -> None:
     for h in (3, jnp.arange(3), jnp.asarray(1j)):
         with pytest.raises(TypeError, match="floating point numbers, not on"):
             PHI["tanh"](h)
 
 
-def test_an_activation_is_one_hashable_static_argument():
+def test_an_activation_is_one_hashable_static_argument() -> None:
     f = jax.jit(lambda phi, h: phi(h), static_argnums=0)
     assert float(f(PHI["relu"], 2.0)) == 2.0
     assert PHI["relu"] in {PHI["relu"], PHI["tanh"]}

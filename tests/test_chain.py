@@ -1,3 +1,5 @@
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -7,18 +9,18 @@ import pytest
 from gradlab.models import chain
 
 
-def tanh_layer(params, z):
+def tanh_layer(params: Any, z: Any) -> Any:
     return jnp.tanh(params["W"] @ z + params["b"])
 
 
-def tanh_chain(depth=5, width=4, seed=0, dtype=jnp.float64):
+def tanh_chain(depth: int = 5, width: int = 4, seed: int = 0, dtype: Any = jnp.float64) -> Any:
     key_W, key_b = jax.random.split(jax.random.key(seed))
     W = jax.random.normal(key_W, (depth, width, width), dtype) / jnp.sqrt(width).astype(dtype)
     b = jax.random.normal(key_b, (depth, width), dtype) / 10
     return chain.Chain(tanh_layer, {"W": W, "b": b})
 
 
-def varying(widths=(5, 3, 4, 2), seed=1):
+def varying(widths: Any = (5, 3, 4, 2), seed: int = 1) -> Any:
     keys = jax.random.split(jax.random.key(seed), len(widths) - 1)
     Ws = [
         jax.random.normal(k, (m, n)) / 3 for k, n, m in zip(keys, widths, widths[1:], strict=False)
@@ -26,7 +28,7 @@ def varying(widths=(5, 3, 4, 2), seed=1):
     return [chain.Chain(lambda W, z: jnp.tanh(W @ z), W[None]) for W in Ws], Ws
 
 
-def test_the_states_of_a_chain_are_its_layers_applied_one_by_one():
+def test_the_states_of_a_chain_are_its_layers_applied_one_by_one() -> None:
     model, x = tanh_chain(), jnp.linspace(-1.0, 1.0, 4)
     z, expected = x, [x]
     for k in range(5):
@@ -37,7 +39,7 @@ def test_the_states_of_a_chain_are_its_layers_applied_one_by_one():
     np.testing.assert_allclose(model(x), expected[-1], rtol=1e-15, atol=1e-16)
 
 
-def test_the_jacobian_of_a_tanh_layer_is_its_closed_form():
+def test_the_jacobian_of_a_tanh_layer_is_its_closed_form() -> None:
     model, x = tanh_chain(), jnp.linspace(-1.0, 1.0, 4)
     outputs = chain.states(model, x)[1:]
     expected = (1 - outputs**2)[:, :, None] * model.params["W"]
@@ -45,7 +47,7 @@ def test_the_jacobian_of_a_tanh_layer_is_its_closed_form():
     np.testing.assert_allclose(chain.jacobians(model, x), expected, rtol=1e-14)
 
 
-def test_a_sequence_of_layers_of_varying_width_has_one_jacobian_a_layer():
+def test_a_sequence_of_layers_of_varying_width_has_one_jacobian_a_layer() -> None:
     model, Ws = varying()
     x = jnp.linspace(-1.0, 1.0, 5)
     J = chain.jacobians(model, x)
@@ -57,7 +59,7 @@ def test_a_sequence_of_layers_of_varying_width_has_one_jacobian_a_layer():
     assert chain.depth(model) == 3
 
 
-def test_closures_and_chains_mix():
+def test_closures_and_chains_mix() -> None:
     inner = tanh_chain(depth=3)
     W = jnp.ones((2, 4))
     model = [inner, lambda z: z**2, lambda z: W @ z]
@@ -69,7 +71,7 @@ def test_closures_and_chains_mix():
     np.testing.assert_array_equal(J[3], jnp.diag(2 * chain.states(model, x)[3]))
 
 
-def test_alike_equinox_modules_become_one_stacked_chain():
+def test_alike_equinox_modules_become_one_stacked_chain() -> None:
     keys = jax.random.split(jax.random.key(0), 6)
     model = [eqx.nn.Linear(4, 4, key=k) for k in keys] + [eqx.nn.Linear(4, 2, key=keys[0])]
     parts = chain.segments(model)
@@ -85,9 +87,9 @@ def test_alike_equinox_modules_become_one_stacked_chain():
     np.testing.assert_allclose(chain.states(model, x)[-1], by_hand, rtol=1e-14)
 
 
-def test_an_equinox_sequential_is_a_model():
+def test_an_equinox_sequential_is_a_model() -> None:
     key_1, key_2 = jax.random.split(jax.random.key(0))
-    model = eqx.nn.Sequential(
+    model: Any = eqx.nn.Sequential(
         [eqx.nn.Linear(3, 4, key=key_1), eqx.nn.Lambda(jnp.tanh), eqx.nn.Linear(4, 2, key=key_2)]
     )
     x = jnp.linspace(-1.0, 1.0, 3)
@@ -95,7 +97,7 @@ def test_an_equinox_sequential_is_a_model():
     np.testing.assert_allclose(product, jax.jacrev(model)(x), rtol=1e-13)  # a few ulp a layer
 
 
-def test_states_and_jacobians_pass_through_vmap_jit_and_grad():
+def test_states_and_jacobians_pass_through_vmap_jit_and_grad() -> None:
     model = tanh_chain()
     batch = jax.random.normal(jax.random.key(1), (3, 4))
     together = jax.jit(jax.vmap(lambda x: chain.jacobians(model, x)))(batch)
@@ -106,19 +108,19 @@ def test_states_and_jacobians_pass_through_vmap_jit_and_grad():
     assert np.isfinite(gradient).all()
 
 
-def test_a_linear_chain_has_the_given_matrices_as_jacobians():
+def test_a_linear_chain_has_the_given_matrices_as_jacobians() -> None:
     matrices = jax.random.normal(jax.random.key(0), (3, 4, 4))
     np.testing.assert_array_equal(chain.jacobians(chain.linear(matrices), jnp.ones(4)), matrices)
 
 
-def nan_weight(depth, bad):
+def nan_weight(depth: int, bad: Any) -> Any:
     model = tanh_chain(depth)
     model.params["W"] = model.params["W"].at[bad - 1, 1, 1].set(jnp.nan)
     return model
 
 
 @jax.custom_vjp
-def only_backwards(z):
+def only_backwards(z: Any) -> Any:
     return z
 
 
@@ -152,7 +154,7 @@ only_backwards.defvjp(lambda z: (z, None), lambda _, g: (g,))
         ),
     ],
 )
-def test_a_bad_model_is_refused_by_the_name_of_its_layer(model, error, says):
+def test_a_bad_model_is_refused_by_the_name_of_its_layer(model: Any, error: Any, says: Any) -> None:
     with pytest.raises(error) as caught:
         chain.jacobians(model, jnp.ones(5))
     assert says in str(caught.value)
@@ -166,7 +168,7 @@ def test_a_bad_model_is_refused_by_the_name_of_its_layer(model, error, says):
         (jnp.ones(4, complex), TypeError, "The input has dtype complex"),
     ],
 )
-def test_a_bad_input_is_refused(x, error, says):
+def test_a_bad_input_is_refused(x: jax.Array, error: Any, says: Any) -> None:
     with pytest.raises(error) as caught:
         chain.states(tanh_chain(), x)
     assert says in str(caught.value)

@@ -355,7 +355,8 @@ def test_it_takes_the_place_of_the_clip_of_optax_in_a_chain() -> None:
         for _ in range(3):
             updates, state = jax.jit(optimizer.update)(grads, state, grads)
         results.append(updates)
-    assert jax.tree.structure(results[0]) == jax.tree.structure(results[1])
+    structures: list[Any] = [jax.tree.structure(result) for result in results]
+    assert structures[0] == structures[1]
     for ours, theirs in zip(*map(jax.tree.leaves, results), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=8 * 2.0**-53)  # a few roundings each
 
@@ -465,7 +466,7 @@ def test_the_monitor_changes_nothing_and_counts_how_often_the_threshold_fired(ma
     watched, state = steps(clipping.monitor(make(5.5), 10), SICK)
     plain, _ = steps(make(5.5), SICK)
     assert bits(watched) == bits(plain)
-    seen = clipping.report(state)
+    seen = clipping.record(state)
     assert (seen.num_steps, seen.num_fired) == (5, 2)
     # Ulps: of the entries 0.3, 0.4 and of the norm; optax clips within an ulp or two of 5.5.
     np.testing.assert_allclose(seen.norm_before, [0.5, 5, 50, 1, 500], rtol=4 * 2.0**-24)
@@ -474,7 +475,7 @@ def test_the_monitor_changes_nothing_and_counts_how_often_the_threshold_fired(ma
 
 def test_the_share_of_a_starved_layer_is_recorded_and_untouched_by_clipping() -> None:
     _, state = steps(clipping.monitor(clipping.clip_by_global_norm(5.5), 10), SICK)
-    share = clipping.report(state).share
+    share = clipping.record(state).share
     expected = [2e-30 / (5 * scale) for scale in (0.1, 1, 10, 0.2, 100)]
     np.testing.assert_allclose(share["['first']"], expected, rtol=8 * 2.0**-24)  # as above
     np.testing.assert_array_equal(share["['last']"], 1)
@@ -493,7 +494,7 @@ def test_the_squares_of_all_shares_add_up_to_one() -> None:
 
 def test_the_monitor_keeps_the_last_steps_in_their_order() -> None:
     _, state = steps(clipping.monitor(clipping.clip_by_global_norm(5.5), 3), SICK)
-    seen = clipping.report(state)
+    seen = clipping.record(state)
     np.testing.assert_allclose(seen.norm_before, [50, 1, 500], rtol=4 * 2.0**-24)  # as above
     assert seen.num_steps == 5
 
@@ -505,16 +506,16 @@ def test_the_monitor_runs_inside_a_scan_in_front_of_an_optimiser() -> None:
         return optimizer.update({"w": jnp.full(4, scale)}, state)[1], None
 
     state, _ = jax.lax.scan(step, optimizer.init({"w": jnp.zeros(4)}), jnp.arange(4.0))
-    assert clipping.report(state[0]).num_fired == 3
+    assert clipping.record(state[0]).num_fired == 3
 
 
 def test_the_report_says_in_words_what_happened() -> None:
     _, state = steps(clipping.monitor(clipping.clip_by_global_norm(5.5), 10), SICK)
-    text = str(clipping.report(state))
+    text = str(clipping.record(state))
     assert "the clip fired in 2 of 5 steps" in text
     assert "['first']" in text
     fresh = clipping.monitor(clipping.clip_by_global_norm(1.0), 2).init(SICK[0])
-    assert "no step yet" in str(clipping.report(fresh))
+    assert "no step yet" in str(clipping.record(fresh))
 
 
 def test_a_monitor_without_history_is_refused() -> None:

@@ -8,23 +8,23 @@ from hypothesis import strategies as st
 
 from gradlab.arithmetic import doubled, scaled
 from gradlab.arithmetic.doubled import Doubled
-from gradlab.measuring.product_svd import elimination
+from gradlab.measuring.product_svd import complete_pivoting, elimination
 
 DTYPES = [jnp.float32, jnp.float64]
 OPERATIONS = {
-    "product": (lambda x, y: doubled.product(x.high, y.high), lambda x, y: x[0] * y[0]),
+    "product": (lambda x, y: doubled.product_of(x.high, y.high), lambda x, y: x[0] * y[0]),
     "add": (doubled.add, lambda x, y: sum(x) + sum(y)),
     "subtract": (doubled.subtract, lambda x, y: sum(x) - sum(y)),
     "multiply": (doubled.multiply, lambda x, y: sum(x) * sum(y)),
     "divide": (doubled.divide, lambda x, y: sum(x) / sum(y)),
 }
-CAREFUL = jax.jit(lambda J, L, log_2_d: elimination.careful(J, Doubled(L, 0 * L), log_2_d))
-QUICK = jax.jit(elimination.quick)
+COMPLETE = jax.jit(lambda J, L, log_2_d: complete_pivoting.eliminate(J, Doubled(L, 0 * L), log_2_d))
+PARTIAL = jax.jit(elimination.partial_pivoting)
 
 
 @jax.jit
 def REFINED(J, L):
-    return elimination.refined(J, Doubled(L, 0 * L), elimination.quick(J @ L))
+    return elimination.refined(J, Doubled(L, 0 * L), elimination.partial_pivoting(J @ L))
 
 
 def exact(*parts):
@@ -63,9 +63,9 @@ def test_both_factor_the_product_into_an_unordered_triangle_and_an_ordered_one(s
     m, n, r = shape
     rng = np.random.default_rng(0)
     J, L = (jnp.asarray(rng.normal(size=s), dtype) for s in ((m, n), (n, r)))
-    quick, careful, order = QUICK(J @ L), CAREFUL(J, L, jnp.zeros(r, dtype)), np.arange(r)
-    assert careful.num_lost == 0
-    found = [(quick.L, quick.R, order), (careful.L.high, careful.R, careful.order)]
+    partial, complete, order = PARTIAL(J @ L), COMPLETE(J, L, jnp.zeros(r, dtype)), np.arange(r)
+    assert complete.num_lost == 0
+    found = [(partial.L, partial.R, order), (complete.L.high, complete.R, complete.order)]
     if m >= r:
         better, R = REFINED(J, L)
         found.append((better.high, R, order))
@@ -102,17 +102,17 @@ def by_elimination(J, L, order, found):
     seed=st.integers(0, 2**32 - 1),
     dtype=st.sampled_from(DTYPES),
     n=st.sampled_from([2, 5]),
-    how=st.sampled_from(["careful", "refined"]),
+    how=st.sampled_from(["complete", "refined"]),
 )
 def test_factors_are_right_to_rounding_for_nearly_singular_layers(seed, dtype, n, how):
     rng = np.random.default_rng(seed)
     U, V = np.linalg.qr(rng.normal(size=(2, n, n)))[0]
-    # Refining ends where the square of the quick factors' error is a rounding.
-    condition = 1e4 if how == "careful" else 50
+    # Refining ends where the square of the error of the factors found is a rounding.
+    condition = 1e4 if how == "complete" else 50
     J = jnp.asarray((U * np.geomspace(1, 1 / condition, n)) @ V, dtype)
     L = jnp.asarray(np.tril(rng.uniform(-1, 1, (n, n)), -1) + np.eye(n), dtype)
-    if how == "careful":
-        found, found_R, order, _, num_lost = CAREFUL(J, L, jnp.zeros(n, dtype))
+    if how == "complete":
+        found, found_R, order, _, num_lost = COMPLETE(J, L, jnp.zeros(n, dtype))
         assert num_lost == 0
     else:
         (found, found_R), order = REFINED(J, L), range(n)
@@ -136,7 +136,7 @@ def test_refined_pivots_are_nearly_exact_whatever_the_scales_of_rows_and_columns
         found, found_R = REFINED(J, L)
         R, _, _ = by_elimination(J, L, range(5), found)
         # A residual's own roundings, beside the largest term of a row, magnified as those of the
-        # quick pivots are, which are wrong by up to 1e9 eps here (float32: 3e3).
+        # pivots found are, which are wrong by up to 1e9 eps here (float32: 3e3).
         few = exact(64 * scaled.eps(dtype))[0]
         for k in range(5):
             assert abs(exact(found_R[k, k])[0] - R[k][k]) <= few * abs(R[k][k])
@@ -145,7 +145,7 @@ def test_refined_pivots_are_nearly_exact_whatever_the_scales_of_rows_and_columns
 def test_pivots_follow_the_diagonal_beside_the_layer():
     J = jnp.asarray(np.random.default_rng(0).normal(size=(4, 4)))
     log_2_d = jnp.array([-3000.0, 10.0, -40.0, 800.0])
-    done = CAREFUL(J, jnp.eye(4), log_2_d)
+    done = COMPLETE(J, jnp.eye(4), log_2_d)
     np.testing.assert_array_equal(done.order, [3, 1, 2, 0])
     assert abs(done.L.high).max() <= 1
 
@@ -168,22 +168,22 @@ def test_rank_that_only_rounding_stands_in_for_is_lost_and_zeros_are_not(dtype):
         (low_rank, 3, 2),
         (np.zeros((5, 5)), 0, 0),
     ):
-        done = CAREFUL(jnp.asarray(layer, dtype), L, jnp.zeros(5, dtype))
+        done = COMPLETE(jnp.asarray(layer, dtype), L, jnp.zeros(5, dtype))
         np.testing.assert_array_equal(np.diag(done.R) != 0, np.arange(5) < num_pivots)
         assert done.num_lost == num_lost
 
 
-def test_columns_that_do_not_count_take_the_rows_that_are_left():
-    """Of five, two count and are parallel: one pivot, one lost, and four without influence."""
+def test_columns_of_the_complement_take_the_rows_that_are_left():
+    """Of five, two are directions and parallel: one pivot, one lost, and four without influence."""
     rng = np.random.default_rng(0)
     J, L = rng.normal(size=(5, 5)), rng.normal(size=(5, 5))
     L[:, 3] = 2 * L[:, 1]
-    counts = np.array([0, 1, 0, 1, 0])
-    log_2_d = jnp.where(counts == 1, jnp.array([0.0, -40, 0, -41, 0]), -jnp.inf)
+    is_direction = np.array([0, 1, 0, 1, 0])
+    log_2_d = jnp.where(is_direction == 1, jnp.array([0.0, -40, 0, -41, 0]), -jnp.inf)
     added = np.zeros((5, 5))
     added[:, 4] = rng.normal(size=5)
     L[:, 4] = 0
-    done = jax.jit(elimination.careful)(
+    done = jax.jit(complete_pivoting.eliminate)(
         jnp.asarray(J), Doubled(*(jnp.asarray(part) for part in (L, 0 * L))), log_2_d, 0, added
     )
     assert done.order[0] in (1, 3)
@@ -200,7 +200,7 @@ def test_columns_that_do_not_count_take_the_rows_that_are_left():
 @pytest.mark.parametrize("bad", [np.inf, np.nan])
 def test_a_layer_that_is_not_finite_has_no_pivot_that_is(bad):
     J = jnp.eye(3).at[1, 2].set(bad)
-    assert np.isnan(np.diag(CAREFUL(J, jnp.eye(3), jnp.zeros(3)).R)).all()
+    assert np.isnan(np.diag(COMPLETE(J, jnp.eye(3), jnp.zeros(3)).R)).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -211,7 +211,7 @@ def test_columns_nearer_to_parallel_than_the_digits_can_tell_are_lost_and_others
         for seed in range(6):
             J = jnp.asarray(np.random.default_rng(seed).normal(size=(2, 2)), dtype)
             L = jnp.asarray([[1, 1], [0, 2.0**-apart]], dtype)
-            found = CAREFUL(J, L, jnp.zeros(2, dtype))
+            found = COMPLETE(J, L, jnp.zeros(2, dtype))
             if found.num_lost == 0:
                 assert apart <= digits
                 det = np.prod(np.asarray(jnp.diagonal(found.R), float))

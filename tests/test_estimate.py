@@ -1,6 +1,7 @@
 """A claim gives the verdict that its numbers deserve, and fits agree with their closed forms."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from gradlab.experiment import estimate
 from gradlab.experiment.claim import Claim
 
 
-def claim(measured: float, expected: float, tolerance: float = 0.0, relation: str = "=") -> Claim:
+def claim(measured: float, expected: float, tolerance: float = 0.0, relation: Any = "=") -> Claim:
     return Claim("a sentence", measured, expected, {"a cause": tolerance}, "a source", relation)
 
 

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import pytest
@@ -44,7 +44,7 @@ def composed(exp: Experiment, scale: str) -> tuple[Settings, Any]:
     """The settings and the config of an experiment at one scale."""
     with hydra_told_of(exp):
         cfg = compose(exp.name, overrides=[f"scale={scale}"])
-    return command_line.read(exp, OmegaConf.to_container(cfg, resolve=True))
+    return command_line.read(exp, cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True)))
 
 
 @pytest.fixture

@@ -1,3 +1,5 @@
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,31 +9,31 @@ from gradlab.measuring import linearisation
 from gradlab.models.activations import PHI
 
 
-def layers_normalised(W, z):
+def layers_normalised(W: Any, z: Any) -> Any:
     z = (z - jnp.mean(z)) / jnp.sqrt(jnp.var(z) + 1e-5)
     return jax.nn.relu(W @ z)
 
 
-def attention(W, z):
+def attention(W: Any, z: Any) -> Any:
     x = z.reshape(2, 2)
     q, k, v = x @ W[:2, :2], x @ W[:2, 2:], x @ W[2:, 2:]
     return (jax.nn.softmax(q @ k.T) @ v).reshape(-1) + z
 
 
-def a_scan_inside(W, z):
+def a_scan_inside(W: Any, z: Any) -> Any:
     return jax.lax.scan(lambda z, w: (jnp.tanh(w @ z), None), z, jnp.stack([W, W.T]))[0]
 
 
-def wide_inside(W, z):
+def wide_inside(W: Any, z: Any) -> Any:
     V = jnp.concatenate([W, 2 * W])
     return z + V.T @ jnp.tanh(V @ z)
 
 
-def checkpointed(W, z):
+def checkpointed(W: Any, z: Any) -> Any:
     return jax.checkpoint(lambda z: jnp.tanh(z @ W))(z)
 
 
-def two_precisions(W, z):
+def two_precisions(W: Any, z: Any) -> Any:
     return jax.lax.dot(z[None], W, precision=("highest", "default"))[0]
 
 
@@ -67,7 +69,7 @@ Z = jax.random.normal(jax.random.key(1), (4,))
 COLUMNS = jax.random.normal(jax.random.key(2), (4, 3))
 
 
-def both(layer, W, z):
+def both(layer: Any, W: Any, z: Any) -> Any:
     """J times columns and J itself, and the same by forward differentiation."""
     reference = jax.jacfwd(lambda z: layer(W, z))(z)
     pushed = linearisation.push(layer, W, z, COLUMNS)[1]
@@ -79,7 +81,7 @@ def both(layer, W, z):
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_columns_and_the_jacobian_are_those_of_forward_differentiation(name):
+def test_columns_and_the_jacobian_are_those_of_forward_differentiation(name: str) -> None:
     layer = LAYERS[name]
     for ours, theirs in both(layer, W, Z).values():
         assert ours.dtype == theirs.dtype
@@ -88,21 +90,21 @@ def test_columns_and_the_jacobian_are_those_of_forward_differentiation(name):
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_it_goes_through_jit_vmap_and_backwards(name):
+def test_it_goes_through_jit_vmap_and_backwards(name: str) -> None:
     layer = LAYERS[name]
     several = jnp.stack([Z, -2 * Z])
     together = jax.jit(jax.vmap(lambda z: both(layer, W, z)))(several)
     for ours, theirs in together.values():
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-13)  # as above
 
-    def summed(which, W):
+    def summed(which: Any, W: Any) -> Any:
         return sum(jnp.sum(pair[which]) for pair in both(layer, W, Z).values())
 
     ours, theirs = (jax.jit(jax.grad(lambda W, i=i: summed(i, W)))(W) for i in (0, 1))
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-11)  # as above, and once backwards
 
 
-def num_products(function, *arguments):
+def num_products(function: Any, *arguments: Any) -> Any:
     """The matrix products in what a function compiles to."""
     text = jax.jit(function).lower(*arguments).as_text()
     return text.count("dot_general")
@@ -111,7 +113,7 @@ def num_products(function, *arguments):
 @pytest.mark.parametrize(
     "name", ["tanh", "weights on the right", "an activation of ours", "residual", "checkpointed"]
 )
-def test_the_jacobian_of_a_layer_with_one_product_needs_none(name):
+def test_the_jacobian_of_a_layer_with_one_product_needs_none(name: str) -> None:
     layer = LAYERS[name]
     # The state's own: W z. Times columns there is one more.
     own = num_products(lambda W, z: jax.linearize(lambda z: layer(W, z), z)[0], W, Z)
@@ -120,7 +122,7 @@ def test_the_jacobian_of_a_layer_with_one_product_needs_none(name):
     assert num_products(lambda W, z: linearisation.jacobian(layer, W, z), W, Z) == own
 
 
-def test_an_infinite_derivative_is_not_made_zero_and_a_zero_stays_one():
+def test_an_infinite_derivative_is_not_made_zero_and_a_zero_stays_one() -> None:
     """Off the diagonal the identity's zeros would become nan beside an infinity."""
     J = linearisation.jacobian(lambda _, z: jnp.sqrt(z), None, jnp.asarray([0.0, 4.0]))[1]
     np.testing.assert_array_equal(J, [[np.inf, 0], [0, 0.25]])
@@ -128,7 +130,7 @@ def test_an_infinite_derivative_is_not_made_zero_and_a_zero_stays_one():
 
 @pytest.mark.parametrize("width", [3, 8, 11, 16, 17])
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64])
-def test_a_small_product_is_rounded_as_a_large_one_is(width, dtype):
+def test_a_small_product_is_rounded_as_a_large_one_is(width: int, dtype: Any) -> None:
     """Terms of one sign: sums in the type itself, if it is short, would lose width / 2 ulp."""
     A, B = (jax.random.uniform(jax.random.key(n), (width, width), dtype) for n in (3, 4))
     got = jax.jit(linearisation.matmul)(A, B)

@@ -13,6 +13,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -83,7 +84,7 @@ def visit(browser: Browser, results: Path) -> Iterator[Callable[..., Page]]:
         else:
             route.continue_()
 
-    def opened(name: str = "index", state: str = "", **options: object) -> Page:
+    def opened(name: str = "index", state: str = "", **options: Any) -> Page:
         context = browser.new_context(**{"viewport": DESK, "offline": True, **options})
         contexts.append(context)
         context.route("**/*", refuse)
@@ -138,7 +139,7 @@ def box_of(page: Page, selector: str) -> dict[str, float]:
     place.scroll_into_view_if_needed()
     box = place.bounding_box()
     assert box
-    return dict(box)
+    return cast(dict[str, float], box)
 
 
 def number(text: str) -> tuple[float, float]:

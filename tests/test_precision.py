@@ -2,6 +2,7 @@
 
 import re
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +44,7 @@ MEASURES = {
 FULL = "(Precision.HIGHEST, Precision.HIGHEST)"
 
 
-def precisions(function, *arguments):
+def precisions(function: Any, *arguments: Any) -> Any:
     """Of every matrix product in a function's program, where the caller's own have few digits."""
     with jax.default_matmul_precision("bfloat16"):
         program = str(jax.make_jaxpr(function)(*arguments))
@@ -51,7 +52,7 @@ def precisions(function, *arguments):
 
 
 @pytest.mark.parametrize("name", MEASURES)
-def test_every_matrix_product_of_a_measurement_is_full(name):
+def test_every_matrix_product_of_a_measurement_is_full(name: str) -> None:
     model = ensembles.gaussian(jax.random.key(0), 4, 20, jnp.tanh, 1.0, 0.1)
     model, x = jax.tree.map(lambda leaf: leaf.astype("float32"), (model, jnp.ones(20)))
     found = precisions(MEASURES[name], model, x)
@@ -59,7 +60,7 @@ def test_every_matrix_product_of_a_measurement_is_full(name):
     assert set(found) == {FULL}
 
 
-def test_that_of_scaled_matrices_is_too_and_without_that_it_would_not_be():
+def test_that_of_scaled_matrices_is_too_and_without_that_it_would_not_be() -> None:
     s = scaled.scale(jnp.ones((20, 20), "float32"))
     assert precisions(scaled.matmul, s, s) == [FULL]
     assert precisions(jnp.matmul, s.mantissa, s.mantissa) != [FULL]

@@ -1,4 +1,5 @@
 from fractions import Fraction
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ scale = jax.jit(scaled.scale, static_argnums=1)
 unscale = jax.jit(scaled.unscale)
 
 
-def exact(s):
+def exact(s: Any) -> Any:
     """The numbers that a scaled array stands for, as fractions."""
     mantissa, exponent = np.broadcast_arrays(np.asarray(s.mantissa, float), np.asarray(s.exponent))
     return [
@@ -26,7 +27,7 @@ def exact(s):
     ]
 
 
-def numbers(dtype, shape=(2, 3, 4), seed=0, decades=30):
+def numbers(dtype: Any, shape: Any = (2, 3, 4), seed: int = 0, decades: Any = 30) -> Any:
     info = jnp.finfo(dtype)
     reach = min(decades, int(np.log10(float(info.max))) - 1)
     rng = np.random.default_rng(seed)
@@ -35,7 +36,9 @@ def numbers(dtype, shape=(2, 3, 4), seed=0, decades=30):
 
 @each_dtype
 @pytest.mark.parametrize("axis", AXES)
-def test_scaling_is_exact_and_puts_the_largest_mantissa_between_one_and_two(dtype, axis):
+def test_scaling_is_exact_and_puts_the_largest_mantissa_between_one_and_two(
+    dtype: Any, axis: Any
+) -> None:
     # Within a group nothing is 2^(range) below the largest, so nothing is flushed.
     x = numbers(dtype, decades=2 if dtype == jnp.float16 else 15)
     s = scale(x, AXES[axis])
@@ -48,7 +51,7 @@ def test_scaling_is_exact_and_puts_the_largest_mantissa_between_one_and_two(dtyp
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
-def test_subnormal_numbers_keep_all_their_digits(dtype):
+def test_subnormal_numbers_keep_all_their_digits(dtype: Any) -> None:
     info = np.finfo(dtype)
     x = np.array([info.smallest_subnormal * 5, -info.smallest_subnormal, info.tiny, 0], dtype)
     s = scale(jnp.asarray(x), None)
@@ -56,7 +59,7 @@ def test_subnormal_numbers_keep_all_their_digits(dtype):
 
 
 @each_dtype
-def test_the_largest_and_the_smallest_numbers_survive(dtype):
+def test_the_largest_and_the_smallest_numbers_survive(dtype: Any) -> None:
     info = jnp.finfo(dtype)
     x = jnp.asarray([info.max, info.tiny, -info.max], dtype)
     s = scale(x, ())
@@ -65,7 +68,7 @@ def test_the_largest_and_the_smallest_numbers_survive(dtype):
 
 
 @each_dtype
-def test_the_exponent_of_the_largest_entry_is_that_of_the_largest_magnitude(dtype):
+def test_the_exponent_of_the_largest_entry_is_that_of_the_largest_magnitude(dtype: Any) -> None:
     info = jnp.finfo(dtype)
     edges = [[0.0], [info.max], [-info.tiny, 0.0], [1.0, jnp.inf], [1.0, jnp.nan]]
     for x in [numbers(dtype), *(jnp.asarray(edge, dtype) for edge in edges)]:
@@ -73,7 +76,7 @@ def test_the_exponent_of_the_largest_entry_is_that_of_the_largest_magnitude(dtyp
         assert scaled.exponent_of_largest(x) == expected
 
 
-def test_zero_infinity_and_nan_pass_through():
+def test_zero_infinity_and_nan_pass_through() -> None:
     x = jnp.asarray([0.0, jnp.inf, -jnp.inf, jnp.nan])
     s = scale(x, ())
     np.testing.assert_array_equal(s.mantissa, x)
@@ -85,7 +88,7 @@ def test_zero_infinity_and_nan_pass_through():
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
-def test_conversion_says_where_it_saturates(dtype):
+def test_conversion_says_where_it_saturates(dtype: Any) -> None:
     exponent = jnp.asarray([[5000, -5000, 0, 3]], jnp.int32)
     got = unscale(Scaled(jnp.asarray([[-1.5, 1.5, 1.5, 1.5]], dtype), exponent))
     np.testing.assert_array_equal(got.value, [[-np.inf, 0, 1.5, 12]])
@@ -105,7 +108,7 @@ EXPONENTS = st.integers(-(10**6), 10**6)
 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), e=EXPONENTS, f=EXPONENTS)
-def test_products_are_rounded_once_and_nothing_else(seed, e, f):
+def test_products_are_rounded_once_and_nothing_else(seed: int, e: Any, f: Any) -> None:
     a, b = numbers(jnp.float64, (2, 4), seed, 3), numbers(jnp.float64, (2, 4), seed + 1, 3)
     one, other = (Scaled(m, jnp.full((1, 1), k, jnp.int32)) for m, k in ((a, e), (b, f)))
     product = jax.jit(scaled.multiply)(one, other)
@@ -117,7 +120,7 @@ def test_products_are_rounded_once_and_nothing_else(seed, e, f):
 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), gap=st.sampled_from([0, 3, -40, 500, -5000, 5000]))
-def test_sums_and_norms_are_right_whatever_the_exponents(seed, gap):
+def test_sums_and_norms_are_right_whatever_the_exponents(seed: int, gap: Any) -> None:
     a, b = numbers(jnp.float64, (3, 4), seed, 3), numbers(jnp.float64, (3, 4), seed + 1, 3)
     one = Scaled(a, jnp.zeros((1, 1), jnp.int32))
     other = Scaled(b, jnp.full((1, 1), gap, jnp.int32))
@@ -135,7 +138,7 @@ def test_sums_and_norms_are_right_whatever_the_exponents(seed, gap):
     np.testing.assert_allclose(whole, np.logaddexp.reduce(2 * logs) / 2, rtol=1e-14, atol=1e-14)
 
 
-def test_zero_has_no_exponent_in_a_sum_or_a_norm():
+def test_zero_has_no_exponent_in_a_sum_or_a_norm() -> None:
     zero = Scaled(jnp.zeros((2, 2)), jnp.full((1, 1), 10**6, jnp.int32))
     one = scaled.scale(jnp.ones((2, 2)))
     np.testing.assert_array_equal(unscale(scaled.add(zero, one)).value, np.ones((2, 2)))
@@ -143,24 +146,24 @@ def test_zero_has_no_exponent_in_a_sum_or_a_norm():
     assert unscale(scaled.norm(columns)).value == 5
 
 
-def test_a_product_over_different_exponents_is_refused():
+def test_a_product_over_different_exponents_is_refused() -> None:
     columns = scaled.scale(jnp.ones((2, 2)), -2)
     with pytest.raises(ValueError, match="sums over one exponent"):
         scaled.matmul(columns, columns)
     assert exact(scaled.matmul(scaled.scale(jnp.ones((2, 2))), columns)) == [2, 2, 2, 2]
 
 
-def test_integers_are_refused():
+def test_integers_are_refused() -> None:
     with pytest.raises(TypeError, match="not one of dtype int"):
         scaled.scale(jnp.ones(3, int))
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 @pytest.mark.parametrize("factor", [0.9, 1.1, -0.999, 1e-30, "random"])
-def test_the_log_of_a_million_factors_is_right(factor, dtype):
+def test_the_log_of_a_million_factors_is_right(factor: float | str, dtype: Any) -> None:
     rng = np.random.default_rng(0)
-    factors = rng.uniform(0.5, 1.5, 10**6) if factor == "random" else np.full(10**6, factor)
-    factors = jnp.asarray(factors, dtype)
+    given = rng.uniform(0.5, 1.5, 10**6) if factor == "random" else np.full(10**6, factor)
+    factors = jnp.asarray(given, dtype)
     product = jax.jit(scaled.prod)(factors)
     logs = np.log(np.abs(np.asarray(factors, np.longdouble))).sum()
     # A few ulp of the mantissa; the log's own rounding in float64 (6.9e7 nats at most, 1e-8).
@@ -174,7 +177,7 @@ def test_the_log_of_a_million_factors_is_right(factor, dtype):
     )
 
 
-def test_everything_goes_through_vmap_scan_and_grad():
+def test_everything_goes_through_vmap_scan_and_grad() -> None:
     x = jnp.asarray([1e-3, -2.0, 5e200])
     together = jax.vmap(lambda v: scaled.log_magnitude(scaled.scale(v)))(x)
     np.testing.assert_allclose(together, np.log(np.abs(x)), rtol=1e-15)  # an ulp
@@ -183,7 +186,7 @@ def test_everything_goes_through_vmap_scan_and_grad():
     back = jax.grad(lambda v: jnp.sum(scaled.unscale(scaled.scale(v)).value))(x)
     np.testing.assert_array_equal(back, np.ones(3))
 
-    def power(w):
+    def power(w: Any) -> Any:
         start = scaled.scale(jnp.ones((), w.dtype))
         last, _ = jax.lax.scan(
             lambda s, _: (scaled.multiply(s, scaled.scale(w)), None), start, length=5000

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import subprocess
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -46,15 +47,15 @@ def test_floats_are_leaves_and_the_rest_is_structure() -> None:
     assert [leaf.shape for leaf in leaves] == [(2,), ()]
     other = schema.arrays(schema.read(Example, GIVEN | {"sigma_w": [3.0, 4.0], "sigma_b": 1}))
     deeper = schema.arrays(schema.read(Example, GIVEN | {"depth": 4}))
-    assert jax.tree.structure(cfg) == jax.tree.structure(other)
-    assert jax.tree.structure(cfg) != jax.tree.structure(deeper)
+    structures: list[Any] = [jax.tree.structure(tree) for tree in (cfg, other, deeper)]
+    assert structures[0] == structures[1] != structures[2]
 
 
 def test_configs_of_one_structure_share_one_compiled_program() -> None:
     traces = []
 
     @jax.jit
-    def compute(cfg: Example) -> jax.Array:
+    def compute(cfg: Any) -> jax.Array:
         traces.append(cfg.depth)
         return jnp.sum(cfg.sigma_w) + cfg.sigma_b
 
@@ -65,7 +66,8 @@ def test_configs_of_one_structure_share_one_compiled_program() -> None:
 
 
 def test_one_number_is_a_list_of_one() -> None:
-    assert schema.read(Example, GIVEN | {"sigma_w": 1.5}).sigma_w == (1.5,)
+    cfg: Any = schema.read(Example, GIVEN | {"sigma_w": 1.5})
+    assert cfg.sigma_w == (1.5,)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +92,7 @@ def test_one_number_is_a_list_of_one() -> None:
         ({"dephth": 3}, r"key 'dephth' is not known; did you mean 'depth'\?"),
     ],
 )
-def test_a_wrong_value_is_named_with_what_is_allowed(change: dict, named: str) -> None:
+def test_a_wrong_value_is_named_with_what_is_allowed(change: dict[str, Any], named: str) -> None:
     with pytest.raises(BadInput, match=f"^{named}") as caught:
         schema.read(Example, GIVEN | change)
     assert "\n" not in str(caught.value)

@@ -11,7 +11,7 @@ from scipy.special import digamma, polygamma
 from gradlab.arithmetic import scaled
 from gradlab.arithmetic.scaled import Scaled
 from gradlab.measuring import jacobians, spectra
-from gradlab.measuring.product_svd import graded, one_sided, passes
+from gradlab.measuring.product_svd import factorisation, factors, one_sided, thresholds, trial
 from gradlab.models import chain
 
 WIDTH, DEPTH = 5, 40
@@ -111,14 +111,14 @@ def spectrum(matrices, dtype, depths=(DEPTH,)):
 def rounding(matrices, dtype, log):
     """Each layer's rounding, magnified by how near to singular its scaled rows are, and ulps.
 
-    In float64 all quick layers may lose what they are allowed to.
+    In float64 all layers in working precision may lose their budget.
     """
     matrices = np.asarray(matrices, float)
     rows = matrices / np.abs(matrices).max(axis=2, keepdims=True)
     conditions = np.linalg.norm(rows, 2, axis=(1, 2)) / np.linalg.norm(rows, -2, axis=(1, 2))
     eps = float(jnp.finfo(dtype).eps)
-    quick = graded.LOSS if dtype == jnp.float64 else 0
-    return eps * (4 * WIDTH * conditions.sum() + 2 * np.abs(log)) + quick
+    budget = thresholds.ERROR_BUDGET if dtype == jnp.float64 else 0
+    return eps * (4 * WIDTH * conditions.sum() + 2 * np.abs(log)) + budget
 
 
 @settings(max_examples=30, deadline=None)
@@ -141,9 +141,9 @@ def test_layers_that_are_nearly_singular_cost_a_few_digits_and_not_all(name, see
     matrices, result = spectrum(NEARLY_SINGULAR[name](np.random.default_rng(seed)), jnp.float64)
     exact = arbitrary.log_singular_values(matrices)
     assert not result.lost.any()
-    # What quick layers may lose, and roundings of all layers, magnified by directions that catch
-    # up, by up to 2^12 before the chain is gone through with more digits.
-    bound = graded.LOSS + DEPTH * 2.2e-16 * (np.abs(exact) + 2**12)
+    # What layers in working precision may lose, and roundings of all layers, amplified by ratios
+    # that rise, by up to 2^12 before the chain is gone through with more digits.
+    bound = thresholds.ERROR_BUDGET + DEPTH * 2.2e-16 * (np.abs(exact) + 2**12)
     assert (np.abs(result.log[0] - exact) <= bound).all()
 
 
@@ -159,18 +159,19 @@ def test_layers_of_condition_1e14_lose_nothing_over_300_layers():
 
 
 def test_layers_that_each_lose_little_do_not_lose_much_together():
-    """Four hundred times the same layer, which quick elimination wrongs by 1e-12 each time."""
+    """Four hundred times the same layer, which working precision wrongs by 1e-12 each time."""
     V = np.vander(np.random.default_rng(4).uniform(0.2, 1, WIDTH))
     matrices = np.stack([3 * V / np.linalg.norm(V)] * 400)
-    x, factors = jnp.zeros(WIDTH), graded.start(jnp.zeros(WIDTH)).factors
+    x, now = jnp.zeros(WIDTH), factors.start(jnp.zeros(WIDTH))
     for J in matrices[:9]:
-        ahead = graded.look_ahead(chain.apply_linear, jnp.asarray(J), x, factors)
-        factors = graded.take(factors, ahead)
-    assert graded.LAYER_LOSS / 2 < ahead.loss < graded.LAYER_LOSS
+        found = trial.of_layer(chain.apply_linear, jnp.asarray(J), x, now)
+        now = trial.accepted(now, found)
+    assert thresholds.LAYER_BUDGET / 2 < found.error < thresholds.LAYER_BUDGET
     _, result = spectrum(matrices, jnp.float64, (400,))
     exact = arbitrary.log_singular_values(matrices)
-    # What all quick layers together may lose, and ulps of logs of some thousand nats.
-    assert (np.abs(result.log[0] - exact) <= graded.LOSS + 4.5e-16 * np.abs(exact)).all()
+    # What all layers in working precision may lose together, and ulps of some thousand nats.
+    bound = thresholds.ERROR_BUDGET + 4.5e-16 * np.abs(exact)
+    assert (np.abs(result.log[0] - exact) <= bound).all()
 
 
 @pytest.mark.parametrize(
@@ -215,13 +216,17 @@ def test_a_direction_that_is_lost_leaves_the_others_right():
 
 @pytest.mark.parametrize(("width", "depth", "seed"), [(32, 100, 0), (64, 50, 2)])
 def test_nothing_is_lost_in_wide_gaussian_chains(width, depth, seed, monkeypatch):
-    """However many pivots a layer has, and taken in carefully: what one layer may lose is small."""
+    """However many pivots a layer has, and all in double words: a layer may lose little."""
     matrices = np.random.default_rng(seed).normal(size=(depth, width, width)) / width**0.5
     matrices, result = spectrum(matrices, jnp.float32, (depth,))
     exact = spectrum(matrices, jnp.float64, (depth,))[1].log
-    monkeypatch.setattr(passes, "_grade", lambda _: jnp.asarray(graded.CAREFUL, jnp.int32))
-    carefully = spectra.singular_values(chain.linear(matrices), jnp.ones(width, "f4"), (depth,))
-    for found in (result, carefully):
+    monkeypatch.setattr(
+        factorisation,
+        "_level_needed",
+        lambda _: jnp.asarray(thresholds.DOUBLED, jnp.int32),
+    )
+    doubled = spectra.singular_values(chain.linear(matrices), jnp.ones(width, "f4"), (depth,))
+    for found in (result, doubled):
         assert not found.lost.any()
         # Float32 against float64: a rounding a layer beside a U of condition 1e4 at most.
         assert np.abs(found.log - exact).max() < 5e-4

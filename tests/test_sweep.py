@@ -32,7 +32,8 @@ def test_a_point_of_a_sweep_has_the_bits_of_the_run_alone(toy: Toy) -> None:
 def test_all_points_of_one_structure_are_one_compiled_program(toy: Toy) -> None:
     compiled: list[object] = []
 
-    def listen(event: str, _: float, **details: object) -> None:
+    def listen(event: str, duration_secs: float, **details: str | int) -> None:
+        del duration_secs
         if event.endswith("backend_compile_duration"):
             compiled.append(details["fun_name"])
 
@@ -319,9 +320,10 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(
 
 def test_points_are_grouped_as_their_pytrees_are(toy: Toy) -> None:
     config = loading.load(toy.file).module.Config
-    base = {
+    base: dict[str, Any] = {
         "activation": "tanh", "depth": 2, "width": 3, "sigma_w": 1.0, "w": [1.0], "fail": "no",
     }  # fmt: skip
+    changes: list[dict[str, Any]]
     changes = [{}, {"sigma_w": 2.0}, {"w": [2.0]}, {"w": [1.0, 2.0]}, {"depth": 3}, {"fail": "x"}]
     cfgs = [schema.read(config, base | change) for change in changes]
     made = [points.Point((), {}, (), cfg, 0, "float64", str(n)) for n, cfg in enumerate(cfgs)]

@@ -1,5 +1,6 @@
 import math
 from functools import cache
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,18 +17,18 @@ ROOT_2 = math.sqrt(2)
 
 
 @cache
-def jitted(f, phi):
+def jitted(f: Any, phi: Any) -> Any:
     return jax.jit(lambda *numbers: f(phi, *numbers))
 
 
-def at(f, phi, *numbers):
+def at(f: Any, phi: Any, *numbers: Any) -> Any:
     return np.asarray(jitted(f, phi)(*(jnp.asarray(number, float) for number in numbers)))
 
 
 # ---- Gaussian averages
 
 
-def by_mpmath(f, q, kinks):
+def by_mpmath(f: Any, q: Any, kinks: Any) -> Any:
     """E f(√q z), by adaptive quadrature in arbitrary precision, split where f bends."""
     scale = 1 / mp.sqrt(q)
     points = {mp.mpf(-10), mp.mpf(10), mp.mpf(0), *(k * scale for k in kinks)}
@@ -48,7 +49,7 @@ REFERENCES = {
 
 
 @pytest.mark.parametrize("name", REFERENCES)
-def test_quadrature_agrees_with_arbitrary_precision(name):
+def test_quadrature_agrees_with_arbitrary_precision(name: str) -> None:
     phi, (f, df) = PHI[name], REFERENCES[name]
     rule = jax.jit(lambda q: (gauss.moments(phi).square(q), gauss.moments(phi).slope_square(q)))
     for q in (1e-3, 1.0, 30.0):
@@ -59,19 +60,19 @@ def test_quadrature_agrees_with_arbitrary_precision(name):
 
 
 @pytest.mark.parametrize("name", gauss.CLOSED)
-def test_closed_forms_agree_with_quadrature(name):
+def test_closed_forms_agree_with_quadrature(name: str) -> None:
     known, rule = gauss.CLOSED[name], gauss.Quadrature(PHI[name])
     q, c = (
         x.ravel()
         for x in jnp.meshgrid(jnp.asarray([0.01, 1.0, 8.0]), jnp.asarray([-0.9, 0.0, 0.5, 0.99]))
     )
 
-    def every(moments):
+    def every(moments: Any) -> Any:
         one = [moments.square(q), moments.slope_square(q)]
         pairs = (moments.pair, moments.slope_pair)
         return one + [f(q, c) for f in pairs] + [moments.gap(q, 1 - c)]
 
-    def by_rule(q, c):
+    def by_rule(q: Any, c: Any) -> Any:
         return [
             rule.square(q),
             rule.slope_square(q),
@@ -87,11 +88,11 @@ def test_closed_forms_agree_with_quadrature(name):
 
 
 @pytest.mark.parametrize("name", ["tanh", "hard_tanh"])
-def test_pairs_obey_prices_theorem_and_have_the_right_ends(name):
+def test_pairs_obey_prices_theorem_and_have_the_right_ends(name: str) -> None:
     phi, c, h = gauss.moments(PHI[name]), 0.6, 1e-4
     q = jnp.asarray(2.0)
 
-    def every(q):
+    def every(q: Any) -> Any:
         difference = (phi.pair(q, jnp.asarray(c + h)) - phi.pair(q, jnp.asarray(c - h))) / (2 * h)
         zero, one = jnp.asarray(0.0), jnp.asarray(1.0)
         mean = gauss.expect(PHI[name], q, PHI[name].kinks)
@@ -107,7 +108,7 @@ def test_pairs_obey_prices_theorem_and_have_the_right_ends(name):
         np.testing.assert_allclose(measured, expected, atol=float(error), err_msg=what)
 
 
-def test_the_formulas_of_erf_and_relu_are_those_of_the_literature():
+def test_the_formulas_of_erf_and_relu_are_those_of_the_literature() -> None:
     q = 1.7
     erf = gauss.moments(PHI["erf"])
     assert float(erf.square(jnp.asarray(q))) == pytest.approx(
@@ -124,7 +125,7 @@ def test_the_formulas_of_erf_and_relu_are_those_of_the_literature():
 # ---- fixed points
 
 
-def test_tanh_has_the_fixed_points_and_depth_scales_given():
+def test_tanh_has_the_fixed_points_and_depth_scales_given() -> None:
     # Half a unit of the last digit given.
     given = {
         meanfield.q_star: (0.60704679, 4.07912388),
@@ -137,7 +138,7 @@ def test_tanh_has_the_fixed_points_and_depth_scales_given():
     assert float(at(meanfield.xi_c, TANH, [1.3, 2.5], 0.3)[0]) == pytest.approx(16.10817, abs=6e-6)
 
 
-def test_tanh_has_the_edge_of_chaos_given():
+def test_tanh_has_the_edge_of_chaos_given() -> None:
     sigma_b = jnp.sqrt(jnp.asarray([0.05, 0.01]))
     sigma_w = at(meanfield.sigma_w_critical, TANH, sigma_b)
     np.testing.assert_allclose(sigma_w**2, [1.7609546396, 1.4242052905], atol=6e-11)
@@ -149,7 +150,7 @@ def test_tanh_has_the_edge_of_chaos_given():
 
 
 @pytest.mark.parametrize("name", ["tanh", "logistic", "softsign"])
-def test_fixed_points_are_fixed_and_iteration_leads_to_them(name):
+def test_fixed_points_are_fixed_and_iteration_leads_to_them(name: str) -> None:
     phi, sigma_w, sigma_b = PHI[name], jnp.asarray([0.7, 1.1]), 0.4
     q = at(meanfield.q_star, phi, sigma_w, sigma_b)
     np.testing.assert_allclose(at(meanfield.V, phi, q, sigma_w, sigma_b), q, rtol=1e-13)
@@ -157,7 +158,7 @@ def test_fixed_points_are_fixed_and_iteration_leads_to_them(name):
     np.testing.assert_allclose(run[-1], q, rtol=1e-12)  # rounding over 1 - dV/dq
 
 
-def test_c_star_is_fixed_and_attracts():
+def test_c_star_is_fixed_and_attracts() -> None:
     sigma_w, sigma_b = 2.5, 0.3
     q, c = (
         at(meanfield.q_star, TANH, sigma_w, sigma_b),
@@ -171,7 +172,7 @@ def test_c_star_is_fixed_and_attracts():
     assert rate == pytest.approx(float(at(meanfield.xi_c, TANH, sigma_w, sigma_b)), rel=1e-4)
 
 
-def test_at_criticality_nothing_iterates_for_ever():
+def test_at_criticality_nothing_iterates_for_ever() -> None:
     q = at(meanfield.q_star, TANH, [0.5, 1.0, 1.0 + 1e-6], 0.0)
     np.testing.assert_array_equal(q[:2], 0.0)
     # V = sigma_w² (q - 2 q²) to first order: q* = sigma_w² - 1 over 2.
@@ -183,7 +184,7 @@ def test_at_criticality_nothing_iterates_for_ever():
     assert float(scales[1]) == math.inf
 
 
-def test_relu_says_where_lengths_grow_for_ever_and_where_they_stay():
+def test_relu_says_where_lengths_grow_for_ever_and_where_they_stay() -> None:
     sigma_w = jnp.asarray([1.0, ROOT_2, 1.6])
     for sigma_b, expected in ((0.0, [0.0, math.nan, math.inf]), (0.3, [0.18, math.inf, math.inf])):
         np.testing.assert_allclose(at(meanfield.q_star, RELU, sigma_w, sigma_b), expected)
@@ -193,12 +194,12 @@ def test_relu_says_where_lengths_grow_for_ever_and_where_they_stay():
     np.testing.assert_allclose(at(meanfield.sigma_w_critical, RELU, [0.0, 0.1]), [ROOT_2, math.nan])
 
 
-def test_other_activations_have_no_fixed_point_either_where_lengths_grow():
+def test_other_activations_have_no_fixed_point_either_where_lengths_grow() -> None:
     assert float(at(meanfield.q_star, PHI["elu"], 1.6, 0.1)) == math.inf
     assert float(at(meanfield.q_star, PHI["gelu"], 1.6, 0.1)) == math.inf
 
 
-def test_selu_holds_mean_0_and_variance_1():
+def test_selu_holds_mean_0_and_variance_1() -> None:
     # Klambauer et al. 2017: at sigma_w = 1, sigma_b = 0 lengths 1 are a fixed point.
     assert float(at(meanfield.q_star, PHI["selu"], 1.0, 0.0)) == pytest.approx(1.0, abs=1e-12)
 
@@ -206,16 +207,16 @@ def test_selu_holds_mean_0_and_variance_1():
 # ---- derivatives
 
 
-def all_predictions(sigma_w, sigma_b):
+def all_predictions(sigma_w: Any, sigma_b: Any) -> Any:
     names = ("q_star", "chi_1", "c_star", "xi_q", "xi_c")
     return jnp.stack([getattr(meanfield, name)(PHI["erf"], sigma_w, sigma_b) for name in names])
 
 
-def test_predictions_are_differentiable_in_both_deviations():
+def test_predictions_are_differentiable_in_both_deviations() -> None:
     h = 1e-5
     points = jnp.asarray([[0.9, 0.3], [2.5, 0.3]])
 
-    def f(point):
+    def f(point: Any) -> Any:
         return all_predictions(*point)
 
     exact = jax.jit(jax.vmap(jax.jacfwd(f)))(points)
@@ -231,8 +232,8 @@ def test_predictions_are_differentiable_in_both_deviations():
     np.testing.assert_allclose(exact, numeric, rtol=2e-6, atol=1e-7)
 
 
-def test_a_user_function_works_and_equals_the_table():
-    def mine(h):
+def test_a_user_function_works_and_equals_the_table() -> None:
+    def mine(h: Any) -> Any:
         return jnp.tanh(h)
 
     for f in (meanfield.q_star, meanfield.chi_1):
@@ -242,10 +243,10 @@ def test_a_user_function_works_and_equals_the_table():
 # ---- against networks of finite width
 
 
-def test_a_wide_network_has_the_length_and_the_factor_predicted():
+def test_a_wide_network_has_the_length_and_the_factor_predicted() -> None:
     width, depth, sigma_w, sigma_b = 400, 12, 1.5, 0.3
 
-    def layer(state, key):
+    def layer(state: Any, key: Any) -> Any:
         z, v = state
         key_W, key_b = jax.random.split(key)
         W = sigma_w / math.sqrt(width) * jax.random.normal(key_W, (width, width))
@@ -267,10 +268,10 @@ def test_a_wide_network_has_the_length_and_the_factor_predicted():
     )
 
 
-def test_a_wide_residual_network_grows_as_predicted():
+def test_a_wide_residual_network_grows_as_predicted() -> None:
     width, depth, sigma_w, sigma_b, factor = 400, 8, 1.5, 0.3, 0.5
 
-    def layer(state, key):
+    def layer(state: Any, key: Any) -> Any:
         z, v = state
         key_W, key_b = jax.random.split(key)
         W = sigma_w / math.sqrt(width) * jax.random.normal(key_W, (width, width))

@@ -142,7 +142,7 @@ class Toy:
         """The command line `chaos.py ARGUMENTS`, in this process."""
         out, err = io.StringIO(), io.StringIO()
         sys.modules.pop("gradlab_experiment_chaos", None)  # a test may have changed the file
-        argv, x64 = sys.argv, jax.config.jax_enable_x64
+        argv, x64 = sys.argv, jax.config.read("jax_enable_x64")
         sys.argv = ["experiments/chaos.py", *arguments]
         try:
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):

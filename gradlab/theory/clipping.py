@@ -1,4 +1,4 @@
-"""Clipping and recurrence as mathematics: the formula, Pascanu's wall, Zhang's condition, Adam.
+"""Clipping and recurrence as mathematics: the formula, Pascanu's wall, latches, Adam.
 
 `tau` is the threshold, of the same units as the norm; norms are Euclidean.
 """
@@ -100,31 +100,7 @@ def latch(w: ArrayLike) -> tuple[Array, Array]:
     return x, w * jnp.square(1 / jnp.cosh(x))
 
 
-# ---- when clipping helps, and when it harms
-
-
-def smoothness_excess(
-    curvature: ArrayLike, gradient_norm: ArrayLike, L0: ArrayLike, L1: ArrayLike
-) -> Array:
-    """`‖∇²f‖ - (L0 + L1 ‖∇f‖)`: not positive where f is (L0, L1)-smooth. Zhang et al. 2020."""
-    bound = jnp.asarray(L0, float) + jnp.asarray(L1, float) * jnp.asarray(gradient_norm, float)
-    return jnp.asarray(curvature, float) - bound
-
-
-def quartic_descent(x_0: ArrayLike, step: ArrayLike, tau: ArrayLike, num_steps: int) -> Array:
-    """The iterates of clipped descent on x⁴, `(num_steps + 1,)`; tau = inf for plain descent.
-
-    x⁴ is (L0, L1)-smooth and not smooth (Zhang et al. 2020): a fixed step diverges from far out.
-    """
-    x_0, step = jnp.asarray(x_0, float), jnp.asarray(step, float)
-
-    def move(x: Array, _: None) -> tuple[Array, Array]:
-        gradient = 4 * x**3
-        capped = jnp.clip(gradient, -jnp.asarray(tau, float), jnp.asarray(tau, float))
-        return x - step * capped, x
-
-    last, before = jax.lax.scan(move, x_0, None, length=num_steps)
-    return jnp.append(before, last)
+# ---- when clipping harms
 
 
 def adam_fraction(

@@ -15,9 +15,6 @@ from jax.typing import ArrayLike
 
 from gradlab.theory import gauss, meanfield, scalar
 
-# The eigenvalue of F' at which a residual layer loses a direction.
-EDGE = -1.0
-
 
 def log_lower_bound(branch_norms: ArrayLike) -> Array:
     """`sum log(1 - ‖F'_k‖)` over the last axis: no singular value of the product is smaller.
@@ -32,11 +29,6 @@ def log_lower_bound(branch_norms: ArrayLike) -> Array:
 def log_upper_bound(branch_norms: ArrayLike) -> Array:
     """`sum log(1 + ‖F'_k‖)` over the last axis: no singular value of the product is larger."""
     return jnp.sum(jnp.log1p(jnp.asarray(branch_norms, float)), axis=-1)
-
-
-def scalar_product(w: ArrayLike, depth: ArrayLike) -> Array:
-    """`(1 + w)^depth`, the product of the scalar chain z + w z: 0 at the edge w = -1."""
-    return scalar.product(1 + jnp.asarray(w, float), depth)
 
 
 def log10_scalar_product(w: ArrayLike, depth: ArrayLike) -> Array:

@@ -49,12 +49,6 @@ def derivative(w: ArrayLike, t: ArrayLike, x_0: ArrayLike) -> Array:
     return t * jnp.asarray(x_0, float) * product(w, t - 1)
 
 
-def log10_derivative(w: ArrayLike, t: ArrayLike, x_0: ArrayLike) -> Array:
-    """`log10 |d x_t / dw|`, broadcast: finite at any t."""
-    t = jnp.asarray(t, float)
-    return jnp.log10(t * jnp.abs(jnp.asarray(x_0, float))) + log10_product(w, t - 1)
-
-
 # ---- what a floating point format makes of it
 
 

@@ -1,0 +1,102 @@
+"""What the documentation says of the tree is true of the tree."""
+
+import importlib.util
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+
+@pytest.fixture
+def rooms(project: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("rooms", project / "docs" / "rooms.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_of_the_rooms_is_that_of_today(rooms: ModuleType) -> None:
+    assert rooms.PAGE.read_text() == rooms.page(), "python docs/rooms.py writes it anew"
+
+
+def test_every_room_says_in_its_first_line_what_it_is(rooms: ModuleType) -> None:
+    lines = [line for line in rooms.tree().splitlines() if "`: " in line or "`**: " in line]
+
+    assert len(lines) > 40
+    assert [line for line in lines if not line.rstrip().endswith((".", ":"))] == []
+    assert max(map(len, lines)) < 140
+
+
+def test_every_file_that_a_page_names_is_there(project: Path) -> None:
+    pages = [project / "README.md", project / "CONTRIBUTING.md", *(project / "docs").glob("*.md")]
+    for page in pages:
+        named = re.findall(
+            r"\b(?:docs|tests|configs|benchmarks|gradlab)/[\w/]+\.\w+", page.read_text()
+        )
+        links = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text())
+        wanted = {project / name for name in named} | {page.parent / link for link in links}
+        made = {path for path in wanted if path.suffix == ".html"}  # `make figures` makes them
+        assert {str(path) for path in wanted - made if not path.exists()} == set(), page
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The fenced blocks of a page in a language, empty for none."""
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
+    return [text for named, text in fenced if named == language]
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The command lines of a page that run an experiment, without their comments."""
+    lines = re.findall(r"^ +\.venv/bin/python (experiments/.*)$", page.read_text(), re.MULTILINE)
+    return [shlex.split(line, comments=True) for line in lines]
+
+
+def test_what_readme_computes_is_what_it_says(project: Path) -> None:
+    first, second = blocks(project / "README.md", "python")
+    done = subprocess.run(
+        [sys.executable, "-c", first], capture_output=True, text=True, check=True, cwd=project
+    )
+
+    assert round(float(done.stdout), 3) == 0.005
+    assert "0.005" in first
+    assert round(1.1**50) == 117
+    subprocess.run([sys.executable, "-c", second], check=True, cwd=project)
+
+
+def one_point(word: str) -> str:
+    """An override of a sweep, cut to the first of its points."""
+    first = re.sub(r"^(\w+)=range\((\d+),.*", r"\1=\2", word)
+    return re.sub(r"^(\w+)=([^\[(]*?),.*", r"\1=\2", first)
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/hydra.md", "CONTRIBUTING.md"])
+def test_every_command_that_a_page_prints_composes(project: Path, name: str) -> None:
+    for words in commands(project / name):
+        shown = {"--help", "--cfg", "--info", "--hydra-help"} & set(words)
+        alone = [one_point(word) for word in words if word not in ("--multirun", "-m")]
+        done = subprocess.run(
+            [sys.executable, *alone, *([] if shown else ["--cfg", "job"])],
+            cwd=project,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, (words, done.stderr)
+
+
+def test_the_tree_in_readme_has_every_folder(project: Path) -> None:
+    (tree,) = blocks(project / "README.md", "")
+    named = set(re.findall(r"^ *(\w+)/", tree, re.MULTILINE))
+    wings = {path.parent.name for path in (project / "gradlab").glob("*/__init__.py")}
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=project, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    top = {line.partition("/")[0] for line in listed if "/" in line and not line.startswith(".")}
+
+    assert named == top | wings

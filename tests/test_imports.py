@@ -43,7 +43,9 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "sweeping": (
         *("points", "programs", "store", "join", "overview", "sweep", "cluster", "multirun"),
     ),
-    "page": ("numbers", "vector", "gallery", "offers", "evidence", "build", "__main__"),
+    "page": (
+        *("numbers", "vector", "gallery", "readme", "offers", "evidence", "build", "__main__"),
+    ),
 }
 
 # What a wing shows of itself to the others, where that is less than all of its rooms.

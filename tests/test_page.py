@@ -7,13 +7,15 @@ import re
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import xarray as xr
 
-from gradlab.experiment import dataset, lesson, schema
-from gradlab.page import __main__, build, gallery, numbers, offers, vector
+from gradlab.errors import BadInput
+from gradlab.experiment import dataset, lesson, loading
+from gradlab.page import __main__, build, gallery, numbers, offers, readme, vector
 from gradlab.page.evidence import Evidence
 from gradlab.page.offers import Offered, Offers, Place
 
@@ -101,6 +103,22 @@ def test_a_card_shows_the_figure_and_links_to_the_data(lab: Path) -> None:
     assert "data:image/svg+xml," in page
     assert 'href="plain/data.nc"' in page
     assert 'href="plain/figure.pdf"' in page
+
+
+def test_a_caption_stands_below_its_figure_and_in_place_of_it(lab: Path) -> None:
+    before = index(lab)
+    assert "<figcaption>" not in before
+    assert 'alt="Figure of plain: Is one one?"' in before
+    (lab / "results" / "plain" / "caption.md").write_text(f"At *w* = 1 |w|^L\nis <1>. {EVIL}\n")
+    page = index(lab)
+    assert f"At *w* = 1 |w|^L is <1>. {EVIL}" in words(page)
+    assert 'alt="At *w* = 1 |w|^L is &lt;1&gt;.' in page
+    assert "<script>window.hacked" not in page
+
+
+def test_a_damaged_caption_is_told(lab: Path) -> None:
+    (lab / "results" / "plain" / "caption.md").write_bytes(b"\xff\xfe")
+    assert "caption.md is damaged" in words(index(lab))
 
 
 def test_the_line_at_the_top_counts_what_holds_and_what_fails(lab: Path) -> None:
@@ -199,6 +217,12 @@ def test_many_large_figures_leave_the_page_below_four_megabytes() -> None:
     assert len(page.encode()) < 4e6
     assert "data:image/svg+xml," in page
     assert 'src="e23/figure.svg"' in page
+
+
+def test_the_published_pages_are_below_four_megabytes(project: Path) -> None:
+    cards = gallery.cards(project, project / "results")
+    assert len(build.index(cards).encode()) < 4e6
+    assert len(build.lesson_page(cards).encode()) < 4e6
 
 
 def test_a_sweep_of_many_claims_shows_the_failing_ones_first(lab: Path) -> None:
@@ -319,9 +343,9 @@ def format_ends(w: np.ndarray = W, formats: list[str] | None = None) -> lesson.F
     }
 
 
-def offering(name: str, data: xr.Dataset | None = None, **parts: object) -> gallery.Card:
+def offering(name: str, **parts: Any) -> gallery.Card:
     """The card of an experiment that has been run and offers these parts."""
-    run = gallery.Run("", name, data=xr.Dataset() if data is None else data)
+    run = gallery.Run("", name, data=xr.Dataset())
     return gallery.Card(
         name, "?", "", f"python experiments/{name}.py", run, (), lesson.Offer(**parts)
     )
@@ -407,7 +431,7 @@ def test_a_payload_that_cannot_be_drawn_is_told(
     assert figure.payload is None
     assert "the dataset of e lacks what the figure 'chain' needs" in figure.problem
     assert why in figure.problem
-    assert "There is nothing to show here yet" in words(build.index([card]))
+    assert "There is nothing to show yet" in words(build.index([card]))
 
 
 def test_a_place_that_is_not_there_is_told_in_one_sentence() -> None:
@@ -421,14 +445,165 @@ def test_a_place_that_is_not_there_is_told_in_one_sentence() -> None:
 
 
 def test_a_place_that_two_offer_goes_to_the_first_that_has_a_dataset() -> None:
-    two = [offering(name, figures={"chain": chain}, claims={"limit at one": "1"}) for name in "ba"]
-    waiting = dataclasses.replace(offering("A", figures={"chain": chain}), run=gallery.Run("", "A"))
-    found = build.offered([*two, waiting])
-    assert found.places[Place("figure", "chain")].experiment == "a"
-    assert sorted(found.notes) == [
-        "'a' and 'b' and 'A' offer the figure 'chain'; shown is what 'a' offers",
-        "'a' and 'b' offer the claim 'limit at one'; shown is what 'a' offers",
-    ]
+    parts: dict[str, Any] = {
+        "figures": {"chain": chain},
+        "claims": {"limit at one": "1", "limit above one": "2"},
+    }
+    waiting = offering("A", **parts)
+    waiting = dataclasses.replace(waiting, run=gallery.Run("", "A"))
+    found = build.offered([offering("b", **parts), waiting, offering("a", **parts)])
+    assert {offered.experiment for offered in found.places.values()} == {"a"}
+    assert found.notes == (
+        "'a' and 'b' and 'A' offer the same places (figure 'chain'; "
+        "claims 'limit at one', 'limit above one'); shown is what 'a' offers",
+    )
+
+
+OFFER = '"""Why?"""\nimport gradlab as gl\nConfig = compute = figure = claims = None\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (f"{OFFER}LESSON = {{}}", "LESSON of 'odd' is of type dict; allowed: gl.lesson.Offer(...)"),
+        (f"{OFFER}LESSON: object = gl.lesson.nothing", "AttributeError"),
+        (f"{OFFER}LESSON = gl.lesson.at('a', how='sum')", "how 'sum' is not known"),
+        ("LESSON = None", "BadInput: experiment 'odd' lacks Config, compute, figure, claims"),
+        ("LESSON = None\nraise SystemExit(3)", "SystemExit: 3"),
+    ],
+)
+def test_an_offer_that_cannot_be_read_is_told_and_the_pages_are_made(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    text: str,
+    why: str,
+) -> None:
+    write_experiment(tmp_path, "odd", text)
+    monkeypatch.chdir(tmp_path)
+    assert __main__.main([]) == 0
+    (note,) = capsys.readouterr().err.splitlines()
+    assert why in note
+    assert why in words((tmp_path / "results/lesson.html").read_text())
+
+
+def test_what_an_experiment_offers_is_there(experiment_file: Path, project: Path) -> None:
+    """Each number, claim and payload, in the results as published, at a place that there is."""
+    results = project / "results"
+    (card,) = (c for c in gallery.cards(project, results) if c.name == experiment_file.stem)
+    found = build.offered([card])
+    evidence = Evidence(found)
+    assert found.notes == ()
+    for place in found.places:
+        if place.kind == "figure":
+            assert offers.figure(found, place.name).problem == ""
+        else:
+            row = evidence.labels(place.name) if place.kind == "number" else []
+            cells = [evidence.number(place.name, along=label) for label in row]
+            for said in cells or [getattr(evidence, place.kind)(place.name)]:
+                assert "unknown" not in said
+
+
+def test_every_place_can_be_offered(project: Path, tmp_path: Path) -> None:
+    """By the experiment that the tests in a browser draw."""
+    (card,) = gallery.cards(project / "tests" / "page", tmp_path)
+    found = build.offered([card])
+    assert found.notes == ()
+    assert found.places.keys() == {*build.places()}
+
+
+# ---- experiments come and go
+
+
+def with_experiments(tmp_path: Path, project: Path, names: dict[str, str]) -> list[gallery.Card]:
+    """The cards of a project of the published experiments and results, under the new names."""
+    for folder in ("experiments", "results"):
+        (tmp_path / folder).mkdir()
+    for name, new in names.items():
+        (tmp_path / "experiments" / f"{new}.py").write_text(
+            (project / "experiments" / f"{name}.py").read_text()
+        )
+        (tmp_path / "results" / new).symlink_to(project / "results" / name)
+    return gallery.cards(tmp_path, tmp_path / "results")
+
+
+def test_a_renamed_experiment_changes_its_name_in_the_lesson_and_nothing_else(
+    experiment_file: Path, project: Path, tmp_path: Path
+) -> None:
+    names = {path.stem: path.stem for path in loading.discover(project)}
+    as_published = build.lesson_page(gallery.cards(project, project / "results"))
+    names[experiment_file.stem] = new = "a_new_name"
+    page = build.lesson_page(with_experiments(tmp_path, project, names))
+    assert page.replace(new, experiment_file.stem) == as_published
+
+
+# A place that is shown only within another.
+PART_OF = {
+    Place("figure", "format ends"): Place("figure", "chain"),
+    Place("number", "weight of zero depths"): Place("number", "zero depths"),
+    Place("number", "weight of infinite depths"): Place("number", "zero depths"),
+}
+
+
+def test_a_removed_experiment_is_missed_in_its_places_only(
+    experiment_file: Path, project: Path, tmp_path: Path
+) -> None:
+    before = build.offered(gallery.cards(project, project / "results")).places
+    others = (path.stem for path in loading.discover(project) if path != experiment_file)
+    cards = with_experiments(tmp_path, project, {name: name for name in others})
+    after = build.offered(cards).places
+    gone = before.keys() - after.keys()
+    assert gone <= {p for p, o in before.items() if o.experiment == experiment_file.stem}
+    text = words(build.lesson_page(cards))
+    for place in gone:
+        if PART_OF.get(place) in gone:
+            continue
+        assert f"no experiment here offers {place}" in text
+    assert "Every experiment" in words(build.index(cards))
+
+
+# ---- README's table
+
+
+def test_readme_has_the_experiments_as_they_are(project: Path) -> None:
+    text = (project / "README.md").read_text()
+    assert readme.BEGIN in text
+    assert readme.renewed(text, project) == text, "run: make page"
+
+
+def test_readmes_table_is_made_of_names_and_questions(
+    lab: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_experiment(lab, "norm", '"""Is |x| a norm?"""\n')
+    path = lab / "README.md"
+    path.write_text(f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n")
+    monkeypatch.chdir(lab)
+    for _ in range(2):
+        assert __main__.main([]) == 0
+        rows = path.read_text().splitlines()
+        assert rows == [
+            *("before", readme.BEGIN, "| experiment | question |", "|---|---|"),
+            *(r"| `norm` | Is \|x\| a norm? |", "| `plain` | Is one one? |"),
+            *(readme.END, "after"),
+        ]
+
+
+def test_a_readme_without_marks_is_left_as_it_is(lab: Path) -> None:
+    (lab / "README.md").write_text("mine\n")
+    readme.renew(lab)
+    assert (lab / "README.md").read_text() == "mine\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(readme.BEGIN, readme.END, f"{readme.END}{readme.BEGIN}"),
+        f"{readme.BEGIN}{readme.END}{readme.BEGIN}",
+    ],
+)
+def test_marks_that_are_no_pair_are_refused(lab: Path, text: str) -> None:
+    with pytest.raises(BadInput, match="allowed: each once"):
+        readme.renewed(text, lab)
 
 
 # ---- the lesson
@@ -503,7 +678,7 @@ def test_a_row_has_a_number_for_each_text_of_its_axis() -> None:
 
 @pytest.mark.parametrize("wrong", [{"how": "sum"}, {"scale": "log2"}])
 def test_a_number_that_cannot_be_made_is_refused_at_once(wrong: dict[str, str]) -> None:
-    with pytest.raises(schema.BadInput, match="is not known"):
+    with pytest.raises(BadInput, match="is not known"):
         lesson.at("a", **wrong)
 
 

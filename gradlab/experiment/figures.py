@@ -193,11 +193,17 @@ def band(
     measured(axes, x, middle, look, label)
 
 
-def surface(axes: Axes, x: Any, y: Any, values: Any, label: str, **style: Any) -> None:
-    """Values `(x, y)` over a plane, in grey from low to high, with a bar that tells the shades."""
-    look: dict[str, Any] = {"cmap": "Greys", "shading": "nearest", "rasterized": True} | style
-    shown = axes.pcolormesh(x, y, np.asarray(values).T, **look)
+def surface(axes: Axes, values: Any, label: str, **style: Any) -> None:
+    """A labelled array over a plane, in shades of grey that leave room for paths, with their bar.
+
+    Its first axis is x, its second y, labelled by their long names; what is drawn later does not
+    widen the panel.
+    """
+    look: dict[str, Any] = {"cmap": "Greys", "alpha": 0.6, "shading": "nearest"} | style
+    x, y = (values[dim] for dim in values.dims)
+    shown = axes.pcolormesh(x, y, values.T, rasterized=True, **look)
     axes.figure.colorbar(shown, ax=axes, label=label, pad=0.02)
+    axes.set(xlim=x[[0, -1]], ylim=y[[0, -1]], xlabel=x.long_name, ylabel=y.long_name)
 
 
 def key(axes: Axes, looks: dict[str, dict[str, Any]], **options: Any) -> None:

@@ -49,6 +49,7 @@ __all__ = [
     "rule",
     "series",
     "shades",
+    "surface",
     "title",
     "words",
 ]
@@ -200,6 +201,19 @@ def band(
     measured(axes, x, middle, look, label)
 
 
+def surface(axes: Axes, values: Any, label: str, **style: Any) -> None:
+    """A labelled array over a plane, in shades of grey that leave room for paths, with their bar.
+
+    Its first axis is x, its second y, labelled by their long names; what is drawn later does not
+    widen the panel.
+    """
+    look: dict[str, Any] = {"cmap": "Greys", "alpha": 0.6, "shading": "nearest"} | style
+    x, y = (values[dim] for dim in values.dims)
+    shown = axes.pcolormesh(x, y, values.T, rasterized=True, **look)
+    axes.figure.colorbar(shown, ax=axes, label=label, pad=0.02)
+    axes.set(xlim=x[[0, -1]], ylim=y[[0, -1]], xlabel=x.long_name, ylabel=y.long_name)
+
+
 def key(axes: Axes, looks: dict[str, dict[str, Any]], **options: Any) -> None:
     """A legend that is made of looks alone, by name, besides any that the panel has."""
     before = axes.get_legend()
@@ -255,7 +269,7 @@ def draw(figure: Callable[[Any], Figure], data: Any, caption: str = "") -> dict[
 
 def _check_labels(drawn: Figure) -> None:
     for number, axes in enumerate(drawn.axes, start=1):
-        if not axes.axison or not axes.has_data():
+        if not axes.axison or not axes.has_data() or axes.get_label() == "<colorbar>":
             continue
         shared = {"x": axes.get_shared_x_axes(), "y": axes.get_shared_y_axes()}
         for name, groups in shared.items():

@@ -10,9 +10,9 @@ from types import ModuleType
 
 import jax
 import pytest
-from toys import shared_configs
 
 from gradlab.experiment import loading
+from tests.toys import shared_configs
 
 
 @pytest.fixture

@@ -137,8 +137,8 @@ def figure(data: xr.Dataset) -> gl.Figure:
     panels[0].set_ylabel("first depth off by a factor of two")
     gl.figures.words(panels[0], 0.03, 0.03, "filled: plain; hollow: rescaled, where lost")
     last = data.isel(width=-1, sigma_fine=-1)
-    looks = zip(gl.figures.series(last.sizes["format"]), ("bottom", "top") * 2, strict=False)
-    for name, (look, side) in zip(last.format.values, looks, strict=True):
+    ends = zip(gl.figures.series(last.sizes["format"]), ("bottom", "top") * 2, strict=False)
+    for name, (look, side) in zip(last.format.values, ends, strict=True):
         place = float(last.sigma_fine), float(last.range_end_fine.sel(format=name))
         gl.figures.named(panels[-1], *place, str(name), look["color"], va=side)
     return fig

@@ -130,11 +130,9 @@ def figure(data: xr.Dataset) -> gl.Figure:
         gl.figures.rule(axes, x=1.0)
     ends.set_ylabel("depth L")
     last = data.isel(w=-1)
-    looks = zip(
-        gl.figures.series(last.sizes["format"]), ("top", "top", "bottom", "top"), strict=False
-    )
+    sides, looks = ("top", "top", "bottom", "top"), gl.figures.series(last.sizes["format"])
     gone = np.minimum(last.first_zero, last.first_infinite).values
-    for name, depth, (look, side) in zip(last.format.values, gone, looks, strict=True):
+    for name, depth, look, side in zip(last.format.values, gone, looks, sides, strict=False):
         if math.isfinite(depth):
             gl.figures.named(ends, float(last.w), depth, str(name), look["color"], va=side)
     gl.figures.words(ends, 0.02, 0.03, "arrowheads: not within the layers looked at")
@@ -150,14 +148,14 @@ def caption(data: xr.Dataset) -> str:
     first = data.sel(w=0.9, method="nearest")
     gone = np.minimum(first.first_zero, first.first_infinite)
     ends = ", ".join(
-        f"{name} " + (f"at {depth:.0f}" if np.isfinite(depth) else "never, since it sticks above 0")
+        f"{name} " + (f"{depth:.0f}" if np.isfinite(depth) else "never (it sticks above 0)")
         for name, depth in zip(data.format.values, gone.values, strict=True)
     )
     return (
-        f"The product of equal numbers w = {float(first.w):.3g} is 0 in {ends}; before that "
-        "rounding has made it wrong (right). Lines are the depths at which w^L leaves each range "
-        "and, dashed, the earliest at which roundings can add up to the error; arrowheads at the "
-        f"upper rim: not within {data.attrs['depth']} layers."
+        f"The product of equal numbers w = {float(first.w):.3g} is first 0, or infinite, at depth: "
+        f"{ends}. The short formats are wrong long before that, by rounding (right), the long ones "
+        "not before. Lines: where w^L leaves the range; dashed: the earliest at which roundings "
+        f"can add up; arrowheads at the upper rim: not within {data.attrs['depth']} layers."
     )
 
 

@@ -33,7 +33,7 @@ DESK, PHONE = {"width": 1280, "height": 900}, {"width": 375, "height": 740}
 # Smaller still than `scale=smoke`, but fine in what is dragged.
 MORE = {
     "scalar_chain": {"num_fine": 101, "depth": 500, "dtypes": ["float16", "float32"]},
-    "random_network": {"activations": ["linear", "tanh"], "num_seeds": 4},
+    "random_network": {"activation": ["linear", "tanh"], "num_draws": 4},
 }
 SHOWN = ("scalar_chain", "random_network", "wall")
 

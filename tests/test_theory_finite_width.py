@@ -45,9 +45,7 @@ def test_tanh_in_chaos_falls_short_by_the_first_order() -> None:
     mean, error = gl.estimate.mean(draws)
     first = float(jnp.sum(law.first))
 
-    assert abs(mean - float(jnp.sum(law.infinite)) - first) < 4 * error + float(
-        jnp.sum(law.second)
-    )
+    assert abs(mean - float(jnp.sum(law.infinite)) - first) < 4 * error + float(jnp.sum(law.second))
     assert -first > 8 * error  # the infinite width alone would be seen to be wrong
 
 

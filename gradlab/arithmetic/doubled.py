@@ -1,4 +1,4 @@
-"""Arithmetic in twice the digits of its dtype, by pairs of numbers.
+"""Arithmetic in twice the digits of its dtype, by pairs of numbers: double words.
 
 A pair is an unevaluated sum `high + low` (Dekker 1971). Products are split so that every partial
 product is exact, and no step relies on a rounded product being rounded: a compiler may fuse

@@ -42,6 +42,7 @@ class Key:
     at_least: float = -math.inf
     at_most: float = math.inf
     above: float = -math.inf
+    below: str = ""  # another key, whose value this one must be below
     choices: tuple[str, ...] = ()
 
     def allows(self, value: Any) -> bool:
@@ -59,7 +60,8 @@ class Key:
             return "one of " + ", ".join(self.choices)
         low = [f"above {self.above:g}"] if self.above > -math.inf else []
         low += [f"at least {self.at_least:g}"] if self.at_least > -math.inf else []
-        return " and ".join(low + ([f"at most {self.at_most:g}"] * (self.at_most < math.inf)))
+        low += [f"at most {self.at_most:g}"] if self.at_most < math.inf else []
+        return " and ".join(low + ([f"below {self.below}"] if self.below else []))
 
 
 LIMITS = tuple(field.name for field in dataclasses.fields(Key) if field.name != "doc")
@@ -80,10 +82,9 @@ WORDS: dict[str, Key] = {
     "batch_size": Key("examples in a batch", **_COUNT),
     "depth": Key("number of layers", **_COUNT),
     "dtype": Key("floating point format", choices=DTYPES),
-    "dtypes": Key("floating point formats that are followed", choices=DTYPES),
     "factor": Key("factor of the branch F in a residual layer z + F(z)", at_least=0, at_most=10),
     "learning_rate": Key("step size of the optimiser", above=0, at_most=1e6),
-    "num_seeds": Key("number of independent draws", **_COUNT),
+    "num_draws": Key("number of independent draws", **_COUNT),
     "num_steps": Key("number of optimiser steps", **_COUNT),
     "sigma_b": Key("standard deviation of the biases b", at_least=0, at_most=1e3),
     "sigma_w": Key("standard deviation of W times the root of its fan-in", at_least=0, at_most=1e3),
@@ -180,7 +181,15 @@ def read(cls: type[T], values: Mapping[str, Any], node: str = "") -> T:
     for name, entry in known.items():
         if name not in values:
             raise BadInput(f"key '{typed[name]}' is missing; allowed: {entry.allowed()}")
-    return cls(**{name: _checked(known[name], values[name], typed[name]) for name in known})
+    checked = {name: _checked(known[name], values[name], typed[name]) for name in known}
+    for name, entry in known.items():
+        other = entry.key.below
+        if other and not checked[name] < checked[other]:
+            raise BadInput(
+                f"{typed[name]} is {checked[name]} and {typed[other]} is {checked[other]}; "
+                f"allowed: {name} below {other}"
+            )
+    return cls(**checked)
 
 
 def unknown(noun: str, name: str, known: Iterable[str]) -> str:

@@ -3,7 +3,7 @@
 `jax.linearize` gives the map as a program. It is run here on all columns of a matrix at once, which
 stand side by side as they do in `J P`; `jax.vmap` lays them in rows, and XLA on a CPU multiplies by
 a transposed matrix more slowly. For the Jacobian itself no identity is multiplied by anything: it
-stays a diagonal until it meets a matrix, whose columns it scales.
+stays a diagonal until it meets a matrix, whose columns it scales (`docs/fast_path.md`).
 """
 
 from __future__ import annotations

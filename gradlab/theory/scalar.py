@@ -161,7 +161,7 @@ def depth_of_inf(w: ArrayLike, name: str) -> Array:
     return jnp.where(size > 1, jnp.ceil(format_.log2_overflow / jnp.log2(size)), jnp.inf)
 
 
-def depth_of_error(w: ArrayLike, name: str, error: float) -> Array:
+def depth_of_error(w: ArrayLike, name: str, error: ArrayLike) -> Array:
     """The depth before which the product cannot be wrong by `error`, relative.
 
     Every layer multiplies by the rounded weight and, in the normal range, rounds once, so that
@@ -170,7 +170,9 @@ def depth_of_error(w: ArrayLike, name: str, error: float) -> Array:
     format_ = _format(name)
     w = jnp.asarray(w, float)
     delta = jnp.abs(format_.rounded(w) / w - 1)
-    allowed = jnp.ceil(math.log1p(error) / (jnp.log1p(delta) + math.log1p(format_.unit)))
+    allowed = jnp.ceil(
+        jnp.log1p(jnp.asarray(error, float)) / (jnp.log1p(delta) + math.log1p(format_.unit))
+    )
     return jnp.minimum(allowed, jnp.minimum(depth_of_subnormal(w, name), depth_of_inf(w, name)))
 
 

@@ -129,9 +129,10 @@ def _bound(factors: Factors, changes: _Changes) -> Array:
 
 
 def _ratios(factors: Factors) -> Array:
-    """`d_j / d_i`, `(c, c)`, clipped where a column has left the descending order."""
+    """`d_j / d_i`, `(c, c)`, or about the largest number where it is larger."""
     d = factors.d
-    shift = jnp.minimum(d.exponent[None, :] - d.exponent[:, None], thresholds.LARGEST_RATIO)
+    most = scaled.largest_exponent(d.mantissa.dtype)
+    shift = jnp.minimum(d.exponent[None, :] - d.exponent[:, None], most)
     mantissa = d.mantissa[None, :] / jnp.where(d.mantissa == 0, 1, d.mantissa)[:, None]
     return mantissa * scaled.power_of_two(shift, d.mantissa.dtype)
 

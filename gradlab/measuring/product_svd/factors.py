@@ -77,8 +77,10 @@ def scales(d: Scaled, R: Array, pivots: Array) -> tuple[Scaled, Array]:
     c = len(pivots)
     grown = jnp.where(d.mantissa[:c] == 0, scaled.exponent_of(pivots), 0)
     after = Scaled(jnp.abs(pivots) * d.mantissa[:c], d.exponent[:c] + grown)
-    # Columns are in descending order: the ratio is large only where that has changed.
-    shift = jnp.minimum(d.exponent[None, :] - d.exponent[:c, None], thresholds.LARGEST_RATIO)
+    # Large only where the order of columns has changed, and then R is small. In range, so that
+    # a zero in R stays one.
+    most = scaled.largest_exponent(R.dtype)
+    shift = jnp.minimum(d.exponent[None, :] - d.exponent[:c, None], most)
     row = jnp.where(after.mantissa == 0, 0, 1 / after.mantissa)[:, None]
     return after, R * row * d.mantissa[None, :] * scaled.power_of_two(shift, R.dtype)
 

@@ -38,8 +38,8 @@ MIN_COMPLEMENT = 8
 # of two. Correctness: the condition of U after 50 layers of width 64 is 1e3 with it, 1e6 without.
 COLUMN_TOLERANCE = 1
 
-# Powers of two to which a ratio of scales is clipped. Only a column that has left the descending
-# order passes it, and meets a zero there. Correctness: it keeps infinity times zero away.
+# Powers of two to which the ratio of two columns is clipped before a QR of columns in descending
+# order. Larger ones meet a zero there. Correctness: it keeps infinity times zero away.
 LARGEST_RATIO = 64
 
 # More powers of two than any two scales are apart: the ratio before there is one.

@@ -23,7 +23,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, Route, sync_playw
 from gradlab.experiment import dataset, lesson, loading
 from gradlab.page import build
 
-CHECKS = Path(__file__).parent / "page"
+CHECKS = Path(__file__).parent
 FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import jax
 import pytest
-from toys import Outcome, Toy
+
+from tests.toys import Outcome, Toy
 
 SCRIPT = Path(__file__).parent / "slurm" / "slurm.sh"
 SMALL = ("cluster.memory=0.5", "cluster.elements=2", "cluster.minutes=5", "sweep.chunk=1")

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
-from pages import EVIL, claim, words, write_experiment
 
 from gradlab.errors import BadInput
 from gradlab.experiment import dataset
 from gradlab.page import __main__, build, gallery, numbers, readme, vector
+from tests.pages import EVIL, claim, words, write_experiment
 
 SVG = '<svg viewBox="0 0 504 180" xmlns="http://www.w3.org/2000/svg"><path d="M 0 0"/></svg>'
 

@@ -101,6 +101,45 @@ def test_one_linear_layer_has_the_mean_and_the_variance_predicted() -> None:
     assert abs(fourth.mean() - products.linear_fourth_moment([width])) < 4 * error
 
 
+@pytest.mark.verify
+@pytest.mark.parametrize("law", ["relu", "linear", "first exponent"])
+def test_over_many_seeds_the_scores_of_a_law_are_those_of_chance(law: str) -> None:
+    """Each seed's mean is exactly right on average: its z-scores have mean 0 and mean square 1."""
+    width, num, num_seeds = 5, 4000, 400
+    logs, mean, variance = {
+        "relu": (
+            lambda g: jnp.log(jnp.sum(jnp.maximum(g * math.sqrt(2), 0) ** 2, axis=1)),
+            products.relu_log_mean(width),
+            products.relu_log_variance(width),
+        ),
+        "linear": (
+            lambda g: jnp.log(jnp.sum(g * g, axis=1)),
+            products.linear_log_mean(width),
+            products.linear_log_variance(width),
+        ),
+        "first exponent": (
+            lambda g: jnp.log(jnp.sum(g * g, axis=1)) / 2,
+            float(products.lyapunov_exponents(width, 1 / width)[0]),
+            float(products.lyapunov_variances(width)[0]),
+        ),
+    }[law]
+
+    def score(key: jax.Array) -> jax.Array:
+        samples = logs(jax.random.normal(key, (num, width)) / math.sqrt(width))
+        alive = jnp.isfinite(samples)  # a layer of relu may be dead: the law is of the others
+        excess = jnp.sum(jnp.where(alive, samples - mean, 0)) / jnp.sum(alive)
+        return excess / jnp.sqrt(variance / jnp.sum(alive))
+
+    scores = np.asarray(jax.jit(lambda keys: jax.lax.map(score, keys))(seeds(num_seeds)))
+    # Standard errors of the mean and of the mean square (chi squared) of normal numbers, four.
+    assert abs(scores.mean()) < 4 / math.sqrt(num_seeds)
+    assert abs(np.mean(scores**2) - 1) < 4 * math.sqrt(2 / num_seeds)
+
+
+def seeds(num: int) -> jax.Array:
+    return jax.vmap(jax.random.key)(jnp.arange(num))
+
+
 def test_moments_multiply_over_layers() -> None:
     assert products.relu_fourth_moment([5, 10]) == pytest.approx(2 * 1.5)
     assert products.linear_fourth_moment([2, 4]) == pytest.approx(2 * 1.5)

@@ -2,6 +2,7 @@
 
 import ast
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,12 +15,12 @@ from gradlab.measuring.product_svd import extended, factors, ratios, thresholds,
 from gradlab.models import chain
 
 
-def scales(exponents, alive=True):
+def scales(exponents: Any, alive: Any = True) -> Any:
     mantissa = jnp.where(jnp.asarray(alive), jnp.ones(len(exponents)), 0)
     return Scaled(mantissa, jnp.asarray(exponents, jnp.int32))
 
 
-def test_a_ratio_that_fell_and_rises_again_is_seen_as_far_as_it_does():
+def test_a_ratio_that_fell_and_rises_again_is_seen_as_far_as_it_does() -> None:
     since = ratios.start(jnp.zeros(2))
     for exponents in ([0, -40], [0, -30], [0, 5], [0, 0]):
         since = ratios.after_layer(since, scales(exponents), jnp.ones(2))
@@ -27,7 +28,7 @@ def test_a_ratio_that_fell_and_rises_again_is_seen_as_far_as_it_does():
     np.testing.assert_array_equal(since.rise, [40, 5])
 
 
-def test_no_ratio_to_a_column_that_is_no_direction_rises():
+def test_no_ratio_to_a_column_that_is_no_direction_rises() -> None:
     since = ratios.start(jnp.zeros(3))
     for k in range(5):
         d = scales([10 * k, -10 * k, -3], alive=[True, True, k == 0])
@@ -35,7 +36,7 @@ def test_no_ratio_to_a_column_that_is_no_direction_rises():
     np.testing.assert_array_equal(since.rise, [0, 0, 0])
 
 
-def test_the_ratio_of_a_column_that_is_no_direction_rises_as_far_as_it_has_grown():
+def test_the_ratio_of_a_column_that_is_no_direction_rises_as_far_as_it_has_grown() -> None:
     since, exponent = ratios.start(jnp.zeros(2)), 0
     for growth in (-9, 30, -2):
         exponent += growth
@@ -49,7 +50,7 @@ def test_the_ratio_of_a_column_that_is_no_direction_rises_as_far_as_it_has_grown
     np.testing.assert_array_equal(since.rise, [30, 0])
 
 
-def test_a_column_that_is_no_direction_grows_by_its_pivots():
+def test_a_column_that_is_no_direction_grows_by_its_pivots() -> None:
     """Of a layer with two units dead, two columns are left; the next layer brings them back."""
     rng = np.random.default_rng(0)
     layers = rng.normal(size=(2, 4, 4)) * np.array([[1, 1, 0, 0], [1, 1, 1, 1]])[:, :, None]
@@ -65,7 +66,7 @@ def test_a_column_that_is_no_direction_grows_by_its_pivots():
     np.testing.assert_array_equal(grown[2:], np.floor(np.log2(np.abs(np.diagonal(found.R))))[2:])
 
 
-def test_a_trial_tells_a_layer_that_is_nearly_singular_from_one_that_is_not():
+def test_a_trial_tells_a_layer_that_is_nearly_singular_from_one_that_is_not() -> None:
     U, V = np.linalg.qr(np.random.default_rng(0).normal(size=(2, 4, 4)))[0]
     for smallest, is_enough in ((1e-1, True), (1e-8, False), (0, False)):
         J = jnp.asarray((U * [1, 1, 1, smallest]) @ V)
@@ -75,13 +76,13 @@ def test_a_trial_tells_a_layer_that_is_nearly_singular_from_one_that_is_not():
 
 
 @pytest.mark.parametrize("level", [thresholds.REFINED, thresholds.DOUBLED])
-def test_a_turn_of_the_range_is_carried_on_as_the_columns_themselves_are(level):
+def test_a_turn_of_the_range_is_carried_on_as_the_columns_themselves_are(level: Any) -> None:
     """`J L_0 (I + F) = L (I + X) R`; two directions of four, and four columns."""
     rng = np.random.default_rng(0)
     first, J = rng.normal(size=(4, 2)), rng.normal(size=(4, 4))
     state = jnp.zeros(2), extended.start(jnp.zeros(2)), ratios.start(jnp.zeros(2))
 
-    def advance(J, x, before, since):
+    def advance(J: Any, x: Any, before: Any, since: Any) -> Any:
         return extended.advance(
             chain.apply_linear, jnp.asarray(J), x, before, since, jnp.asarray(level), 2, True
         )
@@ -108,12 +109,12 @@ def test_a_turn_of_the_range_is_carried_on_as_the_columns_themselves_are(level):
     assert abs(after.largest_turn - np.abs(X[:, :2]).max()) < 1e-17
 
 
-def scale(J, step):
+def scale(J: Any, step: Any) -> Any:
     """The power of two by which a layer was divided."""
     return np.linalg.norm(J) / np.linalg.norm(step.J)
 
 
-def imported(path):
+def imported(path: Any) -> Any:
     """The modules that a file names in `import` and `from ... import`, with what it takes there."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -122,7 +123,7 @@ def imported(path):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def test_what_is_outside_the_room_imports_only_what_the_room_offers():
+def test_what_is_outside_the_room_imports_only_what_the_room_offers() -> None:
     package = Path(gradlab.__file__).parent
     room = package / "measuring" / "product_svd"
     allowed = {f"gradlab.measuring.product_svd.{name}" for name in product_svd.__all__}
@@ -137,7 +138,7 @@ def test_what_is_outside_the_room_imports_only_what_the_room_offers():
     assert seen <= allowed
 
 
-def test_the_page_gives_every_threshold_with_its_value(project):
+def test_the_page_gives_every_threshold_with_its_value(project: Any) -> None:
     lines = (project / "docs" / "product_svd.md").read_text().splitlines()
     rows = [line.split("|") for line in lines if line.startswith("| `")]
     shown = {cells[1].strip(" `"): cells[2].strip(" `") for cells in rows}

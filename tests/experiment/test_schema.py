@@ -98,6 +98,18 @@ def test_a_wrong_value_is_named_with_what_is_allowed(change: dict[str, Any], nam
     assert "\n" not in str(caught.value)
 
 
+def test_a_key_that_must_be_below_another_is_held_against_it() -> None:
+    @schema.config
+    class Range:
+        low: float = schema.key("one end", above=0, below="high")
+        high: float = schema.key("the other end")
+
+    assert schema.read(Range, {"low": 1.0, "high": 2.0}).low == 1.0
+    with pytest.raises(BadInput, match=r"^low is 2.0 and high is 2.0; allowed: low below high$"):
+        schema.read(Range, {"low": 2.0, "high": 2.0})
+    assert schema.entries(Range)[0].allowed() == "a finite number above 0 and below high"
+
+
 def test_a_missing_key_is_named() -> None:
     given = {name: value for name, value in GIVEN.items() if name != "depth"}
     with pytest.raises(BadInput, match="^key 'depth' is missing; allowed: a whole number"):

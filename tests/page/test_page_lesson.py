@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
-from pages import EVIL, claim, words, write_experiment
 
 from gradlab.errors import BadInput
 from gradlab.experiment import lesson, loading
 from gradlab.page import __main__, build, gallery, offers
 from gradlab.page.evidence import Evidence
 from gradlab.page.offers import Offered, Offers, Place
+from tests.pages import EVIL, claim, words, write_experiment
 
 W, LAYER = np.array([0.5, 1.0, 2.0]), np.arange(1, 2001)
 

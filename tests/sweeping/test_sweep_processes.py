@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
-from toys import Outcome, Toy
+
+from tests.toys import Outcome, Toy
 
 SWEEP = ("--multirun", "sigma_w=range(1.0,4.0,0.5)", "seed=range(0,5)", "sweep.chunk=2")
 SLOW = "fail='sleep 0.05'"

@@ -8,10 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
-from toys import Toy, hydra_told_of
 
 from gradlab.experiment import loading
 from gradlab.running import naming
+from tests.toys import Toy, hydra_told_of
 
 
 def test_a_run_leaves_its_files_in_the_experiments_folder(rendering_toy: Toy) -> None:

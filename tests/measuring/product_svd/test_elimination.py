@@ -1,3 +1,5 @@
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,11 +25,11 @@ PARTIAL = jax.jit(elimination.partial_pivoting)
 
 
 @jax.jit
-def REFINED(J, L):
+def REFINED(J: Any, L: Any) -> Any:
     return elimination.refined(J, Doubled(L, 0 * L), elimination.partial_pivoting(J @ L))
 
 
-def exact(*parts):
+def exact(*parts: Any) -> Any:
     return tuple(fmpq(*float(part).as_integer_ratio()) for part in parts)
 
 
@@ -37,7 +39,9 @@ def exact(*parts):
     seed=st.integers(0, 2**32 - 1),
     dtype=st.sampled_from(DTYPES),
 )
-def test_operations_on_pairs_have_half_as_many_digits_again(name, seed, dtype):
+def test_operations_on_pairs_have_half_as_many_digits_again(
+    name: str, seed: int, dtype: Any
+) -> None:
     rng = np.random.default_rng(seed)
     highs = jnp.asarray(rng.normal(size=2) * 10.0 ** rng.integers(-3, 4, 2), dtype)
     lows = highs * jnp.asarray(rng.uniform(-0.25, 0.25, 2), dtype) * scaled.eps(dtype)
@@ -51,7 +55,7 @@ def test_operations_on_pairs_have_half_as_many_digits_again(name, seed, dtype):
     assert abs(got.low) <= abs(got.high) * scaled.eps(dtype)
 
 
-def is_unit_lower(L):
+def is_unit_lower(L: Any) -> Any:
     """Whether the rows of L can be sorted into a unit lower triangle with entries up to 1."""
     rows = [int(np.flatnonzero(row)[-1]) if row.any() else -1 for row in L]
     return sorted(rows) == list(range(len(L))) and abs(L).max() <= 1
@@ -59,7 +63,9 @@ def is_unit_lower(L):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(5, 5, 5), (4, 6, 6), (7, 3, 3), (6, 6, 4)])
-def test_both_factor_the_product_into_an_unordered_triangle_and_an_ordered_one(shape, dtype):
+def test_both_factor_the_product_into_an_unordered_triangle_and_an_ordered_one(
+    shape: Any, dtype: Any
+) -> None:
     m, n, r = shape
     rng = np.random.default_rng(0)
     J, L = (jnp.asarray(rng.normal(size=s), dtype) for s in ((m, n), (n, r)))
@@ -83,7 +89,7 @@ def test_both_factor_the_product_into_an_unordered_triangle_and_an_ordered_one(s
             assert is_unit_lower(np.asarray(left))
 
 
-def by_elimination(J, L, order, found):
+def by_elimination(J: Any, L: Any, order: Any, found: Any) -> Any:
     """The exact R and L of `J L` with the pivots of a factor L, its rows in order, and these."""
     J, L = (fmpq_mat([list(exact(*row)) for row in np.asarray(part)]) for part in (J, L))
     A, n = J * L, L.ncols()
@@ -104,7 +110,9 @@ def by_elimination(J, L, order, found):
     n=st.sampled_from([2, 5]),
     how=st.sampled_from(["complete", "refined"]),
 )
-def test_factors_are_right_to_rounding_for_nearly_singular_layers(seed, dtype, n, how):
+def test_factors_are_right_to_rounding_for_nearly_singular_layers(
+    seed: int, dtype: Any, n: Any, how: Any
+) -> None:
     rng = np.random.default_rng(seed)
     U, V = np.linalg.qr(rng.normal(size=(2, n, n)))[0]
     # Refining ends where the square of the error of the factors found is a rounding.
@@ -127,7 +135,9 @@ def test_factors_are_right_to_rounding_for_nearly_singular_layers(seed, dtype, n
 
 
 @pytest.mark.parametrize(("dtype", "decades"), [(jnp.float32, 2), (jnp.float64, 5)])
-def test_refined_pivots_are_nearly_exact_whatever_the_scales_of_rows_and_columns(dtype, decades):
+def test_refined_pivots_are_nearly_exact_whatever_the_scales_of_rows_and_columns(
+    dtype: Any, decades: Any
+) -> None:
     for seed in range(12):
         rng = np.random.default_rng(seed)
         rows, columns = 10.0 ** rng.uniform(-decades, decades, (2, 5))
@@ -142,7 +152,7 @@ def test_refined_pivots_are_nearly_exact_whatever_the_scales_of_rows_and_columns
             assert abs(exact(found_R[k, k])[0] - R[k][k]) <= few * abs(R[k][k])
 
 
-def test_pivots_follow_the_diagonal_beside_the_layer():
+def test_pivots_follow_the_diagonal_beside_the_layer() -> None:
     J = jnp.asarray(np.random.default_rng(0).normal(size=(4, 4)))
     log_2_d = jnp.array([-3000.0, 10.0, -40.0, 800.0])
     done = COMPLETE(J, jnp.eye(4), log_2_d)
@@ -151,7 +161,7 @@ def test_pivots_follow_the_diagonal_beside_the_layer():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_rank_that_only_rounding_stands_in_for_is_lost_and_zeros_are_not(dtype):
+def test_rank_that_only_rounding_stands_in_for_is_lost_and_zeros_are_not(dtype: Any) -> None:
     rng = np.random.default_rng(0)
     J = rng.normal(size=(5, 5))
     L = jnp.asarray(np.tril(rng.uniform(-1, 1, (5, 5)), -1) + np.eye(5), dtype)
@@ -173,7 +183,7 @@ def test_rank_that_only_rounding_stands_in_for_is_lost_and_zeros_are_not(dtype):
         assert done.num_lost == num_lost
 
 
-def test_columns_of_the_complement_take_the_rows_that_are_left():
+def test_columns_of_the_complement_take_the_rows_that_are_left() -> None:
     """Of five, two are directions and parallel: one pivot, one lost, and four without influence."""
     rng = np.random.default_rng(0)
     J, L = rng.normal(size=(5, 5)), rng.normal(size=(5, 5))
@@ -198,13 +208,15 @@ def test_columns_of_the_complement_take_the_rows_that_are_left():
 
 
 @pytest.mark.parametrize("bad", [np.inf, np.nan])
-def test_a_layer_that_is_not_finite_has_no_pivot_that_is(bad):
+def test_a_layer_that_is_not_finite_has_no_pivot_that_is(bad: Any) -> None:
     J = jnp.eye(3).at[1, 2].set(bad)
     assert np.isnan(np.diag(COMPLETE(J, jnp.eye(3), jnp.zeros(3)).R)).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_columns_nearer_to_parallel_than_the_digits_can_tell_are_lost_and_others_right(dtype):
+def test_columns_nearer_to_parallel_than_the_digits_can_tell_are_lost_and_others_right(
+    dtype: Any,
+) -> None:
     """What is left of the second column is told by twice the digits of the dtype, and no more."""
     digits = 2 * int(jnp.finfo(dtype).nmant)
     for apart in range(4, digits + 12, 4):

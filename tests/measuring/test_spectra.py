@@ -1,4 +1,5 @@
-import arbitrary
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +14,7 @@ from gradlab.arithmetic.scaled import Scaled
 from gradlab.measuring import jacobians, spectra
 from gradlab.measuring.product_svd import factorisation, factors, one_sided, thresholds, trial
 from gradlab.models import chain
+from tests import arbitrary
 
 WIDTH, DEPTH = 5, 40
 # One shape for all drawn cases, so that each of these is compiled once a dtype.
@@ -21,11 +23,11 @@ SVD = jax.jit(one_sided.svd)
 LOG_ABS_DET = jax.jit(jacobians.log_abs_det)
 
 
-def gaussian(rng):
+def gaussian(rng: Any) -> Any:
     return rng.normal(size=(DEPTH, WIDTH, WIDTH)) / WIDTH**0.5
 
 
-def tanh_jacobians(rng, sigma_w, depth=DEPTH, width=WIDTH):
+def tanh_jacobians(rng: Any, sigma_w: Any, depth: int = DEPTH, width: int = WIDTH) -> Any:
     x, J = rng.normal(size=width), []
     for W in sigma_w * rng.normal(size=(depth, width, width)) / width**0.5:
         h = W @ x
@@ -34,23 +36,23 @@ def tanh_jacobians(rng, sigma_w, depth=DEPTH, width=WIDTH):
     return np.array(J)
 
 
-def grades(rng, decades):
+def grades(rng: Any, decades: Any) -> Any:
     return 10.0 ** -np.linspace(0, decades, WIDTH)[rng.permutation(WIDTH)]
 
 
-def reversal(rng):
+def reversal(rng: Any) -> Any:
     """A chain whose second half undoes what the first has done: 1e20 up, then 1e20 down."""
     steps = np.diag(10.0 ** np.linspace(0, -1, WIDTH)[rng.permutation(WIDTH)])
     return np.stack([steps] * (DEPTH // 2) + [steps[::-1, ::-1]] * (DEPTH // 2))
 
 
-def permuted(rng):
+def permuted(rng: Any) -> Any:
     """Permutations whose rows are scaled by anything, so that directions overtake each other."""
     rows = np.stack([np.eye(WIDTH)[rng.permutation(WIDTH)] for _ in range(DEPTH)])
     return rows * 10.0 ** rng.uniform(-5, 5, (DEPTH, WIDTH, 1))
 
 
-def blocks(rng):
+def blocks(rng: Any) -> Any:
     """Two blocks that do not meet, either of which may be the larger in any layer."""
     matrices, part = gaussian(rng), np.arange(WIDTH) < 2
     scale = 10.0 ** rng.uniform(-1, 1, (DEPTH, 2))
@@ -97,18 +99,24 @@ NEARLY_SINGULAR = {
 }
 
 
-def graded_on_both_sides(rng, decades):
+def graded_on_both_sides(rng: Any, decades: Any) -> Any:
     rows, columns = 10.0 ** rng.uniform(-decades, decades, (2, DEPTH, WIDTH))
     return rows[:, :, None] * gaussian(rng) * columns[:, None, :]
 
 
-def spectrum(matrices, dtype, depths=(DEPTH,)):
+def far_behind(rng: Any) -> Any:
+    """Directions by turns up to 2^180 behind each other, by scales that layers do and undo."""
+    scales = 2.0 ** rng.uniform(-90, 90, (DEPTH + 1, WIDTH))
+    return scales[1:, :, None] * gaussian(rng) / scales[:-1, None, :]
+
+
+def spectrum(matrices: Any, dtype: Any, depths: Any = (DEPTH,)) -> Any:
     matrices = jnp.asarray(matrices, dtype)
     model = chain.linear(matrices)
     return matrices, SINGULAR_VALUES(model, jnp.zeros(matrices.shape[-1], dtype), depths)
 
 
-def rounding(matrices, dtype, log):
+def rounding(matrices: Any, dtype: Any, log: Any) -> Any:
     """Each layer's rounding, magnified by how near to singular its scaled rows are, and ulps.
 
     In float64 all layers in working precision may lose their budget.
@@ -127,7 +135,9 @@ def rounding(matrices, dtype, log):
     seed=st.integers(0, 2**32 - 1),
     dtype=st.sampled_from([jnp.float32, jnp.float64]),
 )
-def test_every_singular_value_is_right_to_its_own_last_digits(name, seed, dtype):
+def test_every_singular_value_is_right_to_its_own_last_digits(
+    name: str, seed: int, dtype: Any
+) -> None:
     matrices = ENSEMBLES[name](np.random.default_rng(seed))
     matrices, result = spectrum(matrices, dtype)
     exact = arbitrary.log_singular_values(matrices)
@@ -137,7 +147,9 @@ def test_every_singular_value_is_right_to_its_own_last_digits(name, seed, dtype)
 
 @settings(max_examples=20, deadline=None)
 @given(name=st.sampled_from(sorted(NEARLY_SINGULAR)), seed=st.integers(0, 2**32 - 1))
-def test_layers_that_are_nearly_singular_cost_a_few_digits_and_not_all(name, seed):
+def test_layers_that_are_nearly_singular_cost_a_few_digits_and_not_all(
+    name: str, seed: int
+) -> None:
     matrices, result = spectrum(NEARLY_SINGULAR[name](np.random.default_rng(seed)), jnp.float64)
     exact = arbitrary.log_singular_values(matrices)
     assert not result.lost.any()
@@ -147,7 +159,32 @@ def test_layers_that_are_nearly_singular_cost_a_few_digits_and_not_all(name, see
     assert (np.abs(result.log[0] - exact) <= bound).all()
 
 
-def test_layers_of_condition_1e14_lose_nothing_over_300_layers():
+@pytest.mark.parametrize("seed", range(6, 10))
+def test_a_direction_may_be_any_number_of_powers_of_two_behind_and_come_first_again(
+    seed: int,
+) -> None:
+    matrices, result = spectrum(far_behind(np.random.default_rng(seed)), jnp.float64)
+    exact = arbitrary.log_singular_values(matrices)
+    # As for layers that are nearly singular.
+    bound = thresholds.ERROR_BUDGET + DEPTH * 2.2e-16 * (np.abs(exact) + 2**12)
+    assert (np.abs(result.log[0] - exact) <= bound).all()
+
+
+@pytest.mark.parametrize("behind", [70, 200, 500])
+def test_a_column_that_overtakes_one_far_ahead_of_it_takes_its_share_of_that_along(
+    behind: int,
+) -> None:
+    """`diag(1, 2^-e)`, and a layer that takes both columns to the same size."""
+    A = np.random.default_rng(0).normal(size=(2, 2))
+    matrices = [np.diag([1, 2.0**-behind]), A * np.array([2.0 ** (-behind - 3), 1])]
+    matrices, result = spectrum(matrices, jnp.float64, (2,))
+    exact = arbitrary.log_singular_values(matrices)
+    # Some roundings for each of two columns, magnified by the condition of A, and ulps.
+    bound = 2.3e-16 * (20 * np.linalg.cond(A) + 2 * np.abs(exact))
+    assert (np.abs(result.log[0] - exact) <= bound).all()
+
+
+def test_layers_of_condition_1e14_lose_nothing_over_300_layers() -> None:
     rng = np.random.default_rng(0)
     matrices = tanh_jacobians(rng, 5.0, depth=300, width=8)
     assert np.median(np.linalg.cond(matrices)) > 1e6
@@ -158,7 +195,7 @@ def test_layers_of_condition_1e14_lose_nothing_over_300_layers():
     assert np.abs(result.log[0] - exact).max() < 1e-10
 
 
-def test_layers_that_each_lose_little_do_not_lose_much_together():
+def test_layers_that_each_lose_little_do_not_lose_much_together() -> None:
     """Four hundred times the same layer, which working precision wrongs by 1e-12 each time."""
     V = np.vander(np.random.default_rng(4).uniform(0.2, 1, WIDTH))
     matrices = np.stack([3 * V / np.linalg.norm(V)] * 400)
@@ -178,8 +215,8 @@ def test_layers_that_each_lose_little_do_not_lose_much_together():
     ("triangle", "width", "depth"), [(np.tril, 8, 30), (np.triu, 16, 30), (np.triu, 16, 100)]
 )
 def test_directions_that_catch_up_with_others_do_not_bring_old_roundings_along(
-    triangle, width, depth
-):
+    triangle: Any, width: int, depth: int
+) -> None:
     """Random triangles, whose directions keep overtaking each other by many powers of ten."""
     rng = np.random.default_rng(2)
     matrices = jnp.asarray(triangle(3 * rng.normal(size=(depth, width, width)) / width**0.5))
@@ -191,7 +228,7 @@ def test_directions_that_catch_up_with_others_do_not_bring_old_roundings_along(
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 @pytest.mark.parametrize("width", [16, 32])
-def test_the_rank_that_centring_takes_is_flagged_in_every_draw(width, dtype):
+def test_the_rank_that_centring_takes_is_flagged_in_every_draw(width: int, dtype: Any) -> None:
     """Columns with their mean taken off, each entry of which is rounded more than once."""
     rng = np.random.default_rng(width)
     for _ in range(40):
@@ -202,7 +239,7 @@ def test_the_rank_that_centring_takes_is_flagged_in_every_draw(width, dtype):
         np.testing.assert_array_equal(result.lost[0], np.arange(width) == width - 1)
 
 
-def test_a_direction_that_is_lost_leaves_the_others_right():
+def test_a_direction_that_is_lost_leaves_the_others_right() -> None:
     """Triangles in float32, and the rank that centring takes from one layer half way."""
     rng = np.random.default_rng(1)
     matrices = 3 * np.triu(rng.normal(size=(30, 16, 16))) / 4
@@ -215,7 +252,9 @@ def test_a_direction_that_is_lost_leaves_the_others_right():
 
 
 @pytest.mark.parametrize(("width", "depth", "seed"), [(32, 100, 0), (64, 50, 2)])
-def test_nothing_is_lost_in_wide_gaussian_chains(width, depth, seed, monkeypatch):
+def test_nothing_is_lost_in_wide_gaussian_chains(
+    width: int, depth: int, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """However many pivots a layer has, and all in double words: a layer may lose little."""
     matrices = np.random.default_rng(seed).normal(size=(depth, width, width)) / width**0.5
     matrices, result = spectrum(matrices, jnp.float32, (depth,))
@@ -233,7 +272,9 @@ def test_nothing_is_lost_in_wide_gaussian_chains(width, depth, seed, monkeypatch
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [(jnp.float64, 1e-13), (jnp.float32, 5e-5)])
-def test_a_second_half_that_undoes_the_first_leaves_what_the_exact_product_does(dtype, bound):
+def test_a_second_half_that_undoes_the_first_leaves_what_the_exact_product_does(
+    dtype: Any, bound: Any
+) -> None:
     """Forty Gaussian layers and their inverses, in the opposite order."""
     there = np.random.default_rng(0).normal(size=(40, WIDTH, WIDTH)) / WIDTH**0.5
     matrices, result = spectrum(np.concatenate([there, np.linalg.inv(there)[::-1]]), dtype, (80,))
@@ -243,7 +284,9 @@ def test_a_second_half_that_undoes_the_first_leaves_what_the_exact_product_does(
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [(jnp.float64, 1e-13), (jnp.float32, 1e-5)])
-def test_what_rounding_puts_beside_a_few_directions_does_not_come_back(dtype, bound):
+def test_what_rounding_puts_beside_a_few_directions_does_not_come_back(
+    dtype: Any, bound: Any
+) -> None:
     """Three inputs to eight units, thirty layers and their inverses, which magnify by 1e20."""
     rng = np.random.default_rng(0)
     there = rng.normal(size=(30, 8, 8)) / 8**0.5
@@ -256,7 +299,7 @@ def test_what_rounding_puts_beside_a_few_directions_does_not_come_back(dtype, bo
 
 
 @pytest.mark.parametrize("seed", [533, 537, 555])
-def test_a_direction_that_is_gone_takes_no_other_along(seed):
+def test_a_direction_that_is_gone_takes_no_other_along(seed: int) -> None:
     """Sparse layers, singular by their zeros, which leave one direction of three."""
     rng = np.random.default_rng(seed)
     matrices = rng.normal(size=(20, 3, 3)) * (rng.uniform(size=(20, 3, 3)) < 0.6)
@@ -274,7 +317,7 @@ def test_a_direction_that_is_gone_takes_no_other_along(seed):
         (905940, jnp.float32),
     ],
 )
-def test_no_direction_is_made_of_the_rounding_of_rows_in_proportion(seed, dtype):
+def test_no_direction_is_made_of_the_rounding_of_rows_in_proportion(seed: int, dtype: Any) -> None:
     """Sparse layers, one of which leaves rows in proportion, of which the next makes one."""
     rng = np.random.default_rng(seed)
     matrices = rng.normal(size=(20, 3, 3)) * (rng.uniform(size=(20, 3, 3)) < 0.6)
@@ -283,7 +326,7 @@ def test_no_direction_is_made_of_the_rounding_of_rows_in_proportion(seed, dtype)
     np.testing.assert_array_equal(np.isfinite(result.log[0]), [True, False, False])
 
 
-def test_the_rank_that_layers_lose_together_is_flagged():
+def test_the_rank_that_layers_lose_together_is_flagged() -> None:
     """Integers: layer 4 has rank 2, and leaves what layer 10, of rank 2 too, makes one of.
 
     No entry of layer 10 is rounded, nor would it matter: the directions before it are.
@@ -300,7 +343,7 @@ def test_the_rank_that_layers_lose_together_is_flagged():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "bar"), [(jnp.float64, 1e-10), (jnp.float32, 1e-2)])
-def test_ten_thousand_tanh_layers_keep_all_their_singular_values(dtype, bar):
+def test_ten_thousand_tanh_layers_keep_all_their_singular_values(dtype: Any, bar: Any) -> None:
     rng = np.random.default_rng(0)
     matrices = jnp.asarray(tanh_jacobians(rng, 1.2, depth=10_000, width=8), dtype)
     _, result = spectrum(matrices, dtype, (10_000,))
@@ -311,7 +354,7 @@ def test_ten_thousand_tanh_layers_keep_all_their_singular_values(dtype, bar):
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
-def test_the_logs_sum_to_the_log_determinant_at_every_depth(dtype):
+def test_the_logs_sum_to_the_log_determinant_at_every_depth(dtype: Any) -> None:
     matrices, result = spectrum(gaussian(np.random.default_rng(1)), dtype, tuple(range(1, 41)))
     expected = LOG_ABS_DET(chain.linear(matrices), jnp.zeros(WIDTH, dtype))
     # Rounding of 40 layers of condition up to 1e3.
@@ -320,14 +363,14 @@ def test_the_logs_sum_to_the_log_determinant_at_every_depth(dtype):
     )
 
 
-def test_the_depths_asked_for_are_those_of_the_shorter_products():
+def test_the_depths_asked_for_are_those_of_the_shorter_products() -> None:
     matrices, result = spectrum(gaussian(np.random.default_rng(2)), jnp.float64, (1, 7, 40))
     for depth, log in zip((1, 7, 40), result.log, strict=True):
         exact = arbitrary.log_singular_values(matrices[:depth])
         assert (np.abs(log - exact) <= rounding(matrices, jnp.float64, exact)).all()
 
 
-def test_a_dead_unit_gives_exact_zeros_and_is_not_called_lost():
+def test_a_dead_unit_gives_exact_zeros_and_is_not_called_lost() -> None:
     matrices = gaussian(np.random.default_rng(3))
     matrices[10, 2] = 0
     matrices[25, 4] = 0
@@ -342,7 +385,9 @@ def test_a_dead_unit_gives_exact_zeros_and_is_not_called_lost():
 
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), dtype=st.sampled_from([jnp.float32, jnp.float64]))
-def test_a_chain_whose_units_die_at_random_keeps_as_many_directions_as_the_fewest_left(seed, dtype):
+def test_a_chain_whose_units_die_at_random_keeps_as_many_directions_as_the_fewest_left(
+    seed: int, dtype: Any
+) -> None:
     """Three of eight units in every layer at most, others each time, as relu leaves them."""
     rng = np.random.default_rng(seed)
     is_alive = rng.permuted(np.tile(np.arange(8) < 5, (30, 1)), axis=1)
@@ -366,7 +411,7 @@ REPEATS = {
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 @pytest.mark.parametrize("name", REPEATS)
-def test_a_rank_lost_without_a_dead_unit_is_flagged(name, dtype):
+def test_a_rank_lost_without_a_dead_unit_is_flagged(name: str, dtype: Any) -> None:
     matrices = np.array(gaussian(np.random.default_rng(4)))
     matrices[20] = REPEATS[name](matrices[20])
     rank = np.linalg.matrix_rank(matrices[20])
@@ -378,7 +423,7 @@ def test_a_rank_lost_without_a_dead_unit_is_flagged(name, dtype):
     assert (known <= rounding(np.delete(matrices, 20, 0), dtype, exact[:rank])).all()
 
 
-def test_a_chain_that_has_been_narrow_has_that_many_singular_values():
+def test_a_chain_that_has_been_narrow_has_that_many_singular_values() -> None:
     rng = np.random.default_rng(5)
     sizes = [(6, 5), (3, 6), (7, 3), (5, 7)]
     matrices = [jnp.asarray(rng.normal(size=size)) for size in sizes]
@@ -389,10 +434,10 @@ def test_a_chain_that_has_been_narrow_has_that_many_singular_values():
     np.testing.assert_allclose(result.log[1, :3], exact[:3], rtol=0, atol=1e-13)  # four layers
 
 
-def test_every_singular_value_of_many_chains_at_once_is_that_of_each_alone():
+def test_every_singular_value_of_many_chains_at_once_is_that_of_each_alone() -> None:
     matrices = jnp.asarray(np.stack([ENSEMBLES[n](np.random.default_rng(0)) for n in ENSEMBLES]))
 
-    def of_each(m):
+    def of_each(m: Any) -> Any:
         return spectra.log_singular_values(chain.linear(m), jnp.zeros(WIDTH), (DEPTH,))
 
     together = jax.jit(jax.vmap(of_each))(matrices)
@@ -402,13 +447,13 @@ def test_every_singular_value_of_many_chains_at_once_is_that_of_each_alone():
 
 
 @pytest.mark.parametrize("bad", [jnp.inf, jnp.nan])
-def test_an_infinite_or_undefined_layer_is_seen_in_every_singular_value(bad):
+def test_an_infinite_or_undefined_layer_is_seen_in_every_singular_value(bad: Any) -> None:
     layers = [chain.apply_linear, lambda _, z: z.at[0].multiply(bad)]
     model = [chain.Chain(f, jnp.eye(3)[None]) for f in layers]
     assert np.isnan(spectra.log_singular_values(model, jnp.ones(3), (2,))).all()
 
 
-def test_singular_vectors_reassemble_the_product():
+def test_singular_vectors_reassemble_the_product() -> None:
     rng = np.random.default_rng(6)
     for sizes in ([(4, 4)] * 3, [(6, 5), (3, 6), (7, 3)]):
         matrices = [jnp.asarray(rng.normal(size=size)) for size in sizes]
@@ -418,13 +463,13 @@ def test_singular_vectors_reassemble_the_product():
         values = scaled.unscale(side.singular_values).value
         rank = len(values)
         # A few roundings, normwise.
-        close = {"rtol": 0, "atol": 1e-13 * np.linalg.norm(product)}
+        close: dict[str, Any] = {"rtol": 0, "atol": 1e-13 * np.linalg.norm(product)}
         np.testing.assert_allclose(side.left * values[None, :] @ side.right.T, product, **close)
         np.testing.assert_allclose(side.left.T @ side.left, np.eye(rank), rtol=0, atol=1e-14)
         np.testing.assert_allclose(side.right.T @ side.right, np.eye(rank), rtol=0, atol=1e-14)
 
 
-def test_lyapunov_exponents_of_gaussian_products_are_newmans():
+def test_lyapunov_exponents_of_gaussian_products_are_newmans() -> None:
     """Newman 1986: lambda_k = (log(2/N) + psi((N - k + 1)/2))/2, with independent increments."""
     depth, width = 20_000, 4
     matrices = jax.random.normal(jax.random.key(0), (depth, width, width)) / width**0.5
@@ -439,7 +484,7 @@ def test_lyapunov_exponents_of_gaussian_products_are_newmans():
     np.testing.assert_allclose(errors, deviation, rtol=0.3)
 
 
-def test_lyapunov_exponents_are_not_the_singular_values_of_the_finite_product():
+def test_lyapunov_exponents_are_not_the_singular_values_of_the_finite_product() -> None:
     matrices, result = spectrum(gaussian(np.random.default_rng(7)), jnp.float64)
     forward = jax.jit(spectra.log_growth)(chain.linear(matrices), jnp.zeros(WIDTH)).sum(axis=0)
     difference = np.abs(forward - result.log[0])
@@ -449,7 +494,7 @@ def test_lyapunov_exponents_are_not_the_singular_values_of_the_finite_product():
 
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), spread=st.sampled_from([0, 3, 5000]))
-def test_jacobi_is_right_for_columns_of_any_scale(seed, spread):
+def test_jacobi_is_right_for_columns_of_any_scale(seed: int, spread: Any) -> None:
     rng = np.random.default_rng(seed)
     Y = rng.normal(size=(7, WIDTH))
     e = np.sort(rng.integers(-spread, spread + 1, size=WIDTH))[rng.permutation(WIDTH)]
@@ -462,7 +507,9 @@ def test_jacobi_is_right_for_columns_of_any_scale(seed, spread):
 
 @pytest.mark.parametrize("spread", [0, 200])
 @pytest.mark.parametrize(("num_rows", "num_columns"), [(1, 1), (4, 1), (2, 2), (9, 8), (13, 13)])
-def test_values_are_the_same_with_and_without_vectors(num_rows, num_columns, spread):
+def test_values_are_the_same_with_and_without_vectors(
+    num_rows: Any, num_columns: Any, spread: Any
+) -> None:
     rng = np.random.default_rng(num_columns)
     Y = rng.normal(size=(num_rows, num_columns))
     e = rng.integers(-spread, 1, size=num_columns)
@@ -481,12 +528,12 @@ def test_values_are_the_same_with_and_without_vectors(num_rows, num_columns, spr
 
 
 @pytest.mark.parametrize("depths", [(), (0, 3), (3, 2), (2, 2), (1, 41)])
-def test_depths_that_are_not_there_are_refused(depths):
+def test_depths_that_are_not_there_are_refused(depths: Any) -> None:
     with pytest.raises(ValueError, match="depths must be ascending whole numbers from 1 to 40"):
         spectra.singular_values(chain.linear(jnp.ones((40, 2, 2))), jnp.zeros(2), depths)
 
 
-def test_lyapunov_exponents_are_refused_where_they_make_no_sense():
+def test_lyapunov_exponents_are_refused_where_they_make_no_sense() -> None:
     matrices = [jnp.ones((3, 2)), jnp.ones((2, 3))]
     with pytest.raises(ValueError, match="keeps its width"):
         spectra.lyapunov_exponents(chain.linear(matrices[:1]), jnp.zeros(2), 0, 2)

@@ -4,7 +4,8 @@ import json
 import shutil
 
 import pytest
-from toys import Toy
+
+from tests.toys import Toy
 
 POINTS = ("sigma_w=2.0,3.0", "activation=tanh,linear")
 

@@ -58,3 +58,37 @@ def test_widths_may_differ_and_layers_be_any_function() -> None:
     assert [J.shape for J in found.jacobians] == [(3, 5), (6, 3)]
     whole = jax.jacrev(lambda z: layers[1](layers[0](z)))(x)
     np.testing.assert_allclose(gl.scaled.unscale(found.products[-1]).value, whole, rtol=1e-12)
+
+
+def test_the_gradient_in_every_state_is_what_a_loss_of_the_later_layers_has() -> None:
+    model, x = tanh_chain(6, 4), gl.ensembles.inputs(jax.random.key(2), 4, 1.0)
+    states = gl.chain.states(model, x)
+
+    def loss(z: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.sin(z))
+
+    found = gl.chain_rule.gradients(model, x, loss)
+    for layer in (1, 4, 6):
+        rest = jax.tree.map(lambda leaf, k=layer: leaf[k:], model.params)
+
+        def later(z: jax.Array, rest: object = rest, layer: int = layer) -> jax.Array:
+            return loss(gl.chain.Chain(model.layer, rest)(z) if layer < 6 else z)
+
+        np.testing.assert_allclose(found[layer - 1], jax.grad(later)(states[layer]), rtol=1e-12)
+
+
+def test_both_paths_to_the_gradient_agree_in_direction_and_size() -> None:
+    model, x = tanh_chain(30, 8), gl.ensembles.inputs(jax.random.key(2), 8, 1.0)
+    pair = [
+        path(model, x, lambda z: jnp.sum(z**3))
+        for path in (gl.chain_rule.gradients, gl.chain_rule.gradients_by_jax)
+    ]
+
+    np.testing.assert_allclose(
+        pair[0], pair[1], rtol=1e-10, atol=1e-14 * float(jnp.max(abs(pair[0])))
+    )
+    np.testing.assert_allclose(
+        jnp.log(jnp.linalg.norm(pair[0], axis=1)),
+        gl.jacobians.log_gradient_norms(model, x, lambda z: jnp.sum(z**3))[1:],
+        atol=1e-11,
+    )

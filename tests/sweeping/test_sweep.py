@@ -9,11 +9,11 @@ import jax
 import numpy as np
 import pytest
 import xarray as xr
-from toys import Toy
 
 from gradlab.experiment import loading, schema
 from gradlab.running import command_line
 from gradlab.sweeping import points, store
+from tests.toys import Toy
 
 
 def test_a_point_of_a_sweep_has_the_bits_of_the_run_alone(toy: Toy) -> None:

@@ -1,0 +1,65 @@
+"""The first order of 1/width, against exact laws and a chain of wide random layers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import gradlab as gl
+from gradlab.theory import finite_width, products
+
+
+@pytest.mark.parametrize(
+    ("name", "sigma_w", "exact"),
+    [
+        ("linear", 1.3, products.linear_log_mean(200)),
+        ("relu", 2**0.5, products.relu_log_mean(200)),
+    ],
+)
+def test_it_is_the_exact_law_to_first_order(name: str, sigma_w: float, exact: float) -> None:
+    phi = gl.activations.PHI[name]
+    growth = finite_width.plain(phi, 1.0, sigma_w, 0.0, 200, 3)
+    half = exact / 2 + np.log(sigma_w**2 * (0.5 if name == "relu" else 1.0)) / 2
+
+    np.testing.assert_allclose(growth.infinite + growth.first, half, atol=float(growth.second[0]))
+    assert float(growth.second[0]) < 1e-3
+
+
+def test_tanh_in_chaos_falls_short_by_the_first_order() -> None:
+    phi, depth, width, num_draws = gl.activations.PHI["tanh"], 20, 64, 400
+    sigma_w, sigma_b = 2.0, 0.2
+    q = gl.theory.meanfield.q_star(phi, sigma_w, sigma_b)
+
+    def grown(key: jax.Array) -> jax.Array:
+        keys = jax.random.split(key, 3)
+        model = gl.ensembles.gaussian(keys[0], depth, width, phi, sigma_w, sigma_b)
+        x = gl.ensembles.inputs(keys[1], width, (q - sigma_b**2) / sigma_w**2)
+        row = jax.random.normal(keys[2], (width,))
+        norms = gl.jacobians.log_gradient_norms(model, x, lambda z: row @ z)
+        return norms[0] - norms[-1]
+
+    draws = jax.jit(lambda key: jax.lax.map(grown, jax.random.split(key, num_draws)))(
+        jax.random.key(1)
+    )
+    law = finite_width.plain(phi, q, sigma_w, sigma_b, width, depth)
+    mean, error = gl.estimate.mean(draws)
+    first = float(jnp.sum(law.first))
+
+    assert abs(mean - float(jnp.sum(law.infinite)) - first) < 4 * error + float(jnp.sum(law.second))
+    assert -first > 8 * error  # the infinite width alone would be seen to be wrong
+
+
+def test_a_linear_residual_layer_is_a_noncentral_chi_square() -> None:
+    phi, width, sigma_w = gl.activations.PHI["linear"], 50, 1.5
+    law = finite_width.residual_branch(phi, 1.0, sigma_w, 0.0, 1.0, width, 1)
+    G = jax.random.normal(jax.random.key(2), (200_000, width)) * sigma_w / width**0.5
+    logs = jnp.log(jnp.sum(G.at[:, 0].add(1.0) ** 2, axis=1)) / 2
+    mean, error = gl.estimate.mean(logs)
+
+    assert abs(mean - float(law.infinite[0] + law.first[0])) < 4 * error + float(law.second[0])
+
+
+def test_a_residual_branch_that_is_not_odd_has_no_law() -> None:
+    law = finite_width.residual_branch(gl.activations.PHI["relu"], 1.0, 1.0, 0.0, 1.0, 50, 2)
+
+    assert np.isnan(law.infinite).all()

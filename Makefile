@@ -46,7 +46,8 @@ lint: .venv/ready  ## style, format, types, dead code
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/vulture
+	@# An experiment may read a key of its config by name, in the data: no name is dead there.
+	! $(BIN)/vulture | grep -v "^experiments/.*unused variable"
 
 format: .venv/ready  ## let ruff put the code in order
 	$(BIN)/ruff check --fix .

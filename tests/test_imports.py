@@ -37,7 +37,10 @@ ROOMS: dict[str, tuple[str, ...]] = {
         *("thresholds", "elimination", "complete_pivoting", "factors", "ratios", "trial"),
         *("extended", "factorisation", "one_sided", "spectrum", "error_bound"),
     ),
-    "theory": (*("gauss", "meanfield", "scalar", "residual", "products", "spectra", "clipping"),),
+    "theory": (
+        *("gauss", "meanfield", "scalar", "residual", "products", "finite_width", "spectra"),
+        "clipping",
+    ),
     "experiment": (
         *("schema", "lesson", "dataset", "estimate", "claim", "loading", "fault", "figures"),
         "grid",

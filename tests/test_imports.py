@@ -38,7 +38,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         *("extended", "factorisation", "one_sided", "spectrum", "error_bound"),
     ),
     "theory": (
-        *("gauss", "meanfield", "scalar", "residual", "products", "finite_width", "spectra"),
+        *("gauss", "meanfield", "scalar", "residual", "finite_width", "products", "spectra"),
         "clipping",
     ),
     "experiment": (

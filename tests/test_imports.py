@@ -34,7 +34,10 @@ ROOMS: dict[str, tuple[str, ...]] = {
         *("product_svd", "spectra", "certificate", "clipping", "training"),
     ),
     "measuring.product_svd": ("elimination", "graded", "passes", "one_sided"),
-    "theory": (*("gauss", "meanfield", "scalar", "residual", "products", "spectra", "clipping"),),
+    "theory": (
+        *("gauss", "meanfield", "scalar", "residual", "finite_width"),
+        *("products", "spectra", "clipping"),
+    ),
     "experiment": (
         *("schema", "lesson", "dataset", "estimate", "claim", "loading", "fault", "figures"),
         "grid",

@@ -174,7 +174,7 @@ def always(sentence: str, true: Any, source: str) -> Claim:
 def num_errors(num_draws: int) -> float:
     """The standard errors, estimated from so many draws, that are as likely as `NUM_ERRORS`.
 
-    By Student's t, of a mean of normal draws (Student 1908): 4.9 of 20 draws, 4.2 of 100.
+    By Student's t, of a mean of normal draws (Student 1908): 5.1 of 20 draws, 4.2 of 100.
     """
     return float(stats.t.isf(stats.norm.sf(NUM_ERRORS), num_draws - 1))
 

@@ -28,13 +28,16 @@ OPEN_TO_ALL = {"errors", "lazy"}
 # The rooms of each wing from the ground up: a room imports only rooms that stand before it.
 ROOMS: dict[str, tuple[str, ...]] = {
     "arithmetic": ("bits", "precision", "doubled", "scaled", "norms", "balls"),
-    "models": ("activations", "chain", "ensembles"),
+    "models": ("activations", "chain", "ensembles", "networks"),
     "measuring": (
         *("chain_rule", "loops", "linearisation", "forward", "blocks", "jacobians"),
         *("product_svd", "spectra", "certificate", "clipping", "training"),
     ),
     "measuring.product_svd": ("elimination", "graded", "passes", "one_sided"),
-    "theory": (*("gauss", "meanfield", "scalar", "residual", "products", "spectra", "clipping"),),
+    "theory": (
+        *("gauss", "meanfield", "normalisation", "scalar", "residual", "products", "spectra"),
+        "clipping",
+    ),
     "experiment": (
         *("schema", "lesson", "dataset", "estimate", "claim", "loading", "fault", "figures"),
         "grid",
@@ -60,7 +63,7 @@ HOMES: dict[str, set[str]] = {
     "markupsafe": {"page"},
     "matplotlib": {"experiment.figures"},
     "omegaconf": {"running", "sweeping.multirun", "hydra_plugins"},
-    "optax": {"measuring.clipping", "measuring.training"},
+    "optax": {"lazy", "measuring.clipping", "measuring.training"},
     "rich": {"running", "sweeping"},
     "scipy": {"theory"},
     "submitit": {"sweeping.cluster"},

@@ -7,5 +7,15 @@ chains: nothing here draws or measures.
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
-    __name__, ["clipping", "gauss", "meanfield", "products", "residual", "scalar", "spectra"]
+    __name__,
+    [
+        "clipping",
+        "gauss",
+        "meanfield",
+        "normalisation",
+        "products",
+        "residual",
+        "scalar",
+        "spectra",
+    ],
 )

@@ -87,3 +87,30 @@ def lengths(
         return state + gain * average(q), q
 
     return jax.lax.scan(step, state, None, length=depth)[1]
+
+
+def gradient_factors(
+    phi: Callable[[Array], Array],
+    mean_square: ArrayLike,
+    sigma_w: ArrayLike,
+    sigma_b: ArrayLike,
+    factor: ArrayLike,
+    depth: int,
+) -> Array:
+    """Each layer's factor of the mean squared gradient at its own length, `(depth,)`; odd phi."""
+    q = lengths(phi, mean_square, sigma_w, sigma_b, factor, depth)
+    return gradient_factor(phi, q, sigma_w, factor)
+
+
+def log_shortfall(
+    phi: Callable[[Array], Array], q: ArrayLike, sigma_w: ArrayLike, factor: ArrayLike, width: int
+) -> Array:
+    """Nats a layer that E log|gradient| is below half the log of `gradient_factor`.
+
+    First order in 1/width, derived as `meanfield.log_shortfall`, of which it is the part that a
+    branch has: with r = factor² chi, |v + factor v D W|² has the variance
+    (4 r + (3 kurtosis - 1) r²)/width and the mean 1 + r.
+    """
+    r = gradient_factor(phi, q, sigma_w, factor) - 1
+    variance = 4 * r + (3 * meanfield.kurtosis(phi, q) - 1) * r**2
+    return variance / (4 * width * (1 + r) ** 2)

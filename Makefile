@@ -1,14 +1,24 @@
 # `make figures` and `make test` set up what they need in .venv and ask for nothing but Python 3.11
-# or later and make.
+# or later and make. `make help` lists what there is.
 
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3.14 python3,$(shell command -v $(name))))
 BIN := .venv/bin
 EXPERIMENTS := $(notdir $(basename $(filter-out experiments/_%,$(wildcard experiments/*.py))))
 
 # Parallel workers are deaf to Ctrl-C, and lose their streams to submitit: these run by themselves.
-ALONE := tests/test_runner.py tests/test_sweep_launchers.py tests/test_cluster.py
+ALONE := tests/running/test_command_line.py tests/sweeping/test_sweep_launchers.py tests/sweeping/test_cluster.py
 
-.PHONY: figures page test lint format slow lock clean $(EXPERIMENTS)
+# What an edit to the library breaks first; browsers, sweeps and whole experiments are left out.
+QUICK := $(addprefix tests/,arithmetic models measuring theory experiment test_imports.py test_docs.py test_laws.py)
+
+PYTEST := $(BIN)/python -m pytest
+PARALLEL := -n auto --dist loadfile --max-worker-restart 0
+
+.PHONY: help figures page quick test verify lint format lock upgrade clean $(EXPERIMENTS)
+
+help:  ## this list
+	@sed -n 's/^\([a-z ]*\):[^#]*## /\1: /p' Makefile | awk -F': ' '{printf "make %-13s %s\n", $$1, $$2}'
+	@echo "make <experiment>  one of: $(EXPERIMENTS)"
 
 figures: .venv/ready  ## every experiment to its figure and its verdict, and the page of them all
 	$(MAKE) --no-print-directory --jobs $$(nproc 2>/dev/null || echo 2) --keep-going --output-sync=target \
@@ -20,21 +30,28 @@ page: .venv/ready  ## results/index.html and results/lesson.html, from what is o
 $(EXPERIMENTS): .venv/ready
 	$(BIN)/python experiments/$@.py
 
-test: lint  ## lint, format check, type check and all tests
-	$(BIN)/python -m pytest -n auto --dist loadfile --max-worker-restart 0 $(foreach file,$(ALONE),--ignore $(file))
-	$(BIN)/python -m pytest $(ALONE)
+quick: lint  ## lint, types, and the tests that matter most while editing
+	$(PYTEST) $(PARALLEL) -m "not slow and not verify" $(QUICK)
 
-lint: .venv/ready
+test: lint  ## lint, types, and all tests
+	$(PYTEST) $(PARALLEL) $(foreach file,$(ALONE),--ignore $(file))
+	$(PYTEST) $(ALONE)
+
+verify: .venv/ready  ## what is long and need not run each time; its record is results/verify.md
+	$(PYTEST) $(PARALLEL) -m verify --record results/verify.md tests
+
+lint: .venv/ready  ## style, format, types, dead code
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/vulture
 
 format: .venv/ready  ## let ruff put the code in order
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 upgrade: UPGRADE := --upgrade
-lock upgrade: .venv/ready  ## resolve the dependencies by hash: what can stay stays, or the newest of all
+lock upgrade: .venv/ready  ## the lock by hash, keeping what can stay, or all anew
 	$(BIN)/pip install --quiet uv
 	$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --all-extras --group dev \
 		$(UPGRADE) --generate-hashes --no-emit-index-url --custom-compile-command "make lock" \
@@ -48,5 +65,5 @@ lock upgrade: .venv/ready  ## resolve the dependencies by hash: what can stay st
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
-clean:
+clean:  ## remove .venv and what tools left
 	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

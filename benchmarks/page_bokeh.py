@@ -1,20 +1,22 @@
 """The first interactive figure, by Bokeh and by the page's own SVG: bytes, ready, redraw, keyboard.
 
     .venv/bin/pip install bokeh  # the group "benchmark" of pyproject.toml
-    .venv/bin/python benchmarks/page_bokeh.py [results/scalar_chain/data.nc] [chromium]
+    .venv/bin/python benchmarks/page_bokeh.py [results] [chromium]
 
 Both draw the same arrays and are driven the same way, in the same browser, with no network.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import xarray as xr
 from bokeh.embed import file_html
 from bokeh.layouts import column
 from bokeh.models import ColumnDataSource, CustomJS, Slider
@@ -22,19 +24,19 @@ from bokeh.plotting import figure
 from bokeh.resources import INLINE
 from playwright.sync_api import Page, sync_playwright
 
-from gradlab.experiment import dataset
-from gradlab.page import build
-from gradlab.page.gallery import Card, Run
+from gradlab.experiment import lesson
+from gradlab.page import build, gallery, offers
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
 
 
-def by_bokeh(data: xr.Dataset) -> str:
+def by_bokeh(payload: Mapping[str, Any]) -> str:
     """The same figure, by Bokeh: a slider, a line of measurements, a line of the formula."""
-    layer, grid = data.layer.values, data.w_fine.values
+    layer, grid = payload["layer"], lesson.unpacked(payload["w"])
+    log10 = lesson.unpacked(payload["log10"])
     start = int(np.argmin(abs(grid - 0.9)))
-    lines = ColumnDataSource({"all": [data.log10_fine.values]})
-    shown = ColumnDataSource({"layer": layer, "log10": data.log10_fine.values[start]})
+    lines = ColumnDataSource({"all": [log10]})
+    shown = ColumnDataSource({"layer": layer, "log10": log10[start]})
     formula = ColumnDataSource({"x": [0, layer[-1]], "y": [0, layer[-1] * np.log10(grid[start])]})
     plot = figure(height=420, sizing_mode="stretch_width", x_range=(0, 100), y_range=(-32, 20))
     plot.scatter("layer", "log10", source=shown, size=5)
@@ -85,13 +87,17 @@ def measure(page: Page, path: Path, slider: str) -> dict[str, float]:
 
 def main() -> None:
     """Print both rows."""
-    path = Path(sys.argv[1] if len(sys.argv) > 1 else "results/scalar_chain/data.nc")
+    results = Path(sys.argv[1] if len(sys.argv) > 1 else "results")
     chromium = sys.argv[2] if len(sys.argv) > 2 else "/usr/bin/chromium"
-    data = dataset.read(path)
-    card = Card("scalar_chain", "", "", "", Run("", "scalar_chain", data=data), ())
+    cards = [c for c in gallery.cards(Path.cwd(), results) if "chain" in c.offer.figures]
+    chain = offers.figures(build.offered(cards))["chain"]
+    if chain.payload is None:
+        sys.exit(chain.problem)
+    (card,) = (c for c in cards if c.name == chain.experiment)
+    alone = dataclasses.replace(card, run=gallery.Run("", card.name, data=card.run.data), others=())
     pages = {
-        "bokeh": (by_bokeh(data), ".noUi-handle"),
-        "svg": (build.index([card]), "input[type=range]"),
+        "bokeh": (by_bokeh(chain.payload), ".noUi-handle"),
+        "svg": (build.index([alone]), "input[type=range]"),
     }
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)

@@ -318,7 +318,7 @@ def trajectory(
         "step_size": seen.step_size,
         "distance": seen.distance,
         "gradient": jnp.linalg.norm(seen.gradient, axis=1),
-        "moved": gl.training.layer_norms(moved) / gl.training.layer_norms(model),
+        "moved": gl.training.norms_by_layer(moved) / gl.training.norms_by_layer(model),
     }
 
 
@@ -330,14 +330,14 @@ def some(data: Any) -> Any:
 def shares(model: Any, data: Any) -> dict[str, Array]:
     """The layers' gradient norms over the last one's: as they are, and clipped to a tenth."""
     grads = jax.grad(lambda model: gl.training.loss(logits, model, data))(model)
-    tau = 0.1 * gl.training.length(grads)
+    tau = 0.1 * gl.training.fast_norm(grads)
     results = {
         "unclipped": grads,
         "formula": gl.clipping.clip(grads, tau),
         "optax": gl.clipping.optax_clip(grads, tau),
     }
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *results.values())
-    sizes = jax.vmap(gl.training.layer_norms)(stacked)
+    sizes = jax.vmap(gl.training.norms_by_layer)(stacked)
     # The gradient by a bias is the one by h, on which mean field theory has its law.
     hidden = jnp.linalg.norm(grads.params.b, axis=1)
     return dict(zip(results, sizes / sizes[:, -1:], strict=True)) | {"hidden": hidden / hidden[-1]}
@@ -796,7 +796,7 @@ def worst(values: xr.DataArray) -> float:
 
 def always(grads: Any, tau: Any) -> Any:
     """Every gradient brought to the threshold, small ones too."""
-    size = gl.training.length(grads)
+    size = gl.training.fast_norm(grads)
     factor = jnp.where(jnp.isinf(tau), 1, tau / size)
     return jax.tree.map(lambda leaf: leaf * factor.astype(leaf.dtype), grads)
 

@@ -10,18 +10,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 
 import gradlab as gl
 from gradlab.lazy import jax, jnp, np, xr
 
 KINDS = ("plain", "residual")
 EDGES = ("scalar", "one direction of many")
-HE = "He, Zhang, Ren and Sun 2016"
-WEYL = "Weyl's inequality for singular values"
-FIELD = "Schoenholz et al. 2017, section 4; Yang and Schoenholz 2017, for one branch"
+HE, WEYL = "He, Zhang, Ren and Sun 2016", "Weyl's inequality for singular values"
+FIELD = "Schoenholz et al. 2017, section 4; Yang and Schoenholz 2017; gradlab.theory.finite_width"
 MOMENT = "E over G of |v + s G v/√width|² = (1 + s²)|v|², layer by layer"
 SCALAR = "(1 + w)^L, the scalar chain of the source text"
-SINGULAR = "the determinant of I + F' is 0"
 
 
 @gl.config
@@ -49,33 +48,24 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         lambda key: both(cfg, key, depths), key_chains, cfg.num_draws
     )
     up_to_here = jnp.where(jnp.tri(cfg.depth, dtype=bool), norm[:, None, :], 0.0)
-    law, typical = laws(cfg)
+    law, beyond = laws(cfg)
     layer, squares = jnp.arange(1, cfg.depth + 1), linear_squares(cfg, key_linear)
-    fine = jnp.linspace(jnp.min(cfg.w), jnp.max(cfg.w), 401)
+    fine = jnp.linspace(jnp.min(cfg.w), jnp.max(cfg.w), 400)
     edge = gl.theory.residual.log10_scalar_product
-    moment = gl.theory.residual.log_linear_second_moment(cfg.s, layer)
-    at = "draw kind depths direction"
-    label = "log |v J_k ... J_1|, |v| = 1: the gradient at layer 1"
+    at = "draw kind depths direction", "draw kind layer", "kind layer", "draw layer"
+    nats = {"units": "nats"}
     return {
         "kind": gl.named(list(KINDS), "kind"),
         "depths": gl.named(jnp.array(depths), "depths", long_name="depth L"),
         "layer": gl.named(layer, "layer", long_name="depth L"),
-        "log_singular_values": gl.named(values, at, long_name="of J_L ... J_1", units="nats"),
-        "log_gradient": gl.named(gradient, "draw kind layer", long_name=label, units="nats"),
-        "log_gradient_law": gl.named(law, "kind layer", long_name="infinite width", units="nats"),
-        "log_gradient_typical": gl.named(
-            typical, "kind layer", long_name="to first order in 1/width", units="nats"
-        ),
-        "log_bound": gl.named(
-            gl.theory.residual.log_lower_bound(up_to_here),
-            "draw layer",
-            long_name="sum of log(1 - |F'_k|)",
-            units="nats",
-        ),
-        "branch_norm": gl.named(norm, "draw layer", long_name="|F'_k|, spectral norm"),
+        "log_singular_values": gl.named(values, at[0], long_name="of J_L ... J_1", **nats),
+        "log_gradient": gl.named(gradient, at[1], long_name="log |v J_L ... J_1|, |v| = 1", **nats),
+        "log_gradient_law": gl.named(law, at[2], long_name="to first order in 1/width", **nats),
+        "log_gradient_beyond": gl.named(beyond, at[2], long_name="the next order", **nats),
+        "log_bound": gl.named(gl.theory.residual.log_lower_bound(up_to_here), at[3], **nats),
+        "branch_norm": gl.named(norm, at[3], long_name="|F'_k|, spectral norm"),
         "second_moment": gl.named(squares.mean(0), "layer", long_name="E|Jv|² / (1 + s²)^L"),
         "second_moment_error": gl.named(squares.std(0, ddof=1) / cfg.num_linear**0.5, "layer"),
-        "log_second_moment_law": gl.named(moment, "layer", long_name="L log(1 + s²)", units="nats"),
         "edge": gl.named(list(EDGES), "edge"),
         "log10_edge": gl.named(left(cfg, key_edge), "w edge", long_name="log10 of what is left"),
         "log10_edge_law": gl.named(edge(cfg.w, cfg.depth_edge), "w", long_name="L log10 |1 + w|"),
@@ -114,35 +104,36 @@ def branch_norms(J: jax.Array) -> jax.Array:
 
 
 def laws(cfg: Config) -> tuple[jax.Array, jax.Array]:
-    """The log gradient at infinite width, and to first order in 1/width, `(2, depth)` each.
+    """The mean log gradient to first order in 1/width, and the next order, `(2, depth)` each.
 
     The input has mean square 1. For the residual chain phi is taken to be odd, as tanh is.
     """
-    field, branch, phi = gl.theory.meanfield, gl.theory.residual, gl.activations.PHI[cfg.activation]
-    sigmas = (cfg.sigma_w, cfg.sigma_b)
-    q = field.lengths(phi, cfg.sigma_w**2 + cfg.sigma_b**2, *sigmas, cfg.depth)
-    q_branch = branch.lengths(phi, 1.0, *sigmas, cfg.factor, cfg.depth)
-    of_branch = (phi, q_branch, cfg.sigma_w, cfg.factor)
-    log = jnp.log(jnp.stack([field.chi(phi, q, cfg.sigma_w), branch.gradient_factor(*of_branch)]))
-    short = jnp.stack(
-        [field.log_shortfall(phi, q, cfg.width), branch.log_shortfall(*of_branch, cfg.width)]
-    )
-    return jnp.cumsum(log / 2, axis=1), jnp.cumsum(log / 2 - short, axis=1)
+    theory, phi = gl.theory, gl.activations.PHI[cfg.activation]
+    sigmas, depth = (cfg.sigma_w, cfg.sigma_b), cfg.depth + 1
+    q = theory.meanfield.lengths(phi, cfg.sigma_w**2 + cfg.sigma_b**2, *sigmas, depth)
+    q_branch = theory.residual.lengths(phi, 1.0, *sigmas, cfg.factor, depth)
+    # `log_gradient` adds up the layers after each one; here it is those before, so turned round.
+    found = [
+        theory.finite_width.log_gradient(phi, lengths[::-1], cfg.sigma_w, cfg.width, factor)
+        for lengths, factor in ((q, None), (q_branch, cfg.factor))
+    ]
+    law, beyond = (jnp.stack(sums)[:, -2::-1] for sums in zip(*found, strict=True))
+    return law, beyond
 
 
 def linear_squares(cfg: Config, key: jax.Array) -> jax.Array:
     """`|Jv|² / (1 + s²)^L` of J = I + s G/√width at every depth L, `(num_linear, depth)`."""
-    phi, grown = gl.activations.PHI["linear"], 1 + cfg.s**2
+    linear = gl.activations.PHI["linear"]
+    log_law = gl.theory.residual.log_linear_second_moment(cfg.s, jnp.arange(1, cfg.depth + 1))
 
     def one(key: jax.Array) -> jax.Array:
         key_chain, key_direction = jax.random.split(key)
         v = gl.ensembles.inputs(key_direction, cfg.width, 1 / cfg.width)
-        model = gl.ensembles.residual(key_chain, cfg.depth, cfg.width, phi, cfg.s, 0.0, 1.0)
-        logs = 2 * jnp.log(jnp.linalg.norm(gl.chain.states(model, v)[1:], axis=1))
-        return jnp.exp(logs - jnp.arange(1, cfg.depth + 1) * jnp.log(grown))
+        model = gl.ensembles.residual(key_chain, cfg.depth, cfg.width, linear, cfg.s, 0.0, 1.0)
+        lengths = jnp.linalg.norm(gl.chain.states(model, v)[1:], axis=1)
+        return jnp.exp(2 * jnp.log(lengths) - log_law)
 
-    keys = jax.random.split(key, cfg.num_linear)
-    return jax.lax.map(one, keys, batch_size=100)
+    return jax.lax.map(one, jax.random.split(key, cfg.num_linear), batch_size=100)
 
 
 # ---- the edge
@@ -157,9 +148,11 @@ def left(cfg: Config, key: jax.Array) -> jax.Array:
 
     def one(w: jax.Array) -> jax.Array:
         wide = gl.chain.linear(jax.vmap(lambda key: layer(key, w, cfg))(keys))
-        models = [gl.ensembles.scalar_residual(w, cfg.depth_edge)], [lambda t: t * first, wide]
-        logs = [gl.jacobians.log_norms(model, jnp.ones(1))[-1] for model in models]
-        return jnp.stack(logs) / gl.LN10
+        along = gl.jacobians.log_norms([lambda t: t * first, wide], jnp.ones(1))
+        scalar = gl.jacobians.log_norms(
+            gl.ensembles.scalar_residual(w, cfg.depth_edge), jnp.ones(1)
+        )
+        return jnp.stack([scalar[-1], along[-1]]) / gl.LN10
 
     return jax.lax.map(one, cfg.w)
 
@@ -171,48 +164,33 @@ def layer(key: jax.Array, w: jax.Array, cfg: Config) -> jax.Array:
 
 
 def figure(data: xr.Dataset) -> gl.Figure:
-    """Gradients with their laws, all singular values with the bound, and the edge."""
-    fig, (gradients, values, edge) = gl.figures.panels(1, 3, height=2.6)
-    data = data.assign({name: data[name] / gl.LN10 for name in data if data[name].units == "nats"})
-    seen = data.isel(layer=slice(0, None, max(1, data.attrs["depth"] // 12)))
+    """Gradients with their laws, the direction that is kept least with the bound, and the edge."""
+    fig, (gradients, least, edge) = gl.figures.panels(1, 3, height=2.6)
+    depth, bound = data.attrs["depth"], data.log_bound.median("draw") / gl.LN10
+    seen = data.isel(layer=slice(0, None, max(1, depth // 12)))
+    smallest = data.log_singular_values.isel(direction=-1) / gl.LN10
+    for axes in (gradients, least):
+        axes.set(xlim=(0, depth), xlabel="depth L", ylabel="decades")
     for kind, look in zip(KINDS, gl.figures.series(2), strict=True):
-        gl.figures.band(gradients, seen.layer, seen.log_gradient.sel(kind=kind), look)
-        gl.figures.predicted(gradients, data.layer, data.log_gradient_typical.sel(kind=kind))
-        rows = data.log_singular_values.sel(kind=kind).median("draw")
-        for direction, style in ((0, "none"), (-1, "full")):
-            row = rows.isel(direction=direction)
-            gl.figures.measured(values, data.depths, row, look, fillstyle=style)
-        values.fill_between(data.depths, rows[:, -1], rows[:, 0], color=look["color"], alpha=0.15)
-    gl.figures.bound(values, data.layer, data.log_bound.median("draw"))
-    gl.figures.ends(gradients, data.attrs["depth"], data.log_gradient.median("draw")[:, -1])
-    gl.figures.ends(values, data.attrs["depth"], named_rows(data))
+        gl.figures.band(gradients, seen.layer, seen.log_gradient.sel(kind=kind) / gl.LN10, look)
+        law = data.log_gradient_law.sel(kind=kind) / gl.LN10
+        gl.figures.predicted(gradients, data.layer, law)
+        gl.figures.band(least, data.depths, smallest.sel(kind=kind), look)
+    gl.figures.bound(least, data.layer, bound)
+    gl.figures.ends(gradients, depth, data.log_gradient_law.isel(layer=-1) / gl.LN10)
+    ends = [*smallest.isel(depths=-1).median("draw").values, bound[-1]]
+    gl.figures.ends(least, depth, xr.DataArray(ends, {"row": [*KINDS, "bound"]}, "row"))
     gl.figures.predicted(edge, data.w_fine, data.log10_edge_fine)
-    for name, style in zip(EDGES, ({"markersize": 5.5, "fillstyle": "none"}, {}), strict=True):
-        look = {"color": gl.figures.COLOURS[2], "marker": "o"} | style
+    wide = {"markersize": 5.5, "fillstyle": "none"}
+    for name, style in zip(EDGES, (wide, {"markersize": 3.2}), strict=True):
+        look = {"color": gl.figures.COLOURS[2], "marker": "o", **style}
         gl.figures.measured(edge, data.w, data.log10_edge.sel(edge=name), look, label=name)
-    edge.legend(loc="lower right", handletextpad=0.3)
-    gl.figures.words(edge, 0.02, 0.02, "nothing left\nat w = -1")
-    for axes, title, x, y in (
-        (gradients, "the gradient that arrives", "depth L", "decades"),
-        (values, "the least and most of all directions", "depth L", "decades"),
-        (
-            edge,
-            f"the edge: $|1+w|^{{{data.attrs['depth_edge']}}}$",
-            "eigenvalue w of F'",
-            "decades",
-        ),
-    ):
-        axes.set(xlabel=x, ylabel=y)
-        gl.figures.title(axes, title)
+    edge.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, handletextpad=0.1)
+    edge.set(xlabel="eigenvalue w of F'", ylabel="decades")
+    gl.figures.title(gradients, "the gradient that arrives")
+    gl.figures.title(least, "the direction kept least")
+    gl.figures.title(edge, "w = -1: nothing is left")
     return fig
-
-
-def named_rows(data: xr.Dataset) -> xr.DataArray:
-    """Where the smallest singular values and the bound end, by name."""
-    smallest = data.log_singular_values.isel(depths=-1, direction=-1).median("draw")
-    ends = {f"{kind}, least": float(smallest.sel(kind=kind)) for kind in KINDS}
-    ends["bound"] = float(data.log_bound.isel(layer=-1).median())
-    return xr.DataArray(list(ends.values()), {"row": list(ends)}, "row")
 
 
 def caption(data: xr.Dataset) -> str:
@@ -230,8 +208,8 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     eps, width = float(np.finfo(data.log_gradient.dtype).eps), data.attrs["width"]
     smallest = data.log_singular_values.isel(direction=-1)
     bound = data.log_bound.sel(layer=data.depths)
-    # A factor J is known to width eps |J|, which moves no singular value of the product by more than
-    # that over the smallest one of J (Ostrowski); so is |F'| (backward stable, Higham 2002).
+    # J is known to width eps |J|, which moves no singular value of the product by more, relatively,
+    # than that over the smallest one of J (Ostrowski 1959); |F'| is off by width eps (1 + |F'|).
     norm = data.branch_norm.where(data.branch_norm < 1, 0.0)
     rounding = (2 * width * eps * (1 + norm) / (1 - norm)).cumsum("layer").sel(layer=data.depths)
     yield gl.claim.at_least(
@@ -244,30 +222,30 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
         *(smallest.sel(kind="plain").isel(depths=-1), bound.isel(depths=-1), HE),
     )
     yield gl.claim.mean(
-        "the log gradient at layer 1 follows its law at every depth, plain and residual",
+        "the gradient at layer 1 follows its law at every depth, plain and residual, in log",
         *(data.log_gradient, data.log_gradient_law, FIELD),
-        # Known: E log is below the log of E by (3 kurtosis - 1)/(4 width), less for a branch.
-        finite_width=data.log_gradient_law - data.log_gradient_typical,
+        finite_width=data.log_gradient_beyond,
     )
-    sampling = gl.claim.NUM_ERRORS * data.second_moment_error
-    sentence = "J = I + s G/√width: E|Jv|² is (1 + s²)^L at every depth, over (1 + s²)^L"
-    yield gl.claim.everywhere(sentence, data.second_moment, 1.0, MOMENT, sampling=sampling)
+    yield gl.claim.everywhere(
+        "J = I + s G/√width: E|Jv|² is (1 + s²)^L at every depth, over (1 + s²)^L",
+        *(data.second_moment, 1.0, MOMENT),
+        sampling=gl.claim.NUM_ERRORS * data.second_moment_error,
+    )
     law = data.log10_edge_law
     inside = np.isfinite(law)
     # 1 + w is rounded once, by eps relative to its summands, and every layer rounds once more.
     relative = eps * (1 + np.abs(data.w)) / np.abs(1 + data.w).where(inside, 1.0) + eps
-    causes = {
-        "rounding_of_factors": data.attrs["depth_edge"] * relative / gl.LN10,
-        "rounding_of_the_log": 4 * eps * np.abs(law),
-    }
+    rounding = data.attrs["depth_edge"] * relative / gl.LN10 + 4 * eps * np.abs(law)
     for name in EDGES:
         rows = data.log10_edge.sel(edge=name)
         if inside.any():
             sentence = f"{name}: what is left of the direction is |1 + w|^L for every w"
-            yield gl.claim.everywhere(sentence, rows, law, SCALAR, where=inside, **causes)
+            given = rows, law, SCALAR
+            yield gl.claim.everywhere(sentence, *given, where=inside, rounding=rounding)
         if not inside.all():
             sentence = f"{name}: at the eigenvalue -1 of F' nothing is left: 'never' ends here"
-            yield gl.claim.everywhere(sentence, rows, -math.inf, SINGULAR, where=~inside)
+            source = "the determinant of I + F' is 0"
+            yield gl.claim.everywhere(sentence, rows, -math.inf, source, where=~inside)
 
 
 FAULTS = {
@@ -275,7 +253,7 @@ FAULTS = {
         "ensembles.residual", lambda _: lambda *sizes: gl.ensembles.gaussian(*sizes[:-1])
     ),
     "plain chain given the identity": gl.fault.change(
-        "ensembles.gaussian", lambda _: lambda *sizes: gl.ensembles.residual(*sizes, 0.1)
+        "ensembles.gaussian", lambda _: partial(gl.ensembles.residual, factor=0.1)
     ),
     "weights 10 % too large in the plain chain": gl.fault.argument(
         "ensembles.gaussian", sigma_w=lambda sigma_w: 1.1 * sigma_w

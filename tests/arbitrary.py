@@ -1,10 +1,12 @@
 """Products and singular values in as many bits as it takes: what the tests hold floats against."""
 
+from typing import Any
+
 import numpy as np
 from flint import arb, arb_mat, ctx
 
 
-def log_singular_values(matrices, bits=None, exponents=None):
+def log_singular_values(matrices: Any, bits: Any = None, exponents: Any = None) -> Any:
     """`log sigma_i` of the product of given matrices, descending, right to the last bit.
 
     One-sided Jacobi on the exact product, with more bits than its singular values can differ by.
@@ -19,12 +21,12 @@ def log_singular_values(matrices, bits=None, exponents=None):
         ctx.prec = before
 
 
-def _enough_bits(matrices):
+def _enough_bits(matrices: Any) -> Any:
     """Twice the sum of the layers' log2 conditions, and some more."""
     return int(400 + 2.2 * sum(map(_log2_condition, matrices)) + 8 * len(matrices) ** 0.5)
 
 
-def _log2_condition(m):
+def _log2_condition(m: Any) -> Any:
     s = np.linalg.svd(m, compute_uv=False)
     if s[-1] > 1e-12 * s[0]:
         return np.log2(s[0] / s[-1])
@@ -34,7 +36,7 @@ def _log2_condition(m):
     return len(s) * np.log2(s[0]) - np.linalg.slogdet(m)[1] / np.log(2)
 
 
-def _product(matrices, exponents):
+def _product(matrices: Any, exponents: Any) -> Any:
     product = arb_mat(matrices[0].tolist())
     if exponents is not None:
         n = len(exponents)
@@ -47,7 +49,7 @@ def _product(matrices, exponents):
     return product
 
 
-def _jacobi(product):
+def _jacobi(product: Any) -> Any:
     rows, cols = product.nrows(), product.ncols()
     if rows < cols:
         product, rows, cols = product.transpose(), cols, rows
@@ -64,7 +66,7 @@ def _jacobi(product):
     raise AssertionError("the reference did not converge")
 
 
-def _rotate(columns, p, q):
+def _rotate(columns: Any, p: Any, q: Any) -> Any:
     """Make two columns orthogonal; the squared cosine of their angle before."""
     a, b = _dot(columns[p], columns[p]), _dot(columns[q], columns[q])
     c = _dot(columns[p], columns[q])
@@ -80,9 +82,9 @@ def _rotate(columns, p, q):
     return (c * c / (a * b)).mid()
 
 
-def _dot(x, y):
+def _dot(x: Any, y: Any) -> Any:
     return sum((s * t for s, t in zip(x, y, strict=True)), arb(0)).mid()
 
 
-def _log(x):
+def _log(x: Any) -> Any:
     return float(x.log().mid()) if x > 0 else -np.inf

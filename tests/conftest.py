@@ -2,14 +2,18 @@
 
 import signal
 from collections.abc import Iterator
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
+from platform import python_version
+from typing import Any
 
 import hypothesis
 import jax
 import pytest
-from toys import rendering_toy, toy
 
 from gradlab.experiment import loading
+from tests.toys import rendering_toy, toy
 
 __all__ = ["rendering_toy", "toy"]  # fixtures
 
@@ -49,3 +53,27 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "experiment_file" in metafunc.fixturenames:
         files = loading.discover(PROJECT)
         metafunc.parametrize("experiment_file", files, ids=[file.stem for file in files])
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--record", type=Path, help="write the outcomes with their date to this file")
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """The record of `make verify`: when, with what, and how each of its tests ended."""
+    file: Path | None = config.getoption("record")
+    if file is None:
+        return
+    rows = [
+        f"| {report.nodeid} | {report.outcome} | {report.duration:.1f} |"
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        if getattr(report, "when", "") == "call" or getattr(report, "failed", False)
+    ]
+    versions = ", ".join(f"{name} {version(name)}" for name in ("jax", "numpy", "optax"))
+    head = (
+        f"# make verify, {datetime.now(UTC):%Y-%m-%d}\n\n{versions}, Python {python_version()}.\n"
+    )
+    table = ["| test | outcome | seconds |", "|---|---|---|", *sorted(rows)]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("\n".join([head, *table, ""]))

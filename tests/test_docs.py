@@ -8,7 +8,11 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import jax
 import pytest
+
+from gradlab.experiment import loading
+from tests.toys import shared_configs
 
 
 @pytest.fixture
@@ -100,3 +104,46 @@ def test_the_tree_in_readme_has_every_folder(project: Path) -> None:
     top = {line.partition("/")[0] for line in listed if "/" in line and not line.startswith(".")}
 
     assert named == top | wings
+
+
+@pytest.fixture
+def example(project: Path, tmp_path: Path) -> Path:
+    """A project whose only experiment is the one in CONTRIBUTING.md, as it stands there."""
+    page = project / "CONTRIBUTING.md"
+    shared_configs(tmp_path)
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "growth.py").write_text(blocks(page, "python")[0])
+    (tmp_path / "configs" / "growth.yaml").write_text(blocks(page, "yaml")[0])
+    return tmp_path / "experiments" / "growth.py"
+
+
+def test_the_example_for_contributors_passes_lint_and_types(project: Path, example: Path) -> None:
+    for check in (["ruff", "check"], ["ruff", "format", "--check"]):
+        text = example.read_text()
+        done = subprocess.run(
+            [sys.executable, "-m", *check, "--stdin-filename", "experiments/growth.py", "-"],
+            cwd=project,
+            input=text,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout
+    types = [sys.executable, "-m", "mypy", "--config-file", "pyproject.toml", str(example)]
+    done = subprocess.run(types, cwd=project, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_example_for_contributors_holds_and_its_fault_is_noticed(example: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(example), "scale=smoke"], capture_output=True, text=True, check=False
+    )
+    exp = loading.load(example)
+    cfg = exp.module.Config(depth=200, width=16, sigma_w=(0.8, 1.4), num_draws=20, gain=1.0)
+    (planted,) = exp.faults.values()
+    with planted(exp), jax.numpy_rank_promotion("allow"):
+        wrong = loading.judge(exp, loading.measure(exp, cfg, 0))
+
+    assert done.returncode == 0, done.stderr
+    assert "1 of 1 claims hold" in done.stdout
+    assert not any(claim.holds for claim in wrong)

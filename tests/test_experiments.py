@@ -1,50 +1,36 @@
 """What every experiment must do, those that nobody has written yet among them."""
 
-import contextlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import pytest
 import xarray as xr
-from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
+from hydra import compose
 from omegaconf import OmegaConf
 
 from gradlab.experiment import dataset, figures, loading
 from gradlab.experiment.claim import Claim
 from gradlab.experiment.loading import Experiment
-from gradlab.running import command_line
+from gradlab.running import composition
 from gradlab.running.settings import Settings
+from tests.toys import hydra_told_of, shared_configs
 
 SCALES = ("full", "smoke")
-
-
-@contextlib.contextmanager
-def hydra_told_of(exp: Experiment) -> Iterator[None]:
-    """Hydra's store with this experiment's types in it, as it was before afterwards."""
-    before = ConfigStore.get_state()
-    try:
-        command_line.register(exp)
-        with initialize_config_dir(str(exp.config_file.parent), version_base="1.3"):
-            yield
-    finally:
-        ConfigStore.set_state(before)
 
 
 def composed(exp: Experiment, scale: str) -> tuple[Settings, Any]:
     """The settings and the config of an experiment at one scale."""
     with hydra_told_of(exp):
         cfg = compose(exp.name, overrides=[f"scale={scale}"])
-    return command_line.read(exp, OmegaConf.to_container(cfg, resolve=True))
+    values = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
+    return composition.read(exp, values)
 
 
 @pytest.fixture
@@ -83,7 +69,9 @@ def test_the_config_composes_at_every_scale(exp: Experiment, scale: str) -> None
     settings, cfg = composed(exp, scale)
     smoke = {
         name: tuple(value) if isinstance(value, list) else value
-        for name, value in command_line.written_values(exp)["scales"]["smoke"].items()
+        for name, value in composition.content(
+            exp.config_file.parent / "scale" / exp.name / "smoke.yaml"
+        ).items()
     }
 
     assert settings.precision == "float64"
@@ -246,7 +234,8 @@ VALUES = """defaults:
   - schema
   - base
   - _self_
-  - scale: null
+  - scale: full
+  - optional scale/unseen: ${scale}
 
 activation: linear
 depth: 20
@@ -255,20 +244,21 @@ num_seeds: 8
 sigma_w: [0.9, 1.5]
 sigma_b: 0.0
 gain: 1.0
+"""
 
-scales:
-  smoke:
-    depth: 5
+# A third file, for an experiment that has a small scale of its own.
+SMOKE = """# @package _global_
+depth: 5
 """
 
 
 @pytest.fixture
-def unseen(project: Path, tmp_path: Path) -> Path:
+def unseen(tmp_path: Path) -> Path:
     """A project of which only the two files are new."""
+    shared_configs(tmp_path)
     for name, content in {"experiments/unseen.py": UNSEEN, "configs/unseen.yaml": VALUES}.items():
-        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(content)
-    shutil.copy(project / "configs" / "base.yaml", tmp_path / "configs")
     return tmp_path
 
 
@@ -290,7 +280,9 @@ def files(project: Path) -> set[str]:
     return {str(path) for path in paths if path.parts[0] not in ("cache", "results")}
 
 
-RESULT = {"claims.json", "data.nc", "figure.pdf", "figure.png", "figure.svg", "run.json"}
+RESULT = {
+    *(".hydra", "claims.json", "data.nc", "figure.pdf", "figure.png", "figure.svg", "run.json"),
+}
 
 
 def test_an_unseen_experiment_is_two_files_and_runs(unseen: Path) -> None:
@@ -304,6 +296,8 @@ def test_an_unseen_experiment_is_two_files_and_runs(unseen: Path) -> None:
 
 
 def test_an_unseen_experiment_takes_a_scale_and_one_number_for_a_list(unseen: Path) -> None:
+    (unseen / "configs" / "scale" / "unseen").mkdir()
+    (unseen / "configs" / "scale" / "unseen" / "smoke.yaml").write_text(SMOKE)
     done = run(unseen, "scale=smoke", "sigma_w=1.2")
     folder = unseen / "results" / "unseen" / "scale=smoke,sigma_w=1.2"
 
@@ -332,7 +326,7 @@ def test_an_unseen_experiment_is_swept(unseen: Path) -> None:
 
     assert done.returncode == 0, done.stderr
     (data,) = (unseen / "results" / "unseen").glob("*/data.nc")
-    assert {"depth", "seed"} & {"seed"} <= set(dataset.read(data).coords)
+    assert {"depth", "seed"} <= set(dataset.read(data).coords)
 
 
 @pytest.mark.parametrize(

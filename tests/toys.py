@@ -6,16 +6,19 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import pytest
 import xarray as xr
+from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
 
 from gradlab.experiment import dataset, figures
-from gradlab.running import command_line
+from gradlab.experiment.loading import Experiment
+from gradlab.running import command_line, composition
 
 PROJECT = Path(__file__).parent.parent
 DRAW = figures.draw
@@ -99,7 +102,8 @@ VALUES = """defaults:
   - schema
   - base
   - _self_
-  - scale: null
+  - scale: full
+  - optional scale/chaos: ${scale}
 
 activation: tanh
 depth: 6
@@ -107,11 +111,37 @@ width: 5
 sigma_w: 3.0
 w: [0.5]
 fail: nothing
-
-scales:
-  smoke:
-    depth: 3
 """
+
+SMOKE = """# @package _global_
+depth: 3
+"""
+
+PRESET = """# @package _global_
+experiment: chaos
+sigma_w: 2.0
+"""
+
+
+@contextlib.contextmanager
+def hydra_told_of(exp: Experiment) -> Iterator[None]:
+    """Hydra's store with this experiment's types in it, as it was before afterwards."""
+    before = ConfigStore.get_state()
+    try:
+        composition.register(exp)
+        with initialize_config_dir(str(exp.config_file.parent), version_base="1.3"):
+            yield
+    finally:
+        ConfigStore.set_state(before)
+
+
+def shared_configs(project: Path) -> None:
+    """Put into a project what every experiment shares: base.yaml and the config groups."""
+    source = PROJECT / "configs"
+    for path in [source / "base.yaml", *source.glob("*/*.yaml")]:
+        copy = project / path.relative_to(PROJECT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, copy)
 
 
 class Outcome(NamedTuple):
@@ -129,10 +159,12 @@ class Toy:
         self.project = project
         self.file = project / "experiments" / "chaos.py"
         self.file.parent.mkdir(parents=True)
-        (project / "configs").mkdir()
         self.file.write_text(CHAOS)
+        shared_configs(project)
         (project / "configs" / "chaos.yaml").write_text(VALUES)
-        shutil.copy(PROJECT / "configs" / "base.yaml", project / "configs")
+        (project / "configs" / "scale" / "chaos").mkdir()
+        (project / "configs" / "scale" / "chaos" / "smoke.yaml").write_text(SMOKE)
+        (project / "configs" / "experiment" / "calm.yaml").write_text(PRESET)
 
     @property
     def results(self) -> Path:
@@ -142,7 +174,7 @@ class Toy:
         """The command line `chaos.py ARGUMENTS`, in this process."""
         out, err = io.StringIO(), io.StringIO()
         sys.modules.pop("gradlab_experiment_chaos", None)  # a test may have changed the file
-        argv, x64 = sys.argv, jax.config.jax_enable_x64
+        argv, x64 = sys.argv, jax.config.read("jax_enable_x64")
         sys.argv = ["experiments/chaos.py", *arguments]
         try:
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):

@@ -7,5 +7,5 @@ no gradient, and imports nothing of gradlab.
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
-    __name__, ["balls", "bits", "doubled", "norms", "precision", "scaled"]
+    __name__, ["balls", "bits", "doubled", "formats", "norms", "precision", "qr", "scaled"]
 )

@@ -11,14 +11,15 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array, lax
 
-# JAX gives these no types.
-_finfo: Any = jnp.finfo
+from gradlab.arithmetic import formats
+
+# JAX gives it no types.
 _iinfo: Any = jnp.iinfo
 
 
 def integer(dtype: Any) -> Any:
     """The integer type with the bits of a float type."""
-    return jnp.dtype(f"int{_finfo(dtype).bits}")
+    return jnp.dtype(f"int{formats.finfo(dtype).bits}")
 
 
 def of(x: Array) -> Array:
@@ -38,7 +39,7 @@ def is_negative(x: Array) -> Array:
 
 def exponent_field(x: Array) -> Array:
     """The biased exponent as it stands in the bits, int32: 0 for zero and subnormal numbers."""
-    field: Array = magnitude(x) >> _finfo(x.dtype).nmant
+    field: Array = magnitude(x) >> formats.finfo(x.dtype).nmant
     return field.astype(jnp.int32)
 
 
@@ -47,7 +48,7 @@ def split(x: Array, wide: Any) -> tuple[Array, Array]:
 
     Zero, infinity and nan are their own mantissas.
     """
-    info = _finfo(x.dtype)
+    info = formats.finfo(x.dtype)
     field = exponent_field(x)
     fraction = of(x) & ((1 << info.nmant) - 1)
     mantissa = fraction.astype(wide) * 2.0**-info.nmant + (field > 0)
@@ -58,7 +59,7 @@ def split(x: Array, wide: Any) -> tuple[Array, Array]:
 
 def join(mantissa: Array, exponent: Array, dtype: Any) -> Array:
     """The number mantissa 2^exponent in `dtype`, rounded toward zero; inf above the range."""
-    wide, info = _finfo(mantissa.dtype), _finfo(dtype)
+    wide, info = formats.finfo(mantissa.dtype), formats.finfo(dtype)
     size = magnitude(mantissa)
     implicit = jnp.where(size == 0, 0, 1 << wide.nmant).astype(size.dtype)
     fraction = implicit | (size & ((1 << wide.nmant) - 1))

@@ -1,4 +1,4 @@
-"""Arithmetic in twice the digits of its dtype, by pairs of numbers.
+"""Arithmetic in twice the digits of its dtype, by pairs of numbers: double words.
 
 A pair is an unevaluated sum `high + low` (Dekker 1971). Products are split so that every partial
 product is exact, and no step relies on a rounded product being rounded: a compiler may fuse
@@ -13,9 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from gradlab.arithmetic import bits
-
-_finfo: Any = jnp.finfo  # JAX gives it no types.
+from gradlab.arithmetic import bits, formats
 
 
 class Doubled(NamedTuple):
@@ -27,7 +25,7 @@ class Doubled(NamedTuple):
 
 def eps(dtype: Any) -> float:
     """What the relative error of one operation is below."""
-    return 2.0 ** (3 - 2 * int(_finfo(dtype).nmant))
+    return 2.0 ** (3 - 2 * int(formats.finfo(dtype).nmant))
 
 
 def zeros(shape: tuple[int, ...], dtype: Any) -> Doubled:
@@ -40,7 +38,7 @@ def sum_of(a: Array, b: Array) -> Doubled:
     return Doubled(*_sum(a, b))
 
 
-def product(a: Array, b: Array) -> Doubled:
+def product_of(a: Array, b: Array) -> Doubled:
     """`a b` of plain numbers, elementwise."""
     (a_high, a_low), (b_high, b_low) = halves(a), halves(b)
     middle, rest = _sum(a_high * b_low, a_low * b_high)
@@ -61,7 +59,7 @@ def subtract(x: Doubled, y: Doubled) -> Doubled:
 
 def multiply(x: Doubled, y: Doubled) -> Doubled:
     """`x y`, elementwise."""
-    p = product(x.high, y.high)
+    p = product_of(x.high, y.high)
     return _normal(p.high, p.low + (x.high * y.low + x.low * y.high))
 
 
@@ -74,7 +72,7 @@ def divide(x: Doubled, y: Doubled) -> Doubled:
 
 def halves(x: Array) -> tuple[Array, Array]:
     """`x` as a sum of two numbers of half its digits, so that products of halves are exact."""
-    keep = jnp.asarray((-1) << (_finfo(x.dtype).nmant // 2 + 1), bits.integer(x.dtype))
+    keep = jnp.asarray((-1) << (formats.finfo(x.dtype).nmant // 2 + 1), bits.integer(x.dtype))
     high = jax.lax.bitcast_convert_type(bits.of(x) & keep, x.dtype)
     return high, x - high
 

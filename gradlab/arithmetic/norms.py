@@ -13,10 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from gradlab.arithmetic import bits, doubled, scaled
+from gradlab.arithmetic import bits, doubled, formats, scaled
 from gradlab.arithmetic.doubled import Doubled
-
-_finfo: Any = jnp.finfo  # JAX gives it no types.
 
 
 class Number(NamedTuple):
@@ -42,7 +40,7 @@ def measure(leaves: list[Array]) -> Number:
     entries = mantissa * _power_of_two(exponent - largest, dtype)
     is_finite = jnp.isfinite(entries)
     finite = jnp.where(is_finite, entries, 0)
-    high, low = _root(_sum(doubled.product(finite, finite)))
+    high, low = _root(_sum(doubled.product_of(finite, finite)))
     # 0 where all is finite, else inf, or nan where one entry is.
     wild = jnp.sum(jnp.where(is_finite, 0, jnp.abs(entries)))
     root = Doubled(jnp.where(wild == 0, high, wild), jnp.where(wild == 0, low, 0))
@@ -57,7 +55,7 @@ def rounded(size: Number) -> Array:
 
 def slack(dtype: Any) -> float:
     """2^14 u²: what no format could show, and more than the error of a norm."""
-    return float(2.0 ** (14 - 2 * (_finfo(dtype).nmant + 1)))
+    return float(2.0 ** (14 - 2 * (formats.finfo(dtype).nmant + 1)))
 
 
 def is_within(size: Number, tau: Array) -> Array:
@@ -76,7 +74,7 @@ def quotient(tau: Array, size: Number) -> Number:
     high, low = size.mantissa
     is_finite = jnp.isfinite(high)
     ratio = numerator / high
-    product, error = doubled.product(ratio, jnp.where(is_finite, high, 1))
+    product, error = doubled.product_of(ratio, jnp.where(is_finite, high, 1))
     rest = (((numerator - product) - error) - ratio * low) / high
     mantissa = Doubled(ratio, jnp.where(is_finite & (high > 0), rest, 0))
     return Number(mantissa, exponent - size.exponent)
@@ -118,7 +116,7 @@ def ratio(part: Number, whole: Number) -> Array:
 
 def _power_of_two(exponent: Array, dtype: Any) -> Array:
     """2^exponent, and the smallest normal number for exponents below its own."""
-    return scaled.power_of_two(jnp.maximum(exponent, int(_finfo(dtype).minexp)), dtype)
+    return scaled.power_of_two(jnp.maximum(exponent, int(formats.finfo(dtype).minexp)), dtype)
 
 
 def _sum(terms: Doubled) -> Doubled:
@@ -134,7 +132,7 @@ def _sum(terms: Doubled) -> Doubled:
 
 def _root(square: Doubled) -> Doubled:
     root = jnp.sqrt(square.high)
-    product, error = doubled.product(root, root)
+    product, error = doubled.product_of(root, root)
     rest = ((square.high - product) - error) + square.low
     correction = jnp.where(root > 0, rest / (2 * jnp.where(root > 0, root, 1)), 0)
     return doubled.sum_of(root, correction)

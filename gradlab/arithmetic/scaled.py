@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from gradlab.arithmetic import bits, doubled, precision
+from gradlab.arithmetic import bits, doubled, formats, precision
 
 Axes = int | tuple[int, ...] | None
 
-_finfo: Any = jnp.finfo  # JAX gives it no types.
+LN2 = math.log(2)
 
 # Stands for the exponent of zero, which loses against every other when two are compared.
 _NOTHING = -(2**30)
@@ -66,7 +66,7 @@ def scale(x: Array, axis: Axes = None) -> Scaled:
         raise TypeError(f"Only a real floating array can be scaled, not one of dtype {x.dtype}.")
     axes = tuple(range(x.ndim)) if axis is None else axis
     field = jnp.max(bits.exponent_field(x), axis=axes, keepdims=True)
-    digits = _finfo(x.dtype).nmant
+    digits = formats.finfo(x.dtype).nmant
     # A group is lifted as one, by the mantissa's length, and only if nothing overflows; in
     # a larger group a subnormal entry is out of range in any case.
     lift = field < 2 * _bias(x.dtype) - digits
@@ -167,7 +167,7 @@ def log_magnitude(s: Scaled, dtype: Any = None) -> Array:
     where it is on, or take `log_on_host`, if that is too much.
     """
     dtype = s.mantissa.dtype if dtype is None else dtype
-    exponent = s.exponent.astype(dtype) * jnp.asarray(math.log(2), dtype)
+    exponent = s.exponent.astype(dtype) * jnp.asarray(LN2, dtype)
     return jnp.log(jnp.abs(s.mantissa.astype(dtype))) + exponent
 
 
@@ -180,7 +180,7 @@ def log_on_host(s: Scaled) -> np.ndarray[Any, np.dtype[np.float64]]:
     """`log|s|` (nats) in float64 whatever the dtype, computed outside of JAX."""
     with np.errstate(divide="ignore"):
         log = np.log(np.abs(np.asarray(s.mantissa, np.float64)))
-    return np.asarray(log + np.asarray(s.exponent) * math.log(2))
+    return np.asarray(log + np.asarray(s.exponent) * LN2)
 
 
 def sign(s: Scaled) -> Array:
@@ -219,12 +219,12 @@ def exponent_of(x: Array) -> Array:
 
 def exponent_of_largest(x: Array, axis: Axes = None) -> Array:
     """`exponent_of` the entry of largest magnitude: integers have a faster maximum than floats."""
-    return _exponent(jnp.max(bits.magnitude(x), axis=axis) >> _finfo(x.dtype).nmant, x.dtype)
+    return _exponent(jnp.max(bits.magnitude(x), axis=axis) >> formats.finfo(x.dtype).nmant, x.dtype)
 
 
 def rough_log_2(x: Array) -> Array:
     """`log2|x|` to within 0.09, read from the bits: to choose by, not to calculate with."""
-    info = _finfo(x.dtype)
+    info = formats.finfo(x.dtype)
     return bits.magnitude(x).astype(x.dtype) * 2.0**-info.nmant - _bias(x.dtype)
 
 
@@ -232,7 +232,7 @@ def power_of_two(exponent: Array, dtype: Any) -> Array:
     """`2**exponent` made of bits: exact, 0 below the normal range, infinity above."""
     bias = _bias(dtype)
     field = (jnp.clip(exponent, -bias, bias + 1) + bias).astype(bits.integer(dtype))
-    return jax.lax.bitcast_convert_type(field << _finfo(dtype).nmant, dtype)
+    return jax.lax.bitcast_convert_type(field << formats.finfo(dtype).nmant, dtype)
 
 
 def largest_exponent(dtype: Any) -> int:
@@ -242,11 +242,11 @@ def largest_exponent(dtype: Any) -> int:
 
 def eps(dtype: Any) -> float:
     """The distance from 1 to the next number of a dtype: twice its largest rounding error."""
-    return float(_finfo(dtype).eps)
+    return float(formats.finfo(dtype).eps)
 
 
 def _bias(dtype: Any) -> int:
-    return int(_finfo(dtype).maxexp) - 1
+    return int(formats.finfo(dtype).maxexp) - 1
 
 
 def _exponent(field: Array, dtype: Any) -> Array:
@@ -258,7 +258,7 @@ def _exponent(field: Array, dtype: Any) -> Array:
 
 def _lifted(x: Array) -> Array:
     """`x * 2**nmant`, right for subnormal entries also where arithmetic flushes them."""
-    info = _finfo(x.dtype)
+    info = formats.finfo(x.dtype)
     lifted = x * 2.0**info.nmant
     smallest = 2.0**info.minexp
     digits = bits.magnitude(x).astype(x.dtype) * smallest

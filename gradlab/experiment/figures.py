@@ -26,12 +26,15 @@ __all__ = [
     "COLOURS",
     "COLUMN",
     "DASHES",
+    "EDGE",
+    "EXPLODING",
     "GUIDE",
     "LIMIT",
     "MARKS",
     "PAGE",
     "STYLE",
     "THEORY",
+    "VANISHING",
     "Axes",
     "Figure",
     "band",
@@ -40,11 +43,14 @@ __all__ = [
     "ends",
     "key",
     "measured",
+    "named",
     "panels",
     "predicted",
+    "regions",
     "rule",
     "series",
     "shades",
+    "surface",
     "title",
     "words",
 ]
@@ -59,6 +65,9 @@ DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 THEORY: dict[str, Any] = {"color": "0.15", "linewidth": 0.9, "zorder": 1.5}
 LIMIT: dict[str, Any] = THEORY | {"linestyle": (0, (4, 2))}
 GUIDE: dict[str, Any] = {"color": "0.75", "linewidth": 0.6, "zorder": 0}
+
+# What a product of Jacobians does, wherever it is drawn.
+VANISHING, EDGE, EXPLODING = COLOURS[0], "0.0", COLOURS[1]
 
 # Marks of a series that has more places than are readable: some twenty of them.
 NUM_MARKS = 20
@@ -193,6 +202,19 @@ def band(
     measured(axes, x, middle, look, label)
 
 
+def surface(axes: Axes, values: Any, label: str, **style: Any) -> None:
+    """A labelled array over a plane, in shades of grey that leave room for paths, with their bar.
+
+    Its first axis is x, its second y, labelled by their long names; what is drawn later does not
+    widen the panel.
+    """
+    look: dict[str, Any] = {"cmap": "Greys", "alpha": 0.6, "shading": "nearest"} | style
+    x, y = (values[dim] for dim in values.dims)
+    shown = axes.pcolormesh(x, y, values.T, rasterized=True, **look)
+    axes.figure.colorbar(shown, ax=axes, label=label, pad=0.02)
+    axes.set(xlim=x[[0, -1]], ylim=y[[0, -1]], xlabel=x.long_name, ylabel=y.long_name)
+
+
 def key(axes: Axes, looks: dict[str, dict[str, Any]], **options: Any) -> None:
     """A legend that is made of looks alone, by name, besides any that the panel has."""
     before = axes.get_legend()
@@ -252,6 +274,23 @@ def words(axes: Axes, x: float, y: float, text: str, **style: Any) -> None:
     axes.text(x, y, text, transform=axes.transAxes, **look)
 
 
+def named(axes: Axes, x: float, y: float, text: str, colour: Any, **style: Any) -> None:
+    """Words beside the point (x, y), in its colour: the name of the line that ends there."""
+    look: dict[str, Any] = {"xytext": (5, 0), "va": "center", "annotation_clip": False} | style
+    axes.annotate(text, (x, y), textcoords="offset points", color=colour, **look)
+
+
+def regions(axes: Axes, low: float, high: float) -> None:
+    """A log axis from `low` to `high`, tinted and named where products vanish and explode."""
+    axes.set(yscale="log", ylim=(low, high))
+    for edge, colour, height, text in (
+        (low, VANISHING, 0.03, "vanishing"),
+        (high, EXPLODING, 0.93, "exploding"),
+    ):
+        axes.axhspan(1, edge, color=colour, alpha=0.06, linewidth=0)
+        words(axes, 0.62, height, text, color=colour, fontsize=9, style="italic", ha="center")
+
+
 # ---- files
 
 
@@ -275,7 +314,7 @@ def draw(figure: Callable[[Any], Figure], data: Any, caption: str = "") -> dict[
 
 def _check_labels(drawn: Figure) -> None:
     for number, axes in enumerate(drawn.axes, start=1):
-        if not axes.axison or not axes.has_data():
+        if not axes.axison or not axes.has_data() or axes.get_label() == "<colorbar>":
             continue
         shared = {"x": axes.get_shared_x_axes(), "y": axes.get_shared_y_axes()}
         for name, groups in shared.items():

@@ -159,7 +159,7 @@ class Network(TypedDict):
     """The gradient on its way back through random networks of two kinds."""
 
     activations: list[str]
-    kinds: list[str]  # two; theory speaks of the first
+    kinds: list[str]  # two: plain networks, of which theory speaks, and others beside them
     sigma_w: Packed  # (sigma_w,), increasing
     back: list[int]  # layers back from the last, increasing
     median: Packed  # (activation, kind, sigma_w, back), log10 over draws

@@ -42,6 +42,7 @@ class Key:
     at_least: float = -math.inf
     at_most: float = math.inf
     above: float = -math.inf
+    below: str = ""  # another key, whose value this one must be below
     choices: tuple[str, ...] = ()
 
     def allows(self, value: Any) -> bool:
@@ -59,7 +60,8 @@ class Key:
             return "one of " + ", ".join(self.choices)
         low = [f"above {self.above:g}"] if self.above > -math.inf else []
         low += [f"at least {self.at_least:g}"] if self.at_least > -math.inf else []
-        return " and ".join(low + ([f"at most {self.at_most:g}"] * (self.at_most < math.inf)))
+        low += [f"at most {self.at_most:g}"] if self.at_most < math.inf else []
+        return " and ".join(low + ([f"below {self.below}"] if self.below else []))
 
 
 LIMITS = tuple(field.name for field in dataclasses.fields(Key) if field.name != "doc")
@@ -80,7 +82,6 @@ WORDS: dict[str, Key] = {
     "batch_size": Key("examples in a batch", **_COUNT),
     "depth": Key("number of layers", **_COUNT),
     "dtype": Key("floating point format", choices=DTYPES),
-    "dtypes": Key("floating point formats that are followed", choices=DTYPES),
     "factor": Key("factor of the branch F in a residual layer z + F(z)", at_least=0, at_most=10),
     "learning_rate": Key("step size of the optimiser", above=0, at_most=1e6),
     "num_seeds": Key("number of independent draws", **_COUNT),
@@ -164,20 +165,31 @@ def _entry(cls: type, field: dataclasses.Field[Any], hint: Any) -> Entry:
     return Entry(field.name, kind, is_list, optional, described)
 
 
-def read(cls: type[T], values: Mapping[str, Any]) -> T:
+def read(cls: type[T], values: Mapping[str, Any], node: str = "") -> T:
     """The config that plain values describe; lists become tuples and one value a list of one.
+
+    `node` is where they stand in the composed config, for the names of keys in sentences.
 
     Raises:
         BadInput: a key is unknown, missing, of another type, or outside its limits.
     """
     known = {entry.name: entry for entry in entries(cls)}
+    typed = {name: f"{node}.{name}".lstrip(".") for name in [*known, *values]}
     for name in values:
         if name not in known:
-            raise BadInput(unknown("key", name, known))
+            raise BadInput(unknown("key", typed[name], [typed[own] for own in known]))
     for name, entry in known.items():
         if name not in values:
-            raise BadInput(f"key '{name}' is missing; allowed: {entry.allowed()}")
-    return cls(**{name: _checked(entry, values[name]) for name, entry in known.items()})
+            raise BadInput(f"key '{typed[name]}' is missing; allowed: {entry.allowed()}")
+    checked = {name: _checked(known[name], values[name], typed[name]) for name in known}
+    for name, entry in known.items():
+        other = entry.key.below
+        if other and not checked[name] < checked[other]:
+            raise BadInput(
+                f"{typed[name]} is {checked[name]} and {typed[other]} is {checked[other]}; "
+                f"allowed: {name} below {other}"
+            )
+    return cls(**checked)
 
 
 def unknown(noun: str, name: str, known: Iterable[str]) -> str:
@@ -188,11 +200,11 @@ def unknown(noun: str, name: str, known: Iterable[str]) -> str:
     return f"{noun} '{name}' is not known; {hint}allowed: {', '.join(known) or 'none'}"
 
 
-def _checked(entry: Entry, value: Any) -> Any:
+def _checked(entry: Entry, value: Any, name: str) -> Any:
     if value is None and entry.optional:
         return None
     given = list(value) if isinstance(value, list | tuple) else [value]
-    wrong = BadInput(f"{entry.name} is {_shown(value)}; allowed: {entry.allowed()}")
+    wrong = BadInput(f"{name} is {_shown(value)}; allowed: {entry.allowed()}")
     if (isinstance(value, list | tuple) and not entry.is_list) or not given:
         raise wrong
     try:

@@ -2,6 +2,8 @@
 
 A chain (or a list of callables, or a model with its loss) and an input enter; exact numbers leave,
 with a bound where there is one. No law is known here: a prediction would move the yardstick.
+`product_svd` is a closed room (`docs/product_svd.md`); `linearisation`, `blocks` and `forward` are
+the fast path of a product (`docs/fast_path.md`).
 """
 
 import lazy_loader

@@ -98,7 +98,7 @@ def _block(segment: Chain, idle: bool, carry: Carry, layers: Array) -> tuple[Car
         layer, linear = at_layer
         return linear.jacobian(_at(idle, segment.params, layer))
 
-    def product(P: Array, at_layer: tuple[Array, Any]) -> tuple[Array, tuple[Array, Array]]:
+    def times_layer(P: Array, at_layer: tuple[Array, Any]) -> tuple[Array, tuple[Array, Array]]:
         layer, linear = at_layer
         if is_tiny:
             after = linearisation.matmul(linear, P)
@@ -115,7 +115,7 @@ def _block(segment: Chain, idle: bool, carry: Carry, layers: Array) -> tuple[Car
     z, maps = jax.lax.scan(state, z, layers)
     if is_tiny:
         maps = jax.vmap(jacobian)((layers, maps))
-    P, (squares, factors) = jax.lax.scan(product, P, (layers, maps))
+    P, (squares, factors) = jax.lax.scan(times_layer, P, (layers, maps))
     exponents = exponent + _running_sum(-scaled.exponent_of(factors))
     square = scaled.share(Scaled(squares, 2 * exponents), 1)
     total = Scaled(jnp.sum(square.mantissa, axis=1), square.exponent[:, 0])

@@ -18,19 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from gradlab.arithmetic import precision, scaled
+from gradlab.arithmetic import precision, qr, scaled
 from gradlab.arithmetic.scaled import Scaled
-from gradlab.measuring import jacobians, linearisation, loops, spectra
-from gradlab.measuring.product_svd import graded, one_sided, passes
-from gradlab.measuring.product_svd.graded import Factors, Step
+from gradlab.measuring import jacobians, linearisation, loops, product_svd, spectra
 from gradlab.models import chain
 from gradlab.models.chain import Chain, Layer, Model
-
-# Where a bound of first order is above this, it is none.
-_FIRST_ORDER = 0.1
-
-# A change that is no more than this times larger right of `diag(d)` is counted there.
-_CATCH_UP = 16
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -82,26 +74,7 @@ def singular_value_bound(model: Model, x: Array, depths: Sequence[int]) -> Array
     another, goes on through the layers and grows as that direction catches up. Every rounding is
     taken as large as it may be, and as independent of the others (Higham and Mary 2019).
     """
-    n = passes.num_columns(model, x)
-
-    def see(after: Factors, step: Step, seen: _Seen) -> _Seen:
-        del after
-        r, order = step.before.d.mantissa.size, step.order
-        error = _step_error(step)
-        changes = seen.changes[:r, :r][order][:, order] + jnp.square(error.before)
-        left, right = _sides(changes, step.before)
-        carried = jnp.square(error.unit) @ left @ jnp.square(error.unit_inverse)
-        changes = carried * jnp.square(error.growth) + jnp.square(error.after)
-        own = jnp.square(_condition(step.before.U)) * (right + jnp.square(error.U))
-        return _Seen(
-            jnp.zeros((n, n), x.dtype).at[: len(changes), : len(changes)].set(changes),
-            seen.total + own,
-        )
-
-    none = jnp.zeros((), x.dtype)
-    nothing = _Seen(jnp.zeros((n, n), x.dtype), none)
-    factors, seen = passes.through(model, x, depths, see, nothing)
-    return jax.vmap(_bound)(factors, seen)
+    return product_svd.error_bound(model, x, depths)
 
 
 @precision.highest
@@ -167,114 +140,12 @@ def _pull(layer: Layer, rows: Scaled, at_layer: Any) -> tuple[Scaled, tuple[Arra
     return before, (own, later)
 
 
-# ---- the singular values ----------------------------------------------------------------------
-
-
-class _Seen(NamedTuple):
-    """The squares of the changes that go on, of direction j by column i as they stand, `(n, n)`.
-
-    `total` is the sum of the squares of those that are counted already.
-    """
-
-    changes: Array
-    total: Array
-
-
-class _StepError(NamedTuple):
-    """Relative changes by the roundings of a step, entry by entry, and what carries changes on.
-
-    Attributes:
-        before: beside the columns before the step, `(r, r)`.
-        after: beside those after it, `(c, c)`.
-        U: of the rows of U, a scalar.
-        unit: `|R|` with rows divided by their pivots, `(c, r)`.
-        unit_inverse: the inverse of its columns of directions without signs, `(r, c)`.
-        growth: the ratio of two pivots, `(c, c)`.
-    """
-
-    before: Array
-    after: Array
-    U: Array
-    unit: Array
-    unit_inverse: Array
-    growth: Array
-
-
-def _step_error(step: Step) -> _StepError:
-    """`|E|` with `A (I + E) = L R` for the roundings of one step, in the columns of directions."""
-    L, R, pivots = step.L, step.R, jnp.abs(jnp.diagonal(step.R))
-    c, r = R.shape
-    eps = scaled.eps(R.dtype)
-    # A direction that has ended belongs to no singular value that is given.
-    is_alive = (pivots != 0) & (step.before.d.mantissa[:c] != 0)
-    both = is_alive[:, None] & is_alive[None, :]
-    square = jnp.where(both, R[:, :c], jnp.eye(c, dtype=R.dtype))
-    inverse = jax.scipy.linalg.solve_triangular(square, jnp.eye(c, dtype=R.dtype))
-    inverse = jnp.where(both, jnp.abs(jnp.triu(inverse)), 0)
-    inverse = jnp.zeros((r, c), R.dtype).at[:c].set(inverse)
-    L_inverse, L, R = jnp.abs(jnp.linalg.pinv(L)), jnp.abs(L), jnp.abs(R)
-    # Sums over a width and an elimination over another, and the layer's own derivative.
-    terms = max(step.J.shape) + 4
-    sums = jnp.abs(step.J) @ jnp.abs(step.before.L) + L @ R
-    own = step.error * terms * (L_inverse @ sums)
-    rounded = jnp.where(step.error < eps, eps, 0)
-    # Columns that do not span everything are a sample of what is beside the directions.
-    beside = jnp.where(is_alive, 0, graded.STRAY if len(L) > c else 1)[:, None]
-    # R diag(d) = diag(new d) T; the update of U rounds the rows of T U.
-    ratios = _ratios(step.before)
-    by_pivot = 1 / jnp.where(pivots == 0, 1, pivots)[:, None]
-    unit, unit_inverse = R * by_pivot, inverse * pivots[None, :]
-    return _StepError(
-        inverse @ (own + rounded * R),
-        jnp.where(step.error < eps, step.error, 0) * (L_inverse @ L)
-        + beside * (own[:, :c] @ inverse[:c]),
-        terms * eps * jnp.linalg.norm((ratios[:, :c] * unit_inverse) @ (ratios[:c] * unit)),
-        unit,
-        unit_inverse,
-        pivots[:, None] * by_pivot.T,
-    )
-
-
-def _sides(changes: Array, factors: Factors) -> tuple[Array, Array]:
-    """Squares of changes: those to keep left of `diag(d)`, and the sum of those right of it."""
-    right = changes * jnp.square(_ratios(factors))
-    is_alive = factors.d.mantissa != 0
-    is_small = is_alive[:, None] & (right <= _CATCH_UP**2 * changes)
-    return (
-        jnp.where(is_alive[None, :] & ~is_small, changes, 0),
-        jnp.sum(jnp.where(is_alive[None, :] & is_small, right, 0)),
-    )
-
-
-def _bound(factors: Factors, seen: _Seen) -> Array:
-    left, right = _sides(seen.changes, factors)
-    L, U = jnp.square(_condition(factors.L.T)), jnp.square(_condition(factors.U))
-    closing = jnp.square(8 * len(factors.U) * scaled.eps(factors.U.dtype)) * L * U
-    bound = jnp.sqrt(seen.total + L * jnp.sum(left) + U * right + closing)
-    # A direction that is lost may have grown again, past any other.
-    return jnp.where((bound < _FIRST_ORDER) & (factors.num_lost == 0), bound, jnp.inf)
-
-
-def _ratios(factors: Factors) -> Array:
-    """`d_j / d_i` where it is no more than 2^64, which no column that stays in order passes."""
-    d = factors.d
-    shift = jnp.minimum(d.exponent[None, :] - d.exponent[:, None], 64)
-    mantissa = d.mantissa[None, :] / jnp.where(d.mantissa == 0, 1, d.mantissa)[:, None]
-    return mantissa * scaled.power_of_two(shift, d.mantissa.dtype)
-
-
-def _condition(rows: Array) -> Array:
-    """The condition of rows scaled to unit length; zeros and padding are left out."""
-    lengths = jnp.linalg.norm(rows, axis=1)
-    values = jnp.linalg.svd(rows / jnp.where(lengths == 0, 1, lengths)[:, None], compute_uv=False)
-    smallest = jnp.min(jnp.where(values > 0.5 * scaled.eps(rows.dtype), values, values[0]))
-    # Of no rows at all it is 1.
-    return jnp.where(values[0] == 0, 1, values[0] / smallest)
+# ---- the forward QR ---------------------------------------------------------------------------
 
 
 def _residual(layer: Layer, carry: tuple[Array, Array], params: Any) -> Any:
     z, A = linearisation.push(layer, params, *carry)
-    Q, R, _ = one_sided.graded_qr(A)
+    Q, R = qr.row_sorted(A)
     backward = jnp.linalg.norm(A - Q @ R) / jnp.linalg.norm(A)
     orthogonality = jnp.linalg.norm(Q.T @ Q - jnp.eye(Q.shape[1], dtype=Q.dtype))
     return (z, Q), Residuals(backward, orthogonality)

@@ -7,6 +7,7 @@ keeps only what is asked for (docs/fast_path.md).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +18,8 @@ from gradlab.arithmetic import precision, scaled
 from gradlab.arithmetic.scaled import Scaled
 from gradlab.models import chain
 from gradlab.models.chain import Chain, Model
+
+Loss = Callable[[Array], Array]
 
 
 class Factors(NamedTuple):
@@ -54,6 +57,36 @@ def products(model: Model, x: Array) -> Factors:
         for k in range(len(stack.jacobians))
     ]
     return Factors(*zip(*matrices, strict=True))
+
+
+@precision.highest
+def gradients(model: Chain, x: Array, loss: Loss) -> Array:
+    """`dL/dz_l = dL/dz_L J_L ... J_{l+1}` for every layer l = 1 ... L, `(depth, width)`.
+
+    In plain numbers, as `jax.grad` has them: they under- and overflow as their type does.
+
+    Args:
+        model: the chain.
+        x: their input, `(width,)`.
+        loss: from the last layer's output to a scalar.
+    """
+    J = chain.jacobians(model, x)
+    last = jax.grad(loss)(model(x))
+    return jax.lax.scan(lambda row, J: (row @ J, row), last, J, reverse=True)[1]
+
+
+@precision.highest
+def gradients_by_jax(model: Chain, x: Array, loss: Loss) -> Array:
+    """The same by `jax.grad`, in a nudge that is added to every z_l, `(depth, width)`."""
+
+    def nudged(nudges: Array) -> Array:
+        def layer(z: Array, at: Any) -> tuple[Array, None]:
+            params, nudge = at
+            return model.layer(params, z) + nudge, None
+
+        return loss(jax.lax.scan(layer, x, (model.params, nudges))[0])
+
+    return jax.grad(nudged)(jnp.zeros((model.depth, x.size), x.dtype))
 
 
 def _through(segment: Chain, carry: tuple[Array, Scaled]) -> tuple[tuple[Array, Scaled], Factors]:

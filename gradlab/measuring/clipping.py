@@ -32,9 +32,7 @@ import optax
 from jax import Array
 from jax.typing import ArrayLike
 
-from gradlab.arithmetic import bits, norms
-
-_finfo: Any = jnp.finfo  # JAX gives it no types.
+from gradlab.arithmetic import bits, formats, norms
 
 Tree = Any  # a pytree of real floating arrays
 
@@ -301,13 +299,13 @@ def _cause(leaves: list[Array], tau: ArrayLike, size: Array, first: Array) -> Ar
     tau = jnp.asarray(tau, wide)
     seen = optax.tree.norm(leaves)
     narrow = [leaf.dtype for leaf in leaves]
-    tiny = max(_finfo(dtype).tiny.astype(wide) for dtype in narrow)
+    tiny = max(formats.finfo(dtype).tiny.astype(wide) for dtype in narrow)
     flat = jnp.abs(jnp.concatenate([leaf.ravel().astype(wide) for leaf in leaves]))
     # Two ulps: more than a sum, a root and a conversion of these sizes are rounded by.
-    off = ~(jnp.abs(seen.astype(wide) - size) <= 2 * _finfo(wide).eps * size)
-    is_narrow = _finfo(seen.dtype).bits < 32
+    off = ~(jnp.abs(seen.astype(wide) - size) <= 2 * formats.finfo(wide).eps * size)
+    is_narrow = formats.finfo(seen.dtype).bits < 32
     # 16-bit subnormal numbers are rounded, all others are flushed, so that digits go earlier.
-    squares_lost = jnp.max(flat) ** 2 < tiny / (1 if is_narrow else _finfo(wide).eps)
+    squares_lost = jnp.max(flat) ** 2 < tiny / (1 if is_narrow else formats.finfo(wide).eps)
     entry = flat[jnp.maximum(first, 0)]
     applies = {
         "none": first < 0,
@@ -363,10 +361,10 @@ def monitor(
     inner = optax.with_extra_args_support(transformation)
 
     def init(params: Tree) -> MonitorState:
-        record = jnp.full(history, jnp.nan, norms.wide(_leaves(params)))
+        empty = jnp.full(history, jnp.nan, norms.wide(_leaves(params)))
         zero = jnp.zeros((), jnp.int32)
-        shares = jax.tree.map(lambda _: record, params)
-        return MonitorState(inner.init(params), zero, zero, record, record, shares)
+        shares = jax.tree.map(lambda _: empty, params)
+        return MonitorState(inner.init(params), zero, zero, empty, empty, shares)
 
     def update(
         updates: Tree, state: MonitorState, params: Tree = None, **extra: Any
@@ -381,7 +379,7 @@ def monitor(
             state.norm_before.at[slot].set(before),
             state.norm_after.at[slot].set(norm(clipped)),
             jax.tree.map(
-                lambda record, share: record.at[slot].set(share), state.share, shares(updates)
+                lambda kept, share: kept.at[slot].set(share), state.share, shares(updates)
             ),
         )
 
@@ -401,7 +399,7 @@ def shares(grads: Tree) -> Tree:
     return jax.tree.map(share, grads)
 
 
-class Report(NamedTuple):
+class Record(NamedTuple):
     """What a monitor has seen, oldest kept step first, as numpy arrays.
 
     Attributes:
@@ -431,16 +429,16 @@ class Report(NamedTuple):
         return "\n".join(lines)
 
 
-def report(state: MonitorState) -> Report:
+def record(state: MonitorState) -> Record:
     """The record in a monitor's state, in the order of the steps."""
     num_steps, history = int(state.num_steps), state.norm_before.size
     kept = np.arange(max(0, num_steps - history), num_steps) % history
     share = {
-        jax.tree_util.keystr(path): np.asarray(record)[kept]
-        for path, record in jax.tree_util.tree_leaves_with_path(state.share)
+        jax.tree_util.keystr(path): np.asarray(values)[kept]
+        for path, values in jax.tree_util.tree_leaves_with_path(state.share)
     }
     before, after = np.asarray(state.norm_before)[kept], np.asarray(state.norm_after)[kept]
-    return Report(num_steps, int(state.num_fired), before, after, share)
+    return Record(num_steps, int(state.num_fired), before, after, share)
 
 
 def _differs(one: Tree, other: Tree) -> Array:

@@ -5,7 +5,6 @@ It is rescaled by powers of two, which adds no rounding, whenever its size is kn
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -61,17 +60,19 @@ def _size(P: Array) -> tuple[Array, Array]:
     square = jnp.sum(squares(P))
     # A quarter of the exponents to each side: no square that matters leaves the range.
     reach = 2.0 ** (scaled.largest_exponent(square.dtype) // 2)
-    return jax.lax.cond((square > 1 / reach) & (square < reach), _ordinary, _careful, P, square)
+    return jax.lax.cond(
+        (square > 1 / reach) & (square < reach), _in_range, _rescaled_first, P, square
+    )
 
 
-def _ordinary(P: Array, square: Array) -> tuple[Array, Array]:
+def _in_range(P: Array, square: Array) -> tuple[Array, Array]:
     half = scaled.exponent_of(square) // 2
     most = scaled.largest_exponent(P.dtype)
     shift = jnp.clip(half, -most, most)
     return shift, square * scaled.power_of_two(-2 * shift, square.dtype)
 
 
-def _careful(P: Array, square: Array) -> tuple[Array, Array]:
+def _rescaled_first(P: Array, square: Array) -> tuple[Array, Array]:
     del square
     shift = scaled.exponent_of_largest(P)
     return shift, jnp.sum(squares(P * scaled.power_of_two(-shift, P.dtype)))
@@ -88,5 +89,5 @@ def squares(P: Array) -> Array:
 
 def log_root(square: Scaled, dtype: Any) -> Array:
     """The log (nats) of what a number is the square of, such as a norm."""
-    log = jnp.log(square.mantissa) + square.exponent.astype(square.mantissa.dtype) * math.log(2)
+    log = jnp.log(square.mantissa) + square.exponent.astype(square.mantissa.dtype) * scaled.LN2
     return (log / 2).astype(dtype)

@@ -3,7 +3,7 @@
 `jax.linearize` gives the map as a program. It is run here on all columns of a matrix at once, which
 stand side by side as they do in `J P`; `jax.vmap` lays them in rows, and XLA on a CPU multiplies by
 a transposed matrix more slowly. For the Jacobian itself no identity is multiplied by anything: it
-stays a diagonal until it meets a matrix, whose columns it scales.
+stays a diagonal until it meets a matrix, whose columns it scales (`docs/fast_path.md`).
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ TINY, _UNROLLED = 16, 8
 class Linearised:
     """A layer's linear map without the layer's own parameters, which need no second copy.
 
-    `places[i]` is the parameter that constant i of the program is, or None where it is in `kept`.
+    `parameters[i]` is the number of the parameter that constant i of the program is, or None where
+    it is in `kept`.
     """
 
     kept: list[Array]
-    places: tuple[int | None, ...] = field(metadata={"static": True})
+    parameters: tuple[int | None, ...] = field(metadata={"static": True})
     program: Jaxpr = field(metadata={"static": True})
 
     def times(self, params: Any, columns: Array) -> Array:
@@ -67,7 +68,7 @@ class Linearised:
 
     def _run(self, params: Any, value: _Linear, num_columns: int) -> Any:
         kept, own = iter(self.kept), jax.tree.leaves(params)
-        constants = [next(kept) if place is None else own[place] for place in self.places]
+        constants = [next(kept) if number is None else own[number] for number in self.parameters]
         return _run(self.program, constants, [value], num_columns)[0]
 
 
@@ -76,13 +77,13 @@ def linearise(layer: Layer, params: Any, z: Array) -> tuple[Array, Linearised]:
     output, apply_J = jax.linearize(partial(layer, params), z)
     closed = jax.make_jaxpr(apply_J)(z)
     own = jax.tree.leaves(params)
-    places = tuple(
-        next((place for place, leaf in enumerate(own) if leaf is constant), None)
+    parameters = tuple(
+        next((number for number, leaf in enumerate(own) if leaf is constant), None)
         for constant in closed.consts
     )
-    kept = [c for c, place in zip(closed.consts, places, strict=True) if place is None]
+    kept = [c for c, number in zip(closed.consts, parameters, strict=True) if number is None]
     # Each is computed once: XLA would put an expensive phi' into the product, a time for a column.
-    return output, Linearised(list(jax.lax.optimization_barrier(kept)), places, closed.jaxpr)
+    return output, Linearised(list(jax.lax.optimization_barrier(kept)), parameters, closed.jaxpr)
 
 
 def push(layer: Layer, params: Any, z: Array, columns: Array) -> tuple[Array, Array]:

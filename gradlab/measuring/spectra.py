@@ -4,8 +4,8 @@ Two quantities with two names. The *singular values* of `P_k` are those of the f
 the *Lyapunov exponents* are the rates at which the diagonal of a forward QR grows. Their logs
 differ by a fraction of a nat to a few at any depth, which vanishes only in the rate.
 
-The product is kept as `L diag(d) U` (`passes`): a rank-revealing decomposition, which determines
-every singular value to high relative accuracy (Demmel et al. 1999); `one_sided.svd` ends it.
+The former are found by `product_svd`, which keeps every one of them to high relative accuracy;
+`docs/product_svd.md` says how.
 """
 
 from __future__ import annotations
@@ -14,37 +14,15 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from gradlab.arithmetic import precision, scaled
-from gradlab.arithmetic.scaled import Scaled
-from gradlab.measuring import linearisation, loops
-from gradlab.measuring.product_svd import one_sided, passes
-from gradlab.measuring.product_svd.graded import Factors
+from gradlab.arithmetic import precision, qr
+from gradlab.measuring import linearisation, loops, product_svd
+from gradlab.measuring.product_svd import Decomposition, Spectrum
 from gradlab.models import chain
 from gradlab.models.chain import Layer, Model
-
-
-class Spectrum(NamedTuple):
-    """Singular values in descending order, and those of them that rounding has made unknowable.
-
-    Attributes:
-        singular_values: `(num_depths, width_0)`, one exponent an entry; zero where a unit is dead
-            or the chain has been narrower.
-        lost: `(num_depths, width_0)`: the rank was lost other than by a row of zeros, so the true
-            value is zero or too small, beside the entries of one layer, to be known.
-    """
-
-    singular_values: Scaled
-    lost: Array
-
-    @property
-    def log(self) -> Array:
-        """`log sigma_i` (nats): minus infinity for an exact zero, nan where `lost`."""
-        return jnp.where(self.lost, jnp.nan, scaled.log_magnitude(self.singular_values))
 
 
 class Exponents(NamedTuple):
@@ -67,16 +45,7 @@ def singular_values(model: Model, x: Array, depths: Sequence[int]) -> Spectrum:
         x: its input, `(width_0,)`.
         depths: ascending depths from 1 to the model's.
     """
-    factors, _ = passes.through(model, x, depths, None, ())
-    # One after another: together, all depths would turn as often as the slowest.
-    values = jax.lax.map(
-        lambda at_one: one_sided.singular_values(_column_scaled(at_one, x.size)[0]), factors
-    )
-    # Zeros come last, and of those the ones that were lost are not known to be zero.
-    num_known = jnp.sum(factors.d.mantissa != 0, axis=1)
-    num_known, num_lost = (num[:, None] for num in (num_known, factors.num_lost))
-    place = jnp.arange(x.size)[None, :]
-    return Spectrum(values, (place >= num_known) & (place < num_known + num_lost))
+    return product_svd.singular_values(model, x, depths)
 
 
 def log_singular_values(model: Model, x: Array, depths: Sequence[int]) -> Array:
@@ -88,18 +57,13 @@ def log_singular_values(model: Model, x: Array, depths: Sequence[int]) -> Array:
 
 
 @precision.highest
-def singular_vectors(model: Model, x: Array) -> one_sided.Decomposition:
+def singular_vectors(model: Model, x: Array) -> Decomposition:
     """The singular values of `P_L` with both sides' vectors, one a column.
 
     The columns of `right`, `(width_0, r)`, are the input directions in the order in which they
     survive; those of `left`, `(width_L, r)`, are what becomes of them; r is the smallest width.
     """
-    padded, _ = passes.through(model, x, (chain.depth(model),), None, ())
-    widths = chain.widths(model, x)
-    factors = jax.tree.map(lambda leaf: leaf[0], padded)
-    X, Q = _column_scaled(factors._replace(L=factors.L[: widths[-1]]), min(x.size, *widths))
-    decomposition = one_sided.svd(X)
-    return decomposition._replace(right=Q @ decomposition.right)
+    return product_svd.singular_vectors(model, x)
 
 
 def lyapunov_exponents(model: Model, x: Array, burn_in: int, num_batches: int) -> Exponents:
@@ -147,17 +111,7 @@ def orthogonal_start(x: Array) -> Array:
     return jnp.asarray(np.linalg.qr(normal)[0], x.dtype)
 
 
-def _column_scaled(factors: Factors, num: int) -> tuple[Scaled, Array]:
-    """`X` and an orthogonal `Q` with `L diag(d) U = X Q^T`, and an exponent a column in `X`.
-
-    Of the columns of the factors no more than the first `num` are directions.
-    """
-    L, (d, U) = factors.L[:, :num], jax.tree.map(lambda leaf: leaf[:num], (factors.d, factors.U))
-    right = one_sided.triangular(Scaled(U.T * d.mantissa[None, :], d.exponent[None, :]))
-    return Scaled(L @ right.L.mantissa, right.L.exponent), right.Q
-
-
 def _grow(layer: Layer, carry: tuple[Array, Array], params: Any) -> Any:
     z, A = linearisation.push(layer, params, *carry)
-    Q, R, _ = one_sided.graded_qr(A)
+    Q, R = qr.row_sorted(A)
     return (z, Q), jnp.log(jnp.diagonal(R))

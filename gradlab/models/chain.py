@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +60,11 @@ def apply_linear(W: Array, z: Array) -> Array:
     return W @ z
 
 
-def linear(matrices: Array | Sequence[Array]) -> Model:
+@overload
+def linear(matrices: Array) -> Chain: ...
+@overload
+def linear(matrices: Sequence[Array]) -> list[Chain]: ...
+def linear(matrices: Array | Sequence[Array]) -> Chain | list[Chain]:
     """The chain whose layers, and so whose Jacobians, are the given matrices.
 
     Args:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import NamedTuple, TypeVar
 
 import jax
@@ -182,34 +182,9 @@ def random(
     return Chain(make(_phi(phi)), _affines(key, depth, width, width, sigma_w, sigma_b, draw, dtype))
 
 
-def gaussian(
-    key: Array,
-    depth: int,
-    width: int,
-    phi: Phi,
-    sigma_w: ArrayLike,
-    sigma_b: ArrayLike,
-    dtype: DTypeLike = float,
-) -> Chain:
-    """A chain of layers `phi(W z + b)`, W_ij ~ N(0, sigma_w²/width), b_i ~ N(0, sigma_b²)."""
-    return random(
-        key, depth, width, phi, sigma_w, sigma_b, draw="gaussian", layer="plain", dtype=dtype
-    )
-
-
-def orthogonal(
-    key: Array,
-    depth: int,
-    width: int,
-    phi: Phi,
-    sigma_w: ArrayLike,
-    sigma_b: ArrayLike,
-    dtype: DTypeLike = float,
-) -> Chain:
-    """A chain of layers `phi(W z + b)`, W being sigma_w times a Haar orthogonal matrix."""
-    return random(
-        key, depth, width, phi, sigma_w, sigma_b, draw="orthogonal", layer="plain", dtype=dtype
-    )
+# W_ij ~ N(0, sigma_w²/width); and W sigma_w times a Haar orthogonal matrix. b_i ~ N(0, sigma_b²).
+gaussian = partial(random, draw="gaussian", layer="plain")
+orthogonal = partial(random, draw="orthogonal", layer="plain")
 
 
 def residual(
@@ -230,21 +205,10 @@ def residual(
     return Chain(residual_layer(_phi(phi)), Branch(affines, factors))
 
 
-def recurrent(
-    key: Array,
-    depth: int,
-    width: int,
-    phi: Phi,
-    sigma_w: ArrayLike,
-    sigma_b: ArrayLike,
-    *,
-    draw: str = "gaussian",
-    dtype: DTypeLike = float,
-) -> Chain:
-    """A chain of `depth` steps `phi(W z + b)` with one W and one b; arguments as for `random`."""
-    one = _affines(key, 1, width, width, sigma_w, sigma_b, draw, dtype)
+def recurrent(step: Chain, depth: int) -> Chain:
+    """A chain of `depth` times the same layer, W and b shared; `step` is a chain of depth 1."""
     _at_least_one(depth, "depth")
-    return Chain(plain_layer(_phi(phi)), jax.tree.map(lambda p: jnp.repeat(p, depth, axis=0), one))
+    return Chain(step.layer, jax.tree.map(lambda p: jnp.repeat(p, depth, axis=0), step.params))
 
 
 def network(

@@ -46,7 +46,7 @@ def batch_normalised(
 
     W_ij ~ N(0, sigma_w²/width); N takes the mean over the batch away and divides by the deviation.
     """
-    drawn = ensembles.gaussian(key, depth, width, phi, sigma_w, 0.0, dtype)
+    drawn = ensembles.gaussian(key, depth, width, phi, sigma_w, 0.0, dtype=dtype)
     return Chain(batch_normalised_layer(phi, width), drawn.params)
 
 

@@ -1,4 +1,4 @@
-"""`python -m gradlab.page [results]`: rebuild both pages from what is on disk."""
+"""`python -m gradlab.page [results]`: both pages and README's table, from what is on disk."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from gradlab.errors import BadInput
-from gradlab.page import build
+from gradlab.page import build, readme
 
 
 def main(arguments: list[str]) -> int:
@@ -15,8 +15,12 @@ def main(arguments: list[str]) -> int:
         if len(arguments) > 1:
             raise BadInput(f"{len(arguments)} arguments were given; allowed: one folder of results")
         results = Path(arguments[0] if arguments else "results")
-        for path in build.pages(Path.cwd(), results):
+        written, notes = build.pages(Path.cwd(), results)
+        for path in written:
             sys.stdout.write(f"{path} ({path.stat().st_size / 1e6:.2f} MB)\n")
+        for note in notes:
+            sys.stderr.write(f"note: {note}\n")
+        readme.renew(Path.cwd())
     except BadInput as error:
         sys.stderr.write(f"error: {error}\n")
         return 1

@@ -20,6 +20,7 @@ from gradlab.page.gallery import Card, Run
 from gradlab.page.offers import Offers, Place
 
 HERE = Path(__file__).parent
+SCRIPTS = ("numbers", "plot", "figure", "chain", "network", "clipping", "begin")
 FOLDER = jinja2.FileSystemLoader(HERE / "templates")
 
 # Characters of vector figures that a page may hold; the others it shows from beside it, so that a
@@ -28,15 +29,15 @@ BUDGET = 2_000_000
 MOST_CLAIMS = 200
 
 
-def pages(project: Path, results: Path) -> list[Path]:
-    """The files of the gallery and of the lesson, written into the folder of results."""
+def pages(project: Path, results: Path) -> tuple[list[Path], tuple[str, ...]]:
+    """The gallery and the lesson, written into the folder of results, and what to say of offers."""
     dataset.folder_for(results)
     cards = gallery.cards(project, results)
     written = []
     for name, text in (("index.html", index(cards)), ("lesson.html", lesson_page(cards))):
         dataset.write_bytes(results / name, text.encode())
         written.append(results / name)
-    return written
+    return written, offered(cards).notes
 
 
 def index(cards: Sequence[Card]) -> str:
@@ -117,13 +118,15 @@ def _environment() -> jinja2.Environment:
 def _common(found: Offers) -> dict[str, Any]:
     return {
         "css": Markup((HERE / "assets" / "page.css").read_text()),
-        "script": Markup((HERE / "assets" / "figures.js").read_text()),
+        "script": Markup(
+            "\n".join((HERE / "assets" / f"{name}.js").read_text() for name in SCRIPTS)
+        ),
         "figures": offers.figures(found),
         "plain": numbers.plain,
         "extent": lambda packed: packed["shape"][0],
-        "place": place,
+        "nearest": nearest,
         "ends": ends,
-        "at": at,
+        "mark": mark,
         "first": lambda packed: float(lesson.unpacked(packed)[0]),
         "pairs": pairs,
     }
@@ -189,7 +192,7 @@ def size(svg: str) -> Markup:
 # ---- values of the interactive figures
 
 
-def place(packed: Mapping[str, Any], value: float) -> int:
+def nearest(packed: Mapping[str, Any], value: float) -> int:
     """The index of the entry nearest to a value."""
     values = lesson.unpacked(packed)
     return min(range(len(values)), key=lambda i: abs(values[i] - value))
@@ -201,7 +204,7 @@ def ends(packed: Mapping[str, Any], decimals: int) -> tuple[str, str]:
     return numbers.fixed(values[0], decimals), numbers.fixed(values[-1], decimals)
 
 
-def at(packed: Mapping[str, Any], value: float) -> tuple[str, str] | None:
+def mark(packed: Mapping[str, Any], value: float) -> tuple[str, str] | None:
     """A value and its place along the slider, in CSS; None where it is outside.
 
     A thumb of 16 pixels travels the length of the slider less its own width.

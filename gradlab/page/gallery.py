@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from gradlab.errors import BadInput
 from gradlab.experiment import dataset, loading
 from gradlab.experiment.lesson import Offer
-from gradlab.page import offers
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -31,6 +30,7 @@ class Run:
         claims: as saved, with their verdicts.
         record: its provenance, as saved.
         figure: the vector figure, as saved; empty where there is none.
+        caption: what the figure shows, in a sentence or two; empty where the run wrote none.
         links: its files that can be linked to.
         data: its dataset, None where it cannot be read.
     """
@@ -41,6 +41,7 @@ class Run:
     claims: tuple[dict[str, Any], ...] = ()
     record: Mapping[str, Any] = field(default_factory=dict)
     figure: str = ""
+    caption: str = ""
     links: tuple[str, ...] = ()
     data: xr.Dataset | None = None
 
@@ -114,7 +115,7 @@ def _runs_below(folder: Path) -> Iterator[Path]:
 
 def _card(name: str, file: Path | None, results: Path) -> Card:
     question, source = described(file) if file else (name, "")
-    offer, note = offers.read(file) if file else (Offer(), "")
+    offer, note = offer_of(file) if file else (Offer(), "")
     others = [path for path in _runs_below(results / name) if path != results / name]
     return Card(
         name,
@@ -138,6 +139,34 @@ def described(file: Path) -> tuple[str, str]:
     return question.strip() or file.stem, source.strip()
 
 
+def offer_of(file: Path) -> tuple[Offer, str]:
+    """What an experiment file offers, and a sentence where that cannot be known.
+
+    Only a file that defines `LESSON` is executed.
+    """
+    if not _defines(file, "LESSON"):
+        return Offer(), ""
+    try:
+        offer = loading.load(file).module.LESSON
+    except (Exception, SystemExit) as error:  # the file is a user's: it may do anything
+        why = f"{type(error).__name__}: {error}"
+        return Offer(), f"what '{file.stem}' offers to the lesson cannot be read: {why}"
+    if not isinstance(offer, Offer):
+        given = type(offer).__name__
+        return Offer(), f"LESSON of '{file.stem}' is of type {given}; allowed: gl.lesson.Offer(...)"
+    return offer, ""
+
+
+def _defines(file: Path, name: str) -> bool:
+    try:
+        body = ast.parse(file.read_text()).body
+    except (OSError, SyntaxError, ValueError):
+        return False  # the card says so
+    targets = [target for node in body if isinstance(node, ast.Assign) for target in node.targets]
+    targets += [node.target for node in body if isinstance(node, ast.AnnAssign)]
+    return any(isinstance(target, ast.Name) and target.id == name for target in targets)
+
+
 def _run(name: str, folder: Path, results: Path, known: tuple[str, ...]) -> Run:
     problems = list(known)
     if not any((folder / file).is_file() for file in FILES):
@@ -152,6 +181,7 @@ def _run(name: str, folder: Path, results: Path, known: tuple[str, ...]) -> Run:
         claims=tuple(claims),
         record=record if isinstance(record, dict) else {},
         figure=_text(folder / "figure.svg", problems),
+        caption=_caption(folder / "caption.md", problems),
         data=_data(folder / "data.nc", problems),
         links=tuple(file for file in ("data.nc", "figure.pdf") if (folder / file).is_file()),
         problems=tuple(problems),
@@ -169,6 +199,10 @@ def _text(path: Path, problems: list[str]) -> str:
     except (OSError, UnicodeDecodeError) as error:
         problems.append(f"{path.name} is damaged ({type(error).__name__})")
     return ""
+
+
+def _caption(path: Path, problems: list[str]) -> str:
+    return " ".join(_text(path, problems).split()) if path.is_file() else ""
 
 
 def _json(path: Path, problems: list[str]) -> Any:

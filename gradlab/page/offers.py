@@ -5,21 +5,17 @@ A place that nobody offers, or whose experiment has no dataset, gets a sentence 
 
 from __future__ import annotations
 
-import ast
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from gradlab.experiment import lesson, loading, schema
+from gradlab.experiment import lesson, schema
 from gradlab.experiment.lesson import Offer
-
-if TYPE_CHECKING:
-    from gradlab.page.gallery import Card, Run
+from gradlab.page.gallery import Card, Run
 
 # What a place can hold, and the part of an `Offer` that says it.
 KINDS = {"figure": "figures", "number": "numbers", "claim": "claims"}
@@ -54,34 +50,7 @@ class Offers:
     notes: tuple[str, ...]
 
 
-# ---- from files to offers
-
-
-def read(file: Path) -> tuple[Offer, str]:
-    """What an experiment file offers, and a sentence where that cannot be known.
-
-    Only a file that defines `LESSON` is executed.
-    """
-    if not _defines(file, "LESSON"):
-        return Offer(), ""
-    try:
-        offer = loading.load(file).module.LESSON
-    except (Exception, SystemExit) as error:  # the file is a user's: it may do anything
-        return Offer(), f"what '{file.stem}' offers to the lesson cannot be read: {_said(error)}"
-    if not isinstance(offer, Offer):
-        given = type(offer).__name__
-        return Offer(), f"LESSON of '{file.stem}' is of type {given}; allowed: gl.lesson.Offer(...)"
-    return offer, ""
-
-
-def _defines(file: Path, name: str) -> bool:
-    try:
-        body = ast.parse(file.read_text()).body
-    except (OSError, SyntaxError, ValueError):
-        return False  # the card says so
-    targets = [target for node in body if isinstance(node, ast.Assign) for target in node.targets]
-    targets += [node.target for node in body if isinstance(node, ast.AnnAssign)]
-    return any(isinstance(target, ast.Name) and target.id == name for target in targets)
+# ---- by place
 
 
 def gather(cards: Sequence[Card], known: Sequence[Place]) -> Offers:
@@ -124,8 +93,14 @@ def _doubled(rows: Mapping[Place, Sequence[Offered]]) -> Iterator[str]:
         if len(row) > 1:
             groups[tuple(offered.experiment for offered in row)].append(place)
     for names, places in groups.items():
-        said = " and ".join(f"'{name}'" for name in names)
-        yield f"{said} offer {', '.join(map(str, places))}; shown is what '{names[0]}' offers"
+        who = " and ".join(f"'{name}'" for name in names)
+        what = "; ".join(_listed(kind, places) for kind in KINDS if kind in dict(places))
+        yield f"{who} offer the same places ({what}); shown is what '{names[0]}' offers"
+
+
+def _listed(kind: str, places: Sequence[Place]) -> str:
+    names = [f"'{place.name}'" for place in places if place.kind == kind]
+    return f"{kind}{'s' if len(names) > 1 else ''} {', '.join(names)}"
 
 
 # ---- figures
@@ -173,7 +148,9 @@ def figure(offers: Offers, name: str) -> Drawn:
         if lacking:
             raise KeyError(", ".join(sorted(lacking)))
     except Exception as error:  # the function is a user's: it may do anything
-        why = f"the dataset of {experiment} lacks what {place} needs: {_said(error)}"
+        why = (
+            f"the dataset of {experiment} lacks what {place} needs: {type(error).__name__}: {error}"
+        )
         return Drawn(name, None, experiment, why, offered.command)
     return Drawn(name, payload, experiment)
 
@@ -181,10 +158,6 @@ def figure(offers: Offers, name: str) -> Drawn:
 def nobody(place: Place) -> str:
     """The sentence for a place that is not offered."""
     return f"no experiment here offers {place}"
-
-
-def _said(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
 
 
 def with_format_ends(chain: Mapping[str, Any], ends: Mapping[str, Any] | None) -> dict[str, Any]:

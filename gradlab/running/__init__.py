@@ -6,5 +6,9 @@ Words that were typed enter; a run's folder leaves, every file of it whole or no
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
-    __name__, ["command_line", "interrupts", "settings", "single"]
+    __name__,
+    [
+        *("command_line", "composition", "console", "interrupts", "naming", "provenance"),
+        *("refusals", "settings", "single", "usage"),
+    ],
 )

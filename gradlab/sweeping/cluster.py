@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from gradlab.errors import BadInput
 from gradlab.experiment import dataset, loading, schema
 from gradlab.running import single
+from gradlab.running.console import Steps, say
 from gradlab.sweeping import programs, sweep
 from gradlab.sweeping.points import Point
 from gradlab.sweeping.store import Store
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     import submitit
 
     from gradlab.experiment.loading import Experiment
-    from gradlab.running.settings import Settings
+    from gradlab.running.settings import ClusterKeys, Settings
 
 POLL = 1.0
 
@@ -88,6 +89,7 @@ class Cluster:
     """A job array by submitit; what `sweep.run` calls to have chunks computed elsewhere."""
 
     folder: Path
+    job_name: str
 
     def __call__(
         self,
@@ -95,25 +97,25 @@ class Cluster:
         todo: Sequence[Sequence[Point]],
         store: Store,
         settings: Settings,
-        steps: sweep.Steps,
+        steps: Steps,
     ) -> bool:
         """Whether the results can be collected now: false for an array that is left to run."""
         if not todo:
             return True
-        queue = _queue(settings, self.folder)
+        queue = _queue(settings.cluster, self.folder, self.job_name)
         running = queue.active()
         if not running:
             self._submit(exp, todo, store, settings, queue)
-        if not settings.cluster_wait:
-            sweep.say(f"{exp.name}: {queue.name()} is running; collect with the same command")
+        if not settings.cluster.wait:
+            say(f"{exp.name}: {queue.name()} is running; collect with the same command")
             return False
-        for turn in range(settings.cluster_tries + 1):
+        for turn in range(settings.cluster.tries + 1):
             self._watch(todo, store, settings, queue, steps)
             lost = _open(todo, store)
             if not lost:
                 break
-            if turn < settings.cluster_tries:
-                sweep.say(f"{sum(map(len, lost))} points were lost with {queue.name()}; once more")
+            if turn < settings.cluster.tries:
+                say(f"{sum(map(len, lost))} points were lost with {queue.name()}; once more")
                 self._submit(exp, lost, store, settings, queue)
         return True
 
@@ -125,23 +127,23 @@ class Cluster:
         settings: Settings,
         queue: Queue,
     ) -> None:
-        width = min(settings.cluster_width, len(todo))
-        platform = "gpu" if settings.cluster_gpus else "cpu"
+        width = min(settings.cluster.elements, len(todo))
+        platform = "gpu" if settings.cluster.gpus else "cpu"
         file = str(exp.project / "experiments" / f"{exp.name}.py")
         elements = [
             Element(
                 file,
                 str(store.folder),
-                settings.sweep_method,
-                settings.sweep_batch,
-                settings.fail_fast,
+                settings.sweep.method,
+                settings.sweep.batch,
+                settings.sweep.fail_fast,
                 platform,
                 [[point.plain() for point in chunk] for chunk in todo[number::width]],
             )
             for number in range(width)
         ]
         queue.submit(elements)
-        sweep.say(f"{exp.name}: submitted {queue.name()}: {width} elements, {len(todo)} chunks")
+        say(f"{exp.name}: submitted {queue.name()}: {width} elements, {len(todo)} chunks")
 
     def _watch(
         self,
@@ -149,7 +151,7 @@ class Cluster:
         store: Store,
         settings: Settings,
         queue: Queue,
-        steps: sweep.Steps,
+        steps: Steps,
     ) -> None:
         """Return when every point is finished or noted as failed, or nothing runs any more."""
         points = [point for chunk in todo for point in chunk]
@@ -159,7 +161,7 @@ class Cluster:
                 running = queue.active()  # asked first: what it has finished is on disk
                 left = _open(todo, store)
                 steps.reach(before + len(points) - sum(map(len, left)))
-                if settings.fail_fast and store.failures(points):
+                if settings.sweep.fail_fast and store.failures(points):
                     queue.cancel()
                     raise sweep.FirstFailure
                 if not left or not running:
@@ -283,39 +285,41 @@ class Slurm(Queue):
 
     def leave(self) -> None:
         """The array goes on."""
-        sweep.say(f"{self.name()} goes on; scancel stops it")
+        say(f"{self.name()} goes on; scancel stops it")
 
 
-def _queue(settings: Settings, folder: Path) -> Queue:
+def _queue(asked: ClusterKeys, folder: Path, job_name: str) -> Queue:
     try:
         import submitit
     except ImportError:
         raise BadInput(
-            f"cluster is '{settings.cluster}', for which submitit is not installed; "
+            f"cluster.kind is '{asked.kind}', for which submitit is not installed; "
             "allowed: none, or pip install 'gradlab[cluster]'"
         ) from None
     where = folder / "jobs"
     log = where / "%j"
     dataset.folder_for(where)
-    limits: dict[str, Any] = {"timeout_min": settings.cluster_minutes}
-    if settings.cluster == "debug":
+    limits: dict[str, Any] = {"timeout_min": asked.minutes}
+    if asked.kind == "debug":
         return InThisProcess(submitit.DebugExecutor(log), where)
-    if settings.cluster == "local":
+    if asked.kind == "local":
         executor: submitit.Executor = submitit.LocalExecutor(log)
         executor.update_parameters(**limits)
         return Processes(executor, where)
     if shutil.which("sbatch") is None:
-        raise BadInput("cluster is 'slurm', but there is no sbatch; allowed: none, local, debug")
-    executor = submitit.SlurmExecutor(log, max_num_timeout=settings.cluster_tries)
+        raise BadInput(
+            "cluster.kind is 'slurm', but there is no sbatch; allowed: none, local, debug"
+        )
+    executor = submitit.SlurmExecutor(log, max_num_timeout=asked.tries)
     executor.update_parameters(
-        time=settings.cluster_minutes,
-        mem=f"{round(settings.cluster_memory * 1024)}M",
-        cpus_per_task=settings.cluster_cpus,
-        array_parallelism=settings.cluster_width,
-        job_name="gradlab",
-        setup=[_REQUEUE % settings.cluster_tries],
+        time=asked.minutes,
+        mem=f"{round(asked.memory * 1024)}M",
+        cpus_per_task=asked.cpus,
+        array_parallelism=asked.elements,
+        job_name=job_name,
+        setup=[_REQUEUE % asked.tries],
         additional_parameters={"requeue": True},
-        **({"partition": settings.cluster_partition} if settings.cluster_partition else {}),
-        **({"gpus_per_node": settings.cluster_gpus} if settings.cluster_gpus else {}),
+        **({"partition": asked.partition} if asked.partition else {}),
+        **({"gpus_per_node": asked.gpus} if asked.gpus else {}),
     )
     return Slurm(executor, where)

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import (
@@ -23,27 +23,35 @@ from omegaconf import DictConfig, OmegaConf
 from gradlab.errors import BadInput
 from gradlab.experiment import loading, schema
 from gradlab.experiment.loading import Experiment
-from gradlab.running import command_line
+from gradlab.running import composition
 from gradlab.running.command_line import Program
-from gradlab.running.settings import NOT_NAMED, Settings
+from gradlab.running.settings import NODES, NOT_NAMED, Settings
 from gradlab.sweeping import points
 from gradlab.sweeping.points import Point, Sweep
 
 if TYPE_CHECKING:
     from hydra.types import HydraContext
 
+    from gradlab.running.console import Steps
     from gradlab.sweeping.store import Store
-    from gradlab.sweeping.sweep import Steps
 
 OURS = "hydra_plugins.gradlab_launcher.GradlabLauncher"
 
 
 @dataclass(frozen=True)
 class Place:
-    """A point before it is checked: where it is, how it is named, and all its composed values."""
+    """A point before it is checked.
+
+    Attributes:
+        place: its place along each axis of the sweep.
+        choices: swept key to what was chosen, as text.
+        overrides: the same as it would be typed, a `+` before a key among it.
+        values: all its composed values.
+    """
 
     place: tuple[int, ...]
     choices: Mapping[str, str]
+    overrides: tuple[str, ...]
     values: Mapping[str, Any]
 
 
@@ -51,10 +59,12 @@ def sweep(
     context: HydraContext, program: Program, config: DictConfig, arguments: Sequence[str]
 ) -> bool:
     """Whether every point of the multirun was computed and every claim holds."""
+    params = config.hydra.sweeper.get("params") or {}
+    arguments = [*(f"{key}={value}" for key, value in params.items()), *arguments]
     parsed = _parsed(context, arguments)
     swept = {key: over for key, over in parsed.items() if over.is_sweep_override()}
     if not swept:
-        return program.single(_without_hydra(config), list(arguments))
+        return program.single(config, arguments)
     fixed = [str(over.input_line) for key, over in parsed.items() if key not in swept]
     axes = {key: _elements(over, context) for key, over in swept.items()}
     places = list(_places(context, config, fixed, swept, axes))
@@ -65,7 +75,8 @@ def launch(
     context: HydraContext, program: Program, config: DictConfig, jobs: Sequence[Sequence[str]]
 ) -> list[JobReturn]:
     """The jobs of another sweeper, evaluated and joined as a sweep over what differs in them."""
-    written = [{k: v for k, _, v in (line.partition("=") for line in job)} for job in jobs]
+    lines = [{_key(line): line for line in job} for job in jobs]
+    written = [{key: line.partition("=")[2] for key, line in job.items()} for job in lines]
     keys = [key for key in written[0] if len({job.get(key) for job in written}) > 1]
     texts = {key: list(dict.fromkeys(job.get(key, "") for job in written)) for key in keys}
     places = sorted(
@@ -73,19 +84,24 @@ def launch(
             Place(
                 tuple(texts[key].index(job.get(key, "")) for key in keys),
                 {key: job.get(key, "") for key in keys},
-                _plain(context.config_loader.load_sweep_config(config, list(line))),
+                tuple(typed[key] for key in keys if key in typed),
+                composition.plain(context.config_loader.load_sweep_config(config, list(line))),
             )
-            for job, line in zip(written, jobs, strict=True)
+            for job, typed, line in zip(written, lines, jobs, strict=True)
         ),
         key=lambda place: place.place,
     )
-    fixed = [line for line in jobs[0] if line.partition("=")[0] not in keys]
+    fixed = [line for line in jobs[0] if _key(line) not in keys]
     arguments = list(OmegaConf.to_container(config.hydra.overrides.task) or [])
     verdict = _run(context, program, config, [str(a) for a in arguments], fixed, places)
     returns = [JobReturn(overrides=list(job), status=JobStatus.COMPLETED) for job in jobs]
     for job in returns:
         job.return_value = verdict
     return returns
+
+
+def _key(line: str) -> str:
+    return line.partition("=")[0].lstrip("+")
 
 
 def _run(
@@ -97,8 +113,9 @@ def _run(
     places: Sequence[Place],
 ) -> bool:
     exp = program.experiment
-    read = [command_line.read(exp, place.values) for place in places]
+    read = [composition.read(exp, place.values) for place in places]
     settings = read[0][0]
+    folder, asked = program.place(settings, config, arguments, several=True)
     foreign = config.hydra.launcher["_target_"] != OURS
 
     # The values are checked; from here on the heavy imports are worth their time.
@@ -107,7 +124,7 @@ def _run(
         Point(
             place.place,
             _coordinates(place, cfg, own),
-            tuple(f"{key}={text}" for key, text in place.choices.items()),
+            place.overrides,
             cfg,
             own.seed,
             own.precision,
@@ -118,17 +135,16 @@ def _run(
     axes: dict[str, list[Any]] = {
         key: _along(found, number, key) for number, key in enumerate(places[0].choices)
     }
-    folder = command_line.folder(exp, settings, list(arguments))
 
     from gradlab.sweeping import sweep as sweeps
 
-    whole = Sweep(axes, found, tuple(fixed), command_line.command())
+    whole = Sweep(axes, found, tuple(fixed), asked)
     if foreign:
         work: Any = OtherLauncher(context, config, code, whole)
-    elif settings.cluster != "none":
+    elif settings.cluster.kind != "none":
         from gradlab.sweeping.cluster import Cluster
 
-        work = Cluster(folder)
+        work = Cluster(folder, str(config.hydra.job.name))
     else:
         work = sweeps.here
     verdict = sweeps.run(exp, whole, settings, folder, work)
@@ -138,13 +154,13 @@ def _run(
 
 def code_key(exp: Experiment, settings: Settings) -> str:
     """The name of all that computes a point besides its own values."""
-    platform = "gpu" if settings.cluster_gpus else "cpu"
-    if settings.cluster == "none":
+    platform = "gpu" if settings.cluster.gpus else "cpu"
+    if settings.cluster.kind == "none":
         import jax
 
         platform = jax.default_backend()
-    method = points.resolved(settings.sweep_method, platform)
-    batch = str(settings.sweep_batch) if method == "vmap" else ""
+    method = points.resolved(settings.sweep.method, platform)
+    batch = str(settings.sweep.batch) if method == "vmap" else ""
     return points.code_key(exp, platform, method, batch)
 
 
@@ -165,11 +181,11 @@ def _coordinates(place: Place, cfg: Any, own: Settings) -> dict[str, Any]:
 def _parsed(context: HydraContext, arguments: Sequence[str]) -> dict[str, Override]:
     """Key to its override, the last one of each."""
     parser = OverridesParser.create(config_loader=context.config_loader)
-    parsed = {over.get_key_element(): over for over in parser.parse_overrides(list(arguments))}
+    parsed = {_key(over.get_key_element()): over for over in parser.parse_overrides([*arguments])}
     for key, over in parsed.items():
         if over.is_sweep_override() and not over.is_discrete_sweep():
             raise BadInput(f"{_typed(over)} has no points of its own; allowed: a list or a range")
-        if over.is_sweep_override() and key in NOT_NAMED:
+        if over.is_sweep_override() and key.partition(".")[0] in (*NODES, *NOT_NAMED):
             raise BadInput(f"{_typed(over)} is no sweep of values; allowed: one value for '{key}'")
     return parsed
 
@@ -211,13 +227,14 @@ def _places(
             key: elements[at] for at, (key, elements) in zip(place, axes.items(), strict=True)
         }
         texts = {key: text for key, (text, _) in chosen.items()}
-        choice = tuple(f"{key}={texts[key]}" for key in composing)
+        typed = {key: f"{swept[key].get_key_element()}={text}" for key, text in texts.items()}
+        choice = tuple(typed[key] for key in composing)
         if choice not in composed:
             loader = context.config_loader
             once = loader.load_sweep_config(config, [*fixed, *choice]) if choice else config
             composed[choice] = Composed(once)
         values = {key: value for key, (_, value) in chosen.items() if key not in composing}
-        yield Place(place, texts, composed[choice].with_values(values))
+        yield Place(place, texts, tuple(typed.values()), composed[choice].with_values(values))
 
 
 def _is_value(over: Override, config: DictConfig) -> bool:
@@ -228,35 +245,25 @@ class Composed:
     """A composed config in which values are replaced with the checks that Hydra makes."""
 
     def __init__(self, config: DictConfig) -> None:
-        self._config = _without_hydra(config)
-        self._plain = _plain(self._config, resolve=False)
-        self._constant = "${" not in str(self._plain)
+        self._config = composition.without_hydra(config)
+        self._whole = composition.plain(self._config, resolve=False)
+        self._constant = "${" not in str(self._whole)
         self._converted: dict[tuple[str, str], Any] = {}
 
     def with_values(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """All values, with these instead of the composed ones."""
         if self._constant:
-            return self._plain | {key: self._as_typed(key, value) for key, value in values.items()}
+            return self._whole | {key: self._as_typed(key, value) for key, value in values.items()}
         for key, value in values.items():
             OmegaConf.update(self._config, key, value)
-        return _plain(self._config)
+        return composition.plain(self._config)
 
     def _as_typed(self, key: str, value: Any) -> Any:
         known = (key, repr(value))
         if known not in self._converted:
             OmegaConf.update(self._config, key, value)
-            self._converted[known] = _plain(self._config)[key]
+            self._converted[known] = composition.plain(self._config)[key]
         return self._converted[known]
-
-
-def _without_hydra(config: DictConfig) -> DictConfig:
-    keys = [str(key) for key in config if key != "hydra"]
-    return OmegaConf.masked_copy(config, keys)
-
-
-def _plain(config: DictConfig, resolve: bool = True) -> dict[str, Any]:
-    config = _without_hydra(config)
-    return cast(dict[str, Any], OmegaConf.to_container(config, resolve=resolve))
 
 
 # ---- other launchers
@@ -280,7 +287,8 @@ class OtherLauncher:
         steps: Steps,
     ) -> bool:
         """True: the jobs are finished when the launcher returns."""
-        from gradlab.sweeping.sweep import FirstFailure, say
+        from gradlab.running.console import say
+        from gradlab.sweeping.sweep import FirstFailure
 
         left = [point for chunk in todo for point in chunk]
         if not left:
@@ -305,7 +313,7 @@ class OtherLauncher:
         if not any(jobs.iterdir()):
             jobs.rmdir()
         steps.step(len(left))
-        if settings.fail_fast and store.failures(left):
+        if settings.sweep.fail_fast and store.failures(left):
             raise FirstFailure
         return True
 
@@ -325,9 +333,9 @@ class Job:
         from gradlab.sweeping.store import Store
 
         exp = loading.load(self.file)
-        settings, cfg = command_line.read(exp, _plain(config))
+        settings, cfg = composition.read(exp, composition.plain(config))
         key = points.point_key(self.code, cfg, settings.seed, settings.precision)
         point = Point((), {}, (), cfg, settings.seed, settings.precision, key)
         single.prepare(settings.precision)
-        method = programs.choose(settings.sweep_method, settings.sweep_batch)
-        sweep.compute(exp, [[point]], Store(Path(self.chunks)), method, settings.fail_fast)
+        method = programs.choose(settings.sweep.method, settings.sweep.batch)
+        sweep.compute(exp, [[point]], Store(Path(self.chunks)), method, settings.sweep.fail_fast)

@@ -12,21 +12,19 @@ import json
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradlab.experiment import schema
+from gradlab.running import provenance
 from gradlab.running.settings import NOT_NAMED
 
 if TYPE_CHECKING:
     from gradlab.experiment.loading import Experiment
-
-# A change in one of these is a change of the code.
-PACKAGES = ("gradlab", "jax", "jaxlib", "numpy", "optax", "scipy", "xarray")
+    from gradlab.running.provenance import Asked
 
 # What tells how a sweep is made says nothing to one of its points alone.
-NOT_ALONE = set(NOT_NAMED) - {"results"} | {"sweep_method", "sweep_batch"}
+NOT_ALONE = NOT_NAMED - {"results"} | {"sweep.method", "sweep.batch"}
 
 LIBRARY = Path(__file__).parent.parent
 
@@ -74,13 +72,13 @@ class Sweep:
         axes: swept key to the values along it.
         points: the points; the product of the axes, or fewer.
         fixed: the overrides that all points share.
-        command: the command line that makes the sweep, as typed.
+        asked: what the sweep was asked for.
     """
 
     axes: Mapping[str, Sequence[Any]]
     points: Sequence[Point]
     fixed: tuple[str, ...]
-    command: str
+    asked: Asked
 
     def shared(self) -> dict[str, Any]:
         """The config values that all points have in common."""
@@ -93,7 +91,7 @@ class Sweep:
 
     def alone(self, point: Point) -> str:
         """The command line that computes one point alone."""
-        program = shlex.split(self.command)[:2]
+        program = shlex.split(self.asked.command)[:2]
         what = [line for line in self.fixed if line.partition("=")[0] not in NOT_ALONE]
         return shlex.join([*program, *what, *point.overrides])
 
@@ -162,24 +160,11 @@ def code_key(experiment: Experiment, *also: str) -> str:
     """The name of all that computes: the experiment, the library, what it stands on, and `also`."""
     path = experiment.project / "experiments" / f"{experiment.name}.py"
     files = [path, *sorted(path.parent.glob("_*.py")), *sorted(LIBRARY.rglob("*.py"))]
-    return digest([*map(_content, files), versions(), *also])
+    return digest([*map(_content, files), provenance.versions(), *also])
 
 
 def _content(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def versions() -> dict[str, str]:
-    """The installed versions of `PACKAGES`."""
-    return dict(_versions())
-
-
-def _versions() -> Iterator[tuple[str, str]]:
-    for package in PACKAGES:
-        try:
-            yield package, version(package)
-        except PackageNotFoundError:
-            continue
 
 
 def product(axes: Mapping[str, Sequence[Any]]) -> Iterator[tuple[int, ...]]:

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
-
 from gradlab.errors import BadInput
 from gradlab.experiment import dataset, figures, loading
 from gradlab.experiment.loading import Experiment
-from gradlab.running import single
+from gradlab.running import console, provenance, single
+from gradlab.running.console import Steps, say
 from gradlab.running.interrupts import Interrupts
 from gradlab.sweeping import overview, points, programs
 from gradlab.sweeping.join import join
@@ -161,17 +157,17 @@ def _record(
         for one in failed
     ]
     manifest = {
-        "command": sweep.command,
+        "command": sweep.asked.command,
         "config": sweep.shared(),
         "sweep": dict(sweep.axes),
         "num_points": len(sweep.points),
         "num_failures": len(failures),
         "evaluation": list(ways),
         "failures": failures,
-        **single.provenance(exp.project, settings),
+        **provenance.record(exp.project, settings),
         "wall_time_seconds": round(time.perf_counter() - begun, 3),
     }
-    dataset.write_json(folder / "run.json", manifest)
+    single.write_record(folder, manifest, sweep.asked)
     if failures:
         say(f"{len(failures)} of {len(sweep.points)} points failed; to repeat each alone:")
     for one in failed:
@@ -189,7 +185,7 @@ def _finish(
     saved = dataset.read(folder / "data.nc")
     failed: list[Failed] = []
     judged: list[Judged] = []
-    with single.busy(f"{exp.name}: drawing and judging"):
+    with console.busy(f"{exp.name}: drawing and judging"):
         if joined.as_one_run:
             judged.append((None, loading.judge(exp, saved)))
             drawn = figures.draw(exp.module.figure, saved)
@@ -201,104 +197,47 @@ def _finish(
                     note = programs.failure(error)
                     failed.append(Failed(point, f"judging it: {note.error}", note.traceback))
             drawn = figures.draw(lambda _: overview.figure(exp.question, done.axes, judged), saved)
-    for ending, content in drawn.items():
-        dataset.write_bytes(folder / f"figure.{ending}", content)
     records = [
         ({"point": dict(point.values)} if point else {}) | claim.record()
         for point, claims in judged
         for claim in claims
     ]
-    dataset.write_json(folder / "claims.json", records)
+    single.write_judged(folder, drawn, records)
     return judged, failed
 
 
 def _show(exp: Experiment, judged: Sequence[Judged], folder: Path) -> None:
     """Print the verdicts: as for a single run, or for each claim over all points."""
     if judged[0][0] is None:
-        single.show(exp, judged[0][1], folder)
+        console.judged(exp.question, judged[0][1], folder)
         return
-    table = Table(title=exp.question, title_justify="left", box=None, pad_edge=False)
-    table.add_column("")
-    table.add_column("claim", ratio=1)
-    table.add_column("holds at", justify="right", no_wrap=True)
-    table.add_column("farthest off", no_wrap=True)
-    for row in overview.rows(judged):
-        held = sum(claim.holds for _, claim in row.claims)
-        point, claim = max(row.claims, key=lambda pair: overview.off(pair[1]))
-        table.add_row(
-            "[green]holds" if held == len(row.claims) else "[red]FAILS",
-            row.sentence,
-            f"{held} of {len(row.claims)}",
-            f"{overview.off(claim):.2g} tolerances at {named(point)}",
-        )
-    console = single.stdout(140)
-    console.print(table)
+    columns = [
+        *(console.VERDICT, console.CLAIM),
+        ("holds at", {"justify": "right", "no_wrap": True}),
+        ("farthest off", {"no_wrap": True}),
+    ]
     claims = [claim for _, claims in judged for claim in claims]
-    console.print(
+    end = (
         f"{sum(claim.holds for claim in claims)} of {len(claims)} claims at {len(judged)} points "
-        f"hold; files in {folder}",
-        soft_wrap=True,
+        f"hold; files in {folder}"
+    )
+    console.table(exp.question, columns, map(_row, overview.rows(judged)), end, width=140)
+
+
+def _row(row: overview.Row) -> tuple[str, ...]:
+    held = sum(claim.holds for _, claim in row.claims)
+    point, claim = max(row.claims, key=lambda pair: overview.off(pair[1]))
+    return (
+        console.verdict(held == len(row.claims)),
+        row.sentence,
+        f"{held} of {len(row.claims)}",
+        f"{overview.off(claim):.2g} tolerances at {named(point)}",
     )
 
 
 def named(point: Point) -> str:
     """The point in words: `key=value` for each swept key."""
     return " ".join(point.overrides)
-
-
-def say(line: str) -> None:
-    """One line to stderr."""
-    sys.stderr.write(line + "\n")
-    sys.stderr.flush()
-
-
-class Steps:
-    """How far a sweep is, on stderr: a bar on a terminal, now and then a line elsewhere."""
-
-    def __init__(self, name: str, done: int, total: int) -> None:
-        self._name, self._before, self.done, self._total = name, done, done, total
-        self._begun = self._said = time.monotonic()
-        console = Console(stderr=True)
-        self._bar = (
-            Progress(
-                TextColumn(f"{name}:"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                console=console,
-                transient=True,
-            )
-            if console.is_terminal
-            else None
-        )
-
-    def __enter__(self) -> Steps:
-        if self._bar is not None:
-            self._bar.start()
-            self._task = self._bar.add_task(self._name, total=self._total, completed=self.done)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def step(self, count: int) -> None:
-        """`count` more points are finished."""
-        self.reach(self.done + count)
-
-    def reach(self, done: int) -> None:
-        """`done` points are finished."""
-        if done == self.done:
-            return
-        self.done = done
-        if self._bar is not None:
-            self._bar.update(self._task, completed=done)
-            return
-        now = time.monotonic()
-        if now - self._said >= 1.0 or done == self._total:
-            self._said = now
-            left = (now - self._begun) / (done - self._before) * (self._total - done)
-            say(f"{self._name}: {done} of {self._total} points, {left:.0f} s left")
 
 
 @contextlib.contextmanager
@@ -308,7 +247,7 @@ def telling(sweep: Sweep, store: Store, folder: Path) -> Iterator[None]:
     def kept() -> str:
         finished = store.keys()
         done = sum(point.key in finished for point in sweep.points)
-        return f"{done} of {len(sweep.points)} done; resume with: {sweep.command}"
+        return f"{done} of {len(sweep.points)} done; resume with: {sweep.asked.command}"
 
     try:
         yield
@@ -339,8 +278,8 @@ def here(
     exp: Experiment, todo: Sequence[Sequence[Point]], store: Store, settings: Settings, steps: Steps
 ) -> bool:
     """Compute the chunks in this process."""
-    method = programs.choose(settings.sweep_method, settings.sweep_batch)
-    compute(exp, todo, store, method, settings.fail_fast, steps)
+    method = programs.choose(settings.sweep.method, settings.sweep.batch)
+    compute(exp, todo, store, method, settings.sweep.fail_fast, steps)
     return True
 
 
@@ -370,13 +309,14 @@ def run(exp: Experiment, sweep: Sweep, settings: Settings, folder: Path, work: W
 def _computed(exp: Experiment, sweep: Sweep, store: Store, settings: Settings, work: Work) -> bool:
     dataset.folder_for(store.folder)
     dataset.tidy(store.folder)
-    if not settings.resume:
+    if not settings.sweep.resume:
         store.forget(sweep.points)
-    todo = missing(sweep, store, settings.sweep_chunk)
+    todo = missing(sweep, store, settings.sweep.chunk)
     store.forget_failures(point for chunk in todo for point in chunk)
     total = len(sweep.points)
     skipped = total - sum(map(len, todo))
     if skipped:
-        say(f"{skipped} of {total} points were finished before; resume=false computes them again")
+        before = f"{skipped} of {total} points were finished before"
+        say(f"{before}; sweep.resume=false computes them again")
     with Steps(exp.name, skipped, total) as steps:
         return work(exp, todo, store, settings, steps)

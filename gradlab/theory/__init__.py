@@ -9,13 +9,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     [
-        "clipping",
-        "gauss",
-        "meanfield",
-        "normalisation",
-        "products",
-        "residual",
-        "scalar",
-        "spectra",
+        *("clipping", "finite_width", "gauss", "meanfield", "normalisation"),
+        *("products", "residual", "scalar", "spectra"),
     ],
 )

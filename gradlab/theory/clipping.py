@@ -1,4 +1,4 @@
-"""Clipping and recurrence as mathematics: the formula, Pascanu's wall, Zhang's condition, Adam.
+"""Clipping and recurrence as mathematics: the formula, Pascanu's wall, latches, Adam.
 
 `tau` is the threshold, of the same units as the norm; norms are Euclidean.
 """
@@ -55,19 +55,29 @@ def wall_offset(w: ArrayLike, x_0: ArrayLike) -> Array:
     return x_0 - jnp.asarray(w, float) * jax.nn.sigmoid(x_0)
 
 
+def wall_factor(w: ArrayLike, x_0: ArrayLike) -> Array:
+    """`m = w sigma'(x_0)`: dx_t/dx_{t-1} wherever x_t stays at x_0."""
+    w, x_0 = jnp.asarray(w, float), jnp.asarray(x_0, float)
+    return w * jax.nn.sigmoid(x_0) * jax.nn.sigmoid(-x_0)
+
+
+def wall_growth(w: ArrayLike, x_0: ArrayLike, depth: ArrayLike) -> Array:
+    """`1 + m + ... + m^(depth - 1)`, m = `wall_factor`: dx_depth/db on b = `wall_offset`, w > 0."""
+    m, depth = wall_factor(w, x_0), jnp.asarray(depth, float)
+    apart = jnp.where(m == 1, 2.0, m)
+    return jnp.where(m == 1, depth, jnp.expm1(depth * jnp.log(apart)) / (apart - 1))
+
+
 def wall_gradient(w: ArrayLike, x_0: ArrayLike, target: ArrayLike, depth: ArrayLike) -> Array:
     """The norm of the gradient of (sigma(x_depth) - target)² in (w, b), on b = `wall_offset`.
 
     Pascanu et al. 2013, figure 6 (x_0 = 0.5, target 0.7, depth 50), with m = w sigma'(x_0):
     `2 |sigma - target| sigma' √(1 + sigma²) (m^depth - 1)/(m - 1)`; derived, for w > 0.
     """
-    w, x_0, target, depth = (jnp.asarray(value, float) for value in (w, x_0, target, depth))
+    x_0, target = jnp.asarray(x_0, float), jnp.asarray(target, float)
     level = jax.nn.sigmoid(x_0)
-    slope = level * jax.nn.sigmoid(-x_0)
-    m = w * slope
-    apart = jnp.where(m == 1, 2.0, m)
-    total = jnp.where(m == 1, depth, jnp.expm1(depth * jnp.log(apart)) / (apart - 1))
-    return 2 * jnp.abs(level - target) * slope * jnp.sqrt(1 + level * level) * total
+    outer = 2 * jnp.abs(level - target) * wall_factor(1.0, x_0)
+    return outer * jnp.sqrt(1 + level * level) * wall_growth(w, x_0, depth)
 
 
 def latch(w: ArrayLike) -> tuple[Array, Array]:
@@ -90,31 +100,7 @@ def latch(w: ArrayLike) -> tuple[Array, Array]:
     return x, w * jnp.square(1 / jnp.cosh(x))
 
 
-# ---- when clipping helps, and when it harms
-
-
-def smoothness_excess(
-    curvature: ArrayLike, gradient_norm: ArrayLike, L0: ArrayLike, L1: ArrayLike
-) -> Array:
-    """`‖∇²f‖ - (L0 + L1 ‖∇f‖)`: not positive where f is (L0, L1)-smooth. Zhang et al. 2020."""
-    bound = jnp.asarray(L0, float) + jnp.asarray(L1, float) * jnp.asarray(gradient_norm, float)
-    return jnp.asarray(curvature, float) - bound
-
-
-def quartic_descent(x_0: ArrayLike, step: ArrayLike, tau: ArrayLike, num_steps: int) -> Array:
-    """The iterates of clipped descent on x⁴, `(num_steps + 1,)`; tau = inf for plain descent.
-
-    x⁴ is (L0, L1)-smooth and not smooth (Zhang et al. 2020): a fixed step diverges from far out.
-    """
-    x_0, step = jnp.asarray(x_0, float), jnp.asarray(step, float)
-
-    def move(x: Array, _: None) -> tuple[Array, Array]:
-        gradient = 4 * x**3
-        capped = jnp.clip(gradient, -jnp.asarray(tau, float), jnp.asarray(tau, float))
-        return x - step * capped, x
-
-    last, before = jax.lax.scan(move, x_0, None, length=num_steps)
-    return jnp.append(before, last)
+# ---- when clipping harms
 
 
 def adam_fraction(

@@ -193,25 +193,6 @@ def gradient_factors(
     return chi(phi, lengths(phi, q_1, sigma_w, sigma_b, depth), jnp.asarray(sigma_w, float))
 
 
-@_elementwise
-def kurtosis(phi: Phi, q: Array) -> Array:
-    """`E phi'(h)⁴ / (E phi'(h)²)²` where h² is q: 1 for a linear phi, 2 for relu."""
-    kinks = getattr(phi, "kinks", ())
-    slope = getattr(phi, "dphi", None) or jax.vmap(jax.grad(phi))
-    fourth = gauss.expect(lambda h: slope(h) ** 4, q, kinks)
-    return fourth / gauss.moments(phi).slope_square(q) ** 2
-
-
-def log_shortfall(phi: Phi, q: ArrayLike, width: int) -> Array:
-    """`(3 kurtosis - 1)/(4 width)`: nats a layer that E log|gradient| is below half log chi.
-
-    First order in 1/width, derived: |v D W|² has the relative variance (3 kurtosis - 1)/width for
-    a Gaussian v, and E log of it is half of that below the log of its mean. It is 1/(2 width) for
-    linear layers (Newman 1986) and 5/(4 width) for relu (Hanin and Nica 2020).
-    """
-    return (3 * kurtosis(phi, q) - 1) / (4 * width)
-
-
 def correlations(
     phi: Phi, c_1: ArrayLike, q: ArrayLike, sigma_w: ArrayLike, sigma_b: ArrayLike, depth: int
 ) -> Array:

@@ -59,13 +59,11 @@ def relu_log_variance(width: int) -> float:
     return float(weights @ (polygamma(1, half) + (digamma(half) - mean) ** 2))
 
 
-def relu_second_moment() -> float:
-    """`E|Jv|²` of any number of layers, 1: Hanin 2018. The typical |Jv|² decays all the same."""
-    return 1.0
-
-
 def relu_fourth_moment(widths: Sequence[int]) -> float:
-    """`E|Jv|⁴ = prod(1 + 5/width)` over the layers' widths: Hanin 2018."""
+    """`E|Jv|⁴ = prod(1 + 5/width)` over the layers' widths: Hanin 2018.
+
+    `E|Jv|²` is 1 at any widths: it is the typical |Jv|² that decays.
+    """
     return math.prod(1 + 5 / width for width in _widths(widths))
 
 
@@ -100,14 +98,6 @@ def linear_log_variance(width: int) -> float:
 def linear_fourth_moment(widths: Sequence[int]) -> float:
     """`E|Jv|⁴ = prod(1 + 2/width)` over the layers' widths."""
     return math.prod(1 + 2 / width for width in _widths(widths))
-
-
-# ---- linear layers with orthogonal weights
-
-
-def orthogonal_log_singular_value(gain: ArrayLike, depth: ArrayLike) -> Array:
-    """`depth log(gain)`: the logarithm of every singular value of gain^depth times a rotation."""
-    return jnp.asarray(depth, float) * jnp.log(jnp.asarray(gain, float))
 
 
 def _degrees(width: int) -> np.ndarray:

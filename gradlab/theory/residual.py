@@ -15,9 +15,6 @@ from jax.typing import ArrayLike
 
 from gradlab.theory import gauss, meanfield, scalar
 
-# The eigenvalue of F' at which a residual layer loses a direction.
-EDGE = -1.0
-
 
 def log_lower_bound(branch_norms: ArrayLike) -> Array:
     """`sum log(1 - ‖F'_k‖)` over the last axis: no singular value of the product is smaller.
@@ -32,11 +29,6 @@ def log_lower_bound(branch_norms: ArrayLike) -> Array:
 def log_upper_bound(branch_norms: ArrayLike) -> Array:
     """`sum log(1 + ‖F'_k‖)` over the last axis: no singular value of the product is larger."""
     return jnp.sum(jnp.log1p(jnp.asarray(branch_norms, float)), axis=-1)
-
-
-def scalar_product(w: ArrayLike, depth: ArrayLike) -> Array:
-    """`(1 + w)^depth`, the product of the scalar chain z + w z: 0 at the edge w = -1."""
-    return scalar.product(1 + jnp.asarray(w, float), depth)
 
 
 def log10_scalar_product(w: ArrayLike, depth: ArrayLike) -> Array:
@@ -100,17 +92,3 @@ def gradient_factors(
     """Each layer's factor of the mean squared gradient at its own length, `(depth,)`; odd phi."""
     q = lengths(phi, mean_square, sigma_w, sigma_b, factor, depth)
     return gradient_factor(phi, q, sigma_w, factor)
-
-
-def log_shortfall(
-    phi: Callable[[Array], Array], q: ArrayLike, sigma_w: ArrayLike, factor: ArrayLike, width: int
-) -> Array:
-    """Nats a layer that E log|gradient| is below half the log of `gradient_factor`.
-
-    First order in 1/width, derived as `meanfield.log_shortfall`, of which it is the part that a
-    branch has: with r = factor² chi, |v + factor v D W|² has the variance
-    (4 r + (3 kurtosis - 1) r²)/width and the mean 1 + r.
-    """
-    r = gradient_factor(phi, q, sigma_w, factor) - 1
-    variance = 4 * r + (3 * meanfield.kurtosis(phi, q) - 1) * r**2
-    return variance / (4 * width * (1 + r) ** 2)

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
-
-_finfo: Any = jnp.finfo  # JAX gives it no types.
 
 
 def product(w: ArrayLike, depth: ArrayLike) -> Array:
@@ -47,12 +45,6 @@ def derivative(w: ArrayLike, t: ArrayLike, x_0: ArrayLike) -> Array:
     """`d x_t / dw = t x_0 w^(t-1)` of x_t = x_0 w^t, w shared: Pascanu et al. 2013, section 2.3."""
     t = jnp.asarray(t, float)
     return t * jnp.asarray(x_0, float) * product(w, t - 1)
-
-
-def log10_derivative(w: ArrayLike, t: ArrayLike, x_0: ArrayLike) -> Array:
-    """`log10 |d x_t / dw|`, broadcast: finite at any t."""
-    t = jnp.asarray(t, float)
-    return jnp.log10(t * jnp.abs(jnp.asarray(x_0, float))) + log10_product(w, t - 1)
 
 
 # ---- what a floating point format makes of it
@@ -100,7 +92,7 @@ class Format:
         w = jnp.asarray(w, float)
         exponent_bits = int(self.max_exponent + 1).bit_length()
         normal = lax.reduce_precision(w, exponent_bits, self.num_bits - 1)
-        if self.log2_smallest < _finfo(w.dtype).minexp:
+        if self.log2_smallest < np.finfo(w.dtype).minexp:
             return normal
         smallest = 2.0**self.log2_smallest
         is_subnormal = jnp.abs(w) < 2.0**self.log2_smallest_normal
@@ -169,7 +161,7 @@ def depth_of_inf(w: ArrayLike, name: str) -> Array:
     return jnp.where(size > 1, jnp.ceil(format_.log2_overflow / jnp.log2(size)), jnp.inf)
 
 
-def depth_of_error(w: ArrayLike, name: str, error: float) -> Array:
+def depth_of_error(w: ArrayLike, name: str, error: ArrayLike) -> Array:
     """The depth before which the product cannot be wrong by `error`, relative.
 
     Every layer multiplies by the rounded weight and, in the normal range, rounds once, so that
@@ -178,7 +170,9 @@ def depth_of_error(w: ArrayLike, name: str, error: float) -> Array:
     format_ = _format(name)
     w = jnp.asarray(w, float)
     delta = jnp.abs(format_.rounded(w) / w - 1)
-    allowed = jnp.ceil(math.log1p(error) / (jnp.log1p(delta) + math.log1p(format_.unit)))
+    allowed = jnp.ceil(
+        jnp.log1p(jnp.asarray(error, float)) / (jnp.log1p(delta) + math.log1p(format_.unit))
+    )
     return jnp.minimum(allowed, jnp.minimum(depth_of_subnormal(w, name), depth_of_inf(w, name)))
 
 

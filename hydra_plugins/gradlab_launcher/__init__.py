@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from hydra.core.utils import JobReturn
+from hydra.core.utils import JobReturn, env_override
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
@@ -19,6 +19,9 @@ from omegaconf import DictConfig
 
 class GradlabSweeper(Sweeper):
     """All points of a multirun as one object; each is composed once."""
+
+    def __init__(self, params: dict[str, str] | None = None) -> None:
+        self.params = params  # read, like all else, from the config
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -30,7 +33,8 @@ class GradlabSweeper(Sweeper):
         """Whether every point was computed and every claim holds."""
         from gradlab.sweeping import multirun
 
-        return multirun.sweep(*self.given, arguments)
+        with env_override(self.given[2].hydra.job.env_set):
+            return multirun.sweep(*self.given, arguments)
 
 
 class GradlabLauncher(Launcher):
@@ -57,7 +61,9 @@ class GradlabLauncher(Launcher):
 _HERE = "hydra_plugins.gradlab_launcher."
 
 ConfigStore.instance().store(
-    group="hydra/sweeper", name="gradlab", node={"_target_": _HERE + "GradlabSweeper"}
+    group="hydra/sweeper",
+    name="gradlab",
+    node={"_target_": _HERE + "GradlabSweeper", "params": None},
 )
 ConfigStore.instance().store(
     group="hydra/launcher", name="gradlab", node={"_target_": _HERE + "GradlabLauncher"}

@@ -15,14 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from gradlab.arithmetic import scaled
+from gradlab.arithmetic import qr, scaled
 from gradlab.arithmetic.scaled import Scaled
-
-# Clustered singular values have needed seven sweeps at most.
-_MAX_SWEEPS = 30
-
-# So many sums at once make use of a CPU's vectors.
-_LANES = 8
+from gradlab.measuring.product_svd import thresholds
 
 
 class Decomposition(NamedTuple):
@@ -76,29 +71,12 @@ def triangular(X: Scaled) -> Triangular:
     X = scaled.rescale(X)
     order = jnp.argsort(-scaled.log_2(scaled.norm(X, axis=0)))
     exponent = X.exponent[0][order]
-    Q, R, _ = graded_qr(X.mantissa[:, order])
+    Q, R = qr.row_sorted(X.mantissa[:, order])
     # Columns are in descending order, so a larger ratio meets only a zero, which it must not touch.
-    shift = jnp.minimum(exponent[:, None] - exponent[None, :], 64)
+    shift = jnp.minimum(exponent[:, None] - exponent[None, :], thresholds.LARGEST_RATIO)
     L = jnp.tril(R.T) * scaled.power_of_two(shift, R.dtype)
     L = jnp.zeros_like(L).at[order].set(L, unique_indices=True)
     return Triangular(Q, scaled.rescale(Scaled(L, exponent[None, :])))
-
-
-def graded_qr(A: Array) -> tuple[Array, Array, Array]:
-    """`Q`, `R` with a non-negative diagonal, and the size of the row that each pivot came from.
-
-    The rows are sorted by their largest entry first, so that Householder's method has an error
-    that is small beside every single row (Cox and Higham 1998), not only beside the largest.
-
-    Args:
-        A: `(m, n)`; `Q` is `(m, k)`, `R` is `(k, n)`, the sizes are `(k,)`, with k = min(m, n).
-    """
-    sizes = jnp.max(jnp.abs(A), axis=1)
-    order = jnp.argsort(-sizes)
-    Q, R = jnp.linalg.qr(A[order])
-    sign = jnp.where(jnp.diagonal(R) < 0, -1, 1).astype(A.dtype)
-    Q = jnp.zeros_like(Q).at[order].set(Q * sign[None, :], unique_indices=True)
-    return Q, sign[:, None] * R, sizes[order][: R.shape[0]]
 
 
 def _orthogonalise(L: Scaled, rotations: Array | None) -> Rotated:
@@ -109,14 +87,14 @@ def _orthogonalise(L: Scaled, rotations: Array | None) -> Rotated:
     def pad(leaf: Array) -> Array:
         return jnp.zeros((padded, *leaf.shape[1:]), leaf.dtype).at[:n].set(leaf)
 
-    columns = jnp.pad(L.mantissa.T, ((0, 0), (0, -n % _LANES)))
+    columns = jnp.pad(L.mantissa.T, ((0, 0), (0, -n % thresholds.LANES)))
     start = jax.tree.map(pad, Rotated(columns, L.exponent[0], rotations))
     # As near as a computed cosine tells; a nan ends it at once.
-    enough = 2 * padded * scaled.eps(L.mantissa.dtype)
+    tolerance = 2 * padded * scaled.eps(L.mantissa.dtype)
 
     def unfinished(state: Any) -> Array:
         rotated, num_sweeps = state
-        return (_largest_cosine(rotated.columns) > enough) & (num_sweeps < _MAX_SWEEPS)
+        return (_largest_cosine(rotated.columns) > tolerance) & (num_sweeps < thresholds.MAX_SWEEPS)
 
     def sweep(state: Any) -> Any:
         rotated, num_sweeps = state
@@ -156,21 +134,21 @@ def _rotate_all_pairs(r: Rotated) -> Rotated:
         )
     )
     # The tangent of the angle over the ratio of the scales stays in range for any ratio.
-    half_gap = (b * ratio * ratio - a) / 2
-    size = jnp.abs(half_gap) + jnp.hypot(half_gap, c * ratio)
-    slope = jnp.where(half_gap < 0, -c, c) / jnp.where(size == 0, 1, size)
+    half_difference = (b * ratio * ratio - a) / 2
+    size = jnp.abs(half_difference) + jnp.hypot(half_difference, c * ratio)
+    slope = jnp.where(half_difference < 0, -c, c) / jnp.where(size == 0, 1, size)
     tangent = slope * ratio
     cosine = 1 / jnp.sqrt(1 + tangent * tangent)
     large, small = (
         Rotated(
-            _turn(large.columns, -tangent * ratio, small.columns, cosine),
+            _rotated(large.columns, -tangent * ratio, small.columns, cosine),
             large.exponents,
-            _turn(large.rotations, -tangent, small.rotations, cosine),
+            _rotated(large.rotations, -tangent, small.rotations, cosine),
         ),
         Rotated(
-            _turn(small.columns, slope, large.columns, cosine),
+            _rotated(small.columns, slope, large.columns, cosine),
             small.exponents,
-            _turn(small.rotations, tangent, large.rotations, cosine),
+            _rotated(small.rotations, tangent, large.rotations, cosine),
         ),
     )
     seats = _next_seats(half)
@@ -181,11 +159,11 @@ def _rotate_all_pairs(r: Rotated) -> Rotated:
 
 def _dot(x: Array, y: Array) -> Array:
     """The dot product of every two rows; XLA on a CPU would add each up number by number."""
-    lanes = jnp.sum((x * y).reshape(len(x), -1, _LANES), axis=1)
+    lanes = jnp.sum((x * y).reshape(len(x), -1, thresholds.LANES), axis=1)
     return jnp.sum(jax.lax.optimization_barrier(lanes), axis=1)
 
 
-def _turn(one: Any, factor: Array, other: Any, cosine: Array) -> Any:
+def _rotated(one: Any, factor: Array, other: Any, cosine: Array) -> Any:
     return jax.tree.map(lambda x, y: cosine[:, None] * (x + factor[:, None] * y), one, other)
 
 

@@ -1,0 +1,31 @@
+function begin() {
+  const given = address.read();
+  let asked = null;
+  for (const root of document.querySelectorAll("[data-figure]")) {
+    const data = JSON.parse(document.getElementById(`data-${root.dataset.figure}`).textContent);
+    const figure = new KINDS[root.dataset.figure](root, data);
+    root.classList.add("alive");
+    asked ??= Object.keys(figure.state()).some((key) => given.has(key)) ? root : null;
+    addEventListener("hashchange", () => { figure.restore(); figure.frame(); figure.draw(); });
+  }
+  asked?.scrollIntoView();
+  for (const button of document.querySelectorAll("button[data-copy]"))
+    button.addEventListener("click", () => copy(button));
+  addEventListener("beforeprint", () =>
+    document.querySelectorAll("details[data-print]").forEach((d) => { d.open = true; }));
+  document.documentElement.dataset.ready = performance.now().toFixed(1);
+}
+
+async function copy(button) {
+  const code = button.previousElementSibling;
+  try {
+    await navigator.clipboard.writeText(code.textContent);
+    button.textContent = "copied";
+  } catch {
+    getSelection().selectAllChildren(code);
+    button.textContent = "selected";
+  }
+  setTimeout(() => { button.textContent = "copy"; }, 1500);
+}
+
+begin();

@@ -1,0 +1,86 @@
+const address = {
+  read: () => new URLSearchParams(location.hash.slice(1)),
+  /** Put values into the address; browsers refuse to do so hundreds of times a second. */
+  write(values) {
+    Object.assign(this.waiting, values);
+    clearTimeout(this.timer);
+    this.timer = setTimeout(() => {
+      const all = this.read();
+      for (const key of [...all.keys()]) if (all.get(key) === "") all.delete(key);
+      for (const [key, value] of Object.entries(this.waiting)) all.set(key, value);
+      this.waiting = {};
+      history.replaceState(null, "", "#" + all);
+    }, 150);
+  },
+  waiting: {},
+  timer: 0,
+};
+
+/** What all figures share: controls by name, read-outs by name, the address, one redraw. */
+class Figure {
+  constructor(root, data) {
+    this.root = root;
+    this.data = data;
+    this.out = Object.fromEntries(
+      [...root.querySelectorAll("[data-out]")].map((e) => [e.dataset.out, e]));
+    this.spoken = root.querySelector("[data-spoken]");
+    this.prepare();
+    this.restore();
+    root.addEventListener("input", () => this.changed());
+    root.addEventListener("change", () => this.changed());
+    this.root.querySelectorAll("[data-step]").forEach((button) =>
+      button.addEventListener("click", () => this.press(button)));
+    new ResizeObserver(() => {
+      const before = this.plots[0].width;
+      this.plots.forEach((plot) => plot.measure());
+      if (this.plots[0].width !== before) { this.frame(); this.draw(); }
+    }).observe(root);
+    this.frame();
+    this.draw();
+  }
+
+  slider(name) { return this.root.querySelector(`input[type=range][name=${name}]`); }
+  chosen(name) { return this.root.querySelector(`input[type=radio][name=${name}]:checked`)?.value; }
+  choose(name, value) {
+    const radio = [...this.root.querySelectorAll(`input[type=radio][name=${name}]`)]
+      .find((r) => r.value === value);
+    if (radio) radio.checked = true;
+  }
+
+  changed() {
+    this.draw();
+    address.write(this.state());
+  }
+
+  /** Speak the outcome once the hand rests; say each slider's value in its own unit. */
+  tell(values, sentence) {
+    for (const [name, text] of Object.entries(values)) {
+      this.slider(name).setAttribute("aria-valuetext", text);
+      for (const shown of [this.out[name], this.out[`${name}-again`]])
+        if (shown) shown.textContent = text.replace(/^.*?= /, "");
+    }
+    clearTimeout(this.speaking);
+    this.speaking = setTimeout(() => { this.spoken.textContent = sentence; }, 500);
+  }
+
+  /** The line follows a pointer that is dragged over the plot, along the x axis. */
+  follow(plot, name, index) {
+    const move = (event) => {
+      const slider = this.slider(name);
+      slider.value = index(plot.xAt(event));
+      this.changed();
+    };
+    plot.svg.addEventListener("pointerdown", (event) => {
+      plot.svg.setPointerCapture(event.pointerId);
+      move(event);
+    });
+    plot.svg.addEventListener("pointermove", (event) => { if (event.buttons) move(event); });
+  }
+}
+
+const REGIMES = {
+  vanishing: "vanishing", edge: "knife edge", exploding: "exploding",
+};
+
+/** The class of each figure, by its place. */
+const KINDS = {};

@@ -1,0 +1,143 @@
+"""What Hydra is told of an experiment, and what it composed read back as typed values."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gradlab.errors import BadInput
+from gradlab.experiment import schema
+from gradlab.experiment.loading import Experiment
+from gradlab.experiment.schema import Entry
+from gradlab.running import settings
+from gradlab.running.settings import Settings
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+# The key by which a preset in configs/experiment/ says which experiment it is for.
+FOR = "experiment"
+
+
+def register(experiment: Experiment) -> None:
+    """Tell Hydra the types of the experiment's keys and of the suite's.
+
+    Raises:
+        BadInput: a config file is missing, or has what it must not have.
+    """
+    from hydra.core.config_store import ConfigStore
+
+    taken = {*settings.entries(), *settings.NODES, FOR, *groups(experiment), "hydra"}
+    collide = {entry.name for entry in schema.entries(experiment.module.Config)} & taken
+    if collide:
+        raise BadInput(
+            f"Config of '{experiment.name}' has the key '{min(collide)}', which every run has; "
+            "allowed: any other name"
+        )
+    if "scales" in written(experiment):
+        raise BadInput(
+            f"'{experiment.config_file}' has the key 'scales', which is now a folder; allowed: "
+            f"configs/scale/{experiment.name}/smoke.yaml"
+        )
+    ConfigStore.instance().store(name="schema", node=_schema(experiment))
+
+
+def entries(experiment: Experiment) -> dict[str, Entry]:
+    """Each key of a run, as typed on a command line, and what it takes."""
+    own = {entry.name: entry for entry in schema.entries(experiment.module.Config)}
+    return own | settings.entries()
+
+
+def groups(experiment: Experiment) -> dict[str, list[str]]:
+    """Each config group of the project, and the names of its choices."""
+    folders = sorted(path for path in experiment.config_file.parent.glob("*/") if path.is_dir())
+    return {folder.name: sorted(path.stem for path in folder.glob("*.yaml")) for folder in folders}
+
+
+def written(experiment: Experiment) -> dict[str, Any]:
+    """The values in base.yaml and in the experiment's own file, before any override."""
+    base = content(experiment.config_file.with_name("base.yaml"))
+    return base | content(experiment.config_file)
+
+
+def content(path: Path) -> dict[str, Any]:
+    """The values in one config file, without what composes them.
+
+    Raises:
+        BadInput: there is no such file.
+    """
+    import yaml
+
+    if not path.is_file():
+        raise BadInput(f"'{path}' does not exist; allowed: a YAML file with a value per key")
+    values = yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
+    return {key: value for key, value in values.items() if key not in ("defaults", "hydra")}
+
+
+def _schema(experiment: Experiment) -> Any:
+    """The dataclass of all keys, those of the experiment first."""
+    own = _fields(schema.entries(experiment.module.Config))
+    run = _fields(schema.entries(settings.RunKeys))
+    nodes = [
+        (name, node, dataclasses.field(default_factory=node))
+        for name, keys in settings.NODES.items()
+        for node in [dataclasses.make_dataclass(name, _fields(schema.entries(keys)))]
+    ]
+    meant = (FOR, str, dataclasses.field(default=experiment.name))
+    return dataclasses.make_dataclass("Schema", [*own, *run, meant, *nodes])
+
+
+def _fields(known: Sequence[Entry]) -> list[tuple[str, Any, Any]]:
+    # OmegaConf cannot say "a number or a list of numbers": a list is checked by `schema.read`.
+    kinds = [(one.name, Any if one.is_list or one.optional else one.type) for one in known]
+    return [(name, kind, dataclasses.field(default="???")) for name, kind in kinds]
+
+
+def read(experiment: Experiment, values: Mapping[str, Any]) -> tuple[Settings, Any]:
+    """The suite's settings and the experiment's config in one composed set of values.
+
+    Raises:
+        BadInput: a value is not allowed, or a preset is another experiment's.
+    """
+    meant = values.get(FOR, experiment.name)
+    if meant != experiment.name:
+        raise BadInput(
+            f"this preset is for '{meant}', not for '{experiment.name}'; "
+            f"allowed: python experiments/{meant}.py with it"
+        )
+    names = {name.partition(".")[0] for name in settings.entries()}
+    shared = {name: value for name, value in values.items() if name in names}
+    own = {name: value for name, value in values.items() if name not in {*names, FOR}}
+    return settings.read(shared), schema.read(experiment.module.Config, own)
+
+
+def without_hydra(config: DictConfig) -> DictConfig:
+    """A composed config but for Hydra's own part."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+
+
+def plain(config: DictConfig, resolve: bool = True) -> dict[str, Any]:
+    """The values of a composed config but for Hydra's own part."""
+    from omegaconf import OmegaConf
+
+    values: Any = OmegaConf.to_container(without_hydra(config), resolve=resolve)
+    return dict(values)
+
+
+def snapshot(config: DictConfig, overrides: Sequence[str], folder: Path) -> dict[str, str]:
+    """The files of `.hydra/`, as Hydra writes them: what was composed, and from what."""
+    from omegaconf import OmegaConf, read_write
+
+    hydra = copy.deepcopy(OmegaConf.masked_copy(config, ["hydra"]))
+    with read_write(hydra.hydra):
+        hydra.hydra.runtime.output_dir = str(folder)
+    return {
+        "config.yaml": OmegaConf.to_yaml(without_hydra(config)),
+        "hydra.yaml": OmegaConf.to_yaml(hydra),
+        "overrides.yaml": OmegaConf.to_yaml(OmegaConf.create(list(overrides))),
+    }

@@ -1,0 +1,104 @@
+"""Where the files of a run or a sweep stand."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gradlab.errors import BadInput
+from gradlab.experiment.loading import Experiment
+from gradlab.running.settings import NOT_NAMED, Settings
+
+if TYPE_CHECKING:
+    from hydra.core.config_loader import ConfigLoader
+    from hydra.core.override_parser.types import Override
+    from omegaconf import DictConfig
+
+# What configs/base.yaml writes where Hydra has a folder of its own: the suite's is taken.
+OURS = "."
+
+
+def folder(
+    experiment: Experiment,
+    settings: Settings,
+    hydra: DictConfig,
+    overrides: Sequence[str],
+    several: bool = False,
+) -> Path:
+    """Where the files of a run, or of a sweep of several, with these overrides are.
+
+    Raises:
+        BadInput: one of Hydra's keys asks for what there is not.
+    """
+    if hydra.job.chdir:
+        raise BadInput("hydra.job.chdir is true; allowed: false, a run stays where it was started")
+    if hydra.sweep.subdir != OURS:
+        raise BadInput(
+            f"hydra.sweep.subdir is '{hydra.sweep.subdir}'; allowed: '{OURS}', "
+            "the points of a sweep are one dataset in one folder"
+        )
+    typed = str(hydra.sweep.dir if several else hydra.run.dir)
+    if typed != OURS:
+        return Path(typed).absolute()
+    results = experiment.project / settings.results / experiment.name
+    return results / name(experiment.name, str(hydra.job.config_name), overrides)
+
+
+def name(experiment: str, config_name: str, overrides: Sequence[str]) -> str:
+    """The readable name of a run: the overrides that change a value, sorted; empty for none.
+
+    What is a change is asked of the config that the chosen groups alone compose.
+    """
+    from hydra.core.global_hydra import GlobalHydra
+
+    loader = GlobalHydra.instance().config_loader()
+    parsed = [over for over in _parsed(loader, overrides) if over.key_or_group not in NOT_NAMED]
+    values = [over for over in parsed if not _is_group(loader, over)]
+    chosen = [over for over in parsed if over not in values and not _as_published(over)]
+    if values:
+        start = _composed(loader, config_name, chosen)
+        values = [over for over in values if not _as_composed(over, start)]
+    parts = sorted(
+        f"{over.key_or_group}={str(over.input_line).partition('=')[2]}"
+        for over in [*chosen, *values]
+    )
+    parts = [f"config_name={config_name}"] * (config_name != experiment) + parts
+    text = ",".join(parts).replace("/", "_").replace(" ", "")
+    if len(text.encode()) <= 200:  # file systems allow 255
+        return text
+    return f"{text[:180]}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def _parsed(loader: ConfigLoader, overrides: Sequence[str]) -> list[Override]:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
+
+
+def _is_group(loader: ConfigLoader, over: Override) -> bool:
+    group, _, below = over.key_or_group.rpartition("/")
+    return below in loader.list_groups(group)
+
+
+def _as_published(over: Override) -> bool:
+    return bool(over.key_or_group == "scale" and over.value() == "full")
+
+
+def _composed(loader: ConfigLoader, config_name: str, chosen: Sequence[Override]) -> DictConfig:
+    """The config of these groups; a sweep over a group has no one choice, and is left out."""
+    from hydra.types import RunMode
+
+    lines = [str(over.input_line) for over in chosen if not over.is_sweep_override()]
+    return loader.load_configuration(config_name, lines, RunMode.RUN)
+
+
+def _as_composed(over: Override, start: DictConfig) -> bool:
+    from omegaconf import OmegaConf
+
+    composed: Any = OmegaConf.select(start, over.key_or_group)
+    if OmegaConf.is_config(composed):
+        composed = OmegaConf.to_container(composed)
+    value = over.value()
+    return bool(value == composed or [value] == composed)

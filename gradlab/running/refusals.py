@@ -1,0 +1,101 @@
+"""Hydra's errors as one sentence: what was typed, what is wrong with it, what is allowed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from gradlab.errors import BadInput
+from gradlab.experiment import schema
+from gradlab.experiment.loading import Experiment
+from gradlab.running import composition, settings
+
+
+def sentence(
+    error: Exception, experiment: Experiment, overrides: Sequence[str], folders: Sequence[Path]
+) -> Exception:
+    """The error as bad input where it is that; a defect is returned as it is.
+
+    `overrides` are those that were typed, `folders` those in which config files are looked for.
+    """
+    from hydra.errors import HydraException, MissingConfigException
+    from omegaconf.errors import OmegaConfBaseException
+
+    causes: list[BaseException] = [error]
+    while causes[-1].__cause__ is not None:
+        causes.append(causes[-1].__cause__)
+    for cause in causes:
+        if isinstance(cause, MissingConfigException) and cause.options is not None:
+            group, _, name = str(cause.missing_cfg_file).rpartition("/")
+            return BadInput(schema.unknown(group or "config", name, cause.options))
+        if isinstance(cause, OmegaConfBaseException) and cause.full_key:
+            known = _about_key(cause, experiment, overrides, folders)
+            if known:
+                return BadInput(known)
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        lines = str(causes[-1]).partition("See https")[0].partition("Config search path")[0]
+        return BadInput("; ".join(line.strip() for line in lines.splitlines() if line.strip()))
+    return error
+
+
+def _about_key(
+    cause: Any, experiment: Experiment, overrides: Sequence[str], folders: Sequence[Path]
+) -> str:
+    from omegaconf.errors import ValidationError
+
+    name = str(cause.full_key)
+    known = composition.entries(experiment)
+    if name.startswith("hydra."):
+        return ""
+    if isinstance(cause, ValidationError):
+        given = _given(name, overrides)
+        below = ", ".join(key for key in known if key.startswith(f"{name}."))
+        allowed = known[name].allowed() if name in known else below
+        return f"{name} is {given}; allowed: {allowed}"
+    if name in known:
+        return ""
+    for typed, values in _chosen(overrides, folders):
+        meant = values.get(composition.FOR, experiment.name)
+        if meant != experiment.name:
+            return (
+                f"'{typed}' is for '{meant}', not for '{experiment.name}'; "
+                f"allowed: python experiments/{meant}.py {typed}"
+            )
+        if name in values:
+            keys = ", ".join(key for key in values if key != composition.FOR)
+            return (
+                f"'{typed}' sets the key '{name}', which '{experiment.name}' does not have; "
+                f"allowed: an experiment with the keys {keys}"
+            )
+    return unknown(name, experiment)
+
+
+def unknown(name: str, experiment: Experiment) -> str:
+    """The sentence for a key that is not known: its new name, or the nearest that is known."""
+    known = [*composition.entries(experiment), "scale"]
+    new = settings.RENAMED.get(name)
+    if new in known:
+        return f"key '{name}' is now called '{new}'; allowed: {new}=..."
+    node = name.partition(".")[0]
+    if node in settings.NODES:
+        return schema.unknown("key", name, [key for key in known if key.startswith(f"{node}.")])
+    return schema.unknown("key", name, {key.partition(".")[0] for key in known})
+
+
+def _given(name: str, overrides: Sequence[str]) -> str:
+    typed = [word.partition("=")[2] for word in overrides if word.partition("=")[0] == name]
+    return f"'{typed[-1]}'" if typed else "of another type in a config file"
+
+
+def _chosen(
+    overrides: Sequence[str], folders: Sequence[Path]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What was chosen of config groups, as typed, and the values that its file sets."""
+    for typed in overrides:
+        group, _, name = typed.lstrip("+").partition("=")
+        for folder in folders:
+            path = folder / group / f"{name}.yaml"
+            if path.is_file():
+                yield typed, composition.content(path)
+                break

@@ -1,0 +1,83 @@
+"""A claim gives the verdict that its numbers deserve, and fits agree with their closed forms."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gradlab.experiment import estimate
+from gradlab.experiment.claim import Claim
+
+
+def claim(measured: float, expected: float, tolerance: float = 0.0, relation: Any = "=") -> Claim:
+    return Claim("a sentence", measured, expected, {"a cause": tolerance}, "a source", relation)
+
+
+@pytest.mark.parametrize(
+    ("measured", "expected", "tolerance", "relation", "holds"),
+    [
+        (1.0, 1.0, 0.0, "=", True),
+        (1.25, 1.0, 0.25, "=", True),
+        (1.26, 1.0, 0.25, "=", False),
+        (0.74, 1.0, 0.25, "=", False),
+        (1.26, 1.0, 0.25, "<=", False),
+        (0.0, 1.0, 0.0, "<=", True),
+        (0.74, 1.0, 0.25, ">=", False),
+        (2.0, 1.0, 0.0, ">=", True),
+        (math.inf, math.inf, 0.0, "=", True),
+        (math.inf, -math.inf, 1.0, "=", False),
+        (math.inf, 1.0, 1.0, "=", False),
+        (-math.inf, 1.0, 0.0, "<=", True),
+        (math.inf, 1.0, 0.0, "<=", False),
+        (math.inf, 1.0, 0.0, ">=", True),
+        (1.0, math.inf, 0.0, "<=", True),
+        (math.nan, 1.0, 1.0, "=", False),
+        (math.nan, math.nan, 1.0, "=", False),
+        (math.nan, 1.0, 1.0, "<=", False),
+        (1.0, math.nan, 1.0, ">=", False),
+    ],
+)
+def test_a_claim_holds_exactly_where_its_relation_does(
+    measured: float, expected: float, tolerance: float, relation: str, holds: bool
+) -> None:
+    assert claim(measured, expected, tolerance, relation).holds is holds
+
+
+def test_causes_of_tolerance_add_up() -> None:
+    two = Claim("s", 1.3, 1.0, {"rounding": 0.2, "sampling": 0.125}, "source")
+    assert two.holds
+    assert not Claim("s", 1.3, 1.0, {"rounding": 0.2}, "source").holds
+
+
+@pytest.mark.parametrize("amount", [-1.0, math.nan])
+def test_a_tolerance_that_is_no_size_is_refused(amount: float) -> None:
+    with pytest.raises(ValueError, match="allowed: at least 0"):
+        claim(1.0, 1.0, amount)
+
+
+def test_a_record_is_strict_json_and_keeps_infinities_readable() -> None:
+    record = claim(math.inf, -math.inf).record()
+    assert (record["measured"], record["expected"]) == ("inf", "-inf")
+    assert record["verdict"] == "fails"
+
+
+def test_the_slope_and_its_error_agree_with_the_normal_equations() -> None:
+    rng = np.random.default_rng(0)
+    x = np.arange(50.0)
+    y = 3.0 * x + rng.normal(size=50)
+    design = np.stack([x, np.ones(50)], axis=1)
+    solution, residual, *_ = np.linalg.lstsq(design, y, rcond=None)
+    covariance = np.linalg.inv(design.T @ design) * residual / 48
+    fit = estimate.slope(x, y)
+    # Two ways to solve one well-conditioned least-squares problem: rounding of sums of 50 squares.
+    assert fit.value == pytest.approx(solution[0], rel=1e-12)
+    assert fit.error == pytest.approx(math.sqrt(covariance[0, 0]), rel=1e-10)
+
+
+def test_the_mean_has_the_error_that_its_draws_show() -> None:
+    draws = np.random.default_rng(0).normal(2.0, 3.0, size=(4000, 25))
+    found = estimate.mean(draws)
+    # 25 standard scores: their sum of squares is chi squared with 25 degrees of freedom.
+    chi_squared = np.sum(((found.value - 2.0) / found.error) ** 2)
+    assert 8.0 < chi_squared < 55.0  # the 1e-4 quantiles on both sides, roughly

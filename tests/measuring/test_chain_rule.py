@@ -1,0 +1,94 @@
+"""The literal path: every Jacobian, every product, in any range."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import gradlab as gl
+
+
+def tanh_chain(depth: int, width: int, sigma_w: float = 1.2) -> gl.chain.Chain:
+    phi = gl.activations.PHI["tanh"]
+    return gl.ensembles.gaussian(jax.random.key(1), depth, width, phi, sigma_w, 0.1)
+
+
+def test_it_is_the_derivative_of_the_whole_chain_and_of_every_beginning_of_it() -> None:
+    model, x = tanh_chain(7, 5), gl.ensembles.inputs(jax.random.key(2), 5, 1.0)
+    found = gl.chain_rule.products(model, x)
+    plain = gl.scaled.unscale(found.products).value
+
+    for k in (1, 4, 7):
+        begun = gl.chain.Chain(model.layer, jax.tree.map(lambda leaf, k=k: leaf[:k], model.params))
+        np.testing.assert_allclose(plain[k - 1], jax.jacrev(begun)(x), rtol=1e-12, atol=1e-14)
+
+
+def test_every_factor_is_the_jacobian_of_its_layer() -> None:
+    model, x = tanh_chain(6, 4), gl.ensembles.inputs(jax.random.key(2), 4, 1.0)
+    states = gl.chain.states(model, x)
+
+    for k, J in enumerate(gl.chain_rule.products(model, x).jacobians):
+        W = model.params.W[k]
+        np.testing.assert_allclose(J, (1 - states[k + 1] ** 2)[:, None] * W, rtol=1e-12, atol=1e-14)
+
+
+def test_it_has_the_bits_of_the_fast_path_where_layers_are_linear() -> None:
+    W = jax.random.normal(jax.random.key(3), (9, 4, 4))
+    model, x = gl.chain.linear(W), jnp.zeros(4)
+    literal = gl.chain_rule.products(model, x).products
+    fast = gl.jacobians.partial_products(model, x)[-1]
+
+    np.testing.assert_allclose(
+        gl.scaled.unscale(fast).value, gl.scaled.unscale(literal).value[-1], rtol=1e-13
+    )
+
+
+def test_a_product_that_no_float_can_hold_is_there_to_the_last_digit() -> None:
+    found = gl.chain_rule.products(gl.ensembles.scalar(1e-3, 5000), jnp.ones(1))
+
+    log = gl.scaled.log_magnitude(found.products)[:, 0, 0]
+    np.testing.assert_allclose(log, np.arange(1, 5001) * np.log(1e-3), rtol=1e-12)
+
+
+def test_widths_may_differ_and_layers_be_any_function() -> None:
+    W = jax.random.normal(jax.random.key(4), (3, 5))
+    layers = [lambda z: jnp.sin(W @ z), lambda z: jnp.concatenate([z, z**2])]
+    x = jnp.linspace(-1, 1, 5)
+    found = gl.chain_rule.products(layers, x)
+
+    assert [J.shape for J in found.jacobians] == [(3, 5), (6, 3)]
+    whole = jax.jacrev(lambda z: layers[1](layers[0](z)))(x)
+    np.testing.assert_allclose(gl.scaled.unscale(found.products[-1]).value, whole, rtol=1e-12)
+
+
+def test_the_gradient_in_every_state_is_what_a_loss_of_the_later_layers_has() -> None:
+    model, x = tanh_chain(6, 4), gl.ensembles.inputs(jax.random.key(2), 4, 1.0)
+    states = gl.chain.states(model, x)
+
+    def loss(z: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.sin(z))
+
+    found = gl.chain_rule.gradients(model, x, loss)
+    for layer in (1, 4, 6):
+        rest = jax.tree.map(lambda leaf, k=layer: leaf[k:], model.params)
+
+        def later(z: jax.Array, rest: object = rest, layer: int = layer) -> jax.Array:
+            return loss(gl.chain.Chain(model.layer, rest)(z) if layer < 6 else z)
+
+        np.testing.assert_allclose(found[layer - 1], jax.grad(later)(states[layer]), rtol=1e-12)
+
+
+def test_both_paths_to_the_gradient_agree_in_direction_and_size() -> None:
+    model, x = tanh_chain(30, 8), gl.ensembles.inputs(jax.random.key(2), 8, 1.0)
+    pair = [
+        path(model, x, lambda z: jnp.sum(z**3))
+        for path in (gl.chain_rule.gradients, gl.chain_rule.gradients_by_jax)
+    ]
+
+    np.testing.assert_allclose(
+        pair[0], pair[1], rtol=1e-10, atol=1e-14 * float(jnp.max(abs(pair[0])))
+    )
+    np.testing.assert_allclose(
+        jnp.log(jnp.linalg.norm(pair[0], axis=1)),
+        gl.jacobians.log_gradient_norms(model, x, lambda z: jnp.sum(z**3))[1:],
+        atol=1e-11,
+    )

@@ -1,0 +1,541 @@
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.linalg import hilbert
+from scipy.special import digamma, polygamma
+
+from gradlab.arithmetic import scaled
+from gradlab.arithmetic.scaled import Scaled
+from gradlab.measuring import jacobians, spectra
+from gradlab.measuring.product_svd import factorisation, factors, one_sided, thresholds, trial
+from gradlab.models import chain
+from tests import arbitrary
+
+WIDTH, DEPTH = 5, 40
+# One shape for all drawn cases, so that each of these is compiled once a dtype.
+SINGULAR_VALUES = jax.jit(spectra.singular_values, static_argnums=2)
+SVD = jax.jit(one_sided.svd)
+LOG_ABS_DET = jax.jit(jacobians.log_abs_det)
+
+
+def gaussian(rng: Any) -> Any:
+    return rng.normal(size=(DEPTH, WIDTH, WIDTH)) / WIDTH**0.5
+
+
+def tanh_jacobians(rng: Any, sigma_w: Any, depth: int = DEPTH, width: int = WIDTH) -> Any:
+    x, J = rng.normal(size=width), []
+    for W in sigma_w * rng.normal(size=(depth, width, width)) / width**0.5:
+        h = W @ x
+        x = np.tanh(h)
+        J.append(W / np.cosh(h)[:, None] ** 2)
+    return np.array(J)
+
+
+def grades(rng: Any, decades: Any) -> Any:
+    return 10.0 ** -np.linspace(0, decades, WIDTH)[rng.permutation(WIDTH)]
+
+
+def reversal(rng: Any) -> Any:
+    """A chain whose second half undoes what the first has done: 1e20 up, then 1e20 down."""
+    steps = np.diag(10.0 ** np.linspace(0, -1, WIDTH)[rng.permutation(WIDTH)])
+    return np.stack([steps] * (DEPTH // 2) + [steps[::-1, ::-1]] * (DEPTH // 2))
+
+
+def permuted(rng: Any) -> Any:
+    """Permutations whose rows are scaled by anything, so that directions overtake each other."""
+    rows = np.stack([np.eye(WIDTH)[rng.permutation(WIDTH)] for _ in range(DEPTH)])
+    return rows * 10.0 ** rng.uniform(-5, 5, (DEPTH, WIDTH, 1))
+
+
+def blocks(rng: Any) -> Any:
+    """Two blocks that do not meet, either of which may be the larger in any layer."""
+    matrices, part = gaussian(rng), np.arange(WIDTH) < 2
+    scale = 10.0 ** rng.uniform(-1, 1, (DEPTH, 2))
+    return (
+        matrices * (part[:, None] == part) * np.where(part, scale[:, :1], scale[:, 1:])[..., None]
+    )
+
+
+# Ensembles of which rounding may take no more than a few digits a layer: well conditioned once
+# their rows are scaled, or of a structure that elimination does not touch.
+ENSEMBLES = {
+    "gaussian": gaussian,
+    "saturated": lambda rng: tanh_jacobians(rng, 4.0),
+    "residual": lambda rng: np.eye(WIDTH) + 0.3 * gaussian(rng),
+    "orthogonal": lambda rng: 0.9 * np.linalg.qr(gaussian(rng))[0],
+    "row graded": lambda rng: grades(rng, 14)[:, None] * gaussian(rng),
+    "differently graded": lambda rng: np.stack(
+        [grades(rng, 14)[:, None] * W for W in gaussian(rng)]
+    ),
+    "upper triangular": lambda rng: np.triu(gaussian(rng), 1) + np.diag(np.arange(1.0, WIDTH + 1)),
+    "lower triangular": lambda rng: np.tril(gaussian(rng), -1) + np.diag(np.arange(1.0, WIDTH + 1)),
+    "mixed scales": lambda rng: gaussian(rng) * 10.0 ** rng.uniform(-12, 12, (DEPTH, 1, 1)),
+    "out of range": lambda rng: gaussian(rng) * 10.0 ** rng.uniform(-25, 25, (DEPTH, 1, 1)),
+    "reversal": reversal,
+    "permuted": permuted,
+    "blocks": blocks,
+    "shear": lambda _: np.stack([np.eye(WIDTH) + 2 * np.eye(WIDTH, k=1)] * DEPTH),
+    "opposite shears": lambda _: np.stack(
+        [np.eye(WIDTH) + 2 * np.eye(WIDTH, k=1 - 2 * (k % 2)) for k in range(DEPTH)]
+    ),
+}
+# Ensembles of layers that are nearly singular in themselves.
+NEARLY_SINGULAR = {
+    "hilbert": lambda _: np.stack([hilbert(WIDTH)] * DEPTH),
+    "vandermonde": lambda rng: np.stack([np.vander(rng.uniform(0.1, 1, WIDTH))] * DEPTH),
+    "column graded": lambda rng: gaussian(rng) * grades(rng, 4),
+    "graded on both sides": lambda rng: graded_on_both_sides(rng, 4),
+    "columns graded differently": lambda rng: np.stack(
+        [W * grades(rng, 10) for W in gaussian(rng)]
+    ),
+    "graded far on both sides": lambda rng: graded_on_both_sides(rng, 8),
+    "random upper triangular": lambda rng: 3 * np.triu(gaussian(rng)),
+    "random lower triangular": lambda rng: 3 * np.tril(gaussian(rng)),
+}
+
+
+def graded_on_both_sides(rng: Any, decades: Any) -> Any:
+    rows, columns = 10.0 ** rng.uniform(-decades, decades, (2, DEPTH, WIDTH))
+    return rows[:, :, None] * gaussian(rng) * columns[:, None, :]
+
+
+def far_behind(rng: Any) -> Any:
+    """Directions by turns up to 2^180 behind each other, by scales that layers do and undo."""
+    scales = 2.0 ** rng.uniform(-90, 90, (DEPTH + 1, WIDTH))
+    return scales[1:, :, None] * gaussian(rng) / scales[:-1, None, :]
+
+
+def spectrum(matrices: Any, dtype: Any, depths: Any = (DEPTH,)) -> Any:
+    matrices = jnp.asarray(matrices, dtype)
+    model = chain.linear(matrices)
+    return matrices, SINGULAR_VALUES(model, jnp.zeros(matrices.shape[-1], dtype), depths)
+
+
+def rounding(matrices: Any, dtype: Any, log: Any) -> Any:
+    """Each layer's rounding, magnified by how near to singular its scaled rows are, and ulps.
+
+    In float64 all layers in working precision may lose their budget.
+    """
+    matrices = np.asarray(matrices, float)
+    rows = matrices / np.abs(matrices).max(axis=2, keepdims=True)
+    conditions = np.linalg.norm(rows, 2, axis=(1, 2)) / np.linalg.norm(rows, -2, axis=(1, 2))
+    eps = float(jnp.finfo(dtype).eps)
+    budget = thresholds.ERROR_BUDGET if dtype == jnp.float64 else 0
+    return eps * (4 * WIDTH * conditions.sum() + 2 * np.abs(log)) + budget
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    name=st.sampled_from(sorted(ENSEMBLES)),
+    seed=st.integers(0, 2**32 - 1),
+    dtype=st.sampled_from([jnp.float32, jnp.float64]),
+)
+def test_every_singular_value_is_right_to_its_own_last_digits(
+    name: str, seed: int, dtype: Any
+) -> None:
+    matrices = ENSEMBLES[name](np.random.default_rng(seed))
+    matrices, result = spectrum(matrices, dtype)
+    exact = arbitrary.log_singular_values(matrices)
+    assert not result.lost.any()
+    assert (np.abs(result.log[0] - exact) <= rounding(matrices, dtype, exact)).all()
+
+
+@settings(max_examples=20, deadline=None)
+@given(name=st.sampled_from(sorted(NEARLY_SINGULAR)), seed=st.integers(0, 2**32 - 1))
+def test_layers_that_are_nearly_singular_cost_a_few_digits_and_not_all(
+    name: str, seed: int
+) -> None:
+    matrices, result = spectrum(NEARLY_SINGULAR[name](np.random.default_rng(seed)), jnp.float64)
+    exact = arbitrary.log_singular_values(matrices)
+    assert not result.lost.any()
+    # What layers in working precision may lose, and roundings of all layers, amplified by ratios
+    # that rise, by up to 2^12 before the chain is gone through with more digits.
+    bound = thresholds.ERROR_BUDGET + DEPTH * 2.2e-16 * (np.abs(exact) + 2**12)
+    assert (np.abs(result.log[0] - exact) <= bound).all()
+
+
+@pytest.mark.parametrize("seed", range(6, 10))
+def test_a_direction_may_be_any_number_of_powers_of_two_behind_and_come_first_again(
+    seed: int,
+) -> None:
+    matrices, result = spectrum(far_behind(np.random.default_rng(seed)), jnp.float64)
+    exact = arbitrary.log_singular_values(matrices)
+    # As for layers that are nearly singular.
+    bound = thresholds.ERROR_BUDGET + DEPTH * 2.2e-16 * (np.abs(exact) + 2**12)
+    assert (np.abs(result.log[0] - exact) <= bound).all()
+
+
+@pytest.mark.parametrize("behind", [70, 200, 500])
+def test_a_column_that_overtakes_one_far_ahead_of_it_takes_its_share_of_that_along(
+    behind: int,
+) -> None:
+    """`diag(1, 2^-e)`, and a layer that takes both columns to the same size."""
+    A = np.random.default_rng(0).normal(size=(2, 2))
+    matrices = [np.diag([1, 2.0**-behind]), A * np.array([2.0 ** (-behind - 3), 1])]
+    matrices, result = spectrum(matrices, jnp.float64, (2,))
+    exact = arbitrary.log_singular_values(matrices)
+    # Some roundings for each of two columns, magnified by the condition of A, and ulps.
+    bound = 2.3e-16 * (20 * np.linalg.cond(A) + 2 * np.abs(exact))
+    assert (np.abs(result.log[0] - exact) <= bound).all()
+
+
+def test_layers_of_condition_1e14_lose_nothing_over_300_layers() -> None:
+    rng = np.random.default_rng(0)
+    matrices = tanh_jacobians(rng, 5.0, depth=300, width=8)
+    assert np.median(np.linalg.cond(matrices)) > 1e6
+    assert np.linalg.cond(matrices).max() > 1e14
+    _, result = spectrum(matrices, jnp.float64, (300,))
+    exact = arbitrary.log_singular_values(matrices)
+    # The bar: rounding of 300 layers, and the ulp of logs of several thousand nats.
+    assert np.abs(result.log[0] - exact).max() < 1e-10
+
+
+def test_layers_that_each_lose_little_do_not_lose_much_together() -> None:
+    """Four hundred times the same layer, which working precision wrongs by 1e-12 each time."""
+    V = np.vander(np.random.default_rng(4).uniform(0.2, 1, WIDTH))
+    matrices = np.stack([3 * V / np.linalg.norm(V)] * 400)
+    x, now = jnp.zeros(WIDTH), factors.start(jnp.zeros(WIDTH))
+    for J in matrices[:9]:
+        found = trial.of_layer(chain.apply_linear, jnp.asarray(J), x, now)
+        now = trial.accepted(now, found)
+    assert thresholds.LAYER_BUDGET / 2 < found.error < thresholds.LAYER_BUDGET
+    _, result = spectrum(matrices, jnp.float64, (400,))
+    exact = arbitrary.log_singular_values(matrices)
+    # What all layers in working precision may lose together, and ulps of some thousand nats.
+    bound = thresholds.ERROR_BUDGET + 4.5e-16 * np.abs(exact)
+    assert (np.abs(result.log[0] - exact) <= bound).all()
+
+
+@pytest.mark.parametrize(
+    ("triangle", "width", "depth"), [(np.tril, 8, 30), (np.triu, 16, 30), (np.triu, 16, 100)]
+)
+def test_directions_that_catch_up_with_others_do_not_bring_old_roundings_along(
+    triangle: Any, width: int, depth: int
+) -> None:
+    """Random triangles, whose directions keep overtaking each other by many powers of ten."""
+    rng = np.random.default_rng(2)
+    matrices = jnp.asarray(triangle(3 * rng.normal(size=(depth, width, width)) / width**0.5))
+    got = spectrum(matrices, jnp.float64, (depth,))[1].log[0]
+    # Roundings of the diagonals and ulps of logs of some hundred nats, of all layers; with the
+    # digits of a dtype or half as many more, 100 layers would be wrong by 1e-3 or 1e-4.
+    assert np.abs(got - arbitrary.log_singular_values(matrices)).max() < depth * 2.2e-16 * 200
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("width", [16, 32])
+def test_the_rank_that_centring_takes_is_flagged_in_every_draw(width: int, dtype: Any) -> None:
+    """Columns with their mean taken off, each entry of which is rounded more than once."""
+    rng = np.random.default_rng(width)
+    for _ in range(40):
+        matrices = jnp.asarray(rng.normal(size=(6, width, width)) / width**0.5, dtype)
+        layer = int(rng.integers(6))
+        matrices = matrices.at[layer].add(-matrices[layer].mean(axis=0))
+        _, result = spectrum(matrices, dtype, (6,))
+        np.testing.assert_array_equal(result.lost[0], np.arange(width) == width - 1)
+
+
+def test_a_direction_that_is_lost_leaves_the_others_right() -> None:
+    """Triangles in float32, and the rank that centring takes from one layer half way."""
+    rng = np.random.default_rng(1)
+    matrices = 3 * np.triu(rng.normal(size=(30, 16, 16))) / 4
+    matrices[15] -= matrices[15].mean(axis=0)
+    matrices, result = spectrum(matrices, jnp.float32, (30,))
+    np.testing.assert_array_equal(result.lost[0], np.arange(16) == 15)
+    exact = arbitrary.log_singular_values(matrices)
+    # Some ulps of 60 nats. Without more digits for all layers, 0.07.
+    assert np.abs(result.log[0] - exact)[:-1].max() < 1e-4
+
+
+@pytest.mark.parametrize(("width", "depth", "seed"), [(32, 100, 0), (64, 50, 2)])
+def test_nothing_is_lost_in_wide_gaussian_chains(
+    width: int, depth: int, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many pivots a layer has, and all in double words: a layer may lose little."""
+    matrices = np.random.default_rng(seed).normal(size=(depth, width, width)) / width**0.5
+    matrices, result = spectrum(matrices, jnp.float32, (depth,))
+    exact = spectrum(matrices, jnp.float64, (depth,))[1].log
+    monkeypatch.setattr(
+        factorisation,
+        "_level_needed",
+        lambda _: jnp.asarray(thresholds.DOUBLED, jnp.int32),
+    )
+    doubled = spectra.singular_values(chain.linear(matrices), jnp.ones(width, "f4"), (depth,))
+    for found in (result, doubled):
+        assert not found.lost.any()
+        # Float32 against float64: a rounding a layer beside a U of condition 1e4 at most.
+        assert np.abs(found.log - exact).max() < 5e-4
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(jnp.float64, 1e-13), (jnp.float32, 5e-5)])
+def test_a_second_half_that_undoes_the_first_leaves_what_the_exact_product_does(
+    dtype: Any, bound: Any
+) -> None:
+    """Forty Gaussian layers and their inverses, in the opposite order."""
+    there = np.random.default_rng(0).normal(size=(40, WIDTH, WIDTH)) / WIDTH**0.5
+    matrices, result = spectrum(np.concatenate([there, np.linalg.inv(there)[::-1]]), dtype, (80,))
+    exact = arbitrary.log_singular_values(matrices)
+    # Roundings of 80 layers; without more digits, some 1e-8 (float32: 1e-2).
+    assert np.abs(result.log[0] - exact).max() < bound
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(jnp.float64, 1e-13), (jnp.float32, 1e-5)])
+def test_what_rounding_puts_beside_a_few_directions_does_not_come_back(
+    dtype: Any, bound: Any
+) -> None:
+    """Three inputs to eight units, thirty layers and their inverses, which magnify by 1e20."""
+    rng = np.random.default_rng(0)
+    there = rng.normal(size=(30, 8, 8)) / 8**0.5
+    matrices = jnp.asarray(np.concatenate([there, np.linalg.inv(there)[::-1]]), dtype)
+    first = jnp.asarray(rng.normal(size=(8, 3)), dtype)
+    got = SINGULAR_VALUES([*chain.linear([first]), chain.linear(matrices)], first[0], (61,))
+    exact = arbitrary.log_singular_values([first, *matrices])[:3]
+    # Some ulps of a few nats; without more digits for that, 0.4 in float64 too.
+    assert np.abs(got.log[0] - exact).max() < bound
+
+
+@pytest.mark.parametrize("seed", [533, 537, 555])
+def test_a_direction_that_is_gone_takes_no_other_along(seed: int) -> None:
+    """Sparse layers, singular by their zeros, which leave one direction of three."""
+    rng = np.random.default_rng(seed)
+    matrices = rng.normal(size=(20, 3, 3)) * (rng.uniform(size=(20, 3, 3)) < 0.6)
+    _, result = spectrum(matrices, jnp.float64, (20,))
+    norm = np.log(np.linalg.norm(np.linalg.multi_dot(matrices[::-1])))
+    # Rounding of twenty layers; of the other directions, at most what is far below remains.
+    assert abs(result.log[0, 0] - norm) < 1e-12
+    assert not (result.log[0, 1:] > norm - 30).any()
+
+
+@pytest.mark.parametrize(
+    ("seed", "dtype"),
+    [
+        *((seed, jnp.float64) for seed in (2034, 2131, 2343, 2381, 900358)),
+        (905940, jnp.float32),
+    ],
+)
+def test_no_direction_is_made_of_the_rounding_of_rows_in_proportion(seed: int, dtype: Any) -> None:
+    """Sparse layers, one of which leaves rows in proportion, of which the next makes one."""
+    rng = np.random.default_rng(seed)
+    matrices = rng.normal(size=(20, 3, 3)) * (rng.uniform(size=(20, 3, 3)) < 0.6)
+    _, result = spectrum(matrices, dtype, (20,))
+    # By exact fractions the rank is 1.
+    np.testing.assert_array_equal(np.isfinite(result.log[0]), [True, False, False])
+
+
+def test_the_rank_that_layers_lose_together_is_flagged() -> None:
+    """Integers: layer 4 has rank 2, and leaves what layer 10, of rank 2 too, makes one of.
+
+    No entry of layer 10 is rounded, nor would it matter: the directions before it are.
+    """
+    matrices = np.random.default_rng(100).integers(-2, 3, size=(20, 3, 3)).astype(float)
+    ranks = [np.linalg.matrix_rank(matrices[k]) for k in (3, 9)]
+    assert ranks == [2, 2]
+    product = np.linalg.multi_dot(matrices[9::-1])  # of whole numbers below 2^53: exact
+    assert np.linalg.matrix_rank(product) == 1
+    _, result = spectrum(matrices, jnp.float64, (9, 10, 20))
+    np.testing.assert_array_equal(np.isfinite(result.log), [[1, 1, 0], [1, 0, 0], [1, 0, 0]])
+    np.testing.assert_array_equal(result.lost, [[0, 0, 0], [0, 1, 0], [0, 1, 0]])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "bar"), [(jnp.float64, 1e-10), (jnp.float32, 1e-2)])
+def test_ten_thousand_tanh_layers_keep_all_their_singular_values(dtype: Any, bar: Any) -> None:
+    rng = np.random.default_rng(0)
+    matrices = jnp.asarray(tanh_jacobians(rng, 1.2, depth=10_000, width=8), dtype)
+    _, result = spectrum(matrices, dtype, (10_000,))
+    exact = arbitrary.log_singular_values(matrices, bits=60_000)
+    # Rounding of 10^4 layers, magnified by directions that fall behind and catch up, and the ulp
+    # of 17000 nats (4e-12, 2e-3).
+    assert np.abs(result.log[0] - exact).max() < bar
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_the_logs_sum_to_the_log_determinant_at_every_depth(dtype: Any) -> None:
+    matrices, result = spectrum(gaussian(np.random.default_rng(1)), dtype, tuple(range(1, 41)))
+    expected = LOG_ABS_DET(chain.linear(matrices), jnp.zeros(WIDTH, dtype))
+    # Rounding of 40 layers of condition up to 1e3.
+    np.testing.assert_allclose(
+        result.log.sum(axis=1), expected, rtol=0, atol=4e4 * scaled.eps(dtype)
+    )
+
+
+def test_the_depths_asked_for_are_those_of_the_shorter_products() -> None:
+    matrices, result = spectrum(gaussian(np.random.default_rng(2)), jnp.float64, (1, 7, 40))
+    for depth, log in zip((1, 7, 40), result.log, strict=True):
+        exact = arbitrary.log_singular_values(matrices[:depth])
+        assert (np.abs(log - exact) <= rounding(matrices, jnp.float64, exact)).all()
+
+
+def test_a_dead_unit_gives_exact_zeros_and_is_not_called_lost() -> None:
+    matrices = gaussian(np.random.default_rng(3))
+    matrices[10, 2] = 0
+    matrices[25, 4] = 0
+    matrices, result = spectrum(matrices, jnp.float64)
+    exact = arbitrary.log_singular_values(matrices, bits=2000)
+    assert not result.lost.any()
+    assert result.log[0, -1] == -np.inf
+    np.testing.assert_allclose(
+        result.log[0, :-1][exact[:-1] > -500], exact[exact > -500][:4], atol=1e-11
+    )
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), dtype=st.sampled_from([jnp.float32, jnp.float64]))
+def test_a_chain_whose_units_die_at_random_keeps_as_many_directions_as_the_fewest_left(
+    seed: int, dtype: Any
+) -> None:
+    """Three of eight units in every layer at most, others each time, as relu leaves them."""
+    rng = np.random.default_rng(seed)
+    is_alive = rng.permuted(np.tile(np.arange(8) < 5, (30, 1)), axis=1)
+    is_alive[:-1] |= rng.uniform(size=(29, 8)) < 0.2
+    matrices = rng.normal(size=(30, 8, 8)) * is_alive[:, :, None]
+    matrices, result = spectrum(matrices, dtype, (30,))
+    assert not result.lost.any()
+    np.testing.assert_array_equal(np.isfinite(result.log[0]), np.arange(8) < 5)
+    exact = arbitrary.log_singular_values([*matrices[:-1], matrices[-1, is_alive[-1]]])
+    # Roundings of 30 layers, the worst of conditions of a thousand, and ulps of some ten nats.
+    assert np.abs(result.log[0, :5] - exact).max() < 1e4 * scaled.eps(dtype)
+
+
+REPEATS = {
+    "two equal rows": lambda J: np.vstack([J[:4], J[:1]]),
+    "a row that is the sum of two": lambda J: np.vstack([J[:4], J[0] + J[1]]),
+    "two equal columns": lambda J: np.hstack([J[:, :4], J[:, :1]]),
+    "rank one": lambda J: np.outer(J[0], J[1]),
+}
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("name", REPEATS)
+def test_a_rank_lost_without_a_dead_unit_is_flagged(name: str, dtype: Any) -> None:
+    matrices = np.array(gaussian(np.random.default_rng(4)))
+    matrices[20] = REPEATS[name](matrices[20])
+    rank = np.linalg.matrix_rank(matrices[20])
+    matrices, result = spectrum(matrices, dtype)
+    np.testing.assert_array_equal(result.lost[0], np.arange(WIDTH) >= rank)
+    np.testing.assert_array_equal(np.isnan(result.log[0]), result.lost[0])
+    exact = arbitrary.log_singular_values(matrices, bits=4000)
+    known = np.abs(result.log[0] - exact)[:rank]
+    assert (known <= rounding(np.delete(matrices, 20, 0), dtype, exact[:rank])).all()
+
+
+def test_a_chain_that_has_been_narrow_has_that_many_singular_values() -> None:
+    rng = np.random.default_rng(5)
+    sizes = [(6, 5), (3, 6), (7, 3), (5, 7)]
+    matrices = [jnp.asarray(rng.normal(size=size)) for size in sizes]
+    result = SINGULAR_VALUES(chain.linear(matrices), jnp.zeros(5), (1, 4))
+    assert np.isfinite(result.log[0]).all()
+    np.testing.assert_array_equal(np.isneginf(result.log[1]), np.arange(5) >= 3)
+    exact = arbitrary.log_singular_values(matrices)
+    np.testing.assert_allclose(result.log[1, :3], exact[:3], rtol=0, atol=1e-13)  # four layers
+
+
+def test_every_singular_value_of_many_chains_at_once_is_that_of_each_alone() -> None:
+    matrices = jnp.asarray(np.stack([ENSEMBLES[n](np.random.default_rng(0)) for n in ENSEMBLES]))
+
+    def of_each(m: Any) -> Any:
+        return spectra.log_singular_values(chain.linear(m), jnp.zeros(WIDTH), (DEPTH,))
+
+    together = jax.jit(jax.vmap(of_each))(matrices)
+    for log, m in zip(together, matrices, strict=True):
+        # The same operations in other kernels: a few roundings a layer of condition up to 1e3.
+        np.testing.assert_allclose(log, jax.jit(of_each)(m), rtol=1e-13, atol=1e-10)
+
+
+@pytest.mark.parametrize("bad", [jnp.inf, jnp.nan])
+def test_an_infinite_or_undefined_layer_is_seen_in_every_singular_value(bad: Any) -> None:
+    layers = [chain.apply_linear, lambda _, z: z.at[0].multiply(bad)]
+    model = [chain.Chain(f, jnp.eye(3)[None]) for f in layers]
+    assert np.isnan(spectra.log_singular_values(model, jnp.ones(3), (2,))).all()
+
+
+def test_singular_vectors_reassemble_the_product() -> None:
+    rng = np.random.default_rng(6)
+    for sizes in ([(4, 4)] * 3, [(6, 5), (3, 6), (7, 3)]):
+        matrices = [jnp.asarray(rng.normal(size=size)) for size in sizes]
+        model, x = chain.linear(matrices), jnp.zeros(sizes[0][1])
+        side = jax.jit(spectra.singular_vectors)(model, x)
+        product = np.linalg.multi_dot(matrices[::-1])
+        values = scaled.unscale(side.singular_values).value
+        rank = len(values)
+        # A few roundings, normwise.
+        close: dict[str, Any] = {"rtol": 0, "atol": 1e-13 * np.linalg.norm(product)}
+        np.testing.assert_allclose(side.left * values[None, :] @ side.right.T, product, **close)
+        np.testing.assert_allclose(side.left.T @ side.left, np.eye(rank), rtol=0, atol=1e-14)
+        np.testing.assert_allclose(side.right.T @ side.right, np.eye(rank), rtol=0, atol=1e-14)
+
+
+def test_lyapunov_exponents_of_gaussian_products_are_newmans() -> None:
+    """Newman 1986: lambda_k = (log(2/N) + psi((N - k + 1)/2))/2, with independent increments."""
+    depth, width = 20_000, 4
+    matrices = jax.random.normal(jax.random.key(0), (depth, width, width)) / width**0.5
+    run = jax.jit(lambda m: spectra.lyapunov_exponents(m, jnp.zeros(width), 0, 100))
+    values, errors = run(chain.linear(matrices))
+    halves = (width - np.arange(width)) / 2
+    exact = (np.log(2 / width) + digamma(halves)) / 2
+    deviation = np.sqrt(polygamma(1, halves) / 4 / depth)
+    # Sampling: chi² of 4 exponents is below 23.5 with probability 1 - 1e-4.
+    assert np.sum(((values - exact) / deviation) ** 2) < 23.5
+    # 100 batches estimate a standard error to 7 %; four of those.
+    np.testing.assert_allclose(errors, deviation, rtol=0.3)
+
+
+def test_lyapunov_exponents_are_not_the_singular_values_of_the_finite_product() -> None:
+    matrices, result = spectrum(gaussian(np.random.default_rng(7)), jnp.float64)
+    forward = jax.jit(spectra.log_growth)(chain.linear(matrices), jnp.zeros(WIDTH)).sum(axis=0)
+    difference = np.abs(forward - result.log[0])
+    assert difference.max() > 0.05
+    np.testing.assert_allclose(forward.sum(), result.log[0].sum(), atol=1e-10)  # log|det|, rounding
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), spread=st.sampled_from([0, 3, 5000]))
+def test_jacobi_is_right_for_columns_of_any_scale(seed: int, spread: Any) -> None:
+    rng = np.random.default_rng(seed)
+    Y = rng.normal(size=(7, WIDTH))
+    e = np.sort(rng.integers(-spread, spread + 1, size=WIDTH))[rng.permutation(WIDTH)]
+    side = SVD(Scaled(jnp.asarray(Y), jnp.asarray(e, jnp.int32)[None]))
+    exact = arbitrary.log_singular_values([Y], bits=25_000, exponents=e)
+    # A few roundings for each of five columns, magnified by the condition of Y, and ulps.
+    bound = 2.3e-16 * (20 * np.linalg.cond(Y) + 2 * np.abs(exact))
+    assert (np.abs(scaled.log_magnitude(side.singular_values) - exact) <= bound).all()
+
+
+@pytest.mark.parametrize("spread", [0, 200])
+@pytest.mark.parametrize(("num_rows", "num_columns"), [(1, 1), (4, 1), (2, 2), (9, 8), (13, 13)])
+def test_values_are_the_same_with_and_without_vectors(
+    num_rows: Any, num_columns: Any, spread: Any
+) -> None:
+    rng = np.random.default_rng(num_columns)
+    Y = rng.normal(size=(num_rows, num_columns))
+    e = rng.integers(-spread, 1, size=num_columns)
+    X = Scaled(jnp.asarray(Y), jnp.asarray(e, jnp.int32)[None])
+    both, alone = SVD(X), scaled.log_magnitude(jax.jit(one_sided.singular_values)(X))
+    values = np.asarray(scaled.log_magnitude(both.singular_values))
+    # A few roundings a column, magnified by the condition of Y, and the ulp of the log.
+    rounding = 2.3e-16 * 20 * num_columns * np.linalg.cond(Y)
+    assert (np.abs(alone - values) <= rounding + 2.3e-16 * np.abs(values)).all()
+    for vectors in (np.asarray(both.left), np.asarray(both.right)):
+        gram = vectors.T @ vectors
+        np.testing.assert_allclose(gram, np.eye(num_columns), rtol=0, atol=5e-15 * num_columns)
+    product = (np.asarray(both.left) * np.exp(values)) @ np.asarray(both.right).T
+    # Beside the largest entry: vectors are right as vectors, not entry by entry.
+    np.testing.assert_allclose(product, Y * 2.0**e, rtol=0, atol=rounding * np.abs(Y).max())
+
+
+@pytest.mark.parametrize("depths", [(), (0, 3), (3, 2), (2, 2), (1, 41)])
+def test_depths_that_are_not_there_are_refused(depths: Any) -> None:
+    with pytest.raises(ValueError, match="depths must be ascending whole numbers from 1 to 40"):
+        spectra.singular_values(chain.linear(jnp.ones((40, 2, 2))), jnp.zeros(2), depths)
+
+
+def test_lyapunov_exponents_are_refused_where_they_make_no_sense() -> None:
+    matrices = [jnp.ones((3, 2)), jnp.ones((2, 3))]
+    with pytest.raises(ValueError, match="keeps its width"):
+        spectra.lyapunov_exponents(chain.linear(matrices[:1]), jnp.zeros(2), 0, 2)
+    with pytest.raises(ValueError, match="num_batches is 9; allowed are 2 to 3"):
+        spectra.lyapunov_exponents(chain.linear(jnp.ones((4, 2, 2))), jnp.zeros(2), 1, 9)

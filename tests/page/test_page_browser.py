@@ -1,0 +1,508 @@
+"""The pages in a real browser: opened from disk, with the network refused, and driven by hand.
+
+What is drawn is offered by a made-up experiment, `page/experiments/every_place.py`, so that the
+real ones come and go freely. Times are medians, and the limits are those that a reader notices.
+"""
+
+import json
+import math
+import re
+import shutil
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import jax
+import numpy as np
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Page, Route, sync_playwright
+
+from gradlab.experiment import dataset, lesson, loading
+from gradlab.page import build
+
+CHECKS = Path(__file__).parent
+FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+)
+DESK, PHONE = {"width": 1280, "height": 900}, {"width": 375, "height": 740}
+NAME = "every_place"
+SIGMA_W = (0.5, 0.8, 1.0, 1.2, 1.5, 1.8, 2.0, 2.2, 2.5)
+
+
+@pytest.fixture(scope="module")
+def experiment() -> loading.Experiment:
+    return loading.load(CHECKS / "experiments" / f"{NAME}.py")
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory, experiment: loading.Experiment) -> Path:
+    """Both pages over a run of the made-up experiment."""
+    folder = tmp_path_factory.mktemp("results")
+    with jax.numpy_rank_promotion("allow"):  # as in a run
+        data = loading.measure(experiment, experiment.module.Config(sigma_w=SIGMA_W), 0)
+    (folder / NAME).mkdir()
+    dataset.write(folder / NAME / "data.nc", data)
+    claims = [claim.record() for claim in loading.judge(experiment, data)]
+    dataset.write_json(folder / NAME / "claims.json", claims)
+    record = {"command": f"python experiments/{NAME}.py", "config": {"sigma_w": SIGMA_W}}
+    dataset.write_json(folder / NAME / "run.json", record)
+    (folder / NAME / "figure.svg").write_text('<svg viewBox="0 0 9 4"><path d="M 0 0"/></svg>')
+    (folder / NAME / "caption.md").write_text("A caption.")
+    build.pages(CHECKS, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    found = shutil.which("chromium") or shutil.which("chromium-browser")
+    assert found, "these tests need Debian's chromium: apt-get install chromium"
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=found, args=list(FLAGS))
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def visit(browser: Browser, results: Path) -> Iterator[Callable[..., Page]]:
+    """Opens a page; at the end nothing may have been said on the console or asked of a network."""
+    contexts: list[BrowserContext] = []
+    complaints: list[str] = []
+
+    def refuse(route: Route) -> None:
+        if not route.request.url.startswith(("file:", "data:")):
+            complaints.append(f"asked for {route.request.url}")
+            route.abort()
+        else:
+            route.continue_()
+
+    def opened(
+        name: str = "index", state: str = "", folder: Path = results, **options: Any
+    ) -> Page:
+        context = browser.new_context(**{"viewport": DESK, "offline": True, **options})
+        contexts.append(context)
+        context.route("**/*", refuse)
+        page = context.new_page()
+        page.on("console", lambda message: complaints.append(f"console: {message.text}"))
+        page.on("pageerror", lambda error: complaints.append(f"error: {error}"))
+        page.goto((folder / f"{name}.html").as_uri() + state)
+        if options.get("java_script_enabled", True):
+            page.locator("html[data-ready]").wait_for(state="attached")
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+@pytest.fixture(scope="module")
+def given(results: Path, experiment: loading.Experiment) -> Callable[[str], dict[str, Any]]:
+    """What a figure is given, its arrays unpacked."""
+    data = dataset.read(results / NAME / "data.nc")
+
+    def payload(name: str) -> dict[str, Any]:
+        return {
+            key: lesson.unpacked(value) if isinstance(value, dict) and "base64" in value else value
+            for key, value in experiment.module.LESSON.figures[name](data).items()
+        }
+
+    return payload
+
+
+@pytest.fixture(scope="module")
+def chain(given: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
+    return given("chain")
+
+
+READ = """(name) => {
+  const figure = document.querySelector(`[data-figure=${name}]`);
+  const all = (selector, pair) =>
+    Object.fromEntries([...figure.querySelectorAll(selector)].map(pair));
+  return {
+    ...all("[data-out]", (e) => [e.dataset.out, e.textContent]),
+    ...all("input[type=range]", (e) => [`at ${e.name}`, e.value]),
+    ...all("input[type=range]", (e) => [`said ${e.name}`, e.getAttribute("aria-valuetext")]),
+    line: figure.querySelector("path[data-line]").getAttribute("d"),
+  };
+}"""
+
+
+def read(page: Page, figure: str) -> dict[str, str]:
+    """All that a figure shows, by name: read-outs, sliders, what they say, and its line."""
+    found = page.evaluate(READ, figure)
+    return {name: text.replace("−", "-").replace("\u202f", "") for name, text in found.items()}
+
+
+def until(happens: Callable[[], bool]) -> None:
+    for _ in range(100):
+        if happens():
+            return
+        time.sleep(0.05)
+    raise AssertionError("it did not happen within 5 seconds")
+
+
+def box_of(page: Page, selector: str) -> dict[str, float]:
+    place = page.locator(selector).first
+    place.scroll_into_view_if_needed()
+    box = place.bounding_box()
+    assert box
+    return cast(dict[str, float], box)
+
+
+def number(text: str) -> tuple[float, float]:
+    """A number as shown, and half a unit of its last digit; a power of ten as its log10."""
+    digits = {raised: str(i) for i, raised in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")} | {"⁻": "-"}
+    mantissa, _, power = text.partition(" × 10")
+    exponent = int("".join(digits[c] for c in power) or 0)
+    half = 0.5 * 10.0 ** -len(mantissa.partition(".")[2])
+    return math.log10(float(mantissa)) + exponent, half / float(mantissa) / math.log(10)
+
+
+def check_chain(page: Page, chain: dict[str, Any]) -> tuple[float, str]:
+    """The w and the line shown, after the numbers were held against the dataset."""
+    now = read(page, "chain")
+    i, j = int(now["at w"]), int(now["at L"])
+    w, log10 = float(chain["w"][i]), float(chain["log10"][i, j])
+    assert now["w"] == now["w-again"] == f"{w:.3f}"
+    assert now["L"] == now["L-again"] == f"{chain['layer'][j]}"
+    assert now["log10"] == f"{log10:.4f}"
+    value, half = number(now["magnitude"])
+    # A rounding of 1 ulp of log10 comes on top of the digits that are shown.
+    assert abs(value - log10) <= half * (1 + 1e-6) + 1e-12
+    edge = "knife edge" if w == 1 else "vanishing" if w < 1 else "exploding"
+    assert now["regime"] == edge
+    assert now["said w"] == f"w = {w:.3f}, {edge}"
+    return w, now["line"]
+
+
+# ---- the first figure, by every kind of hand
+
+
+def test_the_mouse_drags_w_through_one_and_every_step_moves_the_line(
+    visit: Callable[..., Page], chain: dict[str, Any]
+) -> None:
+    page = visit()
+    box = box_of(page, "#chain-w")
+    middle = box["y"] + box["height"] / 2
+    page.mouse.move(box["x"] + 9, middle)
+    page.mouse.down()
+    seen: dict[float, str] = {}
+    for part in np.linspace(0, 1, 121):
+        page.mouse.move(box["x"] + 9 + part * (box["width"] - 18), middle)
+        w, line = check_chain(page, chain)
+        assert seen.setdefault(w, line) == line
+    page.mouse.up()
+    assert (min(seen), max(seen)) == (0.5, 1.5)
+    assert len(set(seen.values())) == len(seen) > 90
+
+
+def test_the_keyboard_walks_w_from_end_to_end(
+    visit: Callable[..., Page], chain: dict[str, Any]
+) -> None:
+    page = visit()
+
+    def press(key: str) -> tuple[float, str]:
+        page.keyboard.press(key)
+        return check_chain(page, chain)
+
+    page.locator("#chain-w").focus()
+    steps = [press("Home"), *(press("ArrowRight") for _ in chain["w"][1:])]
+    assert [w for w, _ in steps] == chain["w"].tolist()
+    assert len({line for _, line in steps}) == len(chain["w"])
+    assert press("Home") == steps[0]
+    assert press("End") == steps[-1]
+    assert press("ArrowLeft") == steps[-2]
+
+
+def test_a_finger_drags_w(visit: Callable[..., Page], chain: dict[str, Any]) -> None:
+    page = visit(viewport=PHONE, has_touch=True, is_mobile=True)
+    box = box_of(page, "#chain-w")
+    touch = page.context.new_cdp_session(page)
+
+    def point(kind: str, part: float | None = None) -> None:
+        x, y = box["x"] + 8 + (part or 0) * (box["width"] - 16), box["y"] + box["height"] / 2
+        points = [{"x": x, "y": y}] if part is not None else []
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    start = int(page.locator("#chain-w").input_value()) / (len(chain["w"]) - 1)
+    point("touchStart", start)
+    seen: dict[float, str] = {}
+    for part in [*np.linspace(start, 0, 31), *np.linspace(0, 1, 61)]:
+        point("touchMove", part)
+        w, line = check_chain(page, chain)
+        assert seen.setdefault(w, line) == line
+    point("touchEnd")
+    assert (min(seen), max(seen)) == (0.5, 1.5)
+    assert len(set(seen.values())) == len(seen) > 50
+
+
+def test_the_line_can_be_read_by_pointing_at_it(
+    visit: Callable[..., Page], chain: dict[str, Any]
+) -> None:
+    page = visit()
+    box = box_of(page, "[data-figure=chain] .place svg")
+    page.mouse.move(box["x"] + 100, box["y"] + 200)
+    page.mouse.down()
+    depths = []
+    for x in np.linspace(100, box["width"] - 20, 12):
+        page.mouse.move(box["x"] + x, box["y"] + 200)
+        check_chain(page, chain)
+        depths.append(int(read(page, "chain")["L"]))
+    page.mouse.up()
+    assert depths == sorted(set(depths))
+
+
+def test_the_table_of_formats_is_the_datasets(
+    visit: Callable[..., Page], given: Callable[[str], dict[str, Any]]
+) -> None:
+    now, ends = read(visit(state="#w=0.6"), "chain"), given("format ends")
+    i = int(np.argmin(abs(ends["w"] - 0.6)))
+    for f in range(len(ends["formats"])):
+        for kind in ("zero", "infinite", "wrong"):
+            depth = float(ends[f"first_{kind}"][f, i])
+            expected = f"{depth:.0f}" if math.isfinite(depth) else "never"
+            assert now[f"{kind}-{f}"] == expected
+
+
+# ---- the other figures
+
+
+def test_the_network_figure_shows_the_datasets_numbers(
+    visit: Callable[..., Page], given: Callable[[str], dict[str, Any]]
+) -> None:
+    data = given("network")
+    page = visit()
+    lines = set()
+    for a, name in enumerate(data["activations"]):
+        page.locator(f"[data-figure=network] input[value={name}]").check()
+        page.locator("#network-sigma_w").focus()
+        page.keyboard.press("Home")
+        for i, sigma_w in enumerate(data["sigma_w"]):
+            now = read(page, "network")
+            j = int(now["at back"])
+            assert now["sigma_w"] == f"{sigma_w:.2f}"
+            assert now["chi"] == f"{data['chi_1'][a, i]:.4f}"
+            for k in range(len(data["kinds"])):
+                for part in ("median", "low", "high"):
+                    # Shown to two decimals.
+                    off = float(now[f"{part}-{k}"]) - data[part][a, k, i, j]
+                    assert abs(off) <= 0.005 + 1e-9
+            lines.add(now["line"])
+            page.keyboard.press("ArrowRight")
+    assert len(lines) == len(data["activations"]) * len(data["sigma_w"])
+
+
+def test_the_clipping_figure_shows_the_datasets_numbers(
+    visit: Callable[..., Page], given: Callable[[str], dict[str, Any]]
+) -> None:
+    data = given("clipping")
+    page = visit()
+    page.locator("#clipping-tau").focus()
+    page.keyboard.press("Home")
+    for i, tau in enumerate(data["tau"]):
+        now = read(page, "clipping")
+        j = int(now["at step"])
+        for name, variable in (
+            *(("gradient", "gradient_norm"), ("clipped", "clipped_norm")),
+            *(("moved", "step_size"), ("loss", "loss")),
+        ):
+            assert float(now[name]) == float(f"{data[variable][i, j]:.4g}")
+        fired = int((data["gradient_norm"][i] > tau).sum())
+        assert now["fired"] == f"{fired} of {data['num_steps']}"
+        clipped = data["gradient_norm"][i, j] > tau
+        assert now["regime"] == ("clipped" if clipped else "untouched")
+        page.keyboard.press("ArrowRight")
+    assert read(page, "clipping")["tau"] == "∞, no clipping"
+
+
+@pytest.mark.parametrize("name", ["index", "lesson"])
+def test_the_figures_of_the_published_results_come_alive(
+    visit: Callable[..., Page], name: str, project: Path, tmp_path: Path
+) -> None:
+    for folder in (project / "results").glob("*/"):
+        (tmp_path / folder.name).symlink_to(folder)
+    build.pages(project, tmp_path)
+    page = visit(name, folder=tmp_path)
+    assert page.locator("[data-figure]").count() == page.locator("script[id^=data-]").count()
+    assert page.locator("[data-figure]:not(.alive)").count() == 0
+
+
+# ---- the address
+
+
+@pytest.mark.parametrize("name", ["index", "lesson"])
+def test_an_address_opens_a_figure_as_it_was(
+    visit: Callable[..., Page], name: str, chain: dict[str, Any]
+) -> None:
+    page = visit(name, "#w=1.1&L=20&sigma_w=1.5&activation=linear&tau=inf")
+    assert check_chain(page, chain)[0] == chain["w"][60]
+    assert read(page, "chain")["L"] == "20"
+    assert read(page, "network")["sigma_w"] == "1.50"
+    assert page.locator("[data-figure=network] input[value=linear]").is_checked()
+    assert read(page, "clipping")["tau"] == "∞, no clipping"
+    assert page.evaluate("scrollY") > 0
+
+
+def test_a_moved_slider_is_in_the_address_and_an_edited_address_moves_the_slider(
+    visit: Callable[..., Page], chain: dict[str, Any]
+) -> None:
+    page = visit()
+    page.locator("#chain-w").focus()
+    page.keyboard.press("End")
+    until(lambda: "w=1.5" in page.evaluate("location.hash"))
+    page.evaluate("location.hash = 'w=0.7'")
+    until(lambda: page.locator("#chain-w").input_value() == "20")
+    assert check_chain(page, chain)[0] == chain["w"][20]
+
+
+@pytest.mark.parametrize(
+    "state", ["#w=nonsense", "#w=", f"#{NAME}", "#view=7&L=-3&tau=x&activation=%3Cscript%3E"]
+)
+def test_an_address_that_makes_no_sense_does_no_harm(
+    visit: Callable[..., Page], state: str, chain: dict[str, Any]
+) -> None:
+    check_chain(visit(state=state), chain)
+
+
+# ---- speed
+
+
+def test_the_page_is_ready_within_a_second(visit: Callable[..., Page]) -> None:
+    times = []
+    for _ in range(5):
+        page = visit()
+        times.append(float(page.evaluate("document.documentElement.dataset.ready")))
+        page.close()
+    assert statistics.median(times) < 1000
+
+
+@pytest.mark.parametrize(
+    ("slider", "steps"), [("chain-w", 100), ("network-sigma_w", 8), ("clipping-tau", 13)]
+)
+def test_a_redraw_takes_less_than_a_frame_of_thirty_a_second(
+    visit: Callable[..., Page], slider: str, steps: int
+) -> None:
+    times = visit().evaluate(
+        """async ([id, steps]) => {
+          const slider = document.getElementById(id), times = [];
+          for (let k = 0; k < 60; k++) {
+            await new Promise(requestAnimationFrame);
+            const begun = performance.now();
+            slider.value = k % (steps + 1);
+            slider.dispatchEvent(new Event("input", {bubbles: true}));
+            document.querySelector("[data-figure] path").getBoundingClientRect();  // lay it out
+            times.push(performance.now() - begun);
+          }
+          return times;
+        }""",
+        [slider, steps],
+    )
+    assert statistics.median(times) < 33
+
+
+# ---- for everyone
+
+
+@pytest.fixture(scope="module")
+def axe() -> str:
+    source = CHECKS / "node_modules" / "axe-core" / "axe.min.js"
+    if not source.exists():
+        npm = shutil.which("npm")
+        assert npm, "these tests need npm: apt-get install npm"
+        install = [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
+        subprocess.run(install, cwd=CHECKS, check=True, capture_output=True, timeout=120)
+    return source.read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "viewport", "scheme"),
+    [
+        *(("index", DESK, "light"), ("index", PHONE, "dark")),
+        *(("lesson", PHONE, "light"), ("lesson", DESK, "dark")),
+    ],
+)
+def test_axe_finds_nothing_serious(
+    visit: Callable[..., Page], axe: str, name: str, viewport: dict[str, int], scheme: str
+) -> None:
+    page = visit(name, viewport=viewport, color_scheme=scheme)
+    page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+    page.evaluate(axe)
+    found = page.evaluate("axe.run({resultTypes: ['violations']})")
+    told = [
+        f"{one['id']}: {one['help']}: {[node['target'] for node in one['nodes']][:3]}"
+        for one in found["violations"]
+        if one["impact"] in ("serious", "critical", "moderate")
+    ]
+    assert told == []
+
+
+@pytest.mark.parametrize("name", ["index", "lesson"])
+def test_nothing_sticks_out_on_a_phone(visit: Callable[..., Page], name: str) -> None:
+    page = visit(name, viewport={"width": 320, "height": 640}, is_mobile=True, has_touch=True)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 320
+
+
+def test_without_javascript_the_claims_are_there(visit: Callable[..., Page], results: Path) -> None:
+    page = visit(java_script_enabled=False)
+    records = json.loads((results / NAME / "claims.json").read_text())
+    tables = page.locator(f"#{NAME} table")
+    assert tables.count() == 1
+    assert tables.locator("tbody tr").count() == len(records)
+    assert tables.locator("th[scope=col]").count() == 6
+    assert page.locator("[data-figure=chain] .still").is_visible()
+    assert not page.locator("#chain-w").is_visible()
+
+
+def test_a_caption_stands_below_its_figure(visit: Callable[..., Page]) -> None:
+    figure = visit().locator(f"#{NAME} figure")
+    assert figure.locator("figcaption").text_content() == "A caption."
+    assert figure.locator("img").get_attribute("alt") == "A caption."
+
+
+def test_a_print_shows_every_claim_and_no_control(visit: Callable[..., Page]) -> None:
+    page = visit()
+    page.emulate_media(media="print")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.locator(f"#{NAME} tbody tr").first.is_visible()
+    assert not page.locator("#chain-w").is_visible()
+    assert page.locator("[data-figure=chain] svg").first.is_visible()
+
+
+def test_a_command_is_copied_by_one_press(visit: Callable[..., Page]) -> None:
+    page = visit()
+    button = page.locator(f"#{NAME} button[data-copy]").first
+    button.click()
+    page.wait_for_function(
+        "b => ['copied', 'selected'].includes(b.textContent)", arg=button.element_handle()
+    )
+
+
+# ---- the lesson
+
+
+def test_every_number_of_the_lesson_is_the_datasets(
+    visit: Callable[..., Page], results: Path
+) -> None:
+    page = visit("lesson")
+    numbers = page.locator("main data")
+    assert numbers.count() > 10
+    for value, source in numbers.evaluate_all("all => all.map((d) => [d.value, d.dataset.from])"):
+        name, variable = source.split("/")
+        data = dataset.read(results / name / "data.nc")
+        given = data.attrs[variable] if variable in data.attrs else data[variable].values
+        assert np.any(np.asarray(given, float) == float(value))
+
+
+def test_the_lesson_holds_its_claims_and_figures(visit: Callable[..., Page]) -> None:
+    page = visit("lesson")
+    assert page.locator(".verdict.holds").count() > 8
+    assert page.locator(".verdict.fails").count() == 0
+    assert page.locator(".verdict.unknown").count() == 0
+    figures = page.locator("[data-figure]").evaluate_all("all => all.map((f) => f.dataset.figure)")
+    assert figures == ["chain", "network", "clipping"]
+    headings = page.locator("h2").all_text_contents()
+    assert len([h for h in headings if re.match(r"\w", h)]) == len(headings) >= 9

@@ -1,0 +1,103 @@
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import mpmath as mp
+import numpy as np
+import optax
+import pytest
+
+from gradlab.models.activations import PHI
+from gradlab.theory import clipping
+
+KEY = jax.random.key(5)
+
+
+@pytest.mark.parametrize("norm", [0.0, 1e-200, 0.3, 1.0, 7.0, 1e200])
+def test_the_clipped_gradient_keeps_its_direction_and_caps_its_norm(norm: float) -> None:
+    direction = jax.random.normal(KEY, (7,))
+    g = norm * direction / jnp.linalg.norm(direction)
+    after = clipping.clipped(g, 1.0)
+    expected = g if norm <= 1 else g / norm
+    np.testing.assert_allclose(after, expected, rtol=1e-14, atol=0)  # rounding
+    assert float(clipping.norm_after(norm, 1.0)) == min(norm, 1.0)
+    assert float(clipping.factor(norm, 1.0)) * norm == pytest.approx(min(norm, 1.0), rel=1e-15)
+
+
+def test_clipping_twice_is_clipping_once() -> None:
+    g = 50 * jax.random.normal(KEY, (9,))
+    once = clipping.clipped(g, 2.0)
+    np.testing.assert_allclose(clipping.clipped(once, 2.0), once, rtol=1e-15)  # rounding
+
+
+def test_a_threshold_that_is_not_positive_is_named() -> None:
+    for tau in (0.0, -1.0, math.nan):
+        with pytest.raises(ValueError, match="tau is a positive threshold"):
+            clipping.factor(1.0, tau)
+
+
+def test_the_wall_has_its_closed_form() -> None:
+    measured = float(clipping.wall_gradient(4.5, 0.5, 0.7, 50))
+    assert measured == pytest.approx(11.48040437, abs=1e-8)  # digits given
+
+    def loss(w: Any, b: Any) -> Any:
+        x = jax.lax.fori_loop(0, 50, lambda _, x: w * jax.nn.sigmoid(x) + b, 0.5)
+        return (jax.nn.sigmoid(x) - 0.7) ** 2
+
+    for w in (1.0, 4.0, 4.5, 6.0):
+        b = clipping.wall_offset(w, 0.5)
+        gradient = jnp.stack(jax.jacfwd(loss, argnums=(0, 1))(w, b))
+        # Rounding: x_0 = 0.5 is held to an ulp, which 50 layers of factor m amplify by m^50.
+        slope = 0.2350037122 * w
+        np.testing.assert_allclose(
+            jnp.linalg.norm(gradient),
+            clipping.wall_gradient(w, 0.5, 0.7, 50),
+            rtol=1e-13 * max(1, slope**50),
+        )
+
+
+def test_at_the_edge_of_the_wall_the_terms_are_counted() -> None:
+    level = 1 / (1 + math.exp(-0.5))
+    slope = level * (1 - level)
+    at_edge = clipping.wall_gradient(1 / slope, 0.5, 0.7, 50)
+    expected = 2 * abs(level - 0.7) * slope * math.sqrt(1 + level**2) * 50
+    # 1/slope times the slope is 1 to an ulp, and (m^50 - 1)/(m - 1) has slope 1225 in m there.
+    assert float(at_edge) == pytest.approx(expected, rel=1e-13)
+
+
+def test_gamma_is_the_largest_slope() -> None:
+    h = jnp.linspace(-6, 6, 24_001)
+    for name, gamma in clipping.GAMMA.items():
+        assert float(jnp.max(jnp.abs(PHI[name].dphi(h)))) == pytest.approx(gamma, rel=1e-15)
+        assert clipping.vanishing_threshold(name) == 1 / gamma
+    with pytest.raises(ValueError, match="gamma is known for linear, tanh"):
+        clipping.vanishing_threshold("gelu")
+
+
+def test_a_cell_that_remembers_cannot_pass_a_gradient() -> None:
+    w = jnp.asarray([0.5, 1.0, 1.0001, 1.5, 3.0, 20.0])
+    x, J = clipping.latch(w)
+    assert bool((J[jnp.asarray([0, 2, 3, 4, 5])] < 1).all())
+    np.testing.assert_array_equal(x[:2], [0, 0])
+    with mp.workdps(40):
+        for k in range(2, 6):
+            exact = mp.findroot(lambda x, k=k: float(w[k]) * mp.tanh(x) - x, float(x[k]))
+            # The root of a difference of slope J - 1: rounding over that.
+            assert float(x[k]) == pytest.approx(float(exact), rel=1e-15 / float(1 - J[k]))
+            slope = float(w[k]) * mp.sech(exact) ** 2
+            assert float(J[k]) == pytest.approx(float(slope), rel=1e-11)
+
+
+@pytest.mark.parametrize("wild", [1e2, 1e5, 1e9])
+def test_clipping_lets_healthy_layers_fall_under_adams_epsilon(wild: float) -> None:
+    healthy, tau, epsilon = 0.5, 1.0, 1e-8
+    gradients = jnp.asarray([wild, healthy])
+    clipped = clipping.clipped(gradients, tau)
+    adam = optax.adam(1.0, eps=epsilon)
+    state = adam.init(clipped)
+    for _ in range(3):
+        updates, state = adam.update(clipped, state)
+    predicted = clipping.adam_fraction(healthy, jnp.linalg.norm(gradients), tau, epsilon)
+    # optax forms 1 - b2^t with b2 = 0.999: a thousand units of rounding.
+    assert float(-updates[1]) == pytest.approx(float(predicted), rel=1e-12)

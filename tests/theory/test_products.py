@@ -1,0 +1,254 @@
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gradlab.theory import products, residual, spectra
+
+KEY = jax.random.key(3)
+
+
+def z_scores(samples: Any, mean: Any, variance: Any) -> Any:
+    """Of the mean and of the variance of independent samples."""
+    num = len(samples)
+    excess = (samples - mean) ** 2
+    return (
+        (samples.mean() - mean) / math.sqrt(variance / num),
+        (excess.mean() - variance) / (excess.std() / math.sqrt(num)),
+    )
+
+
+# ---- Newman
+
+
+def test_the_exponents_of_gaussian_products_are_newmans() -> None:
+    assert float(products.lyapunov_exponents(2, 1 / 2)[0]) == pytest.approx(-0.2886078, abs=5e-8)
+    assert float(products.lyapunov_exponents(8, 1 / 8)[0]) == pytest.approx(-0.0650883, abs=5e-8)
+    # The sum is the mean log|det|, each of whose factors is a chi variable: E log|det| of one
+    # 1 x 1 matrix of variance s² is log s + (psi(½) + log 2)/2.
+    assert float(products.lyapunov_exponents(1, 4.0)[0]) == pytest.approx(
+        math.log(2) - (math.log(2) + 0.5772156649015329) / 2, abs=1e-14
+    )
+
+
+def test_the_exponents_and_their_variances_are_those_of_a_qr_iteration() -> None:
+    width, num = 3, 20_000
+
+    def step(Q: Any, G: Any) -> Any:
+        Q, R = jnp.linalg.qr(G @ Q)
+        return Q, jnp.log(jnp.abs(jnp.diagonal(R)))
+
+    G = jax.random.normal(KEY, (num, width, width)) * 0.7
+    increments = np.asarray(jax.jit(lambda G: jax.lax.scan(step, jnp.eye(width), G)[1])(G))
+    means = np.asarray(products.lyapunov_exponents(width, 0.49))
+    variances = np.asarray(products.lyapunov_variances(width))
+    for k in range(width):
+        scores = z_scores(increments[:, k], means[k], variances[k])
+        assert max(map(abs, scores)) < 4  # standard errors of sampling
+    assert abs(np.corrcoef(increments.T)[0, 1]) < 4 / math.sqrt(num)
+
+
+# ---- Hanin and Nica
+
+
+def test_the_relu_laws_have_the_values_given() -> None:
+    assert products.relu_log_mean(16) == pytest.approx(-0.1763973, abs=5e-8)
+    assert products.relu_log_variance(16) == pytest.approx(0.4195934, abs=5e-8)
+    # Large widths: the next terms are of the order of 1/width².
+    assert products.relu_log_mean(1000) == pytest.approx(-5 / 2000, rel=0.01)
+    assert products.relu_log_variance(1000) == pytest.approx(5 / 1000, rel=0.01)
+
+
+@pytest.mark.parametrize("width", [2, 5])
+def test_one_relu_layer_has_the_mean_and_the_variance_predicted(width: int) -> None:
+    num = 100_000
+    key_G, key_v = jax.random.split(KEY)
+    W = jax.random.normal(key_G, (num, width, width)) * math.sqrt(2 / width)
+    v = jax.random.normal(key_v, (num, width))
+    v = v / jnp.linalg.norm(v, axis=1, keepdims=True)
+    x = jnp.ones((num, width))
+    h, g = jnp.einsum("nij,nj->ni", W, x), jnp.einsum("nij,nj->ni", W, v)
+    square = np.asarray(jnp.sum(jnp.where(h > 0, g, 0.0) ** 2, axis=1))
+    # Whatever v is: who is active depends on the sign of each (W x)_i, and (W v)_i² does not.
+    alive = square[square > 0]
+    dead = 1 - len(alive) / num
+    probability = products.relu_death(width)
+    assert abs(dead - probability) < 4 * math.sqrt(probability / num)
+    logs = np.log(alive)
+    scores = z_scores(logs, products.relu_log_mean(width), products.relu_log_variance(width))
+    assert max(map(abs, scores)) < 4  # standard errors of sampling
+    for power, moment in (
+        (1, 1.0),
+        (2, products.relu_fourth_moment([width])),
+    ):
+        values = square**power
+        assert abs(values.mean() - moment) < 4 * values.std() / math.sqrt(num)
+
+
+def test_one_linear_layer_has_the_mean_and_the_variance_predicted() -> None:
+    width, num = 4, 100_000
+    g = jax.random.normal(KEY, (num, width)) / math.sqrt(width)  # W v for any unit v
+    square = np.asarray(jnp.sum(g * g, axis=1))
+    scores = z_scores(
+        np.log(square), products.linear_log_mean(width), products.linear_log_variance(width)
+    )
+    assert max(map(abs, scores)) < 4  # standard errors of sampling
+    fourth = square**2
+    error = fourth.std() / math.sqrt(num)
+    assert abs(fourth.mean() - products.linear_fourth_moment([width])) < 4 * error
+
+
+@pytest.mark.verify
+@pytest.mark.parametrize("law", ["relu", "linear", "first exponent"])
+def test_over_many_seeds_the_scores_of_a_law_are_those_of_chance(law: str) -> None:
+    """Each seed's mean is exactly right on average: its z-scores have mean 0 and mean square 1."""
+    width, num, num_seeds = 5, 4000, 400
+    logs, mean, variance = {
+        "relu": (
+            lambda g: jnp.log(jnp.sum(jnp.maximum(g * math.sqrt(2), 0) ** 2, axis=1)),
+            products.relu_log_mean(width),
+            products.relu_log_variance(width),
+        ),
+        "linear": (
+            lambda g: jnp.log(jnp.sum(g * g, axis=1)),
+            products.linear_log_mean(width),
+            products.linear_log_variance(width),
+        ),
+        "first exponent": (
+            lambda g: jnp.log(jnp.sum(g * g, axis=1)) / 2,
+            float(products.lyapunov_exponents(width, 1 / width)[0]),
+            float(products.lyapunov_variances(width)[0]),
+        ),
+    }[law]
+
+    def score(key: jax.Array) -> jax.Array:
+        samples = logs(jax.random.normal(key, (num, width)) / math.sqrt(width))
+        alive = jnp.isfinite(samples)  # a layer of relu may be dead: the law is of the others
+        excess = jnp.sum(jnp.where(alive, samples - mean, 0)) / jnp.sum(alive)
+        return excess / jnp.sqrt(variance / jnp.sum(alive))
+
+    scores = np.asarray(jax.jit(lambda keys: jax.lax.map(score, keys))(seeds(num_seeds)))
+    # Standard errors of the mean and of the mean square (chi squared) of normal numbers, four.
+    assert abs(scores.mean()) < 4 / math.sqrt(num_seeds)
+    assert abs(np.mean(scores**2) - 1) < 4 * math.sqrt(2 / num_seeds)
+
+
+def seeds(num: int) -> jax.Array:
+    return jax.vmap(jax.random.key)(jnp.arange(num))
+
+
+def test_moments_multiply_over_layers() -> None:
+    assert products.relu_fourth_moment([5, 10]) == pytest.approx(2 * 1.5)
+    assert products.linear_fourth_moment([2, 4]) == pytest.approx(2 * 1.5)
+
+
+def test_the_width_needed_keeps_the_typical_gradient_within_the_deviation() -> None:
+    width = products.width_needed(50, 0.5)
+    # log|gradient| is half of log|Jv|²; 2 %: the next order in 1/width.
+    variance = 50 * products.relu_log_variance(round(width)) / 4
+    assert math.sqrt(variance) == pytest.approx(0.5, rel=0.02)
+
+
+def test_bad_widths_and_deviations_are_named() -> None:
+    with pytest.raises(ValueError, match="A width is at least 1, not 0"):
+        products.relu_log_mean(0)
+    with pytest.raises(ValueError, match="deviation is positive, not 0"):
+        products.width_needed(10, 0.0)
+
+
+# ---- spectra
+
+
+def test_the_largest_eigenvalue_of_a_linear_gaussian_product_has_its_closed_form() -> None:
+    for depth, given in ((1, 4.0), (2, 6.75), (4, 12.20703125)):
+        measured = math.exp(float(spectra.log_largest_eigenvalue(depth, 1.0, "gaussian")))
+        assert measured == pytest.approx(given, rel=1e-14)  # rounding
+    deep = math.exp(float(spectra.log_largest_eigenvalue(1000, 1.0, "gaussian")))
+    assert deep == pytest.approx(math.e * 1000.5, rel=1e-6)  # e (depth + ½): next term 1/depth²
+
+
+@pytest.mark.parametrize("weights", spectra.LAWS)
+@pytest.mark.parametrize("p", [0.3, 0.5, 0.9])
+def test_the_largest_eigenvalue_is_the_least_value_of_the_inverse(weights: Any, p: float) -> None:
+    z = jnp.logspace(-4, 6, 200_001)
+    for depth in (1, 3, 20):
+        least = jnp.min(spectra.log_M_inverse(z, depth, p, weights))
+        predicted = spectra.log_largest_eigenvalue(depth, p, weights)
+        # The grid: a step of 1e-4 in log z; where the least value is at infinity, 1/z of its end.
+        assert abs(float(least - predicted)) < 1e-5 * depth
+        assert float(predicted) <= float(least) + 1e-12
+
+
+@pytest.mark.parametrize("weights", spectra.LAWS)
+def test_the_series_of_the_inverse_has_mean_1_and_the_variance_given(weights: Any) -> None:
+    # M(z) = 1/z + m_2/z² + ...: at large z the inverse of M at y = M(z) is z.
+    depth, p = 3, 0.6
+    y = 1e-4
+    z = math.exp(float(spectra.log_M_inverse(y, depth, p, weights)))
+    m_2 = (y - 1 / z) * z * z
+    # The third moment over z: of the order of 100 y.
+    assert m_2 - 1 == pytest.approx(float(spectra.variance(depth, p, weights)), rel=0.01)
+
+
+def test_deep_wide_linear_products_have_the_spectrum_predicted() -> None:
+    width, depth = 250, 3
+    W = jax.random.normal(KEY, (depth, width, width)) / math.sqrt(width)
+    eigenvalues = np.linalg.svd(np.linalg.multi_dot(list(np.asarray(W))), compute_uv=False) ** 2
+    largest = math.exp(float(spectra.log_largest_eigenvalue(depth, 1.0, "gaussian")))
+    assert 0.85 < eigenvalues[0] / largest < 1.05  # finite width: a few percent low at 1000
+    # Finite width and one draw: 10 % of the variance at width 250.
+    assert np.var(eigenvalues) == pytest.approx(
+        float(spectra.variance(depth, 1.0, "gaussian")), rel=0.15
+    )
+
+
+def test_an_orthogonal_linear_product_has_no_spread() -> None:
+    assert float(spectra.variance(7, 1.0, "orthogonal")) == 0
+    assert float(spectra.log_largest_eigenvalue(7, 1.0, "orthogonal")) == 0
+
+
+def test_unknown_weights_are_named() -> None:
+    with pytest.raises(ValueError, match="one of gaussian, orthogonal, not 'haar'"):
+        spectra.variance(1, 0.5, "haar")
+
+
+# ---- residual chains
+
+
+def test_singular_values_stay_between_the_bounds() -> None:
+    F = jax.random.normal(KEY, (6, 5, 5)) * 0.15
+    singular = np.linalg.svd(
+        np.linalg.multi_dot([np.eye(5) + f for f in np.asarray(F)]), compute_uv=False
+    )
+    norms = jnp.linalg.norm(F, ord=2, axis=(1, 2))
+    assert float(norms.max()) < 1
+    assert float(residual.log_lower_bound(norms)) <= math.log(singular[-1])
+    assert math.log(singular[0]) <= float(residual.log_upper_bound(norms))
+
+
+def test_the_bounds_are_met_by_multiples_of_the_identity() -> None:
+    for s in (0.0, 0.3, 0.9):
+        lower = float(residual.log_lower_bound(jnp.full(4, s)))
+        assert lower == pytest.approx(float(4 * jnp.log(abs(1 - s))), rel=1e-14)
+    assert float(residual.log_lower_bound(jnp.asarray([0.5, 1.0]))) == -math.inf
+
+
+def test_never_fails_at_the_edge() -> None:
+    measured = residual.log10_scalar_product(jnp.asarray([-1.0, -0.5, 0.1]), 60)
+    expected = [-math.inf, 60 * math.log10(0.5), 60 * math.log10(1.1)]
+    # 1 + 0.1 is rounded by half an ulp, which 60 layers add up.
+    np.testing.assert_allclose(measured, expected, atol=60 * 2**-53, rtol=4 * 2**-53)
+
+
+def test_a_linear_residual_chain_grows_as_predicted() -> None:
+    width, depth, num, s = 4, 3, 60_000, 0.5
+    G = jax.random.normal(KEY, (depth, num, width, width)) * (s / math.sqrt(width))
+    v = jnp.zeros((num, width)).at[:, 0].set(1.0)
+    for layer in G:
+        v = v + jnp.einsum("nij,nj->ni", layer, v)
+    square = np.asarray(jnp.sum(v * v, axis=1))
+    error = square.std() / math.sqrt(num)  # standard error of sampling
+    assert abs(square.mean() - float(residual.linear_second_moment(s, depth))) < 4 * error

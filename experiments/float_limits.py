@@ -129,13 +129,18 @@ def figure(data: xr.Dataset) -> gl.Figure:
             row = data.sel(width=width, format=name)
             gl.figures.predicted(axes, data.sigma_fine, row.range_end_fine, color=look["color"])
             plain, rescaled = row.first_wrong.transpose("algorithm", ...)
-            gl.figures.measured(axes, data.sigma_w, plain, look, str(name))
+            gl.figures.measured(axes, data.sigma_w, plain, look)
             lost = rescaled.where(np.isfinite(rescaled), drop=True)
             gl.figures.measured(axes, lost.sigma_w, lost, look, fillstyle="none", markersize=5)
-        axes.set(yscale="log", xlabel=r"$\sigma_w$", ylim=(5, 2.0 * data.attrs["depth"]))
+        axes.set(yscale="log", xlabel=r"$\sigma_w$", ylim=(3, 3.0 * data.attrs["depth"]))
         gl.figures.title(axes, f"width {width}")
     panels[0].set_ylabel("first depth off by a factor of two")
-    panels[0].legend(loc="upper left")
+    gl.figures.words(panels[0], 0.03, 0.03, "filled: plain; hollow: rescaled, where lost")
+    last = data.isel(width=-1, sigma_fine=-1)
+    ends = zip(gl.figures.series(last.sizes["format"]), ("bottom", "top") * 2, strict=False)
+    for name, (look, side) in zip(last.format.values, ends, strict=True):
+        place = float(last.sigma_fine), float(last.range_end_fine.sel(format=name))
+        gl.figures.named(panels[-1], *place, str(name), look["color"], va=side)
     return fig
 
 

@@ -7,6 +7,7 @@ where the roundings of w and of L products have added up (Higham 2002, lemma 3.1
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import gradlab as gl
@@ -120,7 +121,7 @@ def figure(data: xr.Dataset) -> gl.Figure:
         gone = np.minimum(row.first_zero, row.first_infinite)
         law = np.minimum(row.first_zero_predicted, row.first_infinite_predicted)
         gl.figures.predicted(ends, data.w, law.where(np.isfinite(law)), color=look["color"])
-        gl.figures.measured(ends, data.w, gone, look, str(name))
+        gl.figures.measured(ends, data.w, gone, look)
         bound = row.first_wrong_predicted
         gl.figures.bound(wrongs, data.w, bound.where(np.isfinite(bound)), color=look["color"])
         gl.figures.measured(wrongs, data.w, row.first_wrong, look)
@@ -128,25 +129,33 @@ def figure(data: xr.Dataset) -> gl.Figure:
         axes.set(yscale="log", ylim=(1, 2.0 * data.attrs["depth"]), xlabel="weight w")
         gl.figures.rule(axes, x=1.0)
     ends.set_ylabel("depth L")
-    ends.legend(loc="lower left", ncols=2)
-    gl.figures.title(ends, "first 0 or infinity: marks on the ends of the range")
-    gl.figures.title(wrongs, f"first {100 * data.attrs['error']:g} % wrong: above bounds (dashed)")
+    last = data.isel(w=-1)
+    sides, looks = ("top", "top", "bottom", "top"), gl.figures.series(last.sizes["format"])
+    gone = np.minimum(last.first_zero, last.first_infinite).values
+    for name, depth, look, side in zip(last.format.values, gone, looks, sides, strict=False):
+        if math.isfinite(depth):
+            gl.figures.named(ends, float(last.w), depth, str(name), look["color"], va=side)
+    gl.figures.words(ends, 0.02, 0.03, "arrowheads: not within the layers looked at")
+    gl.figures.title(ends, "first 0 or infinity, on the ends of the range")
+    gl.figures.title(
+        wrongs, f"first {100 * data.attrs['error']:g} % wrong, above its bound (dashed)"
+    )
     return fig
 
 
 def caption(data: xr.Dataset) -> str:
     """The message, with what was measured."""
-    first = data.isel(w=int(abs(data.w - 0.9).argmin()))
+    first = data.sel(w=0.9, method="nearest")
     gone = np.minimum(first.first_zero, first.first_infinite)
     ends = ", ".join(
-        f"{name} " + (f"at {depth:.0f}" if np.isfinite(depth) else "never, since it sticks above 0")
+        f"{name} " + (f"{depth:.0f}" if np.isfinite(depth) else "never (it sticks above 0)")
         for name, depth in zip(data.format.values, gone.values, strict=True)
     )
     return (
-        f"The product of equal numbers w = {float(first.w):.3g} is 0 in {ends}; before that "
-        "rounding has made it wrong (right). Lines are the depths at which w^L leaves each range "
-        "and, dashed, the earliest at which roundings can add up to the error; arrowheads at the "
-        f"upper rim: not within {data.attrs['depth']} layers."
+        f"The product of equal numbers w = {float(first.w):.3g} is first 0, or infinite, at depth: "
+        f"{ends}. The short formats are wrong long before that, by rounding (right), the long ones "
+        "not before. Lines: where w^L leaves the range; dashed: the earliest at which roundings "
+        f"can add up; arrowheads at the upper rim: not within {data.attrs['depth']} layers."
     )
 
 

@@ -8,20 +8,13 @@ logarithms of chi variables. So a measurement can be judged in standard errors, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
 
 import gradlab as gl
-from gradlab.lazy import jax, jnp, np
-
-if TYPE_CHECKING:
-    import xarray as xr
-    from jax import Array
+from gradlab.lazy import jax, jnp, np, xr
 
 NEWMAN = "Newman 1986"
-NUM_RECORDS = 60
-# Standard deviations that a chi squared sum may be off by: one in 15,000 is by chance.
-NUM_DEVIATIONS = 4.0
+GOODMAN = "log|det W| is a sum of independent log chi variables (Goodman 1963)"
 
 
 @gl.config
@@ -30,34 +23,35 @@ class Config:
 
     width: int
     depth: int
-    num_seeds: int
+    num_draws: int
+    num_records: int = gl.key("depths recorded, evenly on a log axis", at_least=2, at_most=1000)
 
 
-def compute(cfg: Config, key: Array) -> dict[str, gl.Named]:
+def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     """The exponents by depth, the variance of the increments, and both laws."""
-    records = recorded_depths(cfg.depth)
+    records = recorded_depths(cfg.depth, cfg.num_records)
     at = jnp.array(records) - 1
     over = jnp.arange(1.0, cfg.depth + 1)[:, None]
 
-    def measured(key_seed: Array) -> tuple[Array, Array, Array]:
-        growth = gl.spectra.log_growth(gaussian_layers(key_seed, cfg), jnp.zeros(cfg.width))
+    def measured(key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        growth = gl.spectra.log_growth(gaussian_layers(key, cfg), jnp.zeros(cfg.width))
         running = jnp.cumsum(growth, axis=0) / over
         return running[at], jnp.mean(growth, axis=0), jnp.var(growth, axis=0, ddof=1)
 
-    exponents, mean, variance = jax.lax.map(measured, jax.random.split(key, cfg.num_seeds))
-    axes = ("seed", "direction")
+    exponents, mean, variance = gl.grid.over_draws(measured, key, cfg.num_draws)
+    axes = "draw direction"
     return {
         "direction": gl.named(jnp.arange(1, cfg.width + 1), "direction", long_name="index k"),
         "records": gl.named(jnp.array(records), "records", long_name="depth L"),
         "running": gl.named(
             exponents,
-            *("seed", "records", "direction"),
+            "draw records direction",
             long_name="mean growth up to depth L",
             units="nats a layer",
         ),
-        "exponent": gl.named(mean, *axes, long_name="Lyapunov exponent", units="nats a layer"),
+        "exponent": gl.named(mean, axes, long_name="Lyapunov exponent", units="nats a layer"),
         "variance": gl.named(
-            variance, *axes, long_name="variance of the growth in one layer", units="nats²"
+            variance, axes, long_name="variance of the growth in one layer", units="nats²"
         ),
         "exponent_predicted": gl.named(
             gl.theory.products.lyapunov_exponents(cfg.width, 1 / cfg.width),
@@ -77,15 +71,15 @@ def compute(cfg: Config, key: Array) -> dict[str, gl.Named]:
     }
 
 
-def recorded_depths(depth: int) -> tuple[int, ...]:
+def recorded_depths(depth: int, num_records: int) -> tuple[int, ...]:
     """Depths from 1 to `depth`, evenly spread on a log axis."""
-    return tuple(sorted({round(depth ** (i / (NUM_RECORDS - 1))) for i in range(NUM_RECORDS)}))
+    return tuple(sorted({round(depth ** (i / (num_records - 1))) for i in range(num_records)}))
 
 
-def gaussian_layers(key: Array, cfg: Config) -> gl.chain.Chain:
+def gaussian_layers(key: jax.Array, cfg: Config) -> gl.chain.Chain:
     """Layers W z that draw their own W: a million of them need no memory."""
 
-    def layer(index: Array, z: Array) -> Array:
+    def layer(index: jax.Array, z: jax.Array) -> jax.Array:
         W = gl.ensembles.unit_gaussian(
             jax.random.fold_in(key, index.astype("uint32")), (cfg.width, cfg.width), z.dtype
         )
@@ -94,7 +88,7 @@ def gaussian_layers(key: Array, cfg: Config) -> gl.chain.Chain:
     return gl.chain.Chain(layer, jnp.arange(float(cfg.depth)))
 
 
-def fourth_moment(width: int) -> Array:
+def fourth_moment(width: int) -> jax.Array:
     """The fourth central moment of the growth in one layer, `(width,)`: `ψ₃/16 + 3 (ψ₁/4)²`.
 
     A log chi variable is half a log chi² one, whose cumulants are polygamma functions.
@@ -119,87 +113,91 @@ def scores(data: xr.Dataset) -> tuple[xr.DataArray, xr.DataArray]:
 def figure(data: xr.Dataset) -> gl.Figure:
     """The exponents settling on the law, and their distance from it in standard errors."""
     fig, (settling, distance, by_index) = gl.figures.panels(1, 3, height=2.6)
-    looks = list(gl.figures.shades(data.sizes["direction"]))
-    for i, look in enumerate(looks):
-        row = data.isel(direction=i)
-        running = row.running.isel(seed=0)
-        exact = float(row.exponent_predicted)
-        settling.axhline(exact, **gl.figures.THEORY)
-        settling.plot(data.records[::3], running[::3], **look)
-        distance.plot(data.records[::3], np.abs(running - exact)[::3], **look)
+    one = data.isel(draw=0)
+    for i, look in enumerate(gl.figures.shades(data.sizes["direction"])):
+        row = one.isel(direction=i)
+        gl.figures.measured(settling, data.records, row.running, look)
+        exact = np.full(2, float(row.exponent_predicted))
+        gl.figures.predicted(settling, (1, 3 * float(data.records[-1])), exact)
+        # Neighbours near the top lie closer than a line of text.
+        side = 4 * float(data.records[-1]) * (1 if i % 2 == 0 else 30)
+        settling.text(side, exact[0], f"k = {i + 1}", va="center", fontsize=6.5)
+    settling.set(xscale="log", xlabel="depth L", ylabel="exponent (nats a layer)")
+    settling.set_xlim(right=1000 * float(data.records[-1]))
+    gl.figures.title(settling, "each exponent finds its law")
+    off = np.sqrt((np.square(one.running - data.exponent_predicted)).mean("direction"))
     law = np.sqrt(float(data.variance_predicted.mean()) / data.records)
-    distance.plot(data.records, law, **gl.figures.THEORY, label=r"$\sigma/\sqrt{L}$")
+    gl.figures.measured(
+        distance, data.records, off, next(gl.figures.series(1)), "all k, root mean square"
+    )
+    gl.figures.predicted(distance, data.records, law, r"law, $\propto 1/\sqrt{L}$")
+    distance.set(
+        xscale="log", yscale="log", xlabel="depth L", ylabel="distance from the law (nats)"
+    )
     distance.legend(loc="lower left")
-    settling.set(xscale="log", xlabel="depth L", ylabel="nats a layer")
-    gl.figures.title(settling, "exponents settle")
-    distance.set(xscale="log", yscale="log", xlabel="depth L", ylabel="distance from the law")
     gl.figures.title(distance, "as one over root L")
     names = ("exponent", "variance of a step")
     by_index.axhspan(-2, 2, color="0.92", zorder=0)
-    by_index.axhline(0, **gl.figures.THEORY)
+    gl.figures.rule(by_index, y=0)
     for z, name, look in zip(scores(data), names, gl.figures.series(2), strict=True):
-        look |= {"linestyle": "none"}
-        by_index.plot(data.direction, z.T, **look)
-        by_index.plot([], [], **look, label=name)
+        for draw in range(z.sizes["draw"]):
+            label = None if draw else name
+            gl.figures.measured(by_index, data.direction, z.isel(draw=draw), look, label)
     by_index.set(xlabel="index k", ylabel="standard errors from Newman's law", ylim=(-5, 5))
     by_index.legend(loc="lower left")
-    gl.figures.title(by_index, "every one on the law")
+    gl.figures.words(by_index, 0.98, 0.71, "grey: two standard errors", ha="right", va="bottom")
+    gl.figures.title(by_index, "within its standard error")
     return fig
+
+
+def caption(data: xr.Dataset) -> str:
+    """What the figure shows, in numbers."""
+    z = np.concatenate([part.values.ravel() for part in scores(data)])
+    return (
+        f"After {data.attrs['depth']:,} layers of width {data.sizes['direction']} every Lyapunov "
+        "exponent, and every variance of its steps, is on Newman's exact law: all within "
+        f"{float(np.abs(z).max()):.1f} standard errors. Even the largest, "
+        f"{float(data.exponent_predicted[0]):.3f} nats a layer, is below 0: a typical gradient "
+        "vanishes, though its mean square keeps its size."
+    )
 
 
 def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     """Means and variances of all directions and seeds at once, in chi squared, and the sum."""
-    depth = data.attrs["depth"]
     for z, noun in zip(scores(data), ("exponents", "variances of the increments"), strict=True):
         yield gl.Claim(
-            f"the {noun} follow the exact law: chi squared over all directions and seeds",
+            f"the {noun} follow the exact law: chi squared over all directions and draws",
             measured=float((z**2).sum()),
             expected=float(z.size),
-            tolerance={"sampling": NUM_DEVIATIONS * math.sqrt(2 * z.size)},
+            # The variance of a chi squared sum is twice its degrees of freedom.
+            tolerance={"sampling": gl.claim.NUM_ERRORS * math.sqrt(2 * z.size)},
             source=NEWMAN,
         )
-    total = data.exponent.mean("seed").sum()
-    expected = float(data.exponent_predicted.sum())
-    error = math.sqrt(float(data.variance_predicted.sum()) / depth / data.sizes["seed"])
-    yield gl.Claim(
+    error = np.sqrt(data.variance_predicted.sum() / data.attrs["depth"] / data.sizes["draw"])
+    yield gl.claim.everywhere(
         "the exponents add up to the mean log|det W|",
-        measured=float(total),
-        expected=expected,
-        tolerance={"sampling": NUM_DEVIATIONS * error},
-        source="log|det W| is a sum of independent log chi variables (Goodman 1963)",
+        data.exponent.mean("draw").sum(),
+        data.exponent_predicted.sum(),
+        GOODMAN,
+        sampling=gl.claim.NUM_ERRORS * error,
     )
-    yield gl.Claim(
+    yield gl.claim.at_most(
         "the largest exponent is below 0: at this width a typical gradient vanishes, though its "
         "mean square keeps its size",
-        measured=float(data.exponent.isel(direction=0).mean()),
-        expected=0.0,
-        tolerance={},
-        source=NEWMAN,
-        relation="<=",
+        *(data.exponent.isel(direction=0).mean("draw"), 0.0, NEWMAN),
     )
-
-
-def with_draw(change: Callable[[Array], Array]) -> Callable[..., Any]:
-    """A fault of the ensemble: the matrices are not what they should be."""
-    return lambda honest: lambda key, shape, dtype: change(honest(key, shape, dtype))
 
 
 FAULTS = {
-    "weights 5 % too large": gl.fault.change(
-        "ensembles.unit_gaussian", with_draw(lambda W: 1.05 * W)
-    ),
-    "weights 20 % too large": gl.fault.change(
-        "ensembles.unit_gaussian", with_draw(lambda W: 1.2 * W)
-    ),
-    "weights 20 % too small": gl.fault.change(
-        "ensembles.unit_gaussian", with_draw(lambda W: 0.8 * W)
-    ),
+    "weights 2 % too large": gl.fault.scale("ensembles.unit_gaussian", 1.02),
+    "weights 20 % too large": gl.fault.scale("ensembles.unit_gaussian", 1.2),
+    "weights 20 % too small": gl.fault.scale("ensembles.unit_gaussian", 0.8),
     "orthogonal instead of Gaussian": gl.fault.change(
         "ensembles.unit_gaussian", lambda honest: gl.ensembles.unit_orthogonal
     ),
-    "one entry in three is cut at one deviation": gl.fault.change(
+    "one entry in three is cut at one deviation": gl.fault.result(
         "ensembles.unit_gaussian",
-        with_draw(lambda W: jnp.clip(W, -(W.shape[-1] ** -0.5), W.shape[-1] ** -0.5)),
+        lambda W: jnp.clip(W, -(W.shape[-1] ** -0.5), W.shape[-1] ** -0.5),
     ),
 }
 

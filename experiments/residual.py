@@ -104,21 +104,17 @@ def branch_norms(J: jax.Array) -> jax.Array:
 
 
 def laws(cfg: Config) -> tuple[jax.Array, jax.Array]:
-    """The mean log gradient to first order in 1/width, and the next order, `(2, depth)` each.
+    """The mean log gradient to first order in 1/width, and what is left out, `(2, depth)` each.
 
-    The input has mean square 1. For the residual chain phi is taken to be odd, as tanh is.
+    The input has mean square 1. For the residual chain phi must be odd, as tanh is.
     """
-    theory, phi = gl.theory, gl.activations.PHI[cfg.activation]
-    sigmas, depth = (cfg.sigma_w, cfg.sigma_b), cfg.depth + 1
-    q = theory.meanfield.lengths(phi, cfg.sigma_w**2 + cfg.sigma_b**2, *sigmas, depth)
-    q_branch = theory.residual.lengths(phi, 1.0, *sigmas, cfg.factor, depth)
-    # `log_gradient` adds up the layers after each one; here it is those before, so turned round.
-    found = [
-        theory.finite_width.log_gradient(phi, lengths[::-1], cfg.sigma_w, cfg.width, factor)
-        for lengths, factor in ((q, None), (q_branch, cfg.factor))
-    ]
-    law, beyond = (jnp.stack(sums)[:, -2::-1] for sums in zip(*found, strict=True))
-    return law, beyond
+    theory, phi = gl.theory.finite_width, gl.activations.PHI[cfg.activation]
+    sigmas, sizes = (cfg.sigma_w, cfg.sigma_b), (cfg.width, cfg.depth)
+    plain = theory.plain(phi, cfg.sigma_w**2 + cfg.sigma_b**2, *sigmas, *sizes)
+    branch = theory.residual_branch(phi, 1.0, *sigmas, cfg.factor, *sizes)
+    law = jnp.stack([growth.infinite + growth.first for growth in (plain, branch)])
+    beyond = jnp.stack([plain.second, branch.second - branch.first])  # there a size is known alone
+    return jnp.cumsum(law, axis=1), jnp.cumsum(beyond, axis=1)
 
 
 def linear_squares(cfg: Config, key: jax.Array) -> jax.Array:

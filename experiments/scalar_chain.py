@@ -132,15 +132,21 @@ def compare(model: Any, x: jax.Array, loss: Callable[..., Any]) -> tuple[jax.Arr
 def law(cfg: Config) -> tuple[jax.Array, jax.Array]:
     """The mean of `gradients` by theory and its next order, `(4, network_depth)` each."""
     phi, width = gl.activations.PHI[cfg.activation], gl.training.digits(float)[0].x.shape[1]
-    log_gradient, sizes = gl.theory.finite_width.log_gradient, (cfg.sigma_b, cfg.network_depth)
-    found = []
-    for s in deviations(cfg)[:3]:
-        q = gl.theory.meanfield.lengths(phi, s**2 + cfg.sigma_b**2, s, *sizes)
-        found.append(log_gradient(phi, q, s, width))
-    skip = gl.theory.residual.lengths(phi, 1.0, cfg.vanishing, cfg.sigma_b, cfg.factor, sizes[1])
-    found.append(log_gradient(phi, skip, cfg.vanishing, width, cfg.factor))
-    mean, beyond = jax.tree.map(lambda *parts: jnp.stack(parts) / gl.LN10, *found)
-    return mean, beyond
+    theory, sizes = gl.theory.finite_width, (width, cfg.network_depth)
+    growths = [
+        theory.plain(phi, s**2 + cfg.sigma_b**2, s, cfg.sigma_b, *sizes)
+        for s in deviations(cfg)[:3]
+    ]
+    skip = theory.residual_branch(phi, 1.0, cfg.vanishing, cfg.sigma_b, cfg.factor, *sizes)
+    # Of a branch that is not linear the first order is known in size alone.
+    growths.append(skip._replace(second=skip.second + jnp.abs(skip.first)))
+    growth = jax.tree.map(lambda *parts: jnp.stack(parts) / gl.LN10, *growths)
+    return after(growth.infinite + growth.first), after(growth.second)
+
+
+def after(layers: jax.Array) -> jax.Array:
+    """The sum over the layers after each one."""
+    return jnp.flip(jnp.cumsum(jnp.flip(layers, -1), -1), -1) - layers
 
 
 def figure(data: xr.Dataset) -> gl.Figure:

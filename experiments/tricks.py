@@ -103,22 +103,23 @@ def clipped(log_norms: jax.Array, tau: float) -> jax.Array:
 
 
 def log_laws(cfg: Config) -> dict[str, jax.Array]:
-    """The law of what arrives, log10, by network, `(depth,)`: a layer's log square, summed up."""
-    theory, phi = gl.theory, gl.activations.PHI
-    he = jnp.exp(theory.products.relu_log_mean(cfg.width))
+    """The law of what arrives, log10, by network, `(depth,)`: a layer's log, summed up."""
+    theory, phi, sizes = gl.theory, gl.activations.PHI, (cfg.width, cfg.depth)
+    he = theory.products.relu_log_mean(cfg.width) / 2
     tanh = (phi["tanh"], 1.0, 1.0, 0.0)  # an input of mean square 1, sigma_w and sigma_b
-    squares = {
-        **dict.fromkeys(NO_TRICK, he * cfg.sigma_w**2 / 2),
+    logs = {
+        **dict.fromkeys(NO_TRICK, he + jnp.log(cfg.sigma_w / jnp.sqrt(2.0))),
         "He": he,
-        **dict.fromkeys(("orthogonal", "ReZero"), 1.0),
-        "Xavier": theory.meanfield.gradient_factors(*tanh, cfg.depth),
-        "residual": theory.residual.gradient_factors(*tanh, cfg.factor, cfg.depth),
-        "layer norm": theory.normalisation.layer_norm_factor(phi["relu"]),
-        "batch norm": theory.normalisation.batch_norm_factor(phi["relu"], cfg.batch_size),
-        "LSTM": jax.nn.sigmoid(cfg.forget_bias) ** 2,
+        **dict.fromkeys(("orthogonal", "ReZero"), 0.0),
+        "Xavier": theory.finite_width.plain(*tanh, *sizes).infinite,
+        "residual": theory.finite_width.residual_branch(*tanh, cfg.factor, *sizes).infinite,
+        "layer norm": jnp.log(theory.normalisation.layer_norm_factor(phi["relu"])) / 2,
+        "batch norm": jnp.log(theory.normalisation.batch_norm_factor(phi["relu"], cfg.batch_size))
+        / 2,
+        "LSTM": jax.nn.log_sigmoid(cfg.forget_bias),
     }
-    logs = {name: jnp.log10(jnp.broadcast_to(x, cfg.depth)) for name, x in squares.items()}
-    return {name: jnp.cumsum(log[::-1]) / 2 for name, log in logs.items()}
+    last_first = {name: jnp.broadcast_to(log, cfg.depth)[::-1] for name, log in logs.items()}
+    return {name: jnp.cumsum(log) / gl.LN10 for name, log in last_first.items()}
 
 
 def trained(name: str, cfg: Config, key: jax.Array) -> tuple[jax.Array, jax.Array]:

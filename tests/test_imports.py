@@ -38,7 +38,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
         *("extended", "factorisation", "one_sided", "spectrum", "error_bound"),
     ),
     "theory": (
-        *("gauss", "meanfield", "normalisation", "scalar", "residual", "products", "spectra"),
+        *("gauss", "meanfield", "normalisation", "scalar", "residual", "finite_width"),
+        *("products", "spectra"),
         "clipping",
     ),
     "experiment": (

@@ -152,6 +152,22 @@ class Outcome(NamedTuple):
     stderr: str
 
 
+def typed(file: Path, *arguments: str) -> Outcome:
+    """The command line `experiments/NAME.py ARGUMENTS`, in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    argv, x64 = sys.argv, jax.dtypes.canonicalize_dtype(float) == "float64"
+    sys.argv = [f"experiments/{file.name}", *arguments]
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            command_line.run(str(file))
+    except SystemExit as end:
+        return Outcome(int(end.code or 0), out.getvalue(), err.getvalue())
+    finally:
+        sys.argv = argv
+        jax.config.update("jax_enable_x64", x64)
+    raise AssertionError("a run ends with an exit status")
+
+
 class Toy:
     """A project with one experiment, `chaos`."""
 
@@ -172,19 +188,8 @@ class Toy:
 
     def run(self, *arguments: str) -> Outcome:
         """The command line `chaos.py ARGUMENTS`, in this process."""
-        out, err = io.StringIO(), io.StringIO()
         sys.modules.pop("gradlab_experiment_chaos", None)  # a test may have changed the file
-        argv, x64 = sys.argv, jax.config.read("jax_enable_x64")
-        sys.argv = ["experiments/chaos.py", *arguments]
-        try:
-            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-                command_line.run(str(self.file))
-        except SystemExit as end:
-            return Outcome(int(end.code or 0), out.getvalue(), err.getvalue())
-        finally:
-            sys.argv = argv
-            jax.config.update("jax_enable_x64", x64)
-        raise AssertionError("a run ends with an exit status")
+        return typed(self.file, *arguments)
 
     def sweep(self, *arguments: str) -> Outcome:
         return self.run("--multirun", *arguments)
@@ -228,7 +233,9 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Toy:
     # What a test compiles is compiled there and then, and leaves nothing in anybody's home.
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
 
-    def draw(figure: Callable[[xr.Dataset], figures.Figure], data: xr.Dataset) -> dict[str, bytes]:
+    def draw(
+        figure: Callable[[xr.Dataset], figures.Figure], data: xr.Dataset, _caption: str = ""
+    ) -> dict[str, bytes]:
         drawn = figure(data)
         titles = [axes.get_title(loc="left") for axes in drawn.axes]
         return dict.fromkeys(("png", "pdf", "svg"), repr(titles).encode())

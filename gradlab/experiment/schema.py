@@ -84,7 +84,7 @@ WORDS: dict[str, Key] = {
     "dtype": Key("floating point format", choices=DTYPES),
     "factor": Key("factor of the branch F in a residual layer z + F(z)", at_least=0, at_most=10),
     "learning_rate": Key("step size of the optimiser", above=0, at_most=1e6),
-    "num_seeds": Key("number of independent draws", **_COUNT),
+    "num_draws": Key("number of independent draws", **_COUNT),
     "num_steps": Key("number of optimiser steps", **_COUNT),
     "sigma_b": Key("standard deviation of the biases b", at_least=0, at_most=1e3),
     "sigma_w": Key("standard deviation of W times the root of its fan-in", at_least=0, at_most=1e3),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import shlex
@@ -69,7 +70,12 @@ class Program:
         hydra: Any = HydraConfig.instance().cfg
         with open_dict(cfg):
             cfg.hydra = hydra.hydra
-        return self.single(cfg, list(hydra.hydra.overrides.task))
+        holds = self.single(cfg, list(hydra.hydra.overrides.task))
+        if self.errors and hydra.hydra.run.dir != naming.OURS:
+            # Hydra makes the folder that it was told of before anything is checked.
+            with contextlib.suppress(OSError):  # something stands in it
+                Path(hydra.hydra.runtime.output_dir).rmdir()
+        return holds
 
     def single(self, config: DictConfig, overrides: Sequence[str]) -> bool:
         """Whether every claim of the run with these overrides holds."""

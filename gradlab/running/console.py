@@ -65,16 +65,17 @@ def table(
     title: str, columns: Sequence[Column], rows: Iterable[Sequence[str]], end: str, width: int
 ) -> None:
     """Print a table and a last line, `width` columns wide where no terminal has its own width."""
+    from rich.markup import escape
     from rich.table import Table
 
-    shown = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    shown = Table(title=escape(title), title_justify="left", box=None, pad_edge=False)
     for name, look in columns:
         shown.add_column(name, **look)
-    for row in rows:
-        shown.add_row(*row)
+    for verdict, *rest in rows:  # `[tanh]` is a value and not a colour
+        shown.add_row(verdict, *map(escape, rest))
     console = _stdout(width)
     console.print(shown)
-    console.print(end, soft_wrap=True)
+    console.print(escape(end), soft_wrap=True)
 
 
 def _stdout(width: int) -> Console:

@@ -22,10 +22,7 @@ def sentence(
     from hydra.errors import HydraException, MissingConfigException
     from omegaconf.errors import OmegaConfBaseException
 
-    causes: list[BaseException] = [error]
-    while causes[-1].__cause__ is not None:
-        causes.append(causes[-1].__cause__)
-    for cause in causes:
+    for cause in _causes(error):
         if isinstance(cause, MissingConfigException) and cause.options is not None:
             group, _, name = str(cause.missing_cfg_file).rpartition("/")
             return BadInput(schema.unknown(group or "config", name, cause.options))
@@ -34,9 +31,19 @@ def sentence(
             if known:
                 return BadInput(known)
     if isinstance(error, HydraException | OmegaConfBaseException):
-        lines = str(causes[-1]).partition("See https")[0].partition("Config search path")[0]
+        hydras = [cause for cause in _causes(error) if isinstance(cause, HydraException)]
+        said = str(hydras[-1] if hydras else error)
+        lines = said.partition("See https")[0].partition("Config search path")[0]
         return BadInput("; ".join(line.strip() for line in lines.splitlines() if line.strip()))
     return error
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and what it came from, said so or not: Hydra drops OmegaConf's as a cause."""
+    here: BaseException | None = error
+    while here is not None:
+        yield here
+        here = here.__cause__ or here.__context__
 
 
 def _about_key(

@@ -1,87 +1,130 @@
-"""What a finite width takes from the logarithm of a gradient, to first order in 1/width.
+"""What a finite width does to the log of a gradient, to first order in 1/width.
 
-|dL/dz_{l-1}|² is that of the next layer times a random factor. Its mean is mean field theory's
-(`meanfield.chi`, `residual.gradient_factor`); the mean of its log lies half of its relative
-variance below the log of its mean: Hanin and Nica 2020, there for relu.
+The log of a fluctuating factor falls short of the log of its mean by half its relative variance.
+For linear and relu layers that is known exactly (Hanin and Nica 2020; `products`); here it is
+followed layer by layer for any activation, with the fluctuations of the layers' lengths. The
+weights and biases are Gaussian, W_ij ~ N(0, sigma_w²/width). Derived here, on the assumption of
+mean field theory that a gradient does not see its activations but along the state itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from gradlab.theory import gauss, meanfield
-
-Phi = Callable[[Array], Array]
-
-
-def kurtosis(phi: Phi, q: ArrayLike) -> Array:
-    """`E phi'(√q z)⁴ / (E phi'(√q z)²)²`, elementwise, for a smooth phi."""
-
-    def fourth(q: Array) -> Array:
-        return gauss.expect(lambda h: jax.vmap(jax.grad(phi))(h) ** 4, q, ())
-
-    q = jnp.asarray(q, float)
-    return jnp.vectorize(fourth)(q) / jnp.square(meanfield.chi(phi, q, 1.0))
+from gradlab.models.activations import Activation
+from gradlab.theory import gauss, meanfield, residual
 
 
-def plain_variance(kurtosis: ArrayLike, width: ArrayLike) -> Array:
-    """`(3 kurtosis - 1)/width`, the factor's relative variance in a layer phi(W z + b).
+class Growth(NamedTuple):
+    """What each layer does to log |gradient| (nats) on its way back; each `(depth,)`.
 
-    2/width is of the sum over Gaussian weights, the rest of phi'² about its mean: a direction has
-    3/width² in the mean fourth power of an entry. 5/width for relu, 2/width for linear.
+    Attributes:
+        infinite: the law of infinite width, half the log of the factor of the mean square.
+        first: what is of the order of 1/width.
+        second: the size of what is left out, the square of the relative variance of the factor.
     """
-    return (3 * jnp.asarray(kurtosis, float) - 1) / jnp.asarray(width, float)
+
+    infinite: Array
+    first: Array
+    second: Array
 
 
-def residual_variance(kurtosis: ArrayLike, share: ArrayLike, width: ArrayLike) -> Array:
-    """The same in a layer z + F(z): `4 share (1 - share)/width + share² plain_variance`.
+class _Averages(NamedTuple):
+    """Averages over h = √q z that the terms are made of."""
 
-    `share` of the mean squared gradient comes through F; the first term is of its product with
-    what goes straight on, whose mean is 0.
+    kurtosis: Array  # E phi'⁴ / (E phi'²)²
+    along: Array  # E z² phi'² / E phi'²
+    joint: Array  # E phi² phi'² / (E phi² E phi'²)
+    variance: Array  # Var phi²
+
+
+def plain(
+    phi: Activation, q_1: ArrayLike, sigma_w: ArrayLike, sigma_b: ArrayLike, width: int, depth: int
+) -> Growth:
+    """The growth through layers phi(W z + b), the first of which has an h of mean square `q_1`.
+
+    A layer multiplies the squared norm by |W^T D r|²/|r|², D = diag phi'(h). The first order has
+    four parts: W is Gaussian (1/n, of log chi²_n), D weighs the entries of a Gaussian row r
+    (3/2n of its kurtosis less 1; both together are 5/2n for relu), the row of W^T D r along the
+    state is not free but known from h, and the lengths q fluctuate by Var phi², which moves them.
     """
-    share = jnp.asarray(share, float)
-    mixed = 4 * share * (1 - share) / jnp.asarray(width, float)
-    return mixed + share**2 * plain_variance(kurtosis, width)
+    start = jnp.asarray(q_1, float), jnp.zeros(()), jnp.zeros(())
+    weight, bias = jnp.asarray(sigma_w, float), jnp.asarray(sigma_b, float)
+
+    def layer(carry: tuple[Array, Array, Array], _: None) -> tuple[Any, Growth]:
+        q, mean, square = carry  # of q's fluctuation about its law, which come with 1/n
+        log_chi, slope, bend = _expanded(lambda q: jnp.log(meanfield.chi(phi, q, weight)), q)
+        found = _averages(phi, q)
+        along = (1 - bias**2 / q) * (found.along - 1) * found.joint
+        first = -1 - 1.5 * (found.kurtosis - 1) + along + slope * mean + bend * square / 2
+        spread = 2 + 3 * (found.kurtosis - 1) + slope**2 * square
+        growth = Growth(log_chi / 2, first / (2 * width), (first**2 + spread**2) / (2 * width**2))
+        q_next, slope, bend = _expanded(lambda q: meanfield.V(phi, q, weight, bias), q)
+        mean = slope * mean + bend * square / 2
+        return (q_next, mean, slope**2 * square + weight**4 * found.variance), growth
+
+    return jax.lax.scan(layer, start, None, length=depth)[1]
 
 
-def log_factor(gain: ArrayLike, variance: ArrayLike) -> Array:
-    """`log(gain)/2 - variance/4`: the mean log of a layer's factor of |gradient|, nats."""
-    return jnp.log(jnp.asarray(gain, float)) / 2 - jnp.asarray(variance, float) / 4
-
-
-def log_gradient(
-    phi: Phi,
-    q: ArrayLike,
+def residual_branch(
+    phi: Activation,
+    mean_square: ArrayLike,
     sigma_w: ArrayLike,
+    sigma_b: ArrayLike,
+    factor: ArrayLike,
     width: int,
-    factor: ArrayLike | None = None,
-) -> tuple[Array, Array]:
-    """The mean of `log |dL/dz_l| / |dL/dz_L|` in every layer, and its next order, nats.
+    depth: int,
+) -> Growth:
+    """The growth through layers z + factor phi(W z + b), from a state of the mean square given.
 
-    Args:
-        phi: a smooth activation.
-        q: the mean square of h in every layer, `(..., depth)`: `meanfield.lengths` or
-            `residual.lengths`.
-        sigma_w: the standard deviation of W √width, of a shape that broadcasts with `q`.
-        width: the number of neurons.
-        factor: that of a residual layer z + factor phi(W z + b); None for a layer phi(W z + b).
+    |r + W^T D r|² is a noncentral chi² of relative variance (4 chi + chi² (2 + 3 (kurtosis - 1)))
+    over width (1 + chi)². For a linear branch that is all; of others it leaves out what is known
+    along the state, and the lengths, so that it is only the size of the first order.
 
-    The next order is bounded by the variance squared, and by what lengths do: one varies by 2/width
-    or less, and chi answers by its root at most where phi'² has an integral (tanh, erf).
+    nan unless phi is odd: else the state grows along its mean, which no W averages away, and the
+    gradient turns towards it.
     """
-    chi = meanfield.chi(phi, q, sigma_w)
-    gain = chi if factor is None else 1 + jnp.square(jnp.asarray(factor, float)) * chi
-    share = jnp.ones_like(chi) if factor is None else 1 - 1 / gain
-    variance = residual_variance(kurtosis(phi, q), share, width)
-    beyond = variance**2 / 2 + share / (2 * width)
-    return _after(log_factor(gain, variance)), _after(beyond)
+    q = residual.lengths(phi, mean_square, sigma_w, sigma_b, factor, depth)
+    chi = residual.gradient_factor(phi, q, sigma_w, factor) - 1
+    kurtosis = jax.vmap(lambda q: _averages(phi, q).kurtosis)(q)
+    variance = (4 * chi + chi**2 * (2 + 3 * (kurtosis - 1))) / (width * (1 + chi) ** 2)
+    h = jnp.linspace(0.0, 8.0, 17)
+    known = jnp.where(jnp.allclose(phi(-h), -phi(h)), 1.0, jnp.nan)
+    return Growth(known * jnp.log1p(chi) / 2, -known * variance / 4, known * variance**2 / 2)
 
 
-def _after(layers: Array) -> Array:
-    """The sum over the layers after each one."""
-    return jnp.flip(jnp.cumsum(jnp.flip(layers, -1), -1), -1) - layers
+def _averages(phi: Activation, q: Array) -> _Averages:
+    scaled = gauss.homogeneous(phi) is not None
+    q = jnp.ones_like(q) if scaled else q  # then no average but the variance knows of lengths
+
+    def average(f: Any) -> Array:
+        return gauss.expect(f, q, phi.kinks)
+
+    def square(h: Array) -> Array:
+        return jnp.square(phi(h))
+
+    def slope(h: Array) -> Array:
+        return jnp.square(phi.dphi(h))
+
+    mean, mean_slope = average(square), average(slope)
+    return _Averages(
+        average(lambda h: slope(h) ** 2) / mean_slope**2,
+        average(lambda h: jnp.square(h) * slope(h)) / (q * mean_slope),
+        average(lambda h: square(h) * slope(h)) / (mean * mean_slope),
+        # Where chi does not depend on lengths, what they do is of no account.
+        jnp.zeros_like(q) if scaled else average(lambda h: square(h) ** 2) - mean**2,
+    )
+
+
+def _expanded(f: Any, q: Array) -> tuple[Array, Array, Array]:
+    """A function and its first two derivatives."""
+
+    def slope(q: Array) -> Array:
+        return jax.jvp(f, (q,), (jnp.ones_like(q),))[1]
+
+    return f(q), slope(q), jax.jvp(slope, (q,), (jnp.ones_like(q),))[1]

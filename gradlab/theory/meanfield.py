@@ -186,13 +186,6 @@ def lengths(phi: Phi, q_1: ArrayLike, sigma_w: ArrayLike, sigma_b: ArrayLike, de
     return jax.lax.scan(step, first, None, length=depth)[1]
 
 
-def gradient_factors(
-    phi: Phi, q_1: ArrayLike, sigma_w: ArrayLike, sigma_b: ArrayLike, depth: int
-) -> Array:
-    """Each layer's factor of the mean squared gradient, chi at its own length q, `(depth,)`."""
-    return chi(phi, lengths(phi, q_1, sigma_w, sigma_b, depth), jnp.asarray(sigma_w, float))
-
-
 def correlations(
     phi: Phi, c_1: ArrayLike, q: ArrayLike, sigma_w: ArrayLike, sigma_b: ArrayLike, depth: int
 ) -> Array:

@@ -79,16 +79,3 @@ def lengths(
         return state + gain * average(q), q
 
     return jax.lax.scan(step, state, None, length=depth)[1]
-
-
-def gradient_factors(
-    phi: Callable[[Array], Array],
-    mean_square: ArrayLike,
-    sigma_w: ArrayLike,
-    sigma_b: ArrayLike,
-    factor: ArrayLike,
-    depth: int,
-) -> Array:
-    """Each layer's factor of the mean squared gradient at its own length, `(depth,)`; odd phi."""
-    q = lengths(phi, mean_square, sigma_w, sigma_b, factor, depth)
-    return gradient_factor(phi, q, sigma_w, factor)

@@ -1,4 +1,4 @@
-"""First order in 1/width, against closed forms, known laws and products that are drawn."""
+"""The first order of 1/width, against exact laws and a chain of wide random layers."""
 
 import jax
 import jax.numpy as jnp
@@ -6,54 +6,60 @@ import numpy as np
 import pytest
 
 import gradlab as gl
-
-finite_width, products = gl.theory.finite_width, gl.theory.products
-PHI = gl.activations.PHI
+from gradlab.theory import finite_width, products
 
 
-def test_the_kurtosis_of_erf_is_its_closed_form() -> None:
-    q = jnp.array([0.01, 0.3, 2.0, 30.0])
+@pytest.mark.parametrize(
+    ("name", "sigma_w", "exact"),
+    [
+        ("linear", 1.3, products.linear_log_mean(200)),
+        ("relu", 2**0.5, products.relu_log_mean(200)),
+    ],
+)
+def test_it_is_the_exact_law_to_first_order(name: str, sigma_w: float, exact: float) -> None:
+    phi = gl.activations.PHI[name]
+    growth = finite_width.plain(phi, 1.0, sigma_w, 0.0, 200, 3)
+    half = exact / 2 + np.log(sigma_w**2 * (0.5 if name == "relu" else 1.0)) / 2
 
-    # phi' is exp(-a h²) up to a factor, whose mean power p is (1 + 2 p a q)^(-1/2).
-    a = -float(jnp.log(jax.grad(PHI["erf"])(1.0) / jax.grad(PHI["erf"])(0.0)))
-    closed = (1 + 8 * a * q) ** -0.5 * (1 + 4 * a * q)
-    np.testing.assert_allclose(finite_width.kurtosis(PHI["erf"], q), closed, rtol=1e-8)
-
-
-def test_the_variance_is_that_of_relu_and_of_linear_layers() -> None:
-    assert finite_width.plain_variance(2.0, 100) == pytest.approx(5 / 100)  # half of phi'² is 0
-    width = 1000
-    exact = products.linear_log_variance(width)
-    assert finite_width.plain_variance(1.0, width) == pytest.approx(exact, rel=2 / width)
-    assert finite_width.log_factor(1.0, 2 / width) == pytest.approx(
-        products.linear_log_mean(width) / 2, rel=1 / width
-    )
+    np.testing.assert_allclose(growth.infinite + growth.first, half, atol=float(growth.second[0]))
+    assert float(growth.second[0]) < 1e-3
 
 
-@pytest.mark.parametrize("factor", [None, 0.7])
-def test_the_mean_log_of_one_layer_is_met_by_layers_that_are_drawn(factor: float | None) -> None:
-    phi, width, sigma_w, num_draws = PHI["tanh"], 32, 2.0, 40_000
-    q = sigma_w**2
+def test_tanh_in_chaos_falls_short_by_the_first_order() -> None:
+    phi, depth, width, num_draws = gl.activations.PHI["tanh"], 20, 64, 400
+    sigma_w, sigma_b = 2.0, 0.2
+    q = gl.theory.meanfield.q_star(phi, sigma_w, sigma_b)
 
-    def drawn(key: jax.Array) -> jax.Array:
+    def grown(key: jax.Array) -> jax.Array:
         keys = jax.random.split(key, 3)
-        W = sigma_w * gl.ensembles.unit_gaussian(keys[0], (width, width), float)
-        D = jax.vmap(jax.grad(phi))(jnp.sqrt(q) * jax.random.normal(keys[1], (width,)))
-        g = jax.random.normal(keys[2], (width,))
-        back = W.T @ (D * g)
-        back = back if factor is None else g + factor * back
-        return jnp.log(jnp.linalg.norm(back) / jnp.linalg.norm(g))
+        model = gl.ensembles.gaussian(keys[0], depth, width, phi, sigma_w, sigma_b)
+        x = gl.ensembles.inputs(keys[1], width, (q - sigma_b**2) / sigma_w**2)
+        row = jax.random.normal(keys[2], (width,))
+        norms = gl.jacobians.log_gradient_norms(model, x, lambda z: row @ z)
+        return norms[0] - norms[-1]
 
-    logs = jax.jit(jax.vmap(drawn))(jax.random.split(jax.random.key(0), num_draws))
-    chi, kurtosis = gl.theory.meanfield.chi(phi, q, sigma_w), finite_width.kurtosis(phi, q)
-    if factor is None:
-        gain, variance = chi, finite_width.plain_variance(kurtosis, width)
-    else:
-        gain = gl.theory.residual.gradient_factor(phi, q, sigma_w, factor)
-        variance = finite_width.residual_variance(kurtosis, 1 - 1 / gain, width)
-    sampling = 4 * float(jnp.std(logs)) / num_draws**0.5
-    second_order = float(variance) ** 2 / 2
-    expected = finite_width.log_factor(gain, variance)
+    draws = jax.jit(lambda key: jax.lax.map(grown, jax.random.split(key, num_draws)))(
+        jax.random.key(1)
+    )
+    law = finite_width.plain(phi, q, sigma_w, sigma_b, width, depth)
+    mean, error = gl.estimate.mean(draws)
+    first = float(jnp.sum(law.first))
 
-    assert float(variance) / 4 > sampling + second_order  # what is tested is seen
-    assert abs(float(jnp.mean(logs) - expected)) < sampling + second_order
+    assert abs(mean - float(jnp.sum(law.infinite)) - first) < 4 * error + float(jnp.sum(law.second))
+    assert -first > 8 * error  # the infinite width alone would be seen to be wrong
+
+
+def test_a_linear_residual_layer_is_a_noncentral_chi_square() -> None:
+    phi, width, sigma_w = gl.activations.PHI["linear"], 50, 1.5
+    law = finite_width.residual_branch(phi, 1.0, sigma_w, 0.0, 1.0, width, 1)
+    G = jax.random.normal(jax.random.key(2), (200_000, width)) * sigma_w / width**0.5
+    logs = jnp.log(jnp.sum(G.at[:, 0].add(1.0) ** 2, axis=1)) / 2
+    mean, error = gl.estimate.mean(logs)
+
+    assert abs(mean - float(law.infinite[0] + law.first[0])) < 4 * error + float(law.second[0])
+
+
+def test_a_residual_branch_that_is_not_odd_has_no_law() -> None:
+    law = finite_width.residual_branch(gl.activations.PHI["relu"], 1.0, 1.0, 0.0, 1.0, 50, 2)
+
+    assert np.isnan(law.infinite).all()

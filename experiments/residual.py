@@ -177,7 +177,7 @@ def figure(data: xr.Dataset) -> gl.Figure:
     ends = [*smallest.isel(depths=-1).median("draw").values, bound[-1]]
     gl.figures.ends(least, depth, xr.DataArray(ends, {"row": [*KINDS, "bound"]}, "row"))
     gl.figures.predicted(edge, data.w_fine, data.log10_edge_fine)
-    wide = {"markersize": 5.5, "fillstyle": "none"}
+    wide: dict[str, Any] = {"markersize": 5.5, "fillstyle": "none"}
     for name, style in zip(EDGES, (wide, {"markersize": 3.2}), strict=True):
         look = {"color": gl.figures.COLOURS[2], "marker": "o", **style}
         gl.figures.measured(edge, data.w, data.log10_edge.sel(edge=name), look, label=name)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import gradlab as gl
 from gradlab.lazy import jax, jnp, np, xr

@@ -10,14 +10,14 @@ import pytest
 import yaml
 from hydra import compose
 from omegaconf import OmegaConf
-from toys import Toy, hydra_told_of, typed
 
 from gradlab.experiment import loading, schema
 from gradlab.models.activations import PHI
 from gradlab.running import composition
 from gradlab.theory import meanfield
+from tests.toys import Toy, hydra_told_of, typed
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = Path(__file__).parent.parent.parent / "configs"
 EXPERIMENTS = CONFIGS.parent / "experiments"
 PRESETS = sorted((CONFIGS / "experiment").glob("*.yaml"))
 INITS = sorted((CONFIGS / "init").glob("*.yaml"))

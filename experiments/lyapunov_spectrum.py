@@ -119,9 +119,11 @@ def figure(data: xr.Dataset) -> gl.Figure:
         gl.figures.measured(settling, data.records, row.running, look)
         exact = np.full(2, float(row.exponent_predicted))
         gl.figures.predicted(settling, (1, 3 * float(data.records[-1])), exact)
-        settling.text(4 * float(data.records[-1]), exact[0], f"k = {i + 1}", va="center")
+        # Neighbours near the top lie closer than a line of text.
+        side = 4 * float(data.records[-1]) * (1 if i % 2 == 0 else 30)
+        settling.text(side, exact[0], f"k = {i + 1}", va="center", fontsize=6.5)
     settling.set(xscale="log", xlabel="depth L", ylabel="exponent (nats a layer)")
-    settling.set_xlim(right=60 * float(data.records[-1]))
+    settling.set_xlim(right=1000 * float(data.records[-1]))
     gl.figures.title(settling, "each exponent finds its law")
     off = np.sqrt((np.square(one.running - data.exponent_predicted)).mean("direction"))
     law = np.sqrt(float(data.variance_predicted.mean()) / data.records)
@@ -187,7 +189,7 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
 
 
 FAULTS = {
-    "weights 1 % too large": gl.fault.scale("ensembles.unit_gaussian", 1.01),
+    "weights 2 % too large": gl.fault.scale("ensembles.unit_gaussian", 1.02),
     "weights 20 % too large": gl.fault.scale("ensembles.unit_gaussian", 1.2),
     "weights 20 % too small": gl.fault.scale("ensembles.unit_gaussian", 0.8),
     "orthogonal instead of Gaussian": gl.fault.change(

@@ -164,11 +164,10 @@ def figure(data: xr.Dataset) -> gl.Figure:
         axes.set_xlabel(r"$\sigma_w$")
         gl.figures.title(axes, str(name))
         if not np.isfinite(data.rate_infinite.sel(activation=name, kind="residual")).all():
-            gl.figures.words(axes, 0.03, 0.03, "residual: no law (not odd)")
+            gl.figures.words(axes, 0.97, 0.03, "residual: no law known", ha="right")
     marks = {name: look | {"linestyle": "none"} for name, look in looks.items()}
-    gl.figures.key(panels[-1], marks | {"law": gl.figures.THEORY}, loc="center right")
-    panels[0].set_ylabel("decades of gradient a layer back")
-    gl.figures.words(panels[0], 0.97, 0.12, "above 0: explodes\nbelow 0: vanishes", ha="right")
+    gl.figures.key(panels[0], marks | {"law": gl.figures.THEORY}, loc="lower right")
+    panels[0].set_ylabel("decades of gradient a layer back\n(below 0 it vanishes)")
     return fig
 
 
@@ -245,7 +244,8 @@ def edge_claims(row: xr.Dataset, name: str) -> Iterator[gl.Claim]:
     if math.isnan(edge):
         return
     slope = float(np.interp(edge, row.sigma_w, np.gradient(law, row.sigma_w)))
-    sampling = gl.claim.NUM_ERRORS * gl.estimate.mean(row.rate.transpose("draw", ...)).error
+    num_errors = gl.claim.num_errors(row.sizes["draw"])
+    sampling = num_errors * gl.estimate.mean(row.rate.transpose("draw", ...)).error
     # Both are crossings of straight lines between the same points. An edge that chance may move
     # off the grid is not looked for.
     near = {

@@ -30,4 +30,5 @@ from .measuring import training as training
 from .models import activations as activations
 from .models import chain as chain
 from .models import ensembles as ensembles
+from .models import networks as networks
 from .running.command_line import run as run

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     import jax
     import jax.numpy as jnp
     import numpy as np
+    import optax
     import xarray as xr
 else:
     from importlib import import_module
@@ -18,6 +19,6 @@ else:
         def __getattr__(self, name: str) -> object:
             return getattr(import_module(self.__name__), name)
 
-    jax, jnp, np, xr = map(_AtFirstUse, ("jax", "jax.numpy", "numpy", "xarray"))
+    jax, jnp, np, optax, xr = map(_AtFirstUse, ("jax", "jax.numpy", "numpy", "optax", "xarray"))
 
-__all__ = ["jax", "jnp", "np", "xr"]
+__all__ = ["jax", "jnp", "np", "optax", "xr"]

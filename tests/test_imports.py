@@ -28,7 +28,7 @@ OPEN_TO_ALL = {"errors", "lazy"}
 # The rooms of each wing from the ground up: a room imports only rooms that stand before it.
 ROOMS: dict[str, tuple[str, ...]] = {
     "arithmetic": ("formats", "bits", "precision", "doubled", "scaled", "norms", "qr", "balls"),
-    "models": ("activations", "chain", "ensembles"),
+    "models": ("activations", "chain", "ensembles", "networks"),
     "measuring": (
         *("chain_rule", "loops", "linearisation", "forward", "blocks", "jacobians"),
         *("product_svd", "spectra", "certificate", "clipping", "training"),
@@ -38,7 +38,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
         *("extended", "factorisation", "one_sided", "spectrum", "error_bound"),
     ),
     "theory": (
-        *("gauss", "meanfield", "scalar", "residual", "finite_width", "products", "spectra"),
+        *("gauss", "meanfield", "normalisation", "scalar", "residual", "finite_width"),
+        *("products", "spectra"),
         "clipping",
     ),
     "experiment": (
@@ -71,9 +72,9 @@ HOMES: dict[str, set[str]] = {
     "markupsafe": {"page"},
     "matplotlib": {"experiment.figures"},
     "omegaconf": {"running", "sweeping.multirun", "hydra_plugins"},
-    "optax": {"measuring.clipping", "measuring.training"},
+    "optax": {"lazy", "measuring.clipping", "measuring.training"},
     "rich": {"running", "sweeping"},
-    "scipy": {"theory"},
+    "scipy": {"theory", "experiment.claim"},
     "submitit": {"sweeping.cluster"},
     "xarray": {"lazy", "experiment", "running", "sweeping", "page"},
     "yaml": {"running"},

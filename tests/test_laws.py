@@ -31,7 +31,7 @@ def page() -> str:
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
 def test_each_law_is_checked_on_the_page_and_explained(path: Path, page: str) -> None:
     executed = "".join(example.source for example in doctest.DocTestParser().get_examples(page))
-    called = set(re.findall(r"\b[a-z]+\.\w+", executed))
+    called = set(re.findall(r"\b[a-z_]+\.\w+", executed))
     assert public(path) <= called
     rows = set(re.findall(r"`(\w+)`", "\n".join(re.findall(r"^\| `.*$", page, re.MULTILINE))))
     assert {name.split(".")[1] for name in public(path)} <= rows

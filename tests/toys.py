@@ -155,7 +155,7 @@ class Outcome(NamedTuple):
 def typed(file: Path, *arguments: str) -> Outcome:
     """The command line `experiments/NAME.py ARGUMENTS`, in this process."""
     out, err = io.StringIO(), io.StringIO()
-    argv, x64 = sys.argv, jax.config.jax_enable_x64
+    argv, x64 = sys.argv, jax.dtypes.canonicalize_dtype(float) == "float64"
     sys.argv = [f"experiments/{file.name}", *arguments]
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):

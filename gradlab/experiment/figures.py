@@ -40,6 +40,7 @@ __all__ = [
     "band",
     "bound",
     "draw",
+    "ends",
     "key",
     "measured",
     "named",
@@ -221,6 +222,50 @@ def key(axes: Axes, looks: dict[str, dict[str, Any]], **options: Any) -> None:
     axes.legend(handles, list(looks), **options)
     if before is not None:
         axes.add_artist(before)
+
+
+def ends(axes: Axes, x: float, y: Any, gap: float = 0.062, **style: Any) -> None:
+    """Names to the right of the ends `(x, y)` of lines, none over another, each with its leader.
+
+    `y` is a labelled array with one axis of names; `gap` is between two names, in heights of the
+    panel. Call it when all is drawn: the limits of the panel stay as they are.
+    """
+    y = y.sortby(y)
+    (names,) = (y[dim].values for dim in y.dims)
+    low, high = axes.get_ylim()
+    axes.set(ylim=(low, high), xlim=axes.get_xlim())
+    at = np.clip((y.values - low) / (high - low), 0, 1)
+    look: dict[str, Any] = {"fontsize": 6.5, "va": "center", "color": "0.15"} | style
+    leader = {
+        "arrowstyle": "-",
+        "color": "0.6",
+        "linewidth": 0.5,
+        "shrinkA": 0,
+        "shrinkB": 0,
+        "relpos": (0, 0.5),
+    }
+    for name, end, height in zip(names, at, _spread(at, gap), strict=True):
+        axes.annotate(
+            str(name),
+            xy=(x, low + end * (high - low)),
+            xytext=(1.04, height),
+            textcoords="axes fraction",
+            arrowprops=leader,
+            annotation_clip=False,
+            **look,
+        )
+
+
+def _spread(at: Any, gap: float) -> Any:
+    """Heights in increasing order, at least `gap` apart, as near to `at` as least squares say."""
+    steps = gap * np.arange(len(at))
+    # Isotonic regression of what is left without the steps: pool neighbours that are out of order.
+    pools: list[list[float]] = []
+    for value in np.asarray(at) - steps:
+        pools.append([float(value)])
+        while len(pools) > 1 and np.mean(pools[-2]) > np.mean(pools[-1]):
+            pools[-2:] = [pools[-2] + pools[-1]]
+    return np.concatenate([np.full(len(pool), np.mean(pool)) for pool in pools]) + steps
 
 
 def words(axes: Axes, x: float, y: float, text: str, **style: Any) -> None:

@@ -84,6 +84,17 @@ def digits(dtype: DTypeLike) -> tuple[Data, Data]:
     )
 
 
+def projected(data: Data, P: Array) -> Data:
+    """The data with inputs `P (x - mean)`, `(num_examples, width)`, each scaled to mean square 1.
+
+    Args:
+        data: inputs `(num_examples, num_pixels)`.
+        P: `(width, num_pixels)`.
+    """
+    x = (data.x - jnp.mean(data.x, axis=0)) @ P.T
+    return data._replace(x=x / jnp.sqrt(jnp.mean(x * x, axis=1, keepdims=True)))
+
+
 @cache
 def _digits() -> tuple[Any, Any]:
     packed = (files("gradlab") / "data" / "digits.csv.gz").read_bytes()
@@ -147,6 +158,16 @@ def with_freak(schedule: Schedule, step: int, gain: ArrayLike) -> Schedule:
     if not 0 <= step < num_steps:
         raise BadInput(f"freak_step is {step}; allowed: 0 to {num_steps - 1}")
     return schedule._replace(gain=schedule.gain.at[step].set(gain))
+
+
+def whole_batches(data: Data, schedule: Schedule) -> tuple[Data, Schedule]:
+    """Data of which each example is a whole batch of the schedule, and one of them for each step.
+
+    For a model that sees a batch at once, as batch normalisation asks for: `x` is
+    `(num_steps, batch_size, ...)`, `y` `(num_steps, batch_size)`.
+    """
+    batches = Data(data.x[schedule.indices], data.y[schedule.indices])
+    return batches, schedule._replace(indices=jnp.arange(schedule.gain.size)[:, None])
 
 
 def batch(data: Data, indices: Array, gain: Array) -> Data:

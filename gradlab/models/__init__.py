@@ -6,4 +6,6 @@ state. Nothing is measured here and nothing predicted.
 
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach(__name__, ["activations", "chain", "ensembles"])
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__, ["activations", "chain", "ensembles", "networks"]
+)

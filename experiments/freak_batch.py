@@ -1,0 +1,190 @@
+"""What does one freak batch do to a training, with clipping and without?
+
+A batch whose inputs are far too large gives a gradient that is far too long, and one plain step
+along it throws the parameters out of all they have learned. Clipped by g <- g tau / max(|g|, tau)
+(Pascanu, Mikolov and Bengio 2013, algorithm 1) the same step is no longer than the learning rate
+times tau (Zhang, He, Sra and Jadbabaie 2020, section 1). Both are seen on handwritten digits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import gradlab as gl
+from gradlab.lazy import jax, jnp, np, xr
+
+ALGORITHM = "Pascanu, Mikolov and Bengio 2013, algorithm 1"
+ZHANG = "Zhang, He, Sra and Jadbabaie 2020, section 1"
+TRIANGLE = "the triangle inequality over two steps"
+KINDS = ("calm", "freak")
+TOP = 1e4  # of both panels; what is above stands as an arrowhead at the rim
+
+
+@gl.config
+class Config:
+    """The network, the thresholds, and the batch that goes wrong."""
+
+    tau: gl.Floats
+    activation: str
+    depth: int
+    width: int = gl.key("number of neurons in a layer", at_least=64, at_most=4096)
+    sigma_w: float
+    sigma_b: float
+    learning_rate: float
+    batch_size: int
+    num_steps: int = gl.key("number of optimiser steps", at_least=3, at_most=10**6)
+    freak_step: int = gl.key("step, from 0, at which a batch goes wrong", at_least=1, at_most=10**6)
+    freak_gain: float = gl.key("what its inputs are multiplied by", at_least=1, at_most=1e30)
+    num_examples: int = gl.key("held-out digits that the loss is of", at_least=1, at_most=359)
+
+
+def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
+    """Loss, step and distance over the steps: with and without the freak, at each threshold."""
+    key_model, key_batches = jax.random.split(key)
+    train, held_out = gl.training.digits(float)
+    some = gl.training.Data(held_out.x[: cfg.num_examples], held_out.y[: cfg.num_examples])
+    batches = gl.training.schedule(key_batches, len(train.y), cfg.batch_size, cfg.num_steps)
+    threshold = jnp.concatenate([jnp.array([jnp.inf]), cfg.tau])
+    phi, sizes = gl.activations.PHI[cfg.activation], (cfg.depth, cfg.width)
+    options: dict[str, Any] = {"draw": "gaussian", "layer": "preactivation"}
+    model = gl.ensembles.random(key_model, *sizes, phi, cfg.sigma_w, cfg.sigma_b, **options)
+
+    def run(gain: jax.Array, tau: jax.Array) -> tuple[jax.Array, ...]:
+        steps = gl.training.with_freak(batches, cfg.freak_step, gain)
+        return trained(cfg, model, steps, tau, train, some)
+
+    gains = jnp.array([1.0, cfg.freak_gain])
+    seen = jax.vmap(lambda gain: jax.vmap(lambda tau: run(gain, tau))(threshold))(gains)
+    loss, step_size, distance, gradient = seen
+    longest = cfg.learning_rate * gl.theory.clipping.norm_after(jnp.inf, threshold)
+    axes = "kind threshold step"
+    return {
+        "kind": gl.named(list(KINDS), "kind"),
+        "threshold": gl.named(threshold, "threshold", long_name="clipping threshold τ"),
+        "loss": gl.named(loss, axes, long_name="held-out loss before the step", units="nats"),
+        "step_size": gl.named(step_size, axes, long_name="length of the step"),
+        "distance": gl.named(distance, axes, long_name="distance from the start, after it"),
+        "gradient": gl.named(gradient, axes, long_name="norm of the gradient before the clip"),
+        "longest": gl.named(longest, "threshold", long_name="learning rate times τ"),
+    }
+
+
+def logits(model: gl.chain.Chain, image: jax.Array) -> jax.Array:
+    """The ten logits of an image, whose pixels are followed by zeros up to the width."""
+    return model(jnp.pad(image, (0, model.params.b.shape[-1] - image.size)))[:10]
+
+
+def trained(
+    cfg: Config, model: Any, steps: Any, tau: jax.Array, train: Any, held_out: Any
+) -> tuple[jax.Array, ...]:
+    """Loss, length of the step, distance and gradient's norm at every step, `(num_steps,)` each."""
+    import optax
+
+    seen = gl.training.train(
+        logits,
+        model,
+        optax.chain(gl.clipping.clip_by_global_norm(tau), optax.sgd(cfg.learning_rate)),
+        train,
+        steps,
+        watch=lambda model: gl.training.loss(logits, model, held_out),
+    )
+    return seen.watched, seen.step_size, seen.distance, jnp.linalg.norm(seen.gradient, axis=1)
+
+
+def figure(data: xr.Dataset) -> gl.Figure:
+    """The loss and the length of each step, thin lines being the same runs without the freak."""
+    fig, (losses, steps) = gl.figures.panels(1, 2, height=2.7)
+    freak = int(data.attrs["freak_step"])
+    looks = list(gl.figures.series(data.sizes["threshold"]))
+    for tau, look in zip(data.threshold.values, looks, strict=True):
+        row = data.sel(threshold=tau)
+        label = f"τ = {tau:g}" if np.isfinite(tau) else "not clipped"
+        losses.plot(data.step, row.loss.sel(kind="calm"), color=look["color"], linewidth=0.6)
+        for axes, name in ((losses, "loss"), (steps, "step_size")):
+            values = row[name].sel(kind="freak").fillna(np.inf)
+            shown = values.where(values < TOP, np.inf)
+            gl.figures.measured(axes, data.step, shown, look, label)
+            axes.plot(freak, values[freak], marker="o", ms=7, mfc="none", mec=look["color"])
+        if np.isfinite(tau):
+            gl.figures.bound(steps, data.step, 0 * data.step + float(row.longest))
+    for axes in (losses, steps):
+        gl.figures.rule(axes, x=freak)
+        axes.set(yscale="log", xlabel="step (ringed: the freak batch)")
+    losses.set(ylabel="held-out loss (nats)", ylim=(0.2, TOP))
+    steps.set(ylabel="length of the step", ylim=(float(data.longest.min()) / 3, TOP))
+    losses.legend(loc="upper left", bbox_to_anchor=(0, 0.93))
+    gl.figures.title(losses, "one freak batch undoes a training")
+    gl.figures.title(steps, "a clipped step is at most η τ (dashed)")
+    return fig
+
+
+def caption(data: xr.Dataset) -> str:
+    """What the freak step does, clipped and not."""
+    freak = int(data.attrs["freak_step"])
+    step = data.step_size.sel(kind="freak").isel(step=freak)
+    end = data.loss.sel(kind="freak").isel(step=-1)
+    lost = "no number" if np.isnan(end[0]) else f"{float(end[0]):.2g} nats"
+    return (
+        f"At step {freak} a batch has inputs {data.attrs['freak_gain']:g} times too large. Not "
+        f"clipped, that step is {float(step[0]):.2g} long and the loss at the end is "
+        f"{lost}; clipped at τ = {float(data.threshold[1]):g} it is "
+        f"{float(step[1]):.2g} long and it is {float(end[1]):.2g} nats. "
+        "Thin lines: without it; arrowheads: beyond the panel, or no number."
+    )
+
+
+def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
+    """What clipping promises of every step, and what it saves."""
+    eps = float(np.finfo(data.loss.dtype).eps)
+    freak = int(data.attrs["freak_step"])
+    depth, width = (int(data.attrs[name]) for name in ("depth", "width"))
+    # The norm of a step is the root of a rounded sum of n squares (Higham 2002, section 3.1); an
+    # entry of it is rounded when it is clipped and when it is multiplied by the learning rate.
+    relative = {"sums": depth * width * (width + 1) * eps / 4, "entries": 2 * eps}
+    clipped = data.isel(threshold=slice(1, None))
+    causes = {f"rounding_of_{name}": amount * clipped.longest for name, amount in relative.items()}
+    yield gl.claim.at_most(
+        "no clipped step, freak or not, is longer than the learning rate times tau",
+        *(clipped.step_size, clipped.longest, ALGORITHM),
+        **causes,
+    )
+    fires = clipped.gradient > clipped.threshold
+    if bool(fires.any()):
+        yield gl.claim.everywhere(
+            "a step whose gradient is above tau has that length",
+            *(clipped.step_size, clipped.longest, ALGORITHM),
+            where=fires,
+            **causes,
+        )
+    distance = clipped.distance.isel(step=freak)
+    yield gl.claim.at_most(
+        "the freak batch takes clipped weights two clipped steps away from where they would be",
+        np.abs(distance.sel(kind="freak") - distance.sel(kind="calm")),
+        *(2 * clipped.longest, TRIANGLE),
+        **{cause: 2 * amount for cause, amount in causes.items()},
+    )
+    plain = data.sel(kind="freak").isel(threshold=0)
+    yield gl.claim.at_least(
+        "not clipped, its step is longer than all steps before it together",
+        *(plain.step_size[freak], float(plain.step_size[:freak].sum()), ZHANG),
+    )
+    harm = data.loss.isel(step=-1).fillna(np.inf)  # no number: beyond all bounds
+    worse = harm.sel(kind="freak") - harm.sel(kind="calm")
+    yield gl.claim.at_most(
+        "at the end the freak batch has cost a clipped training less than half of what it cost "
+        "the plain one",
+        *(worse.isel(threshold=slice(1, None)), worse.isel(threshold=0) / 2, ZHANG),
+    )
+
+
+FAULTS = {
+    "clip forgotten": gl.fault.replace("clipping.clip", lambda grads, tau: grads),
+    "threshold 1 % too large": gl.fault.argument("clipping.clip", tau=lambda tau: 1.01 * tau),
+    "threshold 1 % too small": gl.fault.argument("clipping.clip", tau=lambda tau: 0.99 * tau),
+    "freak batch forgotten": gl.fault.argument("training.with_freak", gain=lambda gain: 1.0),
+}
+
+
+if __name__ == "__main__":
+    gl.run(__file__)

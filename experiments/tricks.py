@@ -1,0 +1,269 @@
+"""Which tricks keep the product of Jacobians near 1, and what does a first layer learn by them?
+
+The source text ends with it: every modern trick is a way to keep the product of Jacobians near 1.
+Xavier (Glorot and Bengio 2010), He (2015), orthogonal weights (Saxe, McClelland and Ganguli 2014),
+layer and batch normalisation (Ba et al. 2016; Ioffe and Szegedy 2015), a residual branch (He et al.
+2016), ReZero (Bachlechner et al. 2020), an LSTM's forget gate (Gers et al. 2000), and clipping,
+which does nothing to it: each against its law, and then in training on handwritten digits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import gradlab as gl
+from gradlab.lazy import jax, jnp, np, optax, xr
+
+PLAIN, CLIPPING = NO_TRICK = ("plain", "clipping")  # one chain, its weights too small
+FIELD = ("Xavier", "layer norm", "batch norm", "residual")
+KINDS = {  # of law
+    **dict.fromkeys((*NO_TRICK, "He", "orthogonal", "ReZero"), "exact"),
+    **dict.fromkeys(FIELD, "mean field"),
+    "LSTM": "bound",
+}
+SOURCE = "the source text: every trick is a way to keep the product of Jacobians near 1"
+LAWS = "Hanin and Nica 2020 (relu); Schoenholz 2017; Yang 2017, 2019; gradlab.theory.normalisation"
+GERS = "Gers et al. 2000: dc'/dc = f, the logistic of its bias where the weights are 0"
+PASCANU = "Pascanu, Mikolov and Bengio 2013, algorithm 1: one factor for all layers"
+
+
+@gl.config
+class Config:
+    """The networks beside the plain chain, what they are made of, and the training."""
+
+    trick: gl.Strings = gl.key("networks beside the plain one", choices=tuple(KINDS)[1:])
+    depth: int
+    width: int = gl.key("number of neurons in a layer", at_least=8, at_most=2**12)
+    sigma_w: float
+    factor: float
+    forget_bias: float = gl.key("bias of the LSTM's forget gate", at_least=-100, at_most=100)
+    tau: float
+    num_draws: int = gl.key("draws of each network", at_least=2, at_most=10**5)
+    num_runs: int = gl.key("draws of each network that are trained", at_least=1, at_most=10**4)
+    num_steps: int
+    batch_size: int = gl.key("digits in a batch", at_least=4, at_most=1438)
+    learning_rate: float
+
+
+def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
+    """The gradient that arrives, by layers, with its law; and what training makes of it."""
+    key_product, key_half, key_runs = jax.random.split(key, 3)
+    names = list(dict.fromkeys((PLAIN, *cfg.trick)))
+    laws, unasked = log_laws(cfg), jnp.full((cfg.num_draws, cfg.depth), jnp.nan)
+    logs, half, runs = [], [], []
+    for name in names:
+        logs.append(arriving(name, cfg, key_product, cfg.width))
+        half.append(arriving(name, cfg, key_half, cfg.width // 2) if name in FIELD else unasked)
+        runs.append(trained(name, cfg, key_runs))
+    moved, loss = (jnp.stack(found) for found in zip(*runs, strict=True))
+    label, at = "log10 |dL/dz_(L-m)| / |dL/dz_L|", "network draw layer"
+    return {
+        "network": gl.named(names, "network"),
+        "layer": gl.named(jnp.arange(1, cfg.depth + 1), "layer", long_name="layers back, m"),
+        "log10": gl.named(jnp.stack(logs), at, long_name=label),
+        "log10_half": gl.named(jnp.stack(half), at, long_name=label + ", half the width"),
+        "log10_law": gl.named(jnp.stack([laws[name] for name in names]), "network layer"),
+        "log10_moved": gl.named(moved, "network run", long_name="log10 |dW_1| / |W_1|"),
+        "loss": gl.named(loss, "network run", units="nats"),
+        "chance": gl.named(jnp.log(10.0), "", long_name="loss of who guesses", units="nats"),
+    }
+
+
+def network(name: str, cfg: Config, key: jax.Array, depth: int, width: int) -> gl.chain.Chain:
+    """The chain of that name."""
+    made = gl.networks.Made(cfg.sigma_w, cfg.factor, cfg.forget_bias)
+    return gl.networks.NETWORKS[PLAIN if name == CLIPPING else name](key, depth, width, made)
+
+
+def arriving(name: str, cfg: Config, key: jax.Array, width: int) -> jax.Array:
+    """`log10 |v J_L ... J_(L-m+1)| / |v|` for m = 1 ... L, `(num_draws, depth)`.
+
+    v is a random gradient that has come back through one more layer.
+    """
+
+    def one(key: jax.Array) -> jax.Array:
+        key_chain, key_batch, key_back = jax.random.split(key, 3)
+        model = network(name, cfg, key_chain, cfg.depth + 1, width)
+        batch = jax.random.normal(key_batch, (cfg.batch_size, width))
+        z = gl.networks.states(name, batch)[0]
+        back = jax.random.normal(key_back, z.shape)
+        norms = gl.jacobians.log_gradient_norms(model, z, lambda z: jnp.vdot(back, z))
+        norms = clipped(norms, cfg.tau) if name == CLIPPING else norms
+        return (norms - norms[-2])[-3::-1] / gl.LN10
+
+    logs: jax.Array = gl.grid.over_draws(one, key, cfg.num_draws)
+    return logs
+
+
+def clipped(log_norms: jax.Array, tau: float) -> jax.Array:
+    """The log norms of all layers' gradients after clipping the norm of all together to `tau`."""
+    total = jax.nn.logsumexp(2 * log_norms) / 2
+    return log_norms + jnp.minimum(0.0, jnp.log(tau) - total)
+
+
+def log_laws(cfg: Config) -> dict[str, jax.Array]:
+    """The law of what arrives, log10, by network, `(depth,)`: a layer's log, summed up."""
+    theory, phi, sizes = gl.theory, gl.activations.PHI, (cfg.width, cfg.depth)
+    he = theory.products.relu_log_mean(cfg.width) / 2
+    tanh = (phi["tanh"], 1.0, 1.0, 0.0)  # an input of mean square 1, sigma_w and sigma_b
+    logs = {
+        **dict.fromkeys(NO_TRICK, he + jnp.log(cfg.sigma_w / jnp.sqrt(2.0))),
+        "He": he,
+        **dict.fromkeys(("orthogonal", "ReZero"), 0.0),
+        "Xavier": theory.finite_width.plain(*tanh, *sizes).infinite,
+        "residual": theory.finite_width.residual_branch(*tanh, cfg.factor, *sizes).infinite,
+        "layer norm": jnp.log(theory.normalisation.layer_norm_factor(phi["relu"])) / 2,
+        "batch norm": jnp.log(theory.normalisation.batch_norm_factor(phi["relu"], cfg.batch_size))
+        / 2,
+        "LSTM": jax.nn.log_sigmoid(cfg.forget_bias),
+    }
+    last_first = {name: jnp.broadcast_to(log, cfg.depth)[::-1] for name, log in logs.items()}
+    return {name: jnp.cumsum(log) / gl.LN10 for name, log in last_first.items()}
+
+
+def trained(name: str, cfg: Config, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """How far the first layer's weights move, log10, and the loss at the end, `(num_runs,)` each.
+
+    The loss is the mean over the last tenth of the steps.
+    """
+
+    def one(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        key_chain, key_project, key_readout, key_batches = jax.random.split(key, 4)
+        digits, _ = gl.training.digits(float)
+        P = gl.ensembles.unit_gaussian(key_project, (cfg.width, digits.x.shape[1]), float)
+        model = network(name, cfg, key_chain, cfg.depth, cfg.width)
+        size = cfg.width * (2 if name == "LSTM" else 1)
+        readout = gl.ensembles.unit_gaussian(key_readout, (10, size), float)
+        picked = gl.training.schedule(key_batches, len(digits.y), cfg.batch_size, cfg.num_steps)
+        batches = gl.training.whole_batches(gl.training.projected(digits, P), picked)
+        clip = optax.clip_by_global_norm(cfg.tau if name == CLIPPING else jnp.inf)
+        descent = optax.chain(clip, optax.sgd(cfg.learning_rate))
+
+        def logits(params: Any, batch: jax.Array) -> jax.Array:
+            ends = jax.vmap(params[0])(gl.networks.states(name, batch))
+            return ends.reshape(cfg.batch_size, size) @ params[1].T
+
+        run = gl.training.train(logits, (model, readout), descent, *batches)
+        W = [getattr(p.params, "affine", p.params).W[0] for p in (model, run.params[0])]
+        moved = jnp.linalg.norm(W[1] - W[0]) / jnp.linalg.norm(W[0])
+        return jnp.log10(moved), jnp.mean(run.loss[-max(1, cfg.num_steps // 10) :])
+
+    found: tuple[jax.Array, jax.Array] = gl.grid.over_draws(one, key, cfg.num_runs)
+    return found
+
+
+def figure(data: xr.Dataset) -> gl.Figure:
+    """What arrives by layers with its law; how far the first layer moves; the loss at the end."""
+    data = data.isel(network=data.log10.median("draw").isel(layer=-1).argsort().values)
+    last, names = data.attrs["depth"], data.network.values
+    fig, (product, moved, loss) = gl.figures.panels(1, 3, height=3.0, width_ratios=[1.5, 1, 1])
+    product.set(xlim=(0, last), xlabel="layers back from the last", ylabel="decades")
+    seen = data.isel(layer=slice(last // 20, None, max(1, last // 10)))
+    for row, name in enumerate(names):
+        one, none = data.sel(network=name), name in NO_TRICK
+        look = {"color": gl.figures.COLOURS[none], "marker": "os"[none], "markersize": 2.6}
+        gl.figures.band(product, seen.layer, seen.log10.sel(network=name), look)
+        gl.figures.predicted(product, data.layer, one.log10_law)
+        for axes, values in ((moved, one.log10_moved), (loss, one.loss)):
+            gl.figures.measured(axes, values, np.full(values.size, row), look)
+    labels = [f"{name} ({KINDS[name]})" for name in names]
+    ends = data.log10.median("draw").isel(layer=-1)
+    gl.figures.ends(product, last, ends.assign_coords(network=labels))
+    gl.figures.rule(loss, x=float(data.chance))
+    rows = range(len(names))
+    moved.set(yticks=rows, yticklabels=names, ylabel=" ", xlabel="decades of |change|/|W|")
+    loss.set(yticks=rows, yticklabels=[], ylabel=" ", xlabel="nats (grey: by guessing)")
+    titles = ("a gradient on its way back, and its law", "layer 1 moves", "loss at the end")
+    for axes, title in zip((product, moved, loss), titles, strict=True):
+        gl.figures.title(axes, title)
+    return fig
+
+
+def caption(data: xr.Dataset) -> str:
+    """What is left of a gradient with and without a trick, and what the first layer makes of it."""
+    trick, end = ~data.network.isin(NO_TRICK), data.log10.mean("draw").isel(layer=-1)
+    moved = data.log10_moved.median("run")
+    rows = end.sel(network=PLAIN), end[trick].min(), end[trick].max()
+    plain, low, high, still, least = (
+        f"10^{float(x):.1f}" for x in (*rows, moved.sel(network=PLAIN), moved[trick].min())
+    )
+    return f"""Through {data.attrs["depth"]} layers {plain} of a gradient arrives where weights are
+        too small, clipped or not, and {low} to {high} of it with a trick. In
+        {data.attrs["num_steps"]} steps on digits the first layer changes by {still} of itself
+        without, by {least} or more with one. Bands hold all draws; black lines are laws."""
+
+
+def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
+    """The laws; clipping; and what the plain chain does less than every other."""
+    # A draw in which every relu of a layer is off has no log; the law is of the others.
+    data = data.isel(draw=np.isfinite(data.log10).all(("network", "layer")).values)
+    mean, half, plain = data.log10.mean("draw"), data.log10_half, data.sel(network=PLAIN)
+    eps = float(np.finfo(data.log10.dtype).eps)
+    causes = {
+        # v W is off by √width eps width |v| |W| (Higham 2002, section 3.5), and an orthogonal W is
+        # orthogonal up to as much (section 19.3).
+        "rounding": 2 * eps * data.attrs["width"] ** 1.5 * data.layer / gl.LN10,
+        # A mean log is off its limit by c/width: by what half the width changes.
+        "finite_width": np.abs(half.mean("draw") - mean).fillna(0.0),
+        "half_width_sampling": gl.claim.NUM_ERRORS
+        * (half.std("draw", ddof=1) / half.sizes["draw"] ** 0.5).fillna(0.0),
+    }
+    # The first layers behind a batch are not yet those that batch_norm_factor is about.
+    settled = (data.network != "batch norm") | (data.layer <= data.attrs["depth"] // 2)
+    given = data.log10, data.log10_law
+    yield gl.claim.mean(
+        "what arrives follows its law at every depth",
+        *given,
+        LAWS,
+        where=settled & (data.network != "LSTM"),
+        **causes,
+    )
+    if "LSTM" in data.network:
+        where, sentence = data.network == "LSTM", "an LSTM lets its forget gate's share through"
+        yield gl.claim.mean(sentence, *given, GERS, relation=">=", where=where, **causes)
+    if CLIPPING in data.network:
+        # One number is added to two logs, and they are subtracted.
+        rounding = 4 * eps * (np.abs(plain.log10) + np.abs(np.log10(data.attrs["tau"])) + 1)
+        logs = data.log10.sel(network=CLIPPING), plain.log10
+        yield gl.claim.everywhere("clipping changes no product", *logs, PASCANU, rounding=rounding)
+    # Who guesses gets log 10, but for what the labels of a batch differ by: 9/(2 batch_size) is the
+    # most that a network which sees no digit learns of one batch's labels (Miller 1955).
+    none = data.isel(network=data.network.isin(NO_TRICK).values)
+    label = 9 / (2 * data.attrs["batch_size"])
+    guessed = "without a trick the loss stays that of guessing"
+    yield gl.claim.everywhere(guessed, none.loss, data.chance, SOURCE, labels_of_a_batch=label)
+    trick = data.isel(network=~data.network.isin(NO_TRICK).values)
+    if trick.sizes["network"]:
+        far = np.abs(mean.isel(layer=-1))
+        nearer = far.sel(network=PLAIN) - far.sel(network=trick.network)
+        further = trick.log10_moved - none.log10_moved.max("network")
+        for sentence, margin in (
+            ("by every trick the product is nearer to 1, by so many decades", nearer),
+            ("by every trick layer 1 moves more with the same batches, in decades", further),
+        ):
+            yield gl.claim.at_least(sentence, float(margin.min()), 0.0, SOURCE)
+
+
+FAULTS = {
+    "weights 10 % too large": gl.fault.argument("ensembles.random", sigma_w=lambda s: 1.1 * s),
+    "batch norm over neurons": gl.fault.change(
+        "networks.standardised", lambda honest: lambda h: honest(h.T).T
+    ),
+    "identity of the residual branch dropped": gl.fault.change(
+        "ensembles.residual", lambda _: lambda *args, draw="": gl.ensembles.gaussian(*args[:6])
+    ),
+    "forget gates half open": gl.fault.argument("networks.lstm", forget_bias=lambda b: 0 * b),
+    "each layer clipped by itself": gl.fault.replace(
+        "clipped", lambda log_norms, tau: jnp.minimum(log_norms, jnp.log(tau))
+    ),
+    "plain chain given a residual branch": gl.fault.argument(
+        "network", name=lambda name: "residual" if name == PLAIN else name
+    ),
+    "descent by signs": gl.fault.argument(
+        "training.train", optimizer=lambda _: optax.sign_sgd(1e-3)
+    ),
+}
+
+if __name__ == "__main__":
+    gl.run(__file__)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 import gradlab as gl
 from gradlab.lazy import jax, jnp, np, xr
@@ -45,16 +44,14 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     """Spectra and gradients of both chains, the bound, the linear law, and the edge at -1."""
     key_chains, key_linear, key_edge = jax.random.split(key, 3)
     depths = gl.grid.depths(cfg.depth, 8)
-    values, gradient, norm = gl.grid.over_draws(
-        lambda key: both(cfg, key, depths), key_chains, cfg.num_draws
-    )
+    one = partial(both, cfg, depths)
+    values, gradient, norm = gl.grid.over_draws(one, key_chains, cfg.num_draws)
     up_to_here = jnp.where(jnp.tri(cfg.depth, dtype=bool), norm[:, None, :], 0.0)
-    law, beyond = laws(cfg)
-    layer, squares = jnp.arange(1, cfg.depth + 1), linear_squares(cfg, key_linear)
+    (law, beyond), squares = laws(cfg), linear_squares(cfg, depths, key_linear)
+    layer = jnp.arange(1, cfg.depth + 1)
     fine = jnp.linspace(jnp.min(cfg.w), jnp.max(cfg.w), 400)
-    edge = gl.theory.residual.log10_scalar_product
+    edge, nats = gl.theory.residual.log10_scalar_product, {"units": "nats"}
     at = "draw kind depths direction", "draw kind layer", "kind layer", "draw layer"
-    nats = {"units": "nats"}
     return {
         "kind": gl.named(list(KINDS), "kind"),
         "depths": gl.named(jnp.array(depths), "depths", long_name="depth L"),
@@ -65,8 +62,7 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         "log_gradient_beyond": gl.named(beyond, at[2], long_name="the next order", **nats),
         "log_bound": gl.named(gl.theory.residual.log_lower_bound(up_to_here), at[3], **nats),
         "branch_norm": gl.named(norm, at[3], long_name="|F'_k|, spectral norm"),
-        "second_moment": gl.named(squares.mean(0), "layer", long_name="E|Jv|² / (1 + s²)^L"),
-        "second_moment_error": gl.named(squares.std(0, ddof=1) / cfg.num_linear**0.5, "layer"),
+        "square": gl.named(squares, "linear depths", long_name="|Jv|² / (1 + s²)^L"),
         "edge": gl.named(list(EDGES), "edge"),
         "log10_edge": gl.named(left(cfg, key_edge), "w edge", long_name="log10 of what is left"),
         "log10_edge_law": gl.named(edge(cfg.w, cfg.depth_edge), "w", long_name="L log10 |1 + w|"),
@@ -75,10 +71,7 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     }
 
 
-# ---- the promise
-
-
-def both(cfg: Config, key: jax.Array, depths: tuple[int, ...]) -> tuple[jax.Array, ...]:
+def both(cfg: Config, depths: tuple[int, ...], key: jax.Array) -> tuple[jax.Array, ...]:
     """Log singular values and log gradients of both chains, and |F'| in every layer: one draw."""
     key_chain, key_input, key_loss = jax.random.split(key, 3)
     x = gl.ensembles.inputs(key_input, cfg.width, 1.0)
@@ -89,14 +82,8 @@ def both(cfg: Config, key: jax.Array, depths: tuple[int, ...]) -> tuple[jax.Arra
     residual = gl.chain_rule.products(gl.ensembles.residual(*sizes, cfg.factor), x)
     J = jnp.stack([plain.jacobians, residual.jacobians])
     values = jax.vmap(lambda J: gl.spectra.log_singular_values(gl.chain.linear(J), x, depths))(J)
-    gradient = jnp.stack([log_arriving(v, chain.products) for chain in (plain, residual)])
-    return values, gradient, branch_norms(residual.jacobians)
-
-
-def log_arriving(v: jax.Array, products: gl.scaled.Scaled) -> jax.Array:
-    """`log |v P_k|` for every product `P_k`, `(depth,)`."""
-    rows = gl.scaled.Scaled(v @ products.mantissa, products.exponent[:, 0])
-    return jax.vmap(lambda row: gl.scaled.log_magnitude(gl.scaled.norm(row)))(rows)
+    gradient = [gl.chain_rule.log_lengths(v, chain.products) for chain in (plain, residual)]
+    return values, jnp.stack(gradient), branch_norms(residual.jacobians)
 
 
 def branch_norms(J: jax.Array) -> jax.Array:
@@ -118,22 +105,17 @@ def laws(cfg: Config) -> tuple[jax.Array, jax.Array]:
     return jnp.cumsum(law, axis=1), jnp.cumsum(beyond, axis=1)
 
 
-def linear_squares(cfg: Config, key: jax.Array) -> jax.Array:
-    """`|Jv|² / (1 + s²)^L` of J = I + s G/√width at every depth L, `(num_linear, depth)`."""
-    linear = gl.activations.PHI["linear"]
-    log_law = gl.theory.residual.log_linear_second_moment(cfg.s, jnp.arange(1, cfg.depth + 1))
+def linear_squares(cfg: Config, depths: tuple[int, ...], key: jax.Array) -> jax.Array:
+    """The mean over v of `|Jv|² / (1 + s²)^L`, J = I + s G/√width, `(num_linear, num_depths)`."""
+    linear, at = gl.activations.PHI["linear"], jnp.array(depths)
 
     def one(key: jax.Array) -> jax.Array:
-        key_chain, key_direction = jax.random.split(key)
-        v = gl.ensembles.inputs(key_direction, cfg.width, 1 / cfg.width)
-        model = gl.ensembles.residual(key_chain, cfg.depth, cfg.width, linear, cfg.s, 0.0, 1.0)
-        lengths = jnp.linalg.norm(gl.chain.states(model, v)[1:], axis=1)
-        return jnp.exp(2 * jnp.log(lengths) - log_law)
+        model = gl.ensembles.residual(key, cfg.depth, cfg.width, linear, cfg.s, 0.0, 1.0)
+        logs = 2 * gl.jacobians.log_norms(model, jnp.ones(cfg.width))[at - 1] - jnp.log(cfg.width)
+        return jnp.exp(logs - gl.theory.residual.log_linear_second_moment(cfg.s, at))
 
-    return jax.lax.map(one, jax.random.split(key, cfg.num_linear), batch_size=100)
-
-
-# ---- the edge
+    squares: jax.Array = gl.grid.over_draws(one, key, cfg.num_linear)
+    return squares
 
 
 def left(cfg: Config, key: jax.Array) -> jax.Array:
@@ -146,10 +128,9 @@ def left(cfg: Config, key: jax.Array) -> jax.Array:
     def one(w: jax.Array) -> jax.Array:
         wide = gl.chain.linear(jax.vmap(lambda key: layer(key, w, cfg))(keys))
         along = gl.jacobians.log_norms([lambda t: t * first, wide], jnp.ones(1))
-        scalar = gl.jacobians.log_norms(
-            gl.ensembles.scalar_residual(w, cfg.depth_edge), jnp.ones(1)
-        )
-        return jnp.stack([scalar[-1], along[-1]]) / gl.LN10
+        scalar = gl.ensembles.scalar_residual(w, cfg.depth_edge)
+        alone = gl.jacobians.log_norms(scalar, jnp.ones(1))
+        return jnp.stack([alone[-1], along[-1]]) / gl.LN10
 
     return jax.lax.map(one, cfg.w)
 
@@ -166,21 +147,19 @@ def figure(data: xr.Dataset) -> gl.Figure:
     depth, bound = data.attrs["depth"], data.log_bound.median("draw") / gl.LN10
     seen = data.isel(layer=slice(0, None, max(1, depth // 12)))
     smallest = data.log_singular_values.isel(direction=-1) / gl.LN10
-    for axes in (gradients, least):
-        axes.set(xlim=(0, depth), xlabel="depth L", ylabel="decades")
+    gradients.set(xlim=(0, depth), xlabel="depth L", ylabel="decades")
+    least.set(xlim=(0, depth), xlabel="depth L", ylabel="decades")
     for kind, look in zip(KINDS, gl.figures.series(2), strict=True):
         gl.figures.band(gradients, seen.layer, seen.log_gradient.sel(kind=kind) / gl.LN10, look)
-        law = data.log_gradient_law.sel(kind=kind) / gl.LN10
-        gl.figures.predicted(gradients, data.layer, law)
+        gl.figures.predicted(gradients, data.layer, data.log_gradient_law.sel(kind=kind) / gl.LN10)
         gl.figures.band(least, data.depths, smallest.sel(kind=kind), look)
     gl.figures.bound(least, data.layer, bound)
-    gl.figures.ends(gradients, depth, data.log_gradient_law.isel(layer=-1) / gl.LN10)
+    gl.figures.ends(gradients, depth, data.log_gradient.median("draw").isel(layer=-1) / gl.LN10)
     ends = [*smallest.isel(depths=-1).median("draw").values, bound[-1]]
     gl.figures.ends(least, depth, xr.DataArray(ends, {"row": [*KINDS, "bound"]}, "row"))
     gl.figures.predicted(edge, data.w_fine, data.log10_edge_fine)
-    wide: dict[str, Any] = {"markersize": 5.5, "fillstyle": "none"}
-    for name, style in zip(EDGES, (wide, {"markersize": 3.2}), strict=True):
-        look = {"color": gl.figures.COLOURS[2], "marker": "o", **style}
+    for name, fill, size in zip(EDGES, ("none", "full"), (5.5, 2.5), strict=True):
+        look = {"color": gl.figures.COLOURS[2], "marker": "o", "fillstyle": fill, "ms": size}
         gl.figures.measured(edge, data.w, data.log10_edge.sel(edge=name), look, label=name)
     edge.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, handletextpad=0.1)
     edge.set(xlabel="eigenvalue w of F'", ylabel="decades")
@@ -195,9 +174,9 @@ def caption(data: xr.Dataset) -> str:
     end = data.log_gradient.isel(layer=-1).median("draw") / gl.LN10
     plain, residual = (f"10^{float(end.sel(kind=kind)):.1f}" for kind in KINDS)
     return f"""Through {data.attrs["depth"]} layers {plain} of a gradient arrives without the
-        identity and {residual} with it: no direction falls below the product of 1 - ‖F'‖ (dashed).
-        A direction in which F' has the eigenvalue w keeps |1 + w|^{data.attrs["depth_edge"]}, and
-        at w = -1 nothing. Bands hold all draws, black lines are laws."""
+        identity, {residual} with it, and no direction falls below the product of 1 - ‖F'‖ (dashed);
+        but one in which F' has the eigenvalue w keeps |1 + w|^{data.attrs["depth_edge"]}: nothing
+        at w = -1. Bands hold all draws, black lines are laws."""
 
 
 def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
@@ -209,40 +188,32 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     # than that over the smallest one of J (Ostrowski 1959); |F'| is off by width eps (1 + |F'|).
     norm = data.branch_norm.where(data.branch_norm < 1, 0.0)
     rounding = (2 * width * eps * (1 + norm) / (1 - norm)).cumsum("layer").sel(layer=data.depths)
-    yield gl.claim.at_least(
-        "z + F(z): no singular value of the product is below the product of 1 - |F'|",
-        *(smallest.sel(kind="residual"), bound, WEYL),
-        rounding=rounding,
-    )
-    yield gl.claim.at_most(
-        "without the identity the smallest singular value is far below that bound",
-        *(smallest.sel(kind="plain").isel(depths=-1), bound.isel(depths=-1), HE),
-    )
+    sentence = "z + F(z): no singular value of the product is below the product of 1 - |F'|"
+    kept = smallest.sel(kind="residual")
+    yield gl.claim.at_least(sentence, kept, bound, WEYL, rounding=rounding)
+    sentence = "without the identity the smallest singular value is far below that bound"
+    lost, last = smallest.sel(kind="plain").isel(depths=-1), bound.isel(depths=-1)
+    yield gl.claim.at_most(sentence, lost, last, HE)
     yield gl.claim.mean(
         "the gradient at layer 1 follows its law at every depth, plain and residual, in log",
         *(data.log_gradient, data.log_gradient_law, FIELD),
+        where=np.isfinite(data.log_gradient_law),  # no law where phi is not odd
         finite_width=data.log_gradient_beyond,
     )
-    yield gl.claim.everywhere(
-        "J = I + s G/√width: E|Jv|² is (1 + s²)^L at every depth, over (1 + s²)^L",
-        *(data.second_moment, 1.0, MOMENT),
-        sampling=gl.claim.NUM_ERRORS * data.second_moment_error,
-    )
-    law = data.log10_edge_law
+    sentence = "J = I + s G/√width: E|Jv|² is (1 + s²)^L at every depth, over (1 + s²)^L"
+    yield gl.claim.mean(sentence, data.square, 1.0, MOMENT, over="linear")
+    law, left = data.log10_edge_law, data.log10_edge
     inside = np.isfinite(law)
     # 1 + w is rounded once, by eps relative to its summands, and every layer rounds once more.
     relative = eps * (1 + np.abs(data.w)) / np.abs(1 + data.w).where(inside, 1.0) + eps
     rounding = data.attrs["depth_edge"] * relative / gl.LN10 + 4 * eps * np.abs(law)
-    for name in EDGES:
-        rows = data.log10_edge.sel(edge=name)
-        if inside.any():
-            sentence = f"{name}: what is left of the direction is |1 + w|^L for every w"
-            given = rows, law, SCALAR
-            yield gl.claim.everywhere(sentence, *given, where=inside, rounding=rounding)
-        if not inside.all():
-            sentence = f"{name}: at the eigenvalue -1 of F' nothing is left: 'never' ends here"
-            source = "the determinant of I + F' is 0"
-            yield gl.claim.everywhere(sentence, rows, -math.inf, source, where=~inside)
+    if inside.any():
+        sentence = "of a direction with the eigenvalue w of F', |1 + w|^L is left, for every w"
+        yield gl.claim.everywhere(sentence, left, law, SCALAR, where=inside, rounding=rounding)
+    if not inside.all():
+        sentence = "at the eigenvalue -1 of F' nothing is left: 'never' ends here"
+        source = "the determinant of I + F' is 0"
+        yield gl.claim.everywhere(sentence, left, -math.inf, source, where=~inside)
 
 
 FAULTS = {
@@ -252,27 +223,20 @@ FAULTS = {
     "plain chain given the identity": gl.fault.change(
         "ensembles.gaussian", lambda _: partial(gl.ensembles.residual, factor=0.1)
     ),
-    "weights 10 % too large in the plain chain": gl.fault.argument(
-        "ensembles.gaussian", sigma_w=lambda sigma_w: 1.1 * sigma_w
-    ),
+    "weights 10 % too large": gl.fault.argument("ensembles.gaussian", sigma_w=lambda s: 1.1 * s),
     "branch twice as large": gl.fault.argument("ensembles.residual", factor=lambda a: 2 * a),
     "branch norm taken from its smallest direction": gl.fault.replace(
         "branch_norms", lambda J: jnp.linalg.norm(J - jnp.eye(J.shape[-1]), ord=-2, axis=(1, 2))
     ),
-    "eigenvalue 1 % off in the scalar chain": gl.fault.argument(
-        "ensembles.scalar_residual", w=lambda w: 0.99 * w
-    ),
-    "eigenvalue 1 % off in one direction": gl.fault.argument("layer", w=lambda w: 0.99 * w),
+    "scalar w 1 % off": gl.fault.argument("ensembles.scalar_residual", w=lambda w: 0.99 * w),
+    "eigenvalue 1 % off": gl.fault.argument("layer", w=lambda w: 0.99 * w),
 }
+ARRIVING = {"how": "median", "scale": "ln", "layer": "last"}
 LESSON = gl.lesson.Offer(
     numbers={
         "identity depth": gl.lesson.at("depth"),
-        "gradient without identity": gl.lesson.at(
-            "log_gradient", how="median", scale="ln", kind="plain", layer="last"
-        ),
-        "gradient with identity": gl.lesson.at(
-            "log_gradient", how="median", scale="ln", kind="residual", layer="last"
-        ),
+        "gradient without identity": gl.lesson.at("log_gradient", kind="plain", **ARRIVING),
+        "gradient with identity": gl.lesson.at("log_gradient", kind="residual", **ARRIVING),
     },
     claims={
         "no direction below the bound": "no singular value of the product",

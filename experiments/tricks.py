@@ -17,11 +17,8 @@ from gradlab.lazy import jax, jnp, np, optax, xr
 
 PLAIN, CLIPPING = NO_TRICK = ("plain", "clipping")  # one chain, its weights too small
 FIELD = ("Xavier", "layer norm", "batch norm", "residual")
-KINDS = {  # of law
-    **dict.fromkeys((*NO_TRICK, "He", "orthogonal", "ReZero"), "exact"),
-    **dict.fromkeys(FIELD, "mean field"),
-    "LSTM": "bound",
-}
+KINDS = dict.fromkeys((*NO_TRICK, "He", "orthogonal", "ReZero"), "exact")  # of law
+KINDS |= dict.fromkeys(FIELD, "mean field") | {"LSTM": "bound"}
 SOURCE = "the source text: every trick is a way to keep the product of Jacobians near 1"
 LAWS = "Hanin and Nica 2020 (relu); Schoenholz 2017; Yang 2017, 2019; gradlab.theory.normalisation"
 GERS = "Gers et al. 2000: dc'/dc = f, the logistic of its bias where the weights are 0"
@@ -66,7 +63,6 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         "log10_law": gl.named(jnp.stack([laws[name] for name in names]), "network layer"),
         "log10_moved": gl.named(moved, "network run", long_name="log10 |dW_1| / |W_1|"),
         "loss": gl.named(loss, "network run", units="nats"),
-        "chance": gl.named(jnp.log(10.0), "", long_name="loss of who guesses", units="nats"),
     }
 
 
@@ -105,6 +101,7 @@ def clipped(log_norms: jax.Array, tau: float) -> jax.Array:
 def log_laws(cfg: Config) -> dict[str, jax.Array]:
     """The law of what arrives, log10, by network, `(depth,)`: a layer's log, summed up."""
     theory, phi, sizes = gl.theory, gl.activations.PHI, (cfg.width, cfg.depth)
+    batch_norm = theory.normalisation.batch_norm_factor
     he = theory.products.relu_log_mean(cfg.width) / 2
     tanh = (phi["tanh"], 1.0, 1.0, 0.0)  # an input of mean square 1, sigma_w and sigma_b
     logs = {
@@ -114,8 +111,7 @@ def log_laws(cfg: Config) -> dict[str, jax.Array]:
         "Xavier": theory.finite_width.plain(*tanh, *sizes).infinite,
         "residual": theory.finite_width.residual_branch(*tanh, cfg.factor, *sizes).infinite,
         "layer norm": jnp.log(theory.normalisation.layer_norm_factor(phi["relu"])) / 2,
-        "batch norm": jnp.log(theory.normalisation.batch_norm_factor(phi["relu"], cfg.batch_size))
-        / 2,
+        "batch norm": jnp.log(batch_norm(phi["relu"], cfg.batch_size)) / 2,
         "LSTM": jax.nn.log_sigmoid(cfg.forget_bias),
     }
     last_first = {name: jnp.broadcast_to(log, cfg.depth)[::-1] for name, log in logs.items()}
@@ -123,10 +119,7 @@ def log_laws(cfg: Config) -> dict[str, jax.Array]:
 
 
 def trained(name: str, cfg: Config, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """How far the first layer's weights move, log10, and the loss at the end, `(num_runs,)` each.
-
-    The loss is the mean over the last tenth of the steps.
-    """
+    """How far the first layer moves, log10, and the loss (last tenth of steps), `(num_runs,)`."""
 
     def one(key: jax.Array) -> tuple[jax.Array, jax.Array]:
         key_chain, key_project, key_readout, key_batches = jax.random.split(key, 4)
@@ -167,16 +160,17 @@ def figure(data: xr.Dataset) -> gl.Figure:
         gl.figures.predicted(product, data.layer, one.log10_law)
         for axes, values in ((moved, one.log10_moved), (loss, one.loss)):
             gl.figures.measured(axes, values, np.full(values.size, row), look)
-    labels = [f"{name} ({KINDS[name]})" for name in names]
     ends = data.log10.median("draw").isel(layer=-1)
-    gl.figures.ends(product, last, ends.assign_coords(network=labels))
-    gl.figures.rule(loss, x=float(data.chance))
-    rows = range(len(names))
-    moved.set(yticks=rows, yticklabels=names, ylabel=" ", xlabel="decades of |change|/|W|")
-    loss.set(yticks=rows, yticklabels=[], ylabel=" ", xlabel="nats (grey: by guessing)")
-    titles = ("a gradient on its way back, and its law", "layer 1 moves", "loss at the end")
-    for axes, title in zip((product, moved, loss), titles, strict=True):
-        gl.figures.title(axes, title)
+    labels = {"network": [f"{name} ({KINDS[name]})" for name in names]}
+    gl.figures.ends(product, last, ends.assign_coords(labels))
+    gl.figures.rule(loss, x=gl.LN10)  # of who guesses one of ten digits
+    moved.set(
+        yticks=range(len(names)), yticklabels=names, ylabel=" ", xlabel="decades of |change|/|W|"
+    )
+    loss.set(yticks=[], ylabel=" ", xlabel="nats; grey: guessing")
+    gl.figures.title(product, "the gradient on its way back")
+    gl.figures.title(moved, "layer 1 moves")
+    gl.figures.title(loss, "loss at the end")
     return fig
 
 
@@ -184,14 +178,12 @@ def caption(data: xr.Dataset) -> str:
     """What is left of a gradient with and without a trick, and what the first layer makes of it."""
     trick, end = ~data.network.isin(NO_TRICK), data.log10.mean("draw").isel(layer=-1)
     moved = data.log10_moved.median("run")
-    rows = end.sel(network=PLAIN), end[trick].min(), end[trick].max()
-    plain, low, high, still, least = (
-        f"10^{float(x):.1f}" for x in (*rows, moved.sel(network=PLAIN), moved[trick].min())
-    )
+    found = end[~trick], end[trick].min(), end[trick].max(), moved[~trick], moved[trick].min()
+    plain, low, high, still, least = (f"10^{float(np.max(x)):.1f}" for x in found)
     return f"""Through {data.attrs["depth"]} layers {plain} of a gradient arrives where weights are
-        too small, clipped or not, and {low} to {high} of it with a trick. In
-        {data.attrs["num_steps"]} steps on digits the first layer changes by {still} of itself
-        without, by {least} or more with one. Bands hold all draws; black lines are laws."""
+        too small, clipped or not, and {low} to {high} with a trick. In {data.attrs["num_steps"]}
+        steps the first layer changes by {still} of itself without one, by {least} or more with
+        one. Bands hold all draws; black lines are laws, of the kind in brackets."""
 
 
 def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
@@ -199,70 +191,60 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     # A draw in which every relu of a layer is off has no log; the law is of the others.
     data = data.isel(draw=np.isfinite(data.log10).all(("network", "layer")).values)
     mean, half, plain = data.log10.mean("draw"), data.log10_half, data.sel(network=PLAIN)
-    eps = float(np.finfo(data.log10.dtype).eps)
-    causes = {
-        # v W is off by √width eps width |v| |W| (Higham 2002, section 3.5), and an orthogonal W is
-        # orthogonal up to as much (section 19.3).
-        "rounding": 2 * eps * data.attrs["width"] ** 1.5 * data.layer / gl.LN10,
-        # A mean log is off its limit by c/width: by what half the width changes.
-        "finite_width": np.abs(half.mean("draw") - mean).fillna(0.0),
-        "half_width_sampling": gl.claim.NUM_ERRORS
-        * (half.std("draw", ddof=1) / half.sizes["draw"] ** 0.5).fillna(0.0),
-    }
+    half_error = half.std("draw", ddof=1) / half.sizes["draw"] ** 0.5
+    eps, none = float(np.finfo(data.log10.dtype).eps), data.network.isin(NO_TRICK)
     # The first layers behind a batch are not yet those that batch_norm_factor is about.
     settled = (data.network != "batch norm") | (data.layer <= data.attrs["depth"] // 2)
-    given = data.log10, data.log10_law
+    law, gated = (data.log10, data.log10_law), data.network == "LSTM"
     yield gl.claim.mean(
-        "what arrives follows its law at every depth",
-        *given,
-        LAWS,
-        where=settled & (data.network != "LSTM"),
-        **causes,
+        *("what arrives follows its law at every depth", *law, LAWS),
+        where=settled & ~gated,
+        # v W is off by √width eps width |v| |W| (Higham 2002, section 3.5), and an orthogonal W is
+        # orthogonal up to as much (section 19.3).
+        rounding=2 * eps * data.attrs["width"] ** 1.5 * data.layer / gl.LN10,
+        # A mean log is off its limit by c/width: by what half the width changes.
+        finite_width=np.abs(half.mean("draw") - mean).fillna(0.0),
+        half_width_sampling=gl.claim.NUM_ERRORS * half_error.fillna(0.0),
     )
-    if "LSTM" in data.network:
-        where, sentence = data.network == "LSTM", "an LSTM lets its forget gate's share through"
-        yield gl.claim.mean(sentence, *given, GERS, relation=">=", where=where, **causes)
+    if gated.any():
+        sentence = "an LSTM lets its forget gate's share through"
+        yield gl.claim.mean(sentence, *law, GERS, relation=">=", where=gated)
     if CLIPPING in data.network:
         # One number is added to two logs, and they are subtracted.
         rounding = 4 * eps * (np.abs(plain.log10) + np.abs(np.log10(data.attrs["tau"])) + 1)
         logs = data.log10.sel(network=CLIPPING), plain.log10
         yield gl.claim.everywhere("clipping changes no product", *logs, PASCANU, rounding=rounding)
-    # Who guesses gets log 10, but for what the labels of a batch differ by: 9/(2 batch_size) is the
-    # most that a network which sees no digit learns of one batch's labels (Miller 1955).
-    none = data.isel(network=data.network.isin(NO_TRICK).values)
-    label = 9 / (2 * data.attrs["batch_size"])
-    guessed = "without a trick the loss stays that of guessing"
-    yield gl.claim.everywhere(guessed, none.loss, data.chance, SOURCE, labels_of_a_batch=label)
-    trick = data.isel(network=~data.network.isin(NO_TRICK).values)
-    if trick.sizes["network"]:
-        far = np.abs(mean.isel(layer=-1))
-        nearer = far.sel(network=PLAIN) - far.sel(network=trick.network)
-        further = trick.log10_moved - none.log10_moved.max("network")
-        for sentence, margin in (
-            ("by every trick the product is nearer to 1, by so many decades", nearer),
-            ("by every trick layer 1 moves more with the same batches, in decades", further),
-        ):
-            yield gl.claim.at_least(sentence, float(margin.min()), 0.0, SOURCE)
+    yield gl.claim.everywhere(
+        "without a trick the loss stays that of guessing",
+        *(data.loss, gl.LN10, SOURCE),
+        where=none,
+        # What who sees no digit gains by one batch's own labels (Miller 1955).
+        labels_of_a_batch=9 / (2 * data.attrs["batch_size"]),
+    )
+    if not none.all():
+        far, moved = np.abs(mean.isel(layer=-1)), data.log10_moved
+        margin = far.sel(network=PLAIN) - far[~none]
+        sentence = "by every trick the product is nearer to 1, in decades"
+        yield gl.claim.at_least(sentence, margin.min(skipna=False), 0.0, SOURCE)
+        margin = moved[~none] - moved[none].max("network")
+        sentence = "by every trick layer 1 moves more on the same batches, in decades"
+        yield gl.claim.at_least(sentence, margin.min(skipna=False), 0.0, SOURCE)
 
 
 FAULTS = {
     "weights 10 % too large": gl.fault.argument("ensembles.random", sigma_w=lambda s: 1.1 * s),
     "batch norm over neurons": gl.fault.change(
-        "networks.standardised", lambda honest: lambda h: honest(h.T).T
+        "networks.standardised", lambda f: lambda h: f(h.T).T
     ),
     "identity of the residual branch dropped": gl.fault.change(
         "ensembles.residual", lambda _: lambda *args, draw="": gl.ensembles.gaussian(*args[:6])
     ),
     "forget gates half open": gl.fault.argument("networks.lstm", forget_bias=lambda b: 0 * b),
-    "each layer clipped by itself": gl.fault.replace(
-        "clipped", lambda log_norms, tau: jnp.minimum(log_norms, jnp.log(tau))
-    ),
+    "each clipped": gl.fault.replace("clipped", lambda log, tau: jnp.minimum(log, jnp.log(tau))),
     "plain chain given a residual branch": gl.fault.argument(
         "network", name=lambda name: "residual" if name == PLAIN else name
     ),
-    "descent by signs": gl.fault.argument(
-        "training.train", optimizer=lambda _: optax.sign_sgd(1e-3)
-    ),
+    "signs": gl.fault.argument("training.train", optimizer=lambda _: optax.sign_sgd(1e-3)),
 }
 
 if __name__ == "__main__":

@@ -89,6 +89,17 @@ def gradients_by_jax(model: Chain, x: Array, loss: Loss) -> Array:
     return jax.grad(nudged)(jnp.zeros((model.depth, x.size), x.dtype))
 
 
+def log_lengths(v: Array, products: Scaled) -> Array:
+    """`log |v P_k|` (nats) for every product of a chain, `(depth,)`: what arrives of a gradient v.
+
+    Args:
+        v: a row, `(width,)`.
+        products: as `products` gives them, one exponent a matrix.
+    """
+    rows = Scaled(v @ products.mantissa, products.exponent[:, 0])
+    return jax.vmap(lambda row: scaled.log_magnitude(scaled.norm(row)))(rows)
+
+
 def _through(segment: Chain, carry: tuple[Array, Scaled]) -> tuple[tuple[Array, Scaled], Factors]:
     def layer(carry: tuple[Array, Scaled], params: Any) -> tuple[tuple[Array, Scaled], Factors]:
         z, P = carry

@@ -202,7 +202,7 @@ def figure(data):
     for sigma_w, look in zip(data.sigma_w.values, gl.figures.series(data.sizes["sigma_w"])):
         line = data.log_gradient.sel(sigma_w=sigma_w).mean("seed")
         axes.plot(data.layer, line, color=look["color"], marker=look["marker"], linestyle="none")
-    axes.set_xlabel("layer")
+    axes.set(xlabel="layer", ylabel="log gradient")
     return fig
 
 

@@ -221,7 +221,7 @@ def test_an_experiment_imports_the_library_by_its_front_door(path: Path) -> None
         *("gradlab", "jax", "numpy", "optax", "xarray"),
     }
     assert {name for name in names if name.startswith("gradlab.")} <= {
-        f"gradlab.lazy.{name}" for name in ("jax", "jnp", "np", "xr")
+        f"gradlab.lazy.{name}" for name in ("jax", "jnp", "np", "optax", "xr")
     }
 
 

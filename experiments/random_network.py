@@ -244,7 +244,8 @@ def edge_claims(row: xr.Dataset, name: str) -> Iterator[gl.Claim]:
     if math.isnan(edge):
         return
     slope = float(np.interp(edge, row.sigma_w, np.gradient(law, row.sigma_w)))
-    sampling = gl.claim.NUM_ERRORS * gl.estimate.mean(row.rate.transpose("draw", ...)).error
+    num_errors = gl.claim.num_errors(row.sizes["draw"])
+    sampling = num_errors * gl.estimate.mean(row.rate.transpose("draw", ...)).error
     # Both are crossings of straight lines between the same points. An edge that chance may move
     # off the grid is not looked for.
     near = {

@@ -41,7 +41,7 @@ def test_every_file_that_a_page_names_is_there(project: Path) -> None:
     pages = [project / "README.md", project / "CONTRIBUTING.md", *(project / "docs").glob("*.md")]
     for page in pages:
         named = re.findall(
-            r"\b(?:docs|tests|configs|benchmarks|gradlab)/[\w/]+\.\w+", page.read_text()
+            r"(?<![\w/])(?:docs|tests|configs|benchmarks|gradlab)/[\w/]+\.\w+", page.read_text()
         )
         links = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text())
         wanted = {project / name for name in named} | {page.parent / link for link in links}

@@ -74,7 +74,7 @@ HOMES: dict[str, set[str]] = {
     "omegaconf": {"running", "sweeping.multirun", "hydra_plugins"},
     "optax": {"lazy", "measuring.clipping", "measuring.training"},
     "rich": {"running", "sweeping"},
-    "scipy": {"theory"},
+    "scipy": {"theory", "experiment.claim"},
     "submitit": {"sweeping.cluster"},
     "xarray": {"lazy", "experiment", "running", "sweeping", "page"},
     "yaml": {"running"},

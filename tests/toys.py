@@ -84,6 +84,8 @@ def compute(cfg, key):
 def figure(data):
     drawn, (axes,) = gl.figures.panels()
     axes.plot(data.w, data.square, "o")
+    axes.set_xlabel("w")
+    axes.set_ylabel("w squared")
     return drawn
 
 

@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import xarray as xr
+from scipy import stats
 
 from gradlab.errors import BadInput
 from gradlab.experiment import estimate
@@ -21,7 +22,7 @@ from gradlab.experiment import estimate
 Relation = Literal["=", "<=", ">="]
 _RELATIONS = get_args(Relation)
 
-# Standard errors that a mean may be off by: chance alone goes beyond it once in 15,000 draws.
+# Standard deviations of a normal that are allowed: chance alone goes beyond once in 15,800 times.
 NUM_ERRORS = 4.0
 
 
@@ -170,6 +171,14 @@ def always(sentence: str, true: Any, source: str) -> Claim:
     return Claim(sentence, float(np.mean(np.asarray(true, dtype=bool))), 1.0, {}, source)
 
 
+def num_errors(num_draws: int) -> float:
+    """The standard errors, estimated from so many draws, that are as likely as `NUM_ERRORS`.
+
+    By Student's t, of a mean of normal draws (Student 1908): 5.1 of 20 draws, 4.2 of 100.
+    """
+    return float(stats.t.isf(stats.norm.sf(NUM_ERRORS), num_draws - 1))
+
+
 def mean(
     sentence: str,
     draws: Any,
@@ -183,11 +192,12 @@ def mean(
 ) -> Claim:
     """The claim about the mean over the axis `over`, at every place along the other axes.
 
-    Sampling is the first of its causes: `NUM_ERRORS` standard errors of the mean.
+    Sampling is the first of its causes: as many standard errors, which are estimated from the same
+    draws, as make it no more likely than `NUM_ERRORS` of a normal.
     """
     value, error = estimate.mean(draws.transpose(over, ...).values)
     like = draws.isel({over: 0}, drop=True)
-    sampling = like.copy(data=NUM_ERRORS * np.asarray(error))
+    sampling = like.copy(data=num_errors(draws.sizes[over]) * np.asarray(error))
     return everywhere(
         sentence,
         like.copy(data=np.asarray(value)),

@@ -5,10 +5,16 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
+
+_finfo: Any = jnp.finfo  # JAX gives it no types.
 
 # The largest |phi'|, gamma in Pascanu et al. 2013, section 2.1.
 GAMMA = {"linear": 1.0, "tanh": 1.0, "logistic": 0.25, "relu": 1.0, "hard_tanh": 1.0, "sin": 1.0}
@@ -34,6 +40,55 @@ def clipped(g: ArrayLike, tau: ArrayLike) -> Array:
 def norm_after(norm: ArrayLike, tau: ArrayLike) -> Array:
     """`min(norm, tau)`: the norm of a clipped gradient."""
     return jnp.minimum(jnp.asarray(norm, float), _threshold(tau))
+
+
+# ---- the formula in whole numbers
+
+_UNIT = 1200  # every float is a whole number of 2^-_UNIT
+
+
+def ulps_below(g: Array, tau: Array, result: Array) -> Array:
+    """How many ulps each entry of a result is below `g tau/max(‖g‖, tau)`, toward 0, `(n,)`.
+
+    In whole numbers, and so to the last digit; nan where a number is not finite.
+
+    Args:
+        g: the gradient's entries, `(n,)`, in any float format.
+        tau: the threshold, in any float format.
+        result: what is held against the exact value, of the shape and format of `g`.
+    """
+    answer = jax.ShapeDtypeStruct(g.shape, jnp.zeros(()).dtype)
+    below: Array = jax.pure_callback(
+        _ulps_below, answer, g, tau[..., None], result, vmap_method="broadcast_all"
+    )
+    return below
+
+
+def _ulps_below(*arrays: Any) -> Any:
+    arrays = tuple(map(np.asarray, arrays))
+    g, tau, result = map(_whole, arrays)
+    square = np.maximum(np.sum(g * g, axis=-1, keepdims=True), tau * tau)
+    exact = np.frompyfunc(math.isqrt, 1, 1)((g * tau) ** 2 // np.maximum(square, 1))
+    info = _finfo(arrays[0].dtype)
+    length = np.frompyfunc(int.bit_length, 1, 1)(exact)
+    ulp = 1 << (np.maximum(length - 1, _UNIT + int(info.minexp)) - info.nmant)
+    below = ((exact - result * np.where(g < 0, -1, 1)) / ulp).astype(float)
+    finite = np.broadcast_arrays(*(np.isfinite(array.astype(np.float64)) for array in arrays))
+    known = np.logical_and.reduce(finite).all(axis=-1, keepdims=True)
+    return np.where(known, below, np.nan).astype(jax.dtypes.canonicalize_dtype(float))
+
+
+def _whole(numbers: Any) -> Any:
+    """Floats as whole numbers of 2^-_UNIT, of any length; 0 for those that are not finite.
+
+    By their bits, because the processor takes subnormal numbers for 0 while XLA runs.
+    """
+    info = _finfo(numbers.dtype)
+    bits = numbers.view(f"u{numbers.dtype.itemsize}").astype(object)
+    power = (bits >> info.nmant) & ((1 << info.nexp) - 1)
+    digits = (bits & ((1 << info.nmant) - 1)) + np.where(power > 0, 1 << info.nmant, 0)
+    size = digits << (np.maximum(power, 1) - 1 + int(info.minexp) - info.nmant + _UNIT)
+    return np.where(power < (1 << info.nexp) - 1, size * (1 - 2 * (bits >> (info.bits - 1))), 0)
 
 
 # ---- recurrent chains

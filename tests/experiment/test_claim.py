@@ -80,6 +80,18 @@ def test_a_mean_is_judged_by_its_own_standard_error() -> None:
     assert math.isclose(right.tolerance["sampling"], 4 * 0.5 / 20, rel_tol=0.2)
 
 
+def test_few_draws_fail_no_more_often_than_many() -> None:
+    rng = np.random.default_rng(1)
+    draws = xr.DataArray(rng.normal(size=(3, 20_000)), dims=("draw", "w"))
+    few = gl.claim.mean("s", draws, 0.0, "x")
+    allowed = gl.claim.mean("s", draws.isel(w=[0]), 0.0, "x").tolerance["sampling"]
+
+    # A t of two degrees of freedom goes beyond 125 standard errors as a normal goes beyond 4.
+    assert allowed > 100 * float(draws[:, 0].std(ddof=1)) / 3**0.5
+    share = abs(few.measured) / few.tolerance["sampling"]
+    assert share < 1.5  # of 20,000 at most one or two go beyond
+
+
 def test_a_slope_of_each_row() -> None:
     x = np.arange(5.0)
     rows = xr.DataArray(np.stack([2 * x, -x + 3]), dims=("w", "layer"))

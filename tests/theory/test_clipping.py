@@ -1,4 +1,5 @@
 import math
+from fractions import Fraction
 from typing import Any
 
 import jax
@@ -101,3 +102,37 @@ def test_clipping_lets_healthy_layers_fall_under_adams_epsilon(wild: float) -> N
     predicted = clipping.adam_fraction(healthy, jnp.linalg.norm(gradients), tau, epsilon)
     # optax forms 1 - b2^t with b2 = 0.999: a thousand units of rounding.
     assert float(-updates[1]) == pytest.approx(float(predicted), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "digits"), [("float16", 10), ("bfloat16", 7), ("float32", 23), ("float64", 52)]
+)
+def test_how_far_a_result_is_below_the_formula_is_counted_in_whole_numbers(
+    dtype: str, digits: int
+) -> None:
+    g = jnp.array([3.0, -4.0], dtype)
+    one_ulp = jnp.array([2.0**-digits, 0.0], dtype)
+    half = jnp.array([1.5, -2.0], dtype)
+
+    assert clipping.ulps_below(g, jnp.array(2.5), half).tolist() == [0.0, 0.0]
+    assert clipping.ulps_below(g, jnp.array(2.5), half - one_ulp).tolist() == [1.0, 0.0]
+    assert clipping.ulps_below(g, jnp.array(2.5), -half).tolist()[0] == 3 / float(one_ulp[0])
+
+
+def test_the_exact_clipped_value_is_a_root_that_no_float_has() -> None:
+    g, tau = jnp.array([1.0, 1.0]), jnp.array(1.0)
+    exact = Fraction(math.isqrt(2 << 400), 2 << 200)  # 1/sqrt(2)
+    off = (exact - Fraction(0.7)) * 2**53
+
+    assert clipping.ulps_below(g, tau, jnp.array([0.7, 0.7])).tolist() == [float(off)] * 2
+
+
+def test_subnormal_numbers_count_and_what_is_not_finite_is_not_counted() -> None:
+    tiny = 2.0**-1074
+    g = jnp.array([3 * tiny, 4 * tiny])
+    below = jax.vmap(clipping.ulps_below)(
+        jnp.stack([g, jnp.array([jnp.inf, 1.0])]), jnp.array([5 * tiny, 1.0]), jnp.stack([g, g])
+    )
+
+    assert below[0].tolist() == [0.0, 0.0]
+    assert jnp.isnan(below[1]).all()

@@ -17,7 +17,7 @@ from gradlab.running import composition
 from gradlab.theory import meanfield
 from tests.toys import Toy, hydra_told_of, typed
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = Path(__file__).parent.parent.parent / "configs"
 EXPERIMENTS = CONFIGS.parent / "experiments"
 PRESETS = sorted((CONFIGS / "experiment").glob("*.yaml"))
 INITS = sorted((CONFIGS / "init").glob("*.yaml"))

@@ -91,7 +91,7 @@ def projected(data: Data, P: Array) -> Data:
         data: inputs `(num_examples, num_pixels)`.
         P: `(width, num_pixels)`.
     """
-    x = (data.x - jnp.mean(data.x, axis=0)) @ P.T
+    x = (data.x - jnp.mean(data.x, axis=0, keepdims=True)) @ P.T
     return data._replace(x=x / jnp.sqrt(jnp.mean(x * x, axis=1, keepdims=True)))
 
 

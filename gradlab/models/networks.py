@@ -35,8 +35,8 @@ def batch_normalised_layer(phi: Phi, width: int) -> Layer:
 
 def standardised(h: Array) -> Array:
     """Each neuron of a batch `(batch_size, width)` less its mean, over its deviation."""
-    centred = h - jnp.mean(h, axis=0)
-    return centred / jnp.sqrt(jnp.mean(centred * centred, axis=0))
+    centred = h - jnp.mean(h, axis=0, keepdims=True)
+    return centred / jnp.sqrt(jnp.mean(centred * centred, axis=0, keepdims=True))
 
 
 def batch_normalised(

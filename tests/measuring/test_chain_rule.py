@@ -92,3 +92,22 @@ def test_both_paths_to_the_gradient_agree_in_direction_and_size() -> None:
         gl.jacobians.log_gradient_norms(model, x, lambda z: jnp.sum(z**3))[1:],
         atol=1e-11,
     )
+
+
+def test_what_arrives_of_a_row_is_its_product_with_each_matrix() -> None:
+    model, x = tanh_chain(5, 4), gl.ensembles.inputs(jax.random.key(2), 4, 1.0)
+    v = jnp.array([1.0, -2.0, 0.5, 3.0])
+    products = gl.chain_rule.products(model, x).products
+    expected = np.log(np.linalg.norm(v @ gl.scaled.unscale(products).value, axis=1))
+
+    np.testing.assert_allclose(gl.chain_rule.log_lengths(v, products), expected, rtol=1e-13)
+
+
+def test_what_arrives_is_known_where_no_float_holds_it() -> None:
+    model = gl.chain.linear(jnp.broadcast_to(1e-3 * jnp.eye(3), (400, 3, 3)))
+    products = gl.chain_rule.products(model, jnp.ones(3)).products
+    v = jnp.array([0.6, 0.0, 0.8])
+
+    np.testing.assert_allclose(
+        gl.chain_rule.log_lengths(v, products), np.log(1e-3) * np.arange(1, 401), rtol=1e-12
+    )

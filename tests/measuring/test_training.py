@@ -243,3 +243,30 @@ def test_a_monitor_before_the_optimiser_keeps_its_record_through_training(
     report = clipping.record(seen.optimizer[0])
     assert report.num_fired == 1
     np.testing.assert_allclose(report.norm_before[2], norm(seen.gradient[2]), rtol=1e-15)  # ulps
+
+
+def test_projected_inputs_have_no_mean_before_and_mean_square_1_after(data: training.Data) -> None:
+    P = jnp.array([[1.0, 2.0, 0.0], [0.0, -1.0, 1.0]])
+    found = training.projected(data, P)
+    x = (np.asarray(data.x) - np.asarray(data.x).mean(0)) @ np.asarray(P).T
+    expected = x / np.sqrt((x**2).mean(1, keepdims=True))
+
+    np.testing.assert_allclose(found.x, expected, rtol=1e-12)
+    np.testing.assert_array_equal(found.y, data.y)
+
+
+def test_a_batch_as_one_example_is_trained_on_as_the_batch_is(
+    data: training.Data, start: dict[str, jax.Array]
+) -> None:
+    batches = training.schedule(jax.random.key(1), 12, 4, 7)
+
+    def of_batch(params: Any, batch: jax.Array) -> jax.Array:
+        return jax.vmap(lambda x: apply(params, x))(batch)
+
+    one = training.train(apply, start, optax.sgd(0.3), data, batches)
+    whole = training.train(of_batch, start, optax.sgd(0.3), *training.whole_batches(data, batches))
+
+    np.testing.assert_allclose(whole.loss, one.loss, rtol=1e-12)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), whole.params, one.params
+    )

@@ -1,6 +1,7 @@
 """Strict arithmetic for every test, and the experiments by name."""
 
 import signal
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -8,6 +9,7 @@ from pathlib import Path
 from platform import python_version
 from typing import Any
 
+import absl.logging
 import hypothesis
 import jax
 import pytest
@@ -21,6 +23,10 @@ PROJECT = Path(__file__).parent.parent
 
 # A shell that runs the tests in the background makes them, and all that they start, deaf to Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# absl, which optax brings, closes its log's stream when logging is configured anew, as Hydra does;
+# were that stream the one that pytest reads from, every later test would end in an error.
+absl.logging.get_absl_handler().python_handler.setStream(sys.__stderr__)
 
 # The same cases in every run: what fails once fails again.
 hypothesis.settings.register_profile("repeatable", derandomize=True)

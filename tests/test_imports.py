@@ -43,7 +43,17 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "clipping",
     ),
     "experiment": (
-        *("schema", "lesson", "dataset", "estimate", "claim", "loading", "fault", "figures"),
+        *(
+            "schema",
+            "lesson",
+            "files",
+            "dataset",
+            "estimate",
+            "claim",
+            "loading",
+            "fault",
+            "figures",
+        ),
         "grid",
     ),
     "running": (

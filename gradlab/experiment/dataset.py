@@ -1,30 +1,39 @@
-"""Labelled arrays on disk with their provenance; the only room that touches result files.
+"""Labelled arrays on disk with their provenance: NetCDF-4, which holds what was computed.
 
-Every file appears by temporary file, fsync and rename: a kill at any moment leaves the old one
-or the new one, never a part.
+What NetCDF has no type for is held exactly by another one, and the variable says so: half
+precision by float32, a complex number by its two parts along one more axis.
 """
 
 from __future__ import annotations
 
-import contextlib
+import io
 import json
-import os
-import socket
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import h5py
 import jax
 import numpy as np
 import xarray as xr
 from jax import Array
 
 from gradlab.errors import BadInput
+from gradlab.experiment import files
 
-# netCDF 3, which every reader knows, has neither half precision nor 64-bit integers.
-_STORED = {"float16": "float32", "bfloat16": "float32", "int64": "int32", "uint32": "int32"}
+# Counted up when a reader of before could not read what is written now.
+LAYOUT = 2
+
+# The attributes of every dataset; no key of an experiment may have one of these names.
+RESERVED = ("experiment", "question", "seed", "config", "gradlab", "jax", "layout")
+
+# What a variable says of itself where the file has no type for it.
+_COMPUTED_AS = "computed_as"
+_PARTS = "real_and_imaginary"
+
+# Below this size a variable takes more room compressed, in blocks, than it does in one piece.
+_WORTH_PACKING = 1024
 
 
 @jax.tree_util.register_static
@@ -98,17 +107,10 @@ def _check(name: str, array: Any, given: Mapping[str, Any]) -> None:
     if isinstance(array.values, Labels):
         return
     values = np.asarray(array.values)
-    if np.iscomplexobj(values):
+    if values.dtype.kind not in "biufcV" or values.dtype.names:
         raise BadInput(
-            f"array '{name}' is complex, which the file cannot hold; "
-            "allowed: its real and imaginary parts, or its magnitude and phase, as two arrays"
-        )
-    whole = np.iinfo(np.int32)
-    counts = values.dtype.kind in "iu" and values.size
-    if counts and (values.min() < whole.min or values.max() > whole.max):
-        raise BadInput(
-            f"array '{name}' has whole numbers beyond {whole.max}, which the file cannot hold; "
-            "allowed: smaller ones, or floats"
+            f"array '{name}' is of type {values.dtype}, which the file cannot hold; "
+            "allowed: numbers, or a list of texts along one axis"
         )
     for dim, size in zip(array.dims, values.shape, strict=True):
         key = given.get(dim, [None] * size)
@@ -120,138 +122,128 @@ def _check(name: str, array: Any, given: Mapping[str, Any]) -> None:
 
 
 def as_variable(array: Named) -> xr.Variable:
-    """The array with its axes and labels, in a format that the file can hold."""
+    """The array with its axes and labels."""
     given = array.values
     values = np.array(given.texts) if isinstance(given, Labels) else np.asarray(given)
-    stored = values.astype(_STORED.get(values.dtype.name, values.dtype))
-    labels = {"long_name": array.long_name, "units": array.units}
-    return xr.Variable(array.dims, stored, {name: text for name, text in labels.items() if text})
+    held = _widened(values)
+    short = "" if held is values else values.dtype.name
+    labels = {"long_name": array.long_name, "units": array.units, _COMPUTED_AS: short}
+    return xr.Variable(array.dims, held, {name: text for name, text in labels.items() if text})
+
+
+def _widened(values: Any) -> Any:
+    """The same numbers in a type that every reader knows; most are of one already."""
+    if values.dtype.isbuiltin != 1 and values.dtype.kind != "U":  # bfloat16, and what is shorter
+        return values.astype("int8" if "int" in values.dtype.name else "float32")
+    return values.astype("float32") if values.dtype == np.float16 else values
 
 
 def _attribute(value: Any) -> Any:
     if value is None or isinstance(value, bool):
         return json.dumps(value)
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        return str(value)
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return ", ".join(value)
     return value
 
 
 def write(path: Path, data: xr.Dataset) -> None:
-    """Put the dataset at `path` as netCDF 3."""
-    with replacing(path) as temporary:
-        data.to_netcdf(temporary, engine="scipy", format="NETCDF3_64BIT")
+    """Put the dataset at `path`."""
+    files.write_bytes(path, content(data))
+
+
+def content(data: xr.Dataset) -> bytes:
+    """The dataset as the bytes of a NetCDF-4 file: the same bytes for the same dataset."""
+    split = _each(_in_parts, data).assign_attrs(layout=LAYOUT)
+    kept_as_is = {"_FillValue": None}  # nan and 0 are numbers here, and none of them is "missing"
+    packed = {"zlib": True, "complevel": 4, "shuffle": True}
+    encoding = {
+        str(name): kept_as_is | (packed if _worth_packing(variable) else {})
+        for name, variable in split.variables.items()
+        if variable.dtype.kind not in "OUT"
+    }
+    held = io.BytesIO()
+    split.to_netcdf(held, engine="h5netcdf", format="NETCDF4", encoding=encoding)
+    return held.getvalue()
+
+
+def _each(change: Callable[[xr.DataArray], xr.DataArray], data: xr.Dataset) -> xr.Dataset:
+    """The dataset with each of its arrays changed, attributes and all."""
+    # `Dataset.map` puts the old attributes back.
+    return data.assign({name: change(array) for name, array in data.data_vars.items()})
+
+
+def _worth_packing(variable: xr.Variable) -> bool:
+    return bool(variable.ndim and variable.nbytes >= _WORTH_PACKING)
+
+
+def _in_parts(array: xr.DataArray) -> xr.DataArray:
+    """A complex array as its real and imaginary parts along a last axis; any other as it is."""
+    if array.dtype.kind != "c":
+        return array
+    parts = np.stack([array.values.real, array.values.imag], axis=-1)
+    attrs = array.attrs | {_COMPUTED_AS: array.dtype.name}
+    return xr.DataArray(parts, array.coords, (*array.dims, _PARTS), attrs=attrs)
+
+
+def _whole(array: xr.DataArray) -> xr.DataArray:
+    """A complex array from its parts; any other as it is."""
+    if _PARTS not in array.dims:
+        return array
+    first, second = (array.isel({_PARTS: part}).values for part in (0, 1))
+    values = np.empty(first.shape, array.attrs[_COMPUTED_AS])
+    # Not first + 1j * second, which makes nan of an infinite part.
+    values.real, values.imag = first, second
+    attrs = {name: text for name, text in array.attrs.items() if name != _COMPUTED_AS}
+    dims = [dim for dim in array.dims if dim != _PARTS]
+    return xr.DataArray(values, array.coords, dims, attrs=attrs)
 
 
 def read(path: Path) -> xr.Dataset:
     """The dataset at `path`, whole and in memory.
 
     Raises:
-        BadInput: there is no such file, or it is not the whole file that `write` left.
+        BadInput: there is no such file, this user may not read it, or it is not what `write` left.
     """
     if not path.exists():
         raise BadInput(f"'{path}' does not exist; allowed: a data.nc that a run has written")
     try:
-        return xr.load_dataset(path, engine="scipy")
+        held = path.read_bytes()
+    except OSError as error:
+        raise BadInput(
+            f"'{path}' cannot be read ({error.strerror}); allowed: a file that this user may read"
+        ) from error
+    return parsed(held, path)
+
+
+def parsed(held: bytes, path: Path) -> xr.Dataset:
+    """The dataset in the bytes of the file at `path`.
+
+    Raises:
+        BadInput: they are not what `content` made.
+    """
+    if held.startswith(b"CDF"):
+        raise BadInput(
+            f"'{path}' was written by an older gradlab; allowed: a data.nc of this one; "
+            "run the experiment again"
+        )
+    try:
+        with h5py.File(io.BytesIO(held), "r"):  # h5netcdf complains on stderr of what is no file
+            pass
+        data = xr.load_dataset(io.BytesIO(held), engine="h5netcdf")
+        layout = data.attrs.pop("layout")
+        data = _each(_whole, data)
+    except MemoryError:
+        raise
     except Exception as error:
         raise BadInput(
             f"'{path}' is damaged ({type(error).__name__}); allowed: a data.nc as a run wrote it; "
             "delete it and run the experiment again"
         ) from error
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Put the bytes at `path`."""
-    with replacing(path) as temporary:
-        temporary.write_bytes(content)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Put the content at `path` as indented JSON."""
-    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_bytes(path, text.encode())
-
-
-def folder_for(path: Path) -> Path:
-    """The folder, made where it is missing and proved to be writable.
-
-    Raises:
-        BadInput: it cannot be made or written to.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            return path
-    except OSError as error:
+    if layout != LAYOUT:
         raise BadInput(
-            f"results folder '{path}' cannot be written ({error.strerror}); "
-            "allowed: a folder that this user may write to"
-        ) from error
-
-
-@contextlib.contextmanager
-def folder_if_needed(path: Path) -> Iterator[None]:
-    """`folder_for(path)` around a block; where the block fails, no new empty folder stays.
-
-    Raises:
-        BadInput: it cannot be made or written to.
-    """
-    new = [place for place in (path, *path.parents) if not place.exists()]
-    folder_for(path)
-    try:
-        yield
-    except BaseException:
-        for place in new:
-            with contextlib.suppress(OSError):  # something stands in it by now
-                place.rmdir()
-        raise
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its place, whole, when the block ends well."""
-    prefix = f".{path.name}.{socket.gethostname()}.{os.getpid()}."
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=".tmp")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        # mkstemp makes private files; results are as readable as the user's other files.
-        temporary.chmod(0o666 & ~_umask())
-        _sync(temporary)
-        temporary.replace(path)
-        _sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def tidy(folder: Path) -> None:
-    """Remove the temporary files that processes of this machine left when they were killed."""
-    for path in folder.glob(f".*.{socket.gethostname()}.*.tmp"):
-        pid = path.name.split(".")[-3]
-        if pid.isdecimal() and not alive(int(pid)):
-            path.unlink(missing_ok=True)
-
-
-def alive(pid: int) -> bool:
-    """Whether this machine has a process of that number."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+            f"'{path}' has the layout {layout}, of another gradlab; allowed: layout {LAYOUT}; "
+            "run the experiment again"
+        )
+    return data

@@ -13,7 +13,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from gradlab.experiment import dataset, lesson
+from gradlab.experiment import files, lesson
 from gradlab.page import gallery, numbers, offers, vector
 from gradlab.page.evidence import Evidence
 from gradlab.page.gallery import Card, Run
@@ -31,11 +31,11 @@ MOST_CLAIMS = 200
 
 def pages(project: Path, results: Path) -> tuple[list[Path], tuple[str, ...]]:
     """The gallery and the lesson, written into the folder of results, and what to say of offers."""
-    dataset.folder_for(results)
+    files.folder_for(results)
     cards = gallery.cards(project, results)
     written = []
     for name, text in (("index.html", index(cards)), ("lesson.html", lesson_page(cards))):
-        dataset.write_bytes(results / name, text.encode())
+        files.write_bytes(results / name, text.encode())
         written.append(results / name)
     return written, offered(cards).notes
 

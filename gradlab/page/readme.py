@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from gradlab.errors import BadInput
-from gradlab.experiment import dataset, loading
+from gradlab.experiment import files, loading
 from gradlab.page import gallery
 
 BEGIN = "<!-- experiments: this table is made by `make page` from their docstrings -->"
@@ -55,7 +55,7 @@ def renew(project: Path) -> None:
     if new == text:
         return
     try:
-        dataset.write_bytes(path, new.encode())
+        files.write_bytes(path, new.encode())
     except OSError as error:
         raise BadInput(
             f"'{path}' cannot be written ({error.strerror}); allowed: a file this user may write to"

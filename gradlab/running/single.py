@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from gradlab.experiment import dataset, figures, loading, schema
+from gradlab.experiment import dataset, figures, files, loading, schema
 from gradlab.experiment.loading import Experiment
 from gradlab.running import console, provenance
 from gradlab.running.provenance import Asked
@@ -26,7 +26,7 @@ def run_one(exp: Experiment, cfg: Any, settings: Settings, folder: Path, asked: 
         return _finish(exp, folder)
     start = time.perf_counter()
     # What only `compute` can tell of bad input is told after the folder was proved writable.
-    with dataset.folder_if_needed(folder), console.busy(f"{exp.name}: computing"):
+    with files.folder_if_needed(folder), console.busy(f"{exp.name}: computing"):
         data = loading.measure(exp, cfg, settings.seed)
     made = {
         "command": asked.command,
@@ -57,20 +57,20 @@ def write_judged(
 ) -> None:
     """Put a figure, in each of its formats, its caption if it has one, and the claims there."""
     for ending, content in drawn.items():
-        dataset.write_bytes(folder / f"figure.{ending}", content)
+        files.write_bytes(folder / f"figure.{ending}", content)
     if caption:
-        dataset.write_bytes(folder / "caption.md", f"{caption}\n".encode())
+        files.write_bytes(folder / "caption.md", f"{caption}\n".encode())
     else:
         (folder / "caption.md").unlink(missing_ok=True)  # of a run that had one
-    dataset.write_json(folder / "claims.json", claims)
+    files.write_json(folder / "claims.json", claims)
 
 
 def write_record(folder: Path, made: dict[str, Any], asked: Asked) -> None:
     """Put what the run was made with into the folder, and Hydra's snapshot into its `.hydra/`."""
-    dataset.write_json(folder / "run.json", made)
+    files.write_json(folder / "run.json", made)
     for name, text in asked.snapshot.items():
         (folder / ".hydra").mkdir(exist_ok=True)
-        dataset.write_bytes(folder / ".hydra" / name, text.encode())
+        files.write_bytes(folder / ".hydra" / name, text.encode())
 
 
 def prepare(precision: str) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradlab.errors import BadInput
-from gradlab.experiment import dataset, loading, schema
+from gradlab.experiment import files, loading, schema
 from gradlab.running import single
 from gradlab.running.console import Steps, say
 from gradlab.sweeping import programs, sweep
@@ -207,7 +207,7 @@ class Queue(ABC):
             raise BadInput(
                 f"the job was refused: {words}; allowed: what the cluster takes"
             ) from None
-        dataset.write_json(self.note, [job.job_id for job in self.jobs])
+        files.write_json(self.note, [job.job_id for job in self.jobs])
 
     def ids(self) -> list[str]:
         """The ids of the elements that were submitted last, by this process or another."""
@@ -248,7 +248,7 @@ class Processes(Queue):
         """Whether any process lives."""
         if self.jobs:
             return not all(job.done() for job in self.jobs)
-        return any(dataset.alive(int(job)) for job in self.ids())
+        return any(files.alive(int(job)) for job in self.ids())
 
 
 class Slurm(Queue):
@@ -298,7 +298,7 @@ def _queue(asked: ClusterKeys, folder: Path, job_name: str) -> Queue:
         ) from None
     where = folder / "jobs"
     log = where / "%j"
-    dataset.folder_for(where)
+    files.folder_for(where)
     limits: dict[str, Any] = {"timeout_min": asked.minutes}
     if asked.kind == "debug":
         return InThisProcess(submitit.DebugExecutor(log), where)

@@ -16,7 +16,7 @@ import numpy as np
 import xarray as xr
 
 from gradlab.errors import BadInput
-from gradlab.experiment import dataset
+from gradlab.experiment import dataset, files
 from gradlab.experiment.dataset import Named
 from gradlab.sweeping.points import Point, chunk_name
 
@@ -42,7 +42,7 @@ class Store:
         """Note that a point raised, and what it said."""
         self.folder.mkdir(parents=True, exist_ok=True)
         note = {"error": error, "traceback": traceback}
-        dataset.write_json(self.folder / f"{point.key}.failed.json", note)
+        files.write_json(self.folder / f"{point.key}.failed.json", note)
 
     def failures(self, points: Iterable[Point]) -> dict[str, dict[str, str]]:
         """Point key to the note of its failure, for those of the points that have one."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gradlab.errors import BadInput
-from gradlab.experiment import dataset, figures, loading
+from gradlab.experiment import dataset, figures, files, loading
 from gradlab.experiment.loading import Experiment
 from gradlab.running import console, provenance, single
 from gradlab.running.console import Steps, say
@@ -288,8 +288,8 @@ def run(exp: Experiment, sweep: Sweep, settings: Settings, folder: Path, work: W
     begun = time.perf_counter()
     single.prepare(settings.precision)
     if not settings.redraw:
-        dataset.folder_for(folder)
-    dataset.tidy(folder)
+        files.folder_for(folder)
+    files.tidy(folder)
     store = Store(folder / "chunks")
     if settings.redraw:
         sweep = dataclasses.replace(sweep, points=store.as_saved(sweep.points))
@@ -307,8 +307,8 @@ def run(exp: Experiment, sweep: Sweep, settings: Settings, folder: Path, work: W
 
 
 def _computed(exp: Experiment, sweep: Sweep, store: Store, settings: Settings, work: Work) -> bool:
-    dataset.folder_for(store.folder)
-    dataset.tidy(store.folder)
+    files.folder_for(store.folder)
+    files.tidy(store.folder)
     if not settings.sweep.resume:
         store.forget(sweep.points)
     todo = missing(sweep, store, settings.sweep.chunk)

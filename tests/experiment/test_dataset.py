@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import xarray as xr
 
 from gradlab.errors import BadInput
-from gradlab.experiment import dataset
+from gradlab.experiment import dataset, files
 
 
 def example() -> dict[str, dataset.Named]:
@@ -86,10 +87,10 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
     path = tmp_path / "file"
-    dataset.write_bytes(path, b"old")
+    files.write_bytes(path, b"old")
 
     def fail_halfway() -> None:
-        with dataset.replacing(path) as temporary:
+        with files.replacing(path) as temporary:
             temporary.write_bytes(b"half of the new")
             raise RuntimeError
 
@@ -101,10 +102,10 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None
 
 def test_a_kill_in_the_middle_of_a_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
-    dataset.write_bytes(path, b"old")
+    files.write_bytes(path, b"old")
     program = (
-        "import os, signal; from pathlib import Path; from gradlab import dataset\n"
-        f"with dataset.replacing(Path({str(path)!r})) as temporary:\n"
+        "import os, signal; from pathlib import Path; from gradlab.experiment import files\n"
+        f"with files.replacing(Path({str(path)!r})) as temporary:\n"
         "    temporary.write_bytes(b'half of the new')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
@@ -116,7 +117,7 @@ def test_a_kill_in_the_middle_of_a_write_leaves_the_old_file(tmp_path: Path) -> 
 def test_files_are_as_readable_as_the_user_s_other_files(tmp_path: Path) -> None:
     mask = os.umask(0o022)
     try:
-        dataset.write_bytes(tmp_path / "file", b"")
+        files.write_bytes(tmp_path / "file", b"")
     finally:
         os.umask(mask)
     assert (tmp_path / "file").stat().st_mode & 0o777 == 0o644
@@ -125,18 +126,18 @@ def test_files_are_as_readable_as_the_user_s_other_files(tmp_path: Path) -> None
 def test_a_folder_that_cannot_be_is_refused_in_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(BadInput, match="results folder .* cannot be written .*allowed:"):
-        dataset.folder_for(tmp_path / "file" / "results")
+        files.folder_for(tmp_path / "file" / "results")
 
 
 def test_json_refuses_what_json_cannot_hold(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
-        dataset.write_json(tmp_path / "file.json", {"value": float("nan")})
+        files.write_json(tmp_path / "file.json", {"value": float("nan")})
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_block_that_fails_leaves_no_new_folder_and_takes_no_old_one(tmp_path: Path) -> None:
     def fail(path: Path) -> None:
-        with dataset.folder_if_needed(path):
+        with files.folder_if_needed(path):
             assert path.is_dir()
             raise RuntimeError
 
@@ -145,3 +146,106 @@ def test_a_block_that_fails_leaves_no_new_folder_and_takes_no_old_one(tmp_path: 
         with pytest.raises(RuntimeError):
             fail(path)
     assert list(tmp_path.iterdir()) == [tmp_path / "old"]
+
+
+SUBJECTS = {
+    "int64": np.array([-(2**63), 0, 2**63 - 1]),
+    "uint32": np.array([0, 2**31, 2**32 - 1], np.uint32),
+    "uint64": np.array([0, 2**63, 2**64 - 1], np.uint64),
+    "uint8": np.array([0, 1, 255], np.uint8),
+    "bool": np.array([True, False, True]),
+    "float32": np.array([np.inf, -0.0, 1e-45], np.float32),
+    "complex128": np.array([complex(np.inf, -1.0), complex(np.nan, 5e-324), complex(0.0, -np.inf)]),
+    "complex64": np.array([1e38 + 1e-38j, 0, -1j], np.complex64),
+}
+SHORT = {
+    name: np.asarray(jnp.array([1.5, jnp.inf, jnp.nan], jnp.dtype(name)))
+    for name in ("float16", "bfloat16", "float8_e5m2")
+} | {"int4": np.asarray(jnp.array([-8, 0, 7], jnp.int4))}
+
+
+def through_disk(path: Path, values: np.ndarray) -> xr.DataArray:
+    dataset.write(path, dataset.assemble({"it": dataset.named(values, "case")}, {}))
+    return dataset.read(path).it
+
+
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_what_is_stored_is_what_was_computed(name: str, tmp_path: Path) -> None:
+    given = SUBJECTS[name]
+    read = through_disk(tmp_path / "data.nc", given)
+
+    assert read.dims == ("case",)
+    assert read.dtype == given.dtype
+    assert read.values.tobytes() == given.tobytes()
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_short_types_are_widened_exactly_and_say_what_they_were(name: str, tmp_path: Path) -> None:
+    read = through_disk(tmp_path / "data.nc", SHORT[name])
+
+    assert read.attrs["computed_as"] == name
+    np.testing.assert_array_equal(read.values, SHORT[name].astype(read.dtype))
+    assert read.values.astype(SHORT[name].dtype).tobytes() == SHORT[name].tobytes()
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (2, 3), (40, 50)])
+def test_every_shape_comes_back(shape: tuple[int, ...], tmp_path: Path) -> None:
+    given = np.arange(np.prod(shape), dtype=float).reshape(shape) + 1j
+    dims = "one two".split()[: len(shape)]
+    data = dataset.assemble({"it": dataset.named(given, *dims)}, {})
+    dataset.write(tmp_path / "data.nc", data)
+
+    assert dataset.read(tmp_path / "data.nc").identical(data)
+
+
+def test_any_key_and_any_whole_number_may_be_an_attribute(tmp_path: Path) -> None:
+    given = {"mode": 1, "dimensions": "x", "variables": 2.5, "flush": True, "big": 2**62}
+    data = dataset.assemble({"it": dataset.named(1.0)}, given | {"bigger": 2**64, "no_list": []})
+    dataset.write(tmp_path / "data.nc", data)
+    read = dataset.read(tmp_path / "data.nc").attrs
+
+    assert {name: read[name] for name in ("mode", "dimensions", "variables", "big")} == {
+        name: given[name] for name in ("mode", "dimensions", "variables", "big")
+    }
+    assert (read["flush"], read["bigger"]) == ("true", str(2**64))
+
+
+def test_another_library_reads_the_same(tmp_path: Path) -> None:
+    netcdf = pytest.importorskip("netCDF4", reason="the C library's own reader is not installed")
+    arrays = {
+        **{name: dataset.named(values, "case") for name, values in (SUBJECTS | SHORT).items()},
+        "name": dataset.named(["a", "ß", "σ_w"], "case"),
+    }
+    dataset.write(tmp_path / "data.nc", dataset.assemble(arrays, {"note": "σ"}))
+
+    with netcdf.Dataset(tmp_path / "data.nc") as read:
+        assert read.note == "σ"
+        assert list(read["name"][:]) == ["a", "ß", "σ_w"]
+        for name in ("int64", "uint32", "uint64", "uint8", "float32", "bool"):
+            np.testing.assert_array_equal(read[name][:].data, SUBJECTS[name])
+        for name, values in SHORT.items():
+            np.testing.assert_array_equal(read[name][:].data, values.astype(read[name].dtype))
+            assert read[name].computed_as == name
+        parts = read["complex128"][:].data
+        np.testing.assert_array_equal(parts[:, 0], SUBJECTS["complex128"].real)
+        np.testing.assert_array_equal(parts[:, 1], SUBJECTS["complex128"].imag)
+
+
+def test_a_file_of_another_layout_is_refused_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "data.nc"
+    path.write_bytes(b"CDF\x02" + bytes(100))
+    with pytest.raises(BadInput, match="older gradlab; .*run the experiment again"):
+        dataset.read(path)
+    monkeypatch.setattr(dataset, "LAYOUT", dataset.LAYOUT + 1)
+    dataset.write(path, dataset.assemble(example(), GIVEN))
+    monkeypatch.undo()
+    with pytest.raises(BadInput, match="layout 3, of another gradlab; allowed: layout 2"):
+        dataset.read(path)
+
+
+def test_text_within_an_array_is_refused_by_its_name() -> None:
+    values = np.array([["a", "b"]], dtype=object)
+    with pytest.raises(BadInput, match="array 'it' is of type object"):
+        dataset.assemble({"it": dataset.named(values, "one two")}, {})

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, Route, sync_playwright
 
-from gradlab.experiment import dataset, lesson, loading
+from gradlab.experiment import dataset, files, lesson, loading
 from gradlab.page import build
 
 CHECKS = Path(__file__).parent
@@ -47,9 +47,9 @@ def results(tmp_path_factory: pytest.TempPathFactory, experiment: loading.Experi
     (folder / NAME).mkdir()
     dataset.write(folder / NAME / "data.nc", data)
     claims = [claim.record() for claim in loading.judge(experiment, data)]
-    dataset.write_json(folder / NAME / "claims.json", claims)
+    files.write_json(folder / NAME / "claims.json", claims)
     record = {"command": f"python experiments/{NAME}.py", "config": {"sigma_w": SIGMA_W}}
-    dataset.write_json(folder / NAME / "run.json", record)
+    files.write_json(folder / NAME / "run.json", record)
     (folder / NAME / "figure.svg").write_text('<svg viewBox="0 0 9 4"><path d="M 0 0"/></svg>')
     (folder / NAME / "caption.md").write_text("A caption.")
     build.pages(CHECKS, folder)

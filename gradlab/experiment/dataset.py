@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import h5py
 import jax
 import numpy as np
 import xarray as xr
@@ -131,6 +130,15 @@ def as_variable(array: Named) -> xr.Variable:
     return xr.Variable(array.dims, held, {name: text for name, text in labels.items() if text})
 
 
+def from_variable(variable: xr.Variable) -> Named:
+    """The array that `as_variable` was given, of the type in which it was computed."""
+    attrs = dict(variable.attrs)
+    short = attrs.get(_COMPUTED_AS)
+    values = variable.values.astype(jax.numpy.dtype(short)) if short else variable.values
+    dims = tuple(map(str, variable.dims))
+    return Named(values, dims, attrs.get("long_name", ""), attrs.get("units", ""))
+
+
 def _widened(values: Any) -> Any:
     """The same numbers in a type that every reader knows; most are of one already."""
     if values.dtype.isbuiltin != 1 and values.dtype.kind != "U":  # bfloat16, and what is shorter
@@ -223,6 +231,8 @@ def parsed(held: bytes, path: Path) -> xr.Dataset:
     Raises:
         BadInput: they are not what `content` made.
     """
+    import h5py  # here, since `recall` distrusts a process that has loaded it
+
     if held.startswith(b"CDF"):
         raise BadInput(
             f"'{path}' was written by an older gradlab; allowed: a data.nc of this one; "

@@ -244,6 +244,25 @@ def values(cfg: Any) -> dict[str, Any]:
     }
 
 
+def traced_values(cfg: Any) -> dict[str, Any]:
+    """The plain values that may vary inside one compiled program."""
+    return {entry.name: getattr(cfg, entry.name) for entry in entries(type(cfg)) if entry.traced}
+
+
+def structure(cfg: Any) -> tuple[Any, ...]:
+    """What two configs must have in common to go through one compiled program.
+
+    Equal exactly where `arrays` gives pytrees of equal structure and shapes.
+    """
+
+    def part(entry: Entry, value: Any) -> Any:
+        if not entry.traced or value is None:
+            return (type(value).__name__, value)
+        return len(value) if entry.is_list else "number"
+
+    return tuple(part(entry, getattr(cfg, entry.name)) for entry in entries(type(cfg)))
+
+
 def arrays(cfg: T) -> T:
     """The config as a pytree: each float a scalar leaf, each list of floats a leaf `(n,)`."""
     import jax.numpy as jnp

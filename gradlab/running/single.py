@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
 def run_one(exp: Experiment, cfg: Any, settings: Settings, folder: Path, asked: Asked) -> bool:
     """Compute, save, draw and judge one run in `folder`; whether every claim holds."""
-    prepare(settings.precision)
+    machine.prepare(settings.precision)
     if settings.redraw:
         return _finish(exp, folder)
     start = time.perf_counter()
@@ -71,16 +70,3 @@ def write_record(folder: Path, made: dict[str, Any], asked: Asked) -> None:
     for name, text in asked.snapshot.items():
         (folder / ".hydra").mkdir(exist_ok=True)
         files.write_bytes(folder / ".hydra" / name, text.encode())
-
-
-def prepare(precision: str) -> None:
-    """Set jax up for a run: its precision, and compiled programs kept from run to run."""
-    jax.config.update("jax_enable_x64", precision == "float64")
-    # Recent GPUs multiply float32 matrices with 2e-4 error unless told not to.
-    jax.config.update("jax_default_matmul_precision", "highest")
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(home / "gradlab" / "jax"))
-        # By default jax keeps nothing that compiled in less than a second.
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

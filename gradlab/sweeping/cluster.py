@@ -60,7 +60,7 @@ class Element:
     def __call__(self) -> None:
         """Compute those of its points that are not finished, to their files."""
         programs.ask_for(self.platform)
-        single.prepare("float64")
+        machine.prepare("float64")
         if programs.platform() != self.platform:
             raise RuntimeError(f"this node offers {programs.platform()}, not {self.platform}")
         exp = loading.load(self.file)

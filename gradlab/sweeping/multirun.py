@@ -336,6 +336,6 @@ class Job:
         settings, cfg = composition.read(exp, composition.plain(config))
         key = points.point_key(self.code, cfg, settings.seed, settings.precision)
         point = Point((), {}, (), cfg, settings.seed, settings.precision, key)
-        single.prepare(settings.precision)
+        machine.prepare(settings.precision)
         method = programs.choose(settings.sweep.method, settings.sweep.batch)
         sweep.compute(exp, [[point]], Store(Path(self.chunks)), method, settings.sweep.fail_fast)

@@ -60,7 +60,7 @@ def compute(
     program = programs.Program(exp.module.compute, method)
     for chunk in todo:
         if not store.has(chunk):
-            single.prepare(chunk[0].precision)
+            machine.prepare(chunk[0].precision)
             _compute_chunk(program, chunk, store, fail_fast)
         if steps is not None:
             steps.step(len(chunk))
@@ -286,7 +286,7 @@ def here(
 def run(exp: Experiment, sweep: Sweep, settings: Settings, folder: Path, work: Work = here) -> bool:
     """Make the sweep's files in `folder`, computing what is missing; whether every claim holds."""
     begun = time.perf_counter()
-    single.prepare(settings.precision)
+    machine.prepare(settings.precision)
     if not settings.redraw:
         files.folder_for(folder)
     files.tidy(folder)

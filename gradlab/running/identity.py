@@ -1,0 +1,138 @@
+"""What a point is named by: the program that computes it, what goes in, and what it runs on.
+
+The program is the text that JAX lowers `compute` to, constants and all, with the tree of labelled
+arrays that it returns; so a comment, a claim or a figure that is edited changes no name, and
+whatever `compute` calls does, wherever it stands. JAX names the entries of its compilation cache
+in the same way. A name is given by the process that computes, from the code that it has loaded.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import json
+import os
+import re
+import sys
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from gradlab.experiment import schema
+from gradlab.experiment.loading import Experiment
+from gradlab.running import machine, provenance
+
+# Functions outside the program that JAX itself calls by name. What another name does, a callback
+# into Python above all, the program's text does not say.
+_JAX_CALLS = re.compile(r"lapack_|cu|hip|Sharding|SPMD|mhlo|chlo|annotate_|__gpu|tpu_|X64|xla\.")
+_CALL = re.compile(r'custom_call @"?([^"(\s]+)')
+
+# Where the library computes, and the parts of an experiment that only look at what was computed.
+LIBRARY = Path(__file__).parent.parent
+_COMPUTING_WINGS = ("arithmetic", "models", "measuring", "theory")
+_LOOKING = ("figure", "caption", "claims", "headlines", "sweep_figure", "sweep_claims")
+
+# What the bits depend on besides the program; its own packages are in the program.
+_VERSIONS = ("jax", "jaxlib", "numpy")
+
+# Parts of the names of JAX's settings that change what is told or kept, and never what is computed.
+_SILENT = ("cache", "log", "traceback", "debug", "dump", "platform", "visible_devices", "pprint")
+
+
+@dataclass
+class Namer:
+    """Names for the points of one experiment, computed in one way; remembers its programs."""
+
+    experiment: Experiment
+    method: str
+    _programs: dict[Any, str] = field(default_factory=dict)
+    _around: dict[str, str] = field(default_factory=dict)
+
+    def __call__(self, cfg: Any, seed: int, precision: str) -> str:
+        """The name of a point's content, 32 hexadecimal digits."""
+        known = (precision, schema.structure(cfg))
+        if known not in self._programs:
+            machine.prepare(precision)
+            self._programs[known] = program(self.experiment, cfg)
+            self._around[precision] = digest([surroundings(), precision, self.method])
+        inputs = schema.traced_values(cfg)
+        return digest([self._programs[known], self._around[precision], inputs, seed])
+
+
+def program(experiment: Experiment, cfg: Any) -> str:
+    """The name of all that `compute` does with values of this config's structure.
+
+    What cannot be traced is named by its sources: it fails, and is tried again when they change.
+    """
+    compute = experiment.module.compute
+    try:
+        lowered = jax.jit(compute).lower(schema.arrays(cfg), jax.random.key(0))
+    except Exception:
+        return digest(["untraceable", *_sources()])
+    text = lowered.as_text()
+    unsaid = [name for name in _CALL.findall(text) if not _JAX_CALLS.match(name)]
+    return digest([text, str(lowered.out_tree), *(_sources() if unsaid else ())])
+
+
+def surroundings() -> dict[str, Any]:
+    """What may change a value though the program's text is the same."""
+    settings = {
+        name: str(value)
+        for name, value in jax.config.values.items()
+        if not any(part in name for part in _SILENT)
+    }
+    return {
+        "versions": provenance.versions(_VERSIONS),
+        "device": jax.devices()[0].device_kind,
+        "settings": settings,
+        "flags": os.environ.get("XLA_FLAGS", ""),
+    }
+
+
+def _sources() -> Iterator[str]:
+    """What the text of a program with calls to the outside does not say: all code that it may run.
+
+    The parts of an experiment that only look at results are left out, and so are comments.
+    """
+    yield json.dumps(provenance.versions())
+    yield from (_code(path) for path in _own_files())
+
+
+def _own_files() -> list[Path]:
+    """The library's files that compute, and those of loaded modules of no installed package."""
+    library = {file for wing in _COMPUTING_WINGS for file in (LIBRARY / wing).rglob("*.py")}
+    modules = list(sys.modules.values())
+    loaded = {Path(file) for module in modules if (file := getattr(module, "__file__", None))}
+    return sorted(library | {path for path in loaded if _is_own(path) and path.is_file()})
+
+
+@functools.cache
+def _is_own(path: Path) -> bool:
+    foreign = {Path(sysconfig.get_path(kind)) for kind in ("stdlib", "purelib", "platlib")}
+    return not ({LIBRARY, *foreign} & {*path.parents}) and path.suffix == ".py"
+
+
+def _code(path: Path) -> str:
+    """The name of what a source file does when `compute` is called."""
+    tree = ast.parse(path.read_bytes())
+    tree.body = [node for node in tree.body if getattr(node, "name", "") not in _LOOKING]
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and _is_docstring(body[0]):
+            body[0] = ast.Pass()
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+
+
+def _is_docstring(node: Any) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+
+
+def digest(content: Any) -> str:
+    """The name of plain values, 32 hexadecimal digits; floats count to their last bit."""
+    text = json.dumps(content, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -1,0 +1,189 @@
+"""Programs that need not be traced again: remembered with every file that they were traced from.
+
+A program's name takes seconds to find, since JAX must trace it. It is the same as before where
+every file is that was imported or read for it, and so is what Python and JAX are told from
+outside. Where that cannot be known it is traced: a package in C may have read a file unseen, or
+another process was asked. Inside Python anything may have been replaced since it was imported,
+so only a process that was started for this run may recall.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import sys
+import sysconfig
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gradlab.experiment import files
+
+# What asks somebody else, whose answer may be another one next time.
+_ASKING = frozenset(
+    ("subprocess.Popen", "os.system", "os.posix_spawn", "socket.connect", "sqlite3.connect")
+)
+_LISTING = frozenset(("os.listdir", "os.scandir"))
+
+# Packages in C that open files through Python alone, or none.
+_OPEN = frozenset(
+    ("google", "jaxlib", "markupsafe", "ml_dtypes", "msgpack", "numpy", "pandas", "scipy", "yaml")
+)
+
+# What a shell or a scheduler sets anew for each process, and no program asks for.
+_PASSING = ("_", "COLUMNS", "LINES", "OLDPWD", "PWD", "SHLVL", "PYTHONHASHSEED", "PYTEST_", "SSH_")
+
+
+@dataclass
+class Reads:
+    """What was read while it was watched.
+
+    Attributes:
+        since: the time at which watching began, in nanoseconds.
+        files: the paths that were opened, as they were given.
+        folders: the folders that were listed.
+        asked: whom else was asked.
+    """
+
+    since: int = field(default_factory=time.time_ns)
+    files: set[str] = field(default_factory=set)
+    folders: set[str] = field(default_factory=set)
+    asked: set[str] = field(default_factory=set)
+
+
+_watches: list[Reads] = []
+_hooked: list[bool] = []
+
+
+def _hook(event: str, arguments: tuple[Any, ...]) -> None:
+    if not _watches:
+        return
+    if event == "open" and isinstance(arguments[0], str):
+        for watch in _watches:
+            watch.files.add(arguments[0])
+    elif event in _LISTING:
+        for watch in _watches:
+            watch.folders.add(os.fspath(arguments[0] or "."))
+    elif event in _ASKING:
+        for watch in _watches:
+            watch.asked.add(event)
+
+
+@contextlib.contextmanager
+def watched(reads: Reads) -> Iterator[None]:
+    """Everything that Python opens or lists in the block is noted in `reads`."""
+    if not _hooked:  # a hook stays for good
+        _hooked.append(True)
+        sys.addaudithook(_hook)
+    _watches.append(reads)
+    try:
+        yield
+    finally:
+        _watches.remove(reads)
+
+
+@dataclass(frozen=True)
+class Recall:
+    """The programs of one experiment that were traced before, in one file."""
+
+    path: Path
+    reads: Reads
+
+    def program(self, structure: Any, trace: Callable[[], str]) -> str:
+        """The name of the program for a structure: recalled, or traced and remembered."""
+        asked = _digest(json.dumps([structure, _outside()], default=str, sort_keys=True).encode())
+        remembered = self._remembered()
+        if asked in remembered.get("programs", {}):
+            return str(remembered["programs"][asked])
+        with watched(self.reads):
+            name = trace()
+        stamps = self._stamps()
+        if stamps is not None:
+            self._remember(asked, name, remembered, stamps)
+        return name
+
+    def _remembered(self) -> dict[str, Any]:
+        """What the file says, if every file that it names is as it was."""
+        try:
+            held: dict[str, Any] = json.loads(self.path.read_text())
+            same = all(_stamp(path) == stamp for path, stamp in held["files"].items())
+            return held if same and isinstance(held["programs"], dict) else {}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return {}
+
+    def _remember(
+        self, asked: str, name: str, before: Mapping[str, Any], stamps: dict[str, str]
+    ) -> None:
+        known = {
+            "files": before.get("files", {}) | stamps,
+            "programs": before.get("programs", {}) | {asked: name},
+        }
+        with contextlib.suppress(OSError):  # it only saves time
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            files.write_json(self.path, known)
+
+    def _stamps(self) -> dict[str, str] | None:
+        """Each file that was read, imported or listed, and its stamp; None where one is unsure."""
+        modules = list(sys.modules.values())
+        loaded = {file for module in modules if (file := getattr(module, "__file__", None))}
+        if self.reads.asked or any(map(_may_read_unseen, loaded)):
+            return None
+        opened = {os.path.abspath(path) for path in self.reads.files | self.reads.folders}
+        wanted = {path for path in opened if not _is_passing(path)} | loaded
+        stamps = {path: _stamp(path) for path in sorted(wanted)}
+        # What changed after it was imported may not be what was imported.
+        return None if any(_newer(path, self.reads.since) for path in stamps) else stamps
+
+
+def _outside() -> list[Any]:
+    """What Python and JAX were told from outside."""
+    told = {name: text for name, text in os.environ.items() if not name.startswith(_PASSING)}
+    return [sys.version, sys.path, sys.flags, told]
+
+
+def _packages() -> tuple[str, ...]:
+    return tuple(sysconfig.get_path(kind) for kind in ("stdlib", "purelib", "platlib"))
+
+
+def _is_passing(path: str) -> bool:
+    """Whether a path says nothing of the program: of the system, of a cache, of a package."""
+    import jax
+
+    cache = str(jax.config.values["jax_compilation_cache_dir"] or "/proc")
+    return path.startswith(("/proc/", "/sys/", "/dev/", "/etc/", cache, *_packages())) or (
+        path.endswith((".pyc", ".pyi"))
+    )
+
+
+def _may_read_unseen(path: str) -> bool:
+    if not path.endswith((".so", ".pyd")) or "lib-dynload" in path:
+        return False
+    return not _OPEN.intersection(Path(path).parts)
+
+
+def _stamp(path: str) -> str:
+    """Content where it is the user's own, size and time where it is a package's."""
+    try:
+        if os.path.isdir(path):
+            return _digest("\n".join(sorted(os.listdir(path))).encode())
+        if path.startswith(_packages()):
+            told = os.stat(path)
+            return f"{told.st_size} {told.st_mtime_ns}"
+        return _digest(Path(path).read_bytes())
+    except OSError:
+        return "missing"
+
+
+def _newer(path: str, moment: int) -> bool:
+    try:
+        return os.path.isfile(path) and os.stat(path).st_ctime_ns > moment
+    except OSError:
+        return False
+
+
+def _digest(held: bytes) -> str:
+    return hashlib.sha256(held).hexdigest()[:32]

@@ -1,0 +1,278 @@
+"""Finished points of an experiment on disk: files that appear whole and carry their checksum.
+
+A file says in itself which points it holds, so that what is finished is known from the files alone,
+whoever wrote them and however a sweep was cut. Nothing is removed because it could not be read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import xarray as xr
+
+from gradlab.errors import BadInput
+from gradlab.experiment import dataset, files
+from gradlab.experiment.dataset import Named
+from gradlab.running.console import say
+from gradlab.running.identity import digest
+
+_ROWS = "rows_of_file"
+# Beside the experiment's own arrays, whose names have no space.
+_POINTS = "points of this file"
+_NAME = re.compile(r"([0-9a-f]{32})-([0-9a-f]{16})\.nc")
+_INDEX = ".index"
+
+
+class Stored(Protocol):
+    """A point as the store sees it: its name, and what it tells about itself as JSON holds it."""
+
+    @property
+    def key(self) -> str:
+        """The name of its content."""
+
+    def plain(self) -> dict[str, Any]:
+        """What a file tells about the point."""
+
+
+@dataclass(frozen=True)
+class Store:
+    """The files of finished points in one folder, which other processes may use meanwhile."""
+
+    folder: Path
+
+    def save(self, done: Sequence[tuple[Stored, Mapping[str, Named]]], how: Any) -> None:
+        """Put the arrays of points of equal structure in one file; `how` they were computed."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        points = [point for point, _ in done]
+        content = _stacked([arrays for _, arrays in done])
+        told = json.dumps([point.plain() for point in points]).encode()
+        # As numbers: these are compressed, and a text is not.
+        content[_POINTS] = xr.Variable("bytes_of_points", np.frombuffer(told, np.uint8))
+        content.attrs["how"] = json.dumps(how)
+        held = dataset.content(content)
+        name = f"{_together([point.key for point in points])}-{_checksum(held)}.nc"
+        files.write_bytes(self.folder / name, held)
+
+    def save_failure(self, point: Stored, error: str, traceback: str) -> None:
+        """Note that a point raised, and what it said."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        note = {"error": error, "traceback": traceback}
+        files.write_json(self.folder / f"{point.key}.failed.json", note)
+
+    def failures(self, points: Iterable[Stored]) -> dict[str, dict[str, str]]:
+        """Point key to the note of its failure, for those of the points that have one."""
+        there = {path.name.partition(".")[0] for path in self.folder.glob("*.failed.json")}
+        keys = [point.key for point in points if point.key in there]
+        notes = {key: self._note(self.folder / f"{key}.failed.json") for key in keys}
+        return {key: note for key, note in notes.items() if note}
+
+    def forget_failures(self, points: Iterable[Stored]) -> None:
+        """Remove the notes of failures, so that the points are tried again."""
+        for key in self.failures(points):
+            (self.folder / f"{key}.failed.json").unlink(missing_ok=True)
+
+    def forget(self, points: Iterable[Stored]) -> None:
+        """Remove every file that holds one of the points, so that they are computed again.
+
+        Other points of such a file are saved anew.
+        """
+        wanted = {point.key for point in points}
+        for name, keys in self._index().items():
+            if wanted.intersection(keys):
+                self._keep(name, [key for key in keys if key not in wanted])
+                (self.folder / name).unlink(missing_ok=True)
+
+    def has(self, points: Sequence[Stored]) -> bool:
+        """Whether exactly these points are finished as one file."""
+        return any(self.folder.glob(f"{_together([point.key for point in points])}-*.nc"))
+
+    def keys(self) -> set[str]:
+        """The keys of all finished points."""
+        return {key for keys in self._index().values() for key in keys}
+
+    def load(self, points: Iterable[Stored]) -> tuple[dict[str, dict[str, Named]], list[Any]]:
+        """Point key to arrays, where the point is finished, and the ways they were computed."""
+        wanted = {point.key for point in points}
+        found: dict[str, dict[str, Named]] = {}
+        ways: list[Any] = []
+        for name, keys in sorted(self._index().items()):
+            if wanted.isdisjoint(keys) or (content := self._content(self.folder / name)) is None:
+                continue
+            for row, key in enumerate(keys):
+                if key in wanted and key not in found:
+                    found[key] = _row(content, row)
+            way = json.loads(content.attrs["how"])
+            ways += [] if way in ways else [way]
+        return found, ways
+
+    def told(self) -> list[dict[str, Any]]:
+        """What every finished point tells about itself, those that were saved last at the end."""
+        paths = [self.folder / name for name in self._index()]
+        contents = map(self._content, sorted(paths, key=_age))
+        return [plain for content in contents if content is not None for plain in _told(content)]
+
+    def remove(self, keys: Iterable[str]) -> None:
+        """Remove finished points by their names."""
+        unwanted = set(keys)
+        for name, held in self._index().items():
+            if unwanted.intersection(held):
+                self._keep(name, [key for key in held if key not in unwanted])
+                (self.folder / name).unlink(missing_ok=True)
+
+    def _keep(self, name: str, keys: Sequence[str]) -> None:
+        """Save some of a file's points in a file of their own."""
+        content = self._content(self.folder / name) if keys else None
+        if content is not None:
+            told = {plain["key"]: plain for plain in _told(content)}
+            rows = [row for row, key in enumerate(told) if key in set(keys)]
+            done = [(_Told(plain), _row(content, row)) for row, plain in enumerate(told.values())]
+            self.save([done[row] for row in rows], json.loads(content.attrs["how"]))
+
+    # ---- which points are where
+
+    def _index(self) -> dict[str, list[str]]:
+        """File to the keys of its points; what is not known of a file is read from it."""
+        there = {path.name for path in self.folder.glob("*.nc") if _NAME.fullmatch(path.name)}
+        known = {name: keys for name, keys in self._read_index().items() if name in there}
+        new = {name: self._keys_of(name) for name in sorted(there - known.keys())}
+        index = known | {name: keys for name, keys in new.items() if keys is not None}
+        # What it saves is worth its time only now and then: it grows with all points.
+        if sum(map(len, new.values())) > sum(map(len, known.values())) / 8 + 8:
+            self._write_index(index)
+        return index
+
+    def _keys_of(self, name: str) -> list[str]:
+        content = self._content(self.folder / name)
+        return [] if content is None else [plain["key"] for plain in _told(content)]
+
+    def _read_index(self) -> dict[str, list[str]]:
+        """The index as it was written last; it only saves time, and any fault in it is as none."""
+        try:
+            head, keys = (self.folder / _INDEX).read_text().splitlines()
+            counts = json.loads(head)
+            starts = np.cumsum([0, *counts.values()]) * 32
+            if len(keys) != starts[-1]:
+                return {}
+            return {
+                name: [keys[at : at + 32] for at in range(first, last, 32)]
+                for name, first, last in zip(counts, starts[:-1], starts[1:], strict=True)
+            }
+        except (OSError, ValueError, TypeError, AttributeError):
+            return {}
+
+    def _write_index(self, index: Mapping[str, Sequence[str]]) -> None:
+        head = json.dumps({name: len(keys) for name, keys in index.items()})
+        text = f"{head}\n{''.join(key for keys in index.values() for key in keys)}\n"
+        try:
+            files.write_bytes(self.folder / _INDEX, text.encode())
+        except OSError:
+            return  # a folder that may only be read is a store all the same
+
+    # ---- what a file holds
+
+    def _content(self, path: Path) -> xr.Dataset | None:
+        """What a file holds; None, and a line that says why, where that cannot be known."""
+        try:
+            held = path.read_bytes()
+        except FileNotFoundError:
+            return None  # removed by another process
+        except OSError as error:
+            say(f"note: '{path}' cannot be read ({error.strerror}); its points count as missing")
+            return None
+        match = _NAME.fullmatch(path.name)
+        if match is None or _checksum(held) != match[2]:
+            return self._aside(path, "is damaged")
+        try:
+            content = dataset.parsed(held, path)
+        except BadInput as error:
+            say(f"note: {error}")
+            return None
+        if _together([plain["key"] for plain in _told(content)]) != match[1]:
+            return self._aside(path, "has another file's content")
+        return content
+
+    def _aside(self, path: Path, what: str) -> None:
+        """Put a file where it is kept and no longer asked."""
+        place = path.parent / "damaged" / path.name
+        try:
+            place.parent.mkdir(exist_ok=True)
+            path.replace(place)
+            say(f"note: '{path}' {what}; moved to '{place}', its points are computed again")
+        except OSError as error:
+            say(f"note: '{path}' {what} and stays ({error.strerror}); its points count as missing")
+
+    def _note(self, path: Path) -> dict[str, str] | None:
+        try:
+            note = json.loads(path.read_text())
+            return {name: str(note[name]) for name in ("error", "traceback")}
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+
+@dataclass(frozen=True)
+class _Told:
+    """A point of which only is known what a file told."""
+
+    told: dict[str, Any]
+
+    @property
+    def key(self) -> str:
+        return str(self.told["key"])
+
+    def plain(self) -> dict[str, Any]:
+        return self.told
+
+
+def _age(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def _checksum(held: bytes) -> str:
+    return hashlib.sha256(held).hexdigest()[:16]
+
+
+def _together(keys: Sequence[str]) -> str:
+    """The name of several points as one."""
+    return digest(list(keys))
+
+
+def _told(content: xr.Dataset) -> list[dict[str, Any]]:
+    plain: list[dict[str, Any]] = json.loads(content[_POINTS].values.tobytes())
+    return plain
+
+
+def _stacked(arrays: Sequence[Mapping[str, Named]]) -> xr.Dataset:
+    # Axes are renamed because a variable may have the name of one of its axes.
+    return xr.Dataset({name: _rows([row[name] for row in arrays]) for name in arrays[0]})
+
+
+def _rows(same: Sequence[Named]) -> xr.Variable:
+    variables = [dataset.as_variable(one) for one in same]
+    dims = (_ROWS, *(f"axis_{dim}" for dim in same[0].dims))
+    return xr.Variable(dims, np.stack([one.values for one in variables]), variables[0].attrs)
+
+
+def _row(content: xr.Dataset, row: int) -> dict[str, Named]:
+    return {
+        str(name): dataset.from_variable(
+            xr.Variable(
+                [str(dim).removeprefix("axis_") for dim in variable.dims[1:]],
+                variable.values[row],
+                variable.attrs,
+            )
+        )
+        for name, variable in content.variables.items()
+        if name != _POINTS
+    }
+
+

@@ -53,6 +53,11 @@ class Experiment:
         return "\n".join((self.module.__doc__ or "").strip().splitlines()[1:]).strip()
 
     @property
+    def file(self) -> Path:
+        """Its question."""
+        return self.project / "experiments" / f"{self.name}.py"
+
+    @property
     def config_file(self) -> Path:
         """Its values."""
         return self.project / "configs" / f"{self.name}.yaml"
@@ -115,7 +120,7 @@ def _imported(path: Path) -> ModuleType:
     return module
 
 
-def measure(experiment: Experiment, cfg: Any, seed: int) -> xr.Dataset:
+def evaluate(experiment: Experiment, cfg: Any, seed: int) -> xr.Dataset:
     """The dataset of one run, in memory, with all that is needed to draw and judge it."""
     import jax
 

@@ -195,7 +195,7 @@ def read(cls: type[T], values: Mapping[str, Any], node: str = "") -> T:
 def unknown(noun: str, name: str, known: Iterable[str]) -> str:
     """The sentence for a name that is not known, with the nearest one that is."""
     known = sorted(known)
-    near = difflib.get_close_matches(name, known, 1, cutoff=0.5)
+    near = difflib.get_close_matches(name, known, 1, cutoff=0.65)
     hint = f"did you mean '{near[0]}'? " if near else ""
     return f"{noun} '{name}' is not known; {hint}allowed: {', '.join(known) or 'none'}"
 

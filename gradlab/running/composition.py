@@ -121,7 +121,7 @@ def without_hydra(config: DictConfig) -> DictConfig:
     return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
 
 
-def plain(config: DictConfig, resolve: bool = True) -> dict[str, Any]:
+def plain_values(config: DictConfig, resolve: bool = True) -> dict[str, Any]:
     """The values of a composed config but for Hydra's own part."""
     from omegaconf import OmegaConf
 

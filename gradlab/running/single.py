@@ -27,11 +27,11 @@ def run_one(exp: Experiment, cfg: Any, settings: Settings, folder: Path, asked: 
     start = time.perf_counter()
     # What only `compute` can tell of bad input is told after the folder was proved writable.
     with dataset.folder_if_needed(folder), console.busy(f"{exp.name}: computing"):
-        data = loading.measure(exp, cfg, settings.seed)
+        data = loading.evaluate(exp, cfg, settings.seed)
     made = {
         "command": asked.command,
         "config": schema.values(cfg),
-        **provenance.record(exp.project, settings),
+        **provenance.made_with(exp.project, settings),
         "wall_time_seconds": round(time.perf_counter() - start, 3),
     }
     dataset.write(folder / "data.nc", data)

@@ -7,7 +7,6 @@ file of results, so that a sweep is planned, and bad input told, before the heav
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -37,7 +36,7 @@ class Point:
     """One single run of a sweep.
 
     Attributes:
-        place: its place along each axis of the sweep.
+        index: where it is along each axis of the sweep.
         values: swept key to value, as a coordinate holds it.
         overrides: what makes this point on a command line, its sweep aside.
         cfg: its config.
@@ -46,7 +45,7 @@ class Point:
         key: the name of its content: what is equal in all that matters has an equal key.
     """
 
-    place: tuple[int, ...]
+    index: tuple[int, ...]
     values: Mapping[str, Any]
     overrides: tuple[str, ...]
     cfg: Any
@@ -66,7 +65,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Sweep:
-    """All points of a sweep, in the order of their places.
+    """All points of a sweep, in the order of their indices.
 
     Attributes:
         axes: swept key to the values along it.
@@ -112,7 +111,7 @@ def structure(point: Point) -> tuple[Any, ...]:
     return (point.precision, *parts)
 
 
-def groups(points: Iterable[Point]) -> list[list[Point]]:
+def by_structure(points: Iterable[Point]) -> list[list[Point]]:
     """The points by structure, both in the order of their first appearance."""
     found: dict[tuple[Any, ...], list[Point]] = {}
     for point in points:
@@ -127,7 +126,7 @@ def chunks(points: Sequence[Point], size: int | None) -> list[list[Point]]:
     was stopped and resumed ends with the same files as an undisturbed one.
     """
     size = size or -(-len(points) // NUM_CHUNKS)
-    return [list(piece) for group in groups(points) for piece in _pieces(group, size)]
+    return [list(piece) for group in by_structure(points) for piece in _pieces(group, size)]
 
 
 def _pieces(points: Sequence[Point], size: int) -> Iterator[Sequence[Point]]:
@@ -158,15 +157,10 @@ def digest(content: Any) -> str:
 
 def code_key(experiment: Experiment, *also: str) -> str:
     """The name of all that computes: the experiment, the library, what it stands on, and `also`."""
-    path = experiment.project / "experiments" / f"{experiment.name}.py"
+    path = experiment.file
     files = [path, *sorted(path.parent.glob("_*.py")), *sorted(LIBRARY.rglob("*.py"))]
     return digest([*map(_content, files), provenance.versions(), *also])
 
 
 def _content(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def product(axes: Mapping[str, Sequence[Any]]) -> Iterator[tuple[int, ...]]:
-    """The places of a full grid, the last axis fastest."""
-    return itertools.product(*(range(len(values)) for values in axes.values()))

@@ -210,7 +210,7 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(
     ],
 )
 def test_a_number_is_shown_to_its_digits(value: object, shown: str) -> None:
-    assert numbers.plain(value) == shown
+    assert numbers.significant(value) == shown
 
 
 @pytest.mark.parametrize(

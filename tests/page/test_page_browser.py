@@ -43,7 +43,7 @@ def results(tmp_path_factory: pytest.TempPathFactory, experiment: loading.Experi
     """Both pages over a run of the made-up experiment."""
     folder = tmp_path_factory.mktemp("results")
     with jax.numpy_rank_promotion("allow"):  # as in a run
-        data = loading.measure(experiment, experiment.module.Config(sigma_w=SIGMA_W), 0)
+        data = loading.evaluate(experiment, experiment.module.Config(sigma_w=SIGMA_W), 0)
     (folder / NAME).mkdir()
     dataset.write(folder / NAME / "data.nc", data)
     claims = [claim.record() for claim in loading.judge(experiment, data)]

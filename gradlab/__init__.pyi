@@ -31,4 +31,10 @@ from .models import activations as activations
 from .models import chain as chain
 from .models import ensembles as ensembles
 from .models import networks as networks
-from .running.command_line import run as run
+from .sweeping.from_python import Run as Run
+from .sweeping.from_python import compare as compare
+from .sweeping.from_python import load as load
+from .sweeping.from_python import prune as prune
+from .sweeping.from_python import run as run
+from .sweeping.from_python import runs as runs
+from .sweeping.from_python import sweep as sweep

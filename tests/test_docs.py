@@ -143,7 +143,7 @@ def test_the_example_for_contributors_holds_and_its_fault_is_noticed(example: Pa
     cfg = exp.module.Config(depth=200, width=16, sigma_w=(0.8, 1.4), num_draws=20, gain=1.0)
     (planted,) = exp.faults.values()
     with planted(exp), jax.numpy_rank_promotion("allow"):
-        wrong = loading.judge(exp, loading.measure(exp, cfg, 0))
+        wrong = loading.judge(exp, loading.evaluate(exp, cfg, 0))
 
     assert done.returncode == 0, done.stderr
     assert "1 of 1 claims hold" in done.stdout

@@ -44,7 +44,7 @@ def measured(exp: Experiment, folder: Path) -> Path:
     path = folder / "data.nc"
     # An experiment is run as its user runs it: broadcasting is refused in the library's tests only.
     with jax.numpy_rank_promotion("allow"):
-        dataset.write(path, loading.measure(exp, cfg, settings.seed))
+        dataset.write(path, loading.evaluate(exp, cfg, settings.seed))
     return path
 
 
@@ -282,6 +282,7 @@ def files(project: Path) -> set[str]:
 
 RESULT = {
     *(".hydra", "claims.json", "data.nc", "figure.pdf", "figure.png", "figure.svg", "run.json"),
+    ".store",
 }
 
 

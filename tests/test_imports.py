@@ -47,6 +47,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
             "schema",
             "lesson",
             "files",
+            "fileset",
+            "files",
             "dataset",
             "estimate",
             "claim",
@@ -57,11 +59,11 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "grid",
     ),
     "running": (
-        *("settings", "interrupts", "console", "provenance", "composition", "naming", "usage"),
-        *("refusals", "single", "command_line"),
+        *("settings", "interrupts", "console", "provenance", "machine", "recall", "identity"),
+        *("store", "composition", "naming", "usage", "refusals", "single", "command_line"),
     ),
     "sweeping": (
-        *("points", "programs", "store", "join", "overview", "sweep", "cluster", "multirun"),
+        *("points", "programs", "join", "overview", "sweep", "cluster", "multirun", "from_python"),
     ),
     "page": (
         *("numbers", "vector", "gallery", "readme", "offers", "evidence", "build", "__main__"),

@@ -219,9 +219,9 @@ class Toy:
         names = ("data.nc", "claims.json", "figure.png", "figure.pdf", "figure.svg")
         return {name: (self.results / folder / name).read_bytes() for name in names}
 
-    def chunks(self, folder: str = "") -> dict[str, int]:
-        """Chunk file to its time of writing."""
-        there = (self.results / folder / "chunks").glob("*.nc")
+    def chunks(self) -> dict[str, int]:
+        """File of the store to its time of writing."""
+        there = (self.results / ".store").glob("*.nc")
         return {path.name: path.stat().st_mtime_ns for path in there}
 
 
@@ -229,9 +229,9 @@ class Toy:
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Toy:
     """A project of its own; figures are made, but not rendered, which takes most of the time."""
     library = tmp_path / "library"  # one whose code does not change while it is tested
-    library.mkdir()
-    (library / "code.py").write_text("version = 1\n")
-    monkeypatch.setattr("gradlab.sweeping.points.LIBRARY", library)
+    (library / "measuring").mkdir(parents=True)
+    (library / "measuring" / "code.py").write_text("version = 1\n")
+    monkeypatch.setattr("gradlab.running.identity.LIBRARY", library)
     # What a test compiles is compiled there and then, and leaves nothing in anybody's home.
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
 

@@ -11,14 +11,16 @@ from typing import Any
 import numpy as np
 from flint import arb, arb_mat, ctx, fmpq, fmpq_mat
 
-Floats = np.ndarray[Any, np.dtype[np.float64]]
+Float64s = np.ndarray[Any, np.dtype[np.float64]]
 Columns = list[list[Any]]
 
 _MOST_BITS = 1_000_000
 _MAX_SWEEPS = 60
 
 
-def log_singular_values(matrices: Sequence[Floats], tolerance: float) -> tuple[Floats, Floats]:
+def log_singular_values(
+    matrices: Sequence[Float64s], tolerance: float
+) -> tuple[Float64s, Float64s]:
     """Lower and upper bounds of `log sigma_i` of the product, `(n,)` each, descending."""
     regular = all(_is_regular(m) for m in matrices)
     before, unresolved = ctx.prec, -1
@@ -38,13 +40,13 @@ def log_singular_values(matrices: Sequence[Floats], tolerance: float) -> tuple[F
         ctx.prec = before
 
 
-def _is_regular(matrix: Floats) -> bool:
+def _is_regular(matrix: Float64s) -> bool:
     """Whether a float matrix has full rank, decided exactly."""
     rows = [[fmpq(*float(entry).as_integer_ratio()) for entry in row] for row in matrix]
     return bool(fmpq_mat(rows).rank() == min(matrix.shape))
 
 
-def _enclose(matrices: Sequence[Floats]) -> tuple[Floats, Floats]:
+def _enclose(matrices: Sequence[Float64s]) -> tuple[Float64s, Float64s]:
     """The bounds that the present precision gives."""
     product = arb_mat(matrices[0].tolist())
     for matrix in matrices[1:]:

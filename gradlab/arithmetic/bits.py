@@ -57,7 +57,7 @@ def split(x: Array, wide: Any) -> tuple[Array, Array]:
     return mantissa, jnp.maximum(field, 1) + (int(info.minexp) - 1)
 
 
-def join(mantissa: Array, exponent: Array, dtype: Any) -> Array:
+def assembled(mantissa: Array, exponent: Array, dtype: Any) -> Array:
     """The number mantissa 2^exponent in `dtype`, rounded toward zero; inf above the range."""
     wide, info = formats.finfo(mantissa.dtype), formats.finfo(dtype)
     size = magnitude(mantissa)

@@ -23,7 +23,7 @@ class Doubled(NamedTuple):
     low: Array
 
 
-def eps(dtype: Any) -> float:
+def roundoff(dtype: Any) -> float:
     """What the relative error of one operation is below."""
     return 2.0 ** (3 - 2 * int(formats.finfo(dtype).nmant))
 

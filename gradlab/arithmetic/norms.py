@@ -50,7 +50,9 @@ def measure(leaves: list[Array]) -> Number:
 def rounded(size: Number) -> Array:
     """A norm as one float, toward zero: where the low part is negative, that costs an ulp."""
     high, low = size.mantissa
-    return bits.join(jnp.where(low < 0, bits.one_ulp_lower(high), high), size.exponent, high.dtype)
+    return bits.assembled(
+        jnp.where(low < 0, bits.one_ulp_lower(high), high), size.exponent, high.dtype
+    )
 
 
 def slack(dtype: Any) -> float:
@@ -87,7 +89,7 @@ def times(leaf: Array, factor: Number) -> Array:
     high, low = doubled.multiply(Doubled(mantissa, zero), factor.mantissa)
     is_above = jnp.where(high < 0, -low, low) < -slack(high.dtype) * jnp.abs(high)
     high = jnp.where(is_above, bits.one_ulp_lower(high), high)
-    return bits.join(high, exponent + factor.exponent, leaf.dtype)
+    return bits.assembled(high, exponent + factor.exponent, leaf.dtype)
 
 
 def times_high(values: Array, factor: Number) -> Array:

@@ -8,5 +8,17 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    ["claim", "dataset", "estimate", "fault", "figures", "grid", "lesson", "loading", "schema"],
+    [
+        "claim",
+        "dataset",
+        "estimate",
+        "fault",
+        "figures",
+        "files",
+        "fileset",
+        "grid",
+        "lesson",
+        "loading",
+        "schema",
+    ],
 )

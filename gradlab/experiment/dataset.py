@@ -20,12 +20,7 @@ from jax import Array
 
 from gradlab.errors import BadInput
 from gradlab.experiment import files
-
-# Counted up when a reader of before could not read what is written now.
-LAYOUT = 2
-
-# The attributes of every dataset; no key of an experiment may have one of these names.
-RESERVED = ("experiment", "question", "seed", "config", "gradlab", "jax", "layout")
+from gradlab.experiment.fileset import LAYOUT
 
 # What a variable says of itself where the file has no type for it.
 _COMPUTED_AS = "computed_as"
@@ -134,7 +129,7 @@ def from_variable(variable: xr.Variable) -> Named:
     """The array that `as_variable` was given, of the type in which it was computed."""
     attrs = dict(variable.attrs)
     short = attrs.get(_COMPUTED_AS)
-    values = variable.values.astype(jax.numpy.dtype(short)) if short else variable.values
+    values: Any = variable.values.astype(jax.numpy.dtype(short)) if short else variable.values
     dims = tuple(map(str, variable.dims))
     return Named(values, dims, attrs.get("long_name", ""), attrs.get("units", ""))
 

@@ -54,9 +54,3 @@ def crossing(x: ArrayLike, y: ArrayLike, level: float = 0.0) -> float:
         return float(places[i])
     share = above[i] / (above[i] - above[i + 1])
     return float(places[i] + share * (places[i + 1] - places[i]))
-
-
-def first(x: ArrayLike, happens: ArrayLike) -> float:
-    """The first x at which something happens; infinite where it never does."""
-    places, seen = np.asarray(x), np.asarray(happens, dtype=bool)
-    return float(places[np.argmax(seen)]) if seen.any() else math.inf

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import importlib.util
 import json
 import sys
@@ -53,6 +54,11 @@ class Experiment:
         return "\n".join((self.module.__doc__ or "").strip().splitlines()[1:]).strip()
 
     @property
+    def file(self) -> Path:
+        """Its question."""
+        return self.project / "experiments" / f"{self.name}.py"
+
+    @property
     def config_file(self) -> Path:
         """Its values."""
         return self.project / "configs" / f"{self.name}.yaml"
@@ -69,10 +75,33 @@ def load(file: str | Path) -> Experiment:
     Raises:
         BadInput: the file is missing or lacks a part that an experiment must have.
     """
+    path = _existing(file)
+    return _complete(path, _running(path) or _imported(path))
+
+
+def load_anew(file: str | Path) -> Experiment:
+    """The experiment in a file as it is now, and its helpers beside it, whatever was loaded.
+
+    Raises:
+        BadInput: the file is missing or lacks a part that an experiment must have.
+    """
+    path = _existing(file)
+    for name, module in list(sys.modules.items()):
+        beside = path.parent in Path(str(getattr(module, "__file__", None))).parents
+        if name == _module_name(path) or (beside and name != "__main__"):
+            del sys.modules[name]
+    importlib.invalidate_caches()
+    return _complete(path, _imported(path))
+
+
+def _existing(file: str | Path) -> Path:
     path = Path(file).resolve()
     if not path.is_file():
         raise BadInput(f"experiment '{path}' does not exist; allowed: a file experiments/<name>.py")
-    module = _running(path) or _imported(path)
+    return path
+
+
+def _complete(path: Path, module: ModuleType) -> Experiment:
     missing = [part for part in _PARTS if not hasattr(module, part)]
     if missing:
         raise BadInput(
@@ -98,35 +127,51 @@ def _same(module: ModuleType, path: Path) -> bool:
     return Path(str(module.__file__)).resolve() == path
 
 
+def _module_name(path: Path) -> str:
+    return f"gradlab_experiment_{path.stem}"
+
+
 def _imported(path: Path) -> ModuleType:
-    name = f"gradlab_experiment_{path.stem}"
+    name = _module_name(path)
     if name in sys.modules and _same(sys.modules[name], path):
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
+    if spec is None:
         raise BadInput(f"experiment '{path}' is not Python; allowed: experiments/<name>.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # annotations of a dataclass are resolved in its module
     try:
-        spec.loader.exec_module(module)
+        # Not by the loader: its bytecode of an older source may have the same size and second.
+        exec(compile(path.read_bytes(), path, "exec"), vars(module))
     except BaseException:
         del sys.modules[name]
         raise
     return module
 
 
-def measure(experiment: Experiment, cfg: Any, seed: int) -> xr.Dataset:
+def evaluate(experiment: Experiment, cfg: Any, seed: int) -> xr.Dataset:
     """The dataset of one run, in memory, with all that is needed to draw and judge it."""
+    return label(experiment, cfg, seed, results(experiment, cfg, seed))
+
+
+def results(experiment: Experiment, cfg: Any, seed: int) -> dict[str, Any]:
+    """The labelled arrays that `compute` returns.
+
+    Raises:
+        BadInput: it does with traced values what JAX cannot trace.
+    """
     import jax
 
     try:
-        arrays = jax.jit(experiment.module.compute)(schema.arrays(cfg), jax.random.key(seed))
+        arrays: dict[str, Any] = jax.jit(experiment.module.compute)(
+            schema.arrays(cfg), jax.random.key(seed)
+        )
     except (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError) as error:
         raise BadInput(
             f"compute of '{experiment.name}' uses numpy, float() or a Python branch on a value "
             "that jax traces; allowed: jax.numpy, or jax.pure_callback around what must be numpy"
         ) from error
-    return label(experiment, cfg, seed, arrays)
+    return arrays
 
 
 def label(experiment: Experiment, cfg: Any, seed: int, arrays: dict[str, Any]) -> xr.Dataset:

@@ -94,6 +94,10 @@ WORDS: dict[str, Key] = {
 }
 
 
+# What every dataset says of itself; no key of an experiment has one of these names.
+RESERVED = ("experiment", "question", "seed", "config", "gradlab", "jax", "layout")
+
+
 def key(doc: str, **limits: Any) -> Any:
     """A config field with a meaning and limits of its own, where `WORDS` has none.
 
@@ -195,7 +199,7 @@ def read(cls: type[T], values: Mapping[str, Any], node: str = "") -> T:
 def unknown(noun: str, name: str, known: Iterable[str]) -> str:
     """The sentence for a name that is not known, with the nearest one that is."""
     known = sorted(known)
-    near = difflib.get_close_matches(name, known, 1, cutoff=0.5)
+    near = difflib.get_close_matches(name, known, 1, cutoff=0.65)
     hint = f"did you mean '{near[0]}'? " if near else ""
     return f"{noun} '{name}' is not known; {hint}allowed: {', '.join(known) or 'none'}"
 

@@ -32,7 +32,7 @@ def log_norms(segment: Chain, carry: Carry) -> tuple[Carry, Array]:
     """Through one segment: the product after it, and `log |P|` (nats) after each layer."""
     if segment.depth == 1 or carry[0].size >= forward.WIDE:
         return _step_by_step(segment, carry)
-    one: Any = jax.eval_shape(partial(chain.at, layer=0), segment.params)
+    one: Any = jax.eval_shape(partial(chain.params_at, layer=0), segment.params)
     # What a layer closes over may be differentiated too, and has to be an argument for that.
     layer, closed_over = jax.closure_convert(segment.layer, one, carry[0])
     found: tuple[Carry, Array] = _narrow(layer, segment.params, closed_over, carry)
@@ -131,4 +131,4 @@ def _running_sum(shifts: Array) -> Array:
 def _at(idle: bool, params: Any, layer: Array) -> Any:
     """The parameters of a layer; an idle one goes through the first and throws the result away."""
     index: Any = jnp.maximum(layer, 0) if idle else layer
-    return chain.at(params, index)
+    return chain.params_at(params, index)

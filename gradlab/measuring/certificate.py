@@ -19,12 +19,11 @@ import numpy as np
 from jax import Array
 
 from gradlab.arithmetic import precision, qr, scaled
+from gradlab.arithmetic.balls import Float64s
 from gradlab.arithmetic.scaled import Scaled
 from gradlab.measuring import jacobians, linearisation, loops, product_svd, spectra
 from gradlab.models import chain
 from gradlab.models.chain import Chain, Layer, Model
-
-Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 
 class Residuals(NamedTuple):
@@ -42,8 +41,8 @@ class Residuals(NamedTuple):
 class Enclosure(NamedTuple):
     """Bounds that are proved: `lower <= log sigma_i <= upper` (nats), `(n,)`, descending."""
 
-    lower: Floats
-    upper: Floats
+    lower: Float64s
+    upper: Float64s
 
 
 @precision.highest

@@ -22,7 +22,7 @@ from gradlab.models.chain import Chain, Model
 Loss = Callable[[Array], Array]
 
 
-class Factors(NamedTuple):
+class JacobiansAndProducts(NamedTuple):
     """Every factor and every partial product of a chain.
 
     Attributes:
@@ -37,7 +37,7 @@ class Factors(NamedTuple):
 
 
 @precision.highest
-def products(model: Model, x: Array) -> Factors:
+def products(model: Model, x: Array) -> JacobiansAndProducts:
     """Every `J_k` by `jax.jacfwd`, and every `J_k ... J_1` by multiplying, rescaled by powers of 2.
 
     Args:
@@ -56,7 +56,7 @@ def products(model: Model, x: Array) -> Factors:
         for stack in found
         for k in range(len(stack.jacobians))
     ]
-    return Factors(*zip(*matrices, strict=True))
+    return JacobiansAndProducts(*zip(*matrices, strict=True))
 
 
 @precision.highest
@@ -100,14 +100,18 @@ def log_lengths(v: Array, products: Scaled) -> Array:
     return jax.vmap(lambda row: scaled.log_magnitude(scaled.norm(row)))(rows)
 
 
-def _through(segment: Chain, carry: tuple[Array, Scaled]) -> tuple[tuple[Array, Scaled], Factors]:
-    def layer(carry: tuple[Array, Scaled], params: Any) -> tuple[tuple[Array, Scaled], Factors]:
+def _through(
+    segment: Chain, carry: tuple[Array, Scaled]
+) -> tuple[tuple[Array, Scaled], JacobiansAndProducts]:
+    def layer(
+        carry: tuple[Array, Scaled], params: Any
+    ) -> tuple[tuple[Array, Scaled], JacobiansAndProducts]:
         z, P = carry
         J = jax.jacfwd(lambda z: segment.layer(params, z))(z)
         P = scaled.rescale(Scaled(J @ P.mantissa, P.exponent))
-        return (segment.layer(params, z), P), Factors(J, P)
+        return (segment.layer(params, z), P), JacobiansAndProducts(J, P)
 
     if segment.depth > 1:
         return jax.lax.scan(layer, carry, segment.params)
-    carry, factors = layer(carry, chain.at(segment.params, 0))  # it may change the width
+    carry, factors = layer(carry, chain.params_at(segment.params, 0))  # it may change the width
     return carry, jax.tree.map(lambda leaf: leaf[None], factors)

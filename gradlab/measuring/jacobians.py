@@ -19,11 +19,9 @@ from jax import Array
 from gradlab.arithmetic import precision, scaled
 from gradlab.arithmetic.scaled import Scaled
 from gradlab.measuring import blocks, forward, linearisation, loops
+from gradlab.measuring.chain_rule import Loss
 from gradlab.models import chain
 from gradlab.models.chain import Chain, Layer, Model
-
-Loss = Callable[[Array], Array]
-Measure = Callable[[Scaled], Any]
 
 
 @precision.highest
@@ -45,7 +43,7 @@ def scaled_product(model: Model, x: Array) -> Scaled:
 
 
 @precision.highest
-def along(model: Model, x: Array, measure: Measure) -> Any:
+def along(model: Model, x: Array, measure: Callable[[Scaled], Any]) -> Any:
     """`measure(P_k)` for every depth k = 1 ... L, stacked on a leading axis `depth`.
 
     Args:
@@ -77,7 +75,7 @@ def log_spectral_norms(model: Model, x: Array) -> Array:
 def partial_products(model: Model, x: Array) -> tuple[Scaled, ...]:
     """`P_k` for every depth k, one scaled matrix `(width_k, width_0)` each: memory grows."""
     stacks = _by_segment(model, x, lambda P, _: scaled.rescale(P))
-    return tuple(chain.at(stack, k) for stack in stacks for k in range(stack.shape[0]))
+    return tuple(chain.params_at(stack, k) for stack in stacks for k in range(stack.shape[0]))
 
 
 @precision.highest
@@ -111,7 +109,7 @@ def weight_gradient(model: Model, x: Array, loss: Loss, layer: int) -> Any:
     before, own, after = _split(chain.checked(model, x), layer)
     for segment in before:
         x = segment(x)
-    z_k, pull_back = jax.vjp(lambda params: own.layer(params, x), chain.at(own.params, 0))
+    z_k, pull_back = jax.vjp(lambda params: own.layer(params, x), chain.params_at(own.params, 0))
     z_L, P = _plain_product(after, z_k)
     return pull_back(jax.grad(loss)(z_L) @ P)[0]
 
@@ -127,7 +125,9 @@ def weight_gradients(model: Model, x: Array, loss: Loss) -> Any:
         return parts[0]
     depths = [segment.depth for segment in chain.segments(model)]
     return tuple(
-        chain.at(part, k) for part, depth in zip(parts, depths, strict=True) for k in range(depth)
+        chain.params_at(part, k)
+        for part, depth in zip(parts, depths, strict=True)
+        for k in range(depth)
     )
 
 

@@ -16,7 +16,7 @@ from gradlab.models.chain import Chain
 def scan(step: Any, carry: Any, segment: Chain, reverse: bool = False) -> Any:
     """`jax.lax.scan` over the layers of a segment; one layer alone may change the carry's shape."""
     if segment.depth == 1:
-        carry, seen = step(carry, chain.at(segment.params, 0))
+        carry, seen = step(carry, chain.params_at(segment.params, 0))
         return carry, jax.tree.map(lambda leaf: leaf[None], seen)
     return jax.lax.scan(step, carry, segment.params, reverse=reverse)
 

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-Function = Callable[[Array], Array]
+Phi = Callable[[Array], Array]
 
 # Klambauer et al. 2017, equation 14: the constants that make (mean 0, variance 1) a fixed point.
 _SELU_ALPHA = 1.6732632423543772848170429916717
@@ -40,9 +40,9 @@ class Activation:
     """
 
     name: str
-    phi: Function
-    dphi: Function
-    d2phi: Function
+    phi: Phi
+    dphi: Phi
+    d2phi: Phi
     kinks: tuple[float, ...] = ()
 
     def __call__(self, h: ArrayLike) -> Array:
@@ -58,7 +58,7 @@ def floating(h: ArrayLike) -> Array:
     return h
 
 
-def _wide(f: Function) -> Function:
+def _wide(f: Phi) -> Phi:
     """`f`, evaluated in float32 where the type is shorter, and rounded once."""
 
     def evaluated(h: Array) -> Array:
@@ -70,7 +70,7 @@ def _wide(f: Function) -> Function:
     return evaluated
 
 
-def _with_rule(value: Function, slope: Function) -> Function:
+def _with_rule(value: Phi, slope: Phi) -> Phi:
     """`value`, whose derivative is `slope` in both modes of automatic differentiation."""
     f = jax.custom_jvp(value)
     f.defjvps(lambda tangent, _, h: slope(h) * tangent)
@@ -78,18 +78,18 @@ def _with_rule(value: Function, slope: Function) -> Function:
 
 
 def _activation(
-    name: str, phi: Function, dphi: Function, d2phi: Function, kinks: tuple[float, ...] = ()
+    name: str, phi: Phi, dphi: Phi, d2phi: Phi, kinks: tuple[float, ...] = ()
 ) -> Activation:
     second = _wide(d2phi)
     first = _with_rule(_wide(dphi), second)
     return Activation(name, _with_rule(_wide(phi), first), first, second, kinks)
 
 
-def _constant(value: float) -> Function:
+def _constant(value: float) -> Phi:
     return lambda h: jnp.full_like(h, value)
 
 
-def _left_right(left: Function, right: Function) -> Function:
+def _left_right(left: Phi, right: Phi) -> Phi:
     """`left` for h <= 0, `right` for h > 0, nan for nan."""
     return lambda h: jnp.where(h > 0, right(h), jnp.where(h <= 0, left(h), h))
 
@@ -222,7 +222,7 @@ def _inside(h: Array) -> Array:
     return jnp.where(jnp.isnan(h), h, (jnp.abs(h) < 1).astype(h.dtype))
 
 
-def _scaled_exp(scale: float) -> Function:
+def _scaled_exp(scale: float) -> Phi:
     def evaluated(h: Array) -> Array:
         root = jnp.exp(jnp.minimum(h, 0) / 2)
         return (scale * root) * root
@@ -230,7 +230,7 @@ def _scaled_exp(scale: float) -> Function:
     return evaluated
 
 
-def _scaled_expm1(scale: float) -> Function:
+def _scaled_expm1(scale: float) -> Phi:
     return lambda h: scale * jnp.expm1(jnp.minimum(h, 0))
 
 

@@ -41,7 +41,7 @@ class Chain:
     def __call__(self, x: Array) -> Array:
         """The output of the last layer."""
         if self.depth == 1:
-            return self.layer(at(self.params, 0), x)
+            return self.layer(params_at(self.params, 0), x)
         return jax.lax.scan(lambda z, params: (self.layer(params, z), None), x, self.params)[0]
 
 
@@ -50,7 +50,7 @@ class Chain:
 Model = Chain | Sequence[Callable[[Array], Array]]
 
 
-def at(params: Any, layer: int | Array) -> Any:
+def params_at(params: Any, layer: int | Array) -> Any:
     """The parameters of one layer: `params` without its leading axis."""
     return jax.tree.map(lambda leaf: leaf[layer], params)
 
@@ -288,7 +288,7 @@ def _check_params(chain: Chain, first: int) -> None:
 def _checked_output(chain: Chain, state: Any, first: int) -> Any:
     """The shape and dtype after a segment, or the error that names its first layer."""
     _check_params(chain, first)
-    params = jax.eval_shape(partial(at, layer=0), chain.params)
+    params = jax.eval_shape(partial(params_at, layer=0), chain.params)
     try:
         output = jax.eval_shape(partial(_with_jacobian, chain.layer), params, state)[0]
     except Exception as error:

@@ -18,10 +18,10 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
+from gradlab.models.activations import Phi
 from gradlab.models.chain import Chain, Layer
 
 T = TypeVar("T")
-Phi = Callable[[Array], Array]
 Draw = Callable[[Array, tuple[int, ...], DTypeLike], Array]
 
 

@@ -16,9 +16,9 @@ from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
 from gradlab.models import ensembles
-from gradlab.models.activations import PHI
+from gradlab.models.activations import PHI, Phi
 from gradlab.models.chain import Chain, Layer
-from gradlab.models.ensembles import Affine, Phi
+from gradlab.models.ensembles import Affine
 
 # ---- batch normalisation: the state is a batch of `batch_size` vectors, one after another
 

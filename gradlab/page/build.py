@@ -122,10 +122,10 @@ def _common(found: Offers) -> dict[str, Any]:
             "\n".join((HERE / "assets" / f"{name}.js").read_text() for name in SCRIPTS)
         ),
         "figures": offers.figures(found),
-        "plain": numbers.plain,
+        "plain": numbers.significant,
         "extent": lambda packed: packed["shape"][0],
         "nearest": nearest,
-        "ends": ends,
+        "end_texts": end_texts,
         "mark": mark,
         "first": lambda packed: float(lesson.unpacked(packed)[0]),
         "pairs": pairs,
@@ -198,7 +198,7 @@ def nearest(packed: Mapping[str, Any], value: float) -> int:
     return min(range(len(values)), key=lambda i: abs(values[i] - value))
 
 
-def ends(packed: Mapping[str, Any], decimals: int) -> tuple[str, str]:
+def end_texts(packed: Mapping[str, Any], decimals: int) -> tuple[str, str]:
     """The first and the last entry, as text."""
     values = lesson.unpacked(packed)
     return numbers.fixed(values[0], decimals), numbers.fixed(values[-1], decimals)

@@ -29,7 +29,7 @@ REDUCTIONS: dict[str, Callable[..., Any]] = {
 def _count(value: float, digits: int) -> Markup:
     del digits  # a count has all of them
     if not math.isfinite(value):
-        return numbers.plain(value)
+        return numbers.significant(value)
     return Markup(f"{round(value):,}".replace(",", "\u202f"))
 
 
@@ -38,7 +38,7 @@ def _depth(value: float, digits: int) -> Markup:
 
 
 LOOKS: dict[str, Callable[[float, int], Markup]] = {
-    "plain": numbers.plain,
+    "plain": numbers.significant,
     "fixed": numbers.fixed,
     "count": _count,
     "depth": _depth,
@@ -47,7 +47,7 @@ LOOKS: dict[str, Callable[[float, int], Markup]] = {
 
 def _power(log10: float, digits: int) -> Markup:
     if -4 <= log10 < 6:
-        return numbers.plain(10**log10, digits)
+        return numbers.significant(10**log10, digits)
     return numbers.power_of_ten(log10, digits)
 
 
@@ -144,8 +144,8 @@ class Evidence:
                 "expected {}.</strong>"
             ).format(
                 worst["sentence"],
-                numbers.plain(worst["measured"]),
-                numbers.plain(worst["expected"]),
+                numbers.significant(worst["measured"]),
+                numbers.significant(worst["expected"]),
             )
         sentences = "; ".join(claim["sentence"] for claim in found)
         return Markup(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradlab.errors import BadInput
-from gradlab.experiment import dataset, loading
+from gradlab.experiment import dataset, fileset, loading
 from gradlab.experiment.lesson import Offer
 
 if TYPE_CHECKING:
@@ -175,14 +175,20 @@ def _run(name: str, folder: Path, results: Path, known: tuple[str, ...]) -> Run:
     record = _json(folder / "run.json", problems)
     if not isinstance(record, dict | None):
         problems.append("run.json is damaged (not an object)")
+    figure, data = _text(folder / "figure.svg", problems), _data(folder / "data.nc", problems)
+    strangers = [] if problems else fileset.strangers(folder)
+    if strangers:
+        problems.append(
+            f"{', '.join(strangers)} is of another run than the rest; run the experiment again"
+        )
     return Run(
         name,
         folder.relative_to(results).as_posix(),
         claims=tuple(claims),
         record=record if isinstance(record, dict) else {},
-        figure=_text(folder / "figure.svg", problems),
+        figure=figure,
         caption=_caption(folder / "caption.md", problems),
-        data=_data(folder / "data.nc", problems),
+        data=data,
         links=tuple(file for file in ("data.nc", "figure.pdf") if (folder / file).is_file()),
         problems=tuple(problems),
     )

@@ -10,7 +10,7 @@ from markupsafe import Markup
 MINUS, TIMES, INFINITY = "−", "×", "∞"
 
 
-def plain(value: Any, digits: int = 6) -> Markup:
+def significant(value: Any, digits: int = 6) -> Markup:
     """A number to so many significant digits, with a power of ten where that is shorter to read."""
     value = float(value)
     if math.isnan(value):
@@ -29,7 +29,7 @@ def fixed(value: Any, decimals: int) -> Markup:
     return (
         Markup(f"{value:.{decimals}f}".replace("-", MINUS))
         if math.isfinite(value)
-        else plain(value)
+        else significant(value)
     )
 
 

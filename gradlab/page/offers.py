@@ -123,7 +123,7 @@ class Drawn:
 
 def figures(offers: Offers) -> dict[str, Drawn]:
     """The figures by place, with the format ends drawn into the chain."""
-    found = {name: figure(offers, name) for name in lesson.FIGURES}
+    found = {name: figure_at(offers, name) for name in lesson.FIGURES}
     ends = found.pop("format ends")
     chain = found["chain"]
     if chain.payload is not None:
@@ -132,7 +132,7 @@ def figures(offers: Offers) -> dict[str, Drawn]:
     return found
 
 
-def figure(offers: Offers, name: str) -> Drawn:
+def figure_at(offers: Offers, name: str) -> Drawn:
     """The figure at a place."""
     place = Place("figure", name)
     offered = offers.places.get(place)

@@ -19,6 +19,7 @@ from gradlab.running import composition, naming, refusals, usage
 from gradlab.running.console import say
 from gradlab.running.interrupts import Interrupts
 from gradlab.running.provenance import Asked
+from gradlab.running.recall import Reads, watched
 from gradlab.running.settings import Settings
 
 if TYPE_CHECKING:
@@ -34,12 +35,14 @@ def run(file: str) -> NoReturn:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     typed = shlex.join(["python", *sys.argv])
     try:
-        experiment = loading.load(file)
+        reads = Reads()
+        with watched(reads):
+            experiment = loading.load_anew(file)
         if {"--help", "-h"} & set(sys.argv[1:]):
             # Hydra would look through every config group twice first, for over half a second.
             sys.stdout.write(usage.text(experiment) + "\n")
             sys.exit(0)
-        verdicts = _through_hydra(experiment, typed)
+        verdicts = _through_hydra(experiment, typed, reads)
     except KeyboardInterrupt as stopped:
         kept = str(stopped) or f"files of finished runs are kept; to go on: {typed}"
         say(f"interrupted: {kept}")
@@ -52,14 +55,16 @@ def run(file: str) -> NoReturn:
     sys.exit(0 if all(verdicts) else CLAIM_FAILED)
 
 
-class Program:
+class Task:
     """What Hydra calls with a composed config, and what its sweeper reports to."""
 
-    def __init__(self, experiment: Experiment, command: str) -> None:
+    def __init__(self, experiment: Experiment, command: str, reads: Reads | None) -> None:
         self.experiment = experiment
         self.command = command
         self.verdicts: list[bool] = []
         self.errors: list[Exception] = []
+        self.reads = reads
+        self.sweep_folder: Path | None = None  # what another sweeper was told
         self.__module__ = experiment.name  # the name that Hydra gives the job
 
     def __call__(self, cfg: DictConfig) -> bool:
@@ -71,7 +76,7 @@ class Program:
         with open_dict(cfg):
             cfg.hydra = hydra.hydra
         holds = self.single(cfg, list(hydra.hydra.overrides.task))
-        if self.errors and hydra.hydra.run.dir != naming.OURS:
+        if self.errors and hydra.hydra.run.dir != naming.NOT_GIVEN:
             # Hydra makes the folder that it was told of before anything is checked.
             with contextlib.suppress(OSError):  # something stands in it
                 Path(hydra.hydra.runtime.output_dir).rmdir()
@@ -81,7 +86,7 @@ class Program:
         """Whether every claim of the run with these overrides holds."""
         with Interrupts() as interrupts:
             try:
-                self.verdicts.append(_task(self, config, overrides))
+                self.verdicts.append(_single(self, config, overrides))
             except Exception as error:
                 interrupts.check()
                 # Hydra would print the overrides again and wrap it.
@@ -89,7 +94,7 @@ class Program:
                 return False
         return self.verdicts[-1]
 
-    def place(
+    def asked_for(
         self, settings: Settings, config: DictConfig, overrides: Sequence[str], several: bool
     ) -> tuple[Path, Asked]:
         """The folder of a run, or of several, and what is to be recorded of how it was asked for.
@@ -103,36 +108,47 @@ class Program:
         return folder, Asked(self.command, composition.snapshot(config, overrides, folder))
 
 
-def _task(program: Program, config: DictConfig, overrides: Sequence[str]) -> bool:
-    exp = program.experiment
-    settings, cfg = composition.read(exp, composition.plain(config))
-    folder, asked = program.place(settings, config, overrides, several=False)
+def _single(task: Task, config: DictConfig, overrides: Sequence[str]) -> bool:
+    exp = task.experiment
+    settings, cfg = composition.read(exp, composition.plain_values(config))
+    folder, asked = task.asked_for(settings, config, overrides, several=False)
 
     # The values are checked; from here on the heavy imports are worth their time.
     from gradlab.running import single
 
-    return single.run_one(exp, cfg, settings, folder, asked)
+    return single.run_one(exp, cfg, settings, folder, asked, task.reads)
 
 
-def _through_hydra(experiment: Experiment, command: str) -> list[bool]:
+def _through_hydra(experiment: Experiment, command: str, reads: Reads) -> list[bool]:
     import hydra
 
-    program = Program(experiment, command)
+    task = Task(experiment, command, reads)
     words = _words(experiment)
     composition.register(experiment)
     folder = experiment.config_file.parent
     main = hydra.main(config_path=str(folder), config_name=experiment.name, version_base="1.3")
     try:
-        main(program)()
-        if program.errors:
-            raise program.errors[0]
+        main(task)()
+        if task.errors:
+            raise task.errors[0]
     except Exception as error:
+        if task.sweep_folder is not None:
+            _forget(task.sweep_folder)
         folders = [Path(place) for place in (words.config_dir, words.config_path, folder) if place]
         told = refusals.sentence(error, experiment, words.overrides, folders)
         if told is error:
             raise
         raise told from error
-    return program.verdicts
+    return task.verdicts
+
+
+def _forget(folder: Path) -> None:
+    """Remove the file that Hydra's sweeper writes before anything is checked, if it is alone."""
+    if folder.is_dir() and [path.name for path in folder.iterdir()] == ["multirun.yaml"]:
+        (folder / "multirun.yaml").unlink()
+        with contextlib.suppress(OSError):  # another sweep of this experiment stands beside it
+            folder.rmdir()
+            folder.parent.rmdir()
 
 
 def _words(experiment: Experiment) -> argparse.Namespace:
@@ -155,6 +171,13 @@ def _words(experiment: Experiment) -> argparse.Namespace:
         _refuse("--experimental-rerun is not offered; allowed: the command in a run's run.json")
     if any(word.lstrip("+~").startswith("hydra.output_subdir") for word in words.overrides):
         _refuse("hydra.output_subdir is not free; allowed: .hydra, in the folder of each run")
+    typed = dict(word.lstrip("+").split("=", 1) for word in words.overrides if "=" in word)
+    sweeper, launcher = (typed.get(f"hydra/{kind}", "gradlab") for kind in ("sweeper", "launcher"))
+    if "gradlab" not in (sweeper, launcher):  # nobody would know that the runs are one sweep
+        _refuse(
+            f"hydra/sweeper is '{sweeper}' and hydra/launcher is '{launcher}'; "
+            "allowed: one of the two beside the suite's own"
+        )
     # Hydra takes overrides only in one piece: before its options, or after them.
     options = sys.argv[1:]
     for word in words.overrides:

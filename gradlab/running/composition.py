@@ -30,7 +30,14 @@ def register(experiment: Experiment) -> None:
     """
     from hydra.core.config_store import ConfigStore
 
-    taken = {*settings.entries(), *settings.NODES, FOR, *groups(experiment), "hydra"}
+    taken = {
+        *schema.RESERVED,
+        *settings.entries(),
+        *settings.NODES,
+        FOR,
+        *groups(experiment),
+        "hydra",
+    }
     collide = {entry.name for entry in schema.entries(experiment.module.Config)} & taken
     if collide:
         raise BadInput(
@@ -121,7 +128,7 @@ def without_hydra(config: DictConfig) -> DictConfig:
     return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
 
 
-def plain(config: DictConfig, resolve: bool = True) -> dict[str, Any]:
+def plain_values(config: DictConfig, resolve: bool = True) -> dict[str, Any]:
     """The values of a composed config but for Hydra's own part."""
     from omegaconf import OmegaConf
 

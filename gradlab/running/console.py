@@ -53,7 +53,7 @@ def judged(question: str, claims: Sequence[Claim], folder: Path) -> None:
     )
     held = sum(claim.holds for claim in claims)
     end = f"{held} of {len(claims)} claims hold; files in {folder}"
-    table(question, [VERDICT, CLAIM, *columns], rows, end, width=120)
+    print_table(question, [VERDICT, CLAIM, *columns], rows, end, width=120)
 
 
 def verdict(holds: bool) -> str:
@@ -61,7 +61,7 @@ def verdict(holds: bool) -> str:
     return "[green]holds" if holds else "[red]FAILS"
 
 
-def table(
+def print_table(
     title: str, columns: Sequence[Column], rows: Iterable[Sequence[str]], end: str, width: int
 ) -> None:
     """Print a table and a last line, `width` columns wide where no terminal has its own width."""

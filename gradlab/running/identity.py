@@ -21,11 +21,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from gradlab.experiment import schema
 from gradlab.experiment.loading import Experiment
+from gradlab.lazy import jax
 from gradlab.running import machine, provenance
+from gradlab.running.recall import Recall
 
 # Functions outside the program that JAX itself calls by name. What another name does, a callback
 # into Python above all, the program's text does not say.
@@ -44,24 +44,63 @@ _VERSIONS = ("jax", "jaxlib", "numpy")
 _SILENT = ("cache", "log", "traceback", "debug", "dump", "platform", "visible_devices", "pprint")
 
 
+@dataclass(frozen=True)
+class Case:
+    """One evaluation of `compute`, with the name of its content.
+
+    Attributes:
+        cfg: its config.
+        seed: its seed.
+        precision: its default float format.
+        key: what is equal in all that matters has an equal key, 32 hexadecimal digits.
+    """
+
+    cfg: Any
+    seed: int
+    precision: str
+    key: str
+
+    def plain(self) -> dict[str, Any]:
+        """What a file of the store tells about it, as JSON holds it."""
+        return {
+            "key": self.key,
+            "seed": self.seed,
+            "precision": self.precision,
+            "config": schema.values(self.cfg),
+        }
+
+
 @dataclass
 class Namer:
-    """Names for the points of one experiment, computed in one way; remembers its programs."""
+    """Names for what one experiment gives, computed in one way; remembers its programs.
+
+    Attributes:
+        experiment: the experiment.
+        method: how points are evaluated, where that may change their last bits.
+        recall: finds programs that need not be traced again, for a process that may use it.
+    """
 
     experiment: Experiment
     method: str
+    recall: Recall | None = None
     _programs: dict[Any, str] = field(default_factory=dict)
     _around: dict[str, str] = field(default_factory=dict)
 
     def __call__(self, cfg: Any, seed: int, precision: str) -> str:
-        """The name of a point's content, 32 hexadecimal digits."""
+        """The name of what `compute` gives for this config and seed."""
         known = (precision, schema.structure(cfg))
         if known not in self._programs:
             machine.prepare(precision)
-            self._programs[known] = program(self.experiment, cfg)
             self._around[precision] = digest([surroundings(), precision, self.method])
+            self._programs[known] = self._program(cfg, [known, self._around[precision]])
         inputs = schema.traced_values(cfg)
         return digest([self._programs[known], self._around[precision], inputs, seed])
+
+    def _program(self, cfg: Any, known: Any) -> str:
+        def traced() -> str:
+            return program(self.experiment, cfg)
+
+        return traced() if self.recall is None else self.recall.program(known, traced)
 
 
 def program(experiment: Experiment, cfg: Any) -> str:
@@ -92,6 +131,11 @@ def surroundings() -> dict[str, Any]:
         "settings": settings,
         "flags": os.environ.get("XLA_FLAGS", ""),
     }
+
+
+def sources() -> str:
+    """The name of all code that this process has loaded and that may compute."""
+    return digest([*_sources()])
 
 
 def _sources() -> Iterator[str]:

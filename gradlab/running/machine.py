@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import jax
+from gradlab.lazy import jax
 
 _SET = (
     *("jax_enable_x64", "jax_default_matmul_precision", "jax_compilation_cache_dir"),

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 # What configs/base.yaml writes where Hydra has a folder of its own: the suite's is taken.
-OURS = "."
+NOT_GIVEN = "."
 
 
 def folder(
@@ -34,16 +34,21 @@ def folder(
     """
     if hydra.job.chdir:
         raise BadInput("hydra.job.chdir is true; allowed: false, a run stays where it was started")
-    if hydra.sweep.subdir != OURS:
+    if hydra.sweep.subdir != NOT_GIVEN:
         raise BadInput(
-            f"hydra.sweep.subdir is '{hydra.sweep.subdir}'; allowed: '{OURS}', "
+            f"hydra.sweep.subdir is '{hydra.sweep.subdir}'; allowed: '{NOT_GIVEN}', "
             "the points of a sweep are one dataset in one folder"
         )
     typed = str(hydra.sweep.dir if several else hydra.run.dir)
-    if typed != OURS:
+    if typed != NOT_GIVEN:
         return Path(typed).absolute()
     results = experiment.project / settings.results / experiment.name
     return results / name(experiment.name, str(hydra.job.config_name), overrides)
+
+
+def store_folder(experiment: Experiment, settings: Settings) -> Path:
+    """Where the finished points of an experiment are, of all its runs and sweeps."""
+    return experiment.project / settings.results / experiment.name / ".store"
 
 
 def name(experiment: str, config_name: str, overrides: Sequence[str]) -> str:

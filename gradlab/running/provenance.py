@@ -31,7 +31,7 @@ class Asked:
     snapshot: Mapping[str, str] = field(default_factory=dict)
 
 
-def record(project: Path, settings: Settings) -> dict[str, Any]:
+def made_with(project: Path, settings: Settings) -> dict[str, Any]:
     """What a run was made with, as plain values."""
     import jax
 

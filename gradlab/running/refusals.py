@@ -75,10 +75,10 @@ def _about_key(
                 f"'{typed}' sets the key '{name}', which '{experiment.name}' does not have; "
                 f"allowed: an experiment with the keys {keys}"
             )
-    return unknown(name, experiment)
+    return unknown_key(name, experiment)
 
 
-def unknown(name: str, experiment: Experiment) -> str:
+def unknown_key(name: str, experiment: Experiment) -> str:
     """The sentence for a key that is not known: its new name, or the nearest that is known."""
     known = [*composition.entries(experiment), "scale"]
     new = settings.RENAMED.get(name)

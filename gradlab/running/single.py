@@ -2,71 +2,155 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jax
-
-from gradlab.experiment import dataset, figures, files, loading, schema
+from gradlab.experiment import dataset, figures, files, fileset, loading, schema
 from gradlab.experiment.loading import Experiment
-from gradlab.running import console, provenance
+from gradlab.running import console, machine, naming, provenance
+from gradlab.running.identity import Case, Namer
 from gradlab.running.provenance import Asked
+from gradlab.running.recall import Reads, Recall
+from gradlab.running.store import Store
 
 if TYPE_CHECKING:
+    import xarray as xr
+
+    from gradlab.experiment.claim import Claim
     from gradlab.running.settings import Settings
 
+# A single run is evaluated in its own program.
+METHOD = "each"
 
-def run_one(exp: Experiment, cfg: Any, settings: Settings, folder: Path, asked: Asked) -> bool:
-    """Compute, save, draw and judge one run in `folder`; whether every claim holds."""
+
+def run_one(
+    exp: Experiment,
+    cfg: Any,
+    settings: Settings,
+    folder: Path,
+    asked: Asked,
+    reads: Reads | None = None,
+) -> bool:
+    """Compute, save, judge and draw one run in `folder`; whether every claim holds.
+
+    `reads` is what was read since the process began, if nothing else ran in it.
+    """
     machine.prepare(settings.precision)
     if settings.redraw:
-        return _finish(exp, folder)
+        return _finish(exp, folder, fileset.record(folder), Asked(asked.command))
     start = time.perf_counter()
     # What only `compute` can tell of bad input is told after the folder was proved writable.
     with files.folder_if_needed(folder), console.busy(f"{exp.name}: computing"):
-        data = loading.measure(exp, cfg, settings.seed)
+        case, data = result(exp, cfg, settings, reads)
     made = {
         "command": asked.command,
         "config": schema.values(cfg),
-        **provenance.record(exp.project, settings),
+        "point": case.key,
+        **provenance.made_with(exp.project, settings),
         "wall_time_seconds": round(time.perf_counter() - start, 3),
     }
+    files.tidy(folder)
     dataset.write(folder / "data.nc", data)
-    holds = _finish(exp, folder)
-    write_record(folder, made, asked)
-    return holds
+    return _finish(exp, folder, made, asked)
 
 
-def _finish(exp: Experiment, folder: Path) -> bool:
-    """Draw and judge what was saved; whether every claim holds."""
+def result(
+    exp: Experiment, cfg: Any, settings: Settings, reads: Reads | None = None
+) -> tuple[Case, xr.Dataset]:
+    """The dataset of one run, from the store where it was finished before, and its name."""
+    store = Store(naming.store_folder(exp, settings))
+    namer = Namer(exp, METHOD, recalling(store, reads))
+    given = (cfg, settings.seed, settings.precision)
+    case = Case(*given, namer(*given))
+    if not settings.sweep.resume:
+        store.forget([case.key])
+    found, _ = store.load([case])
+    if case.key in found:
+        return case, loading.label(exp, cfg, settings.seed, found[case.key])
+    arrays = loading.results(exp, cfg, settings.seed)
+    data = loading.label(exp, cfg, settings.seed, arrays)
+    store.save([(case, arrays)], {"method": METHOD})
+    return case, data
+
+
+def recalling(store: Store, reads: Reads | None) -> Recall | None:
+    """The memory of an experiment's programs, for a process that may use it."""
+    return None if reads is None else Recall(store.folder / "programs.json", reads)
+
+
+def _finish(exp: Experiment, folder: Path, made: Mapping[str, Any], asked: Asked) -> bool:
+    """Judge and draw what was saved; whether every claim holds.
+
+    What the claims or the figure raise is raised after all else is on disk.
+    """
     saved = dataset.read(folder / "data.nc")
-    with console.busy(f"{exp.name}: drawing and judging"):
-        caption = loading.caption(exp, saved)
-        drawn = figures.draw(exp.module.figure, saved, caption)
+    with contextlib.ExitStack() as at_the_end:
+        claims = judged(exp, folder, saved, at_the_end)
+        with console.busy(f"{exp.name}: drawing"):
+            caption, drawn = "", {}
+            with later(at_the_end):
+                caption = loading.caption(exp, saved)
+            with later(at_the_end):
+                drawn = figures.draw(exp.module.figure, saved, caption)
+        records = None if claims is None else [claim.record() for claim in claims]
+        write_judged(folder, drawn, records, caption)
+        write_record(folder, made, asked)
+    return claims is not None and all(claim.holds for claim in claims)
+
+
+def judged(
+    exp: Experiment, folder: Path, saved: xr.Dataset, at_the_end: contextlib.ExitStack
+) -> list[Claim] | None:
+    """The verdicts, printed; None if they raise, which is then told at the end."""
+    with later(at_the_end):
         claims = loading.judge(exp, saved)
-    write_judged(folder, drawn, [claim.record() for claim in claims], caption)
-    console.judged(exp.question, claims, folder)
-    return all(claim.holds for claim in claims)
+        console.judged(exp.question, claims, folder)
+        return claims
+    return None
+
+
+@contextlib.contextmanager
+def later(at_the_end: contextlib.ExitStack) -> Iterator[None]:
+    """What the block raises is raised when the stack is closed, and not before."""
+
+    def again(error: Exception) -> None:
+        raise error
+
+    try:
+        yield
+    except Exception as error:
+        at_the_end.callback(again, error)
 
 
 def write_judged(
-    folder: Path, drawn: Mapping[str, bytes], claims: list[dict[str, Any]], caption: str = ""
+    folder: Path,
+    drawn: Mapping[str, bytes],
+    claims: list[dict[str, Any]] | None,
+    caption: str = "",
 ) -> None:
-    """Put a figure, in each of its formats, its caption if it has one, and the claims there."""
-    for ending, content in drawn.items():
-        files.write_bytes(folder / f"figure.{ending}", content)
-    if caption:
-        files.write_bytes(folder / "caption.md", f"{caption}\n".encode())
+    """Put the claims, a figure in each of its formats and its caption there.
+
+    What there is none of is removed: it would be an older run's.
+    """
+    made = {f"figure.{ending}": drawn.get(ending) for ending in ("png", "pdf", "svg")}
+    made["caption.md"] = f"{caption}\n".encode() if caption else None
+    for name, content in made.items():
+        if content is None:
+            (folder / name).unlink(missing_ok=True)
+        else:
+            files.write_bytes(folder / name, content)
+    if claims is None:
+        (folder / "claims.json").unlink(missing_ok=True)
     else:
-        (folder / "caption.md").unlink(missing_ok=True)  # of a run that had one
-    files.write_json(folder / "claims.json", claims)
+        files.write_json(folder / "claims.json", claims)
 
 
-def write_record(folder: Path, made: dict[str, Any], asked: Asked) -> None:
-    """Put what the run was made with into the folder, and Hydra's snapshot into its `.hydra/`."""
-    files.write_json(folder / "run.json", made)
+def write_record(folder: Path, made: Mapping[str, Any], asked: Asked) -> None:
+    """Put Hydra's snapshot into `.hydra/`, and at last what the run was made with."""
     for name, text in asked.snapshot.items():
         (folder / ".hydra").mkdir(exist_ok=True)
         files.write_bytes(folder / ".hydra" / name, text.encode())
+    fileset.close(folder, made)

@@ -10,9 +10,9 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import xarray as xr
@@ -21,7 +21,9 @@ from gradlab.errors import BadInput
 from gradlab.experiment import dataset, files
 from gradlab.experiment.dataset import Named
 from gradlab.running.console import say
-from gradlab.running.identity import digest
+from gradlab.running.identity import Case, digest
+
+P = TypeVar("P", bound=Case)
 
 _ROWS = "rows_of_file"
 # Beside the experiment's own arrays, whose names have no space.
@@ -31,14 +33,14 @@ _INDEX = ".index"
 
 
 class Stored(Protocol):
-    """A point as the store sees it: its name, and what it tells about itself as JSON holds it."""
+    """A case as the store sees it: its name, and what it tells about itself as JSON holds it."""
 
     @property
     def key(self) -> str:
         """The name of its content."""
 
     def plain(self) -> dict[str, Any]:
-        """What a file tells about the point."""
+        """What a file tells about it."""
 
 
 @dataclass(frozen=True)
@@ -69,24 +71,31 @@ class Store:
     def failures(self, points: Iterable[Stored]) -> dict[str, dict[str, str]]:
         """Point key to the note of its failure, for those of the points that have one."""
         there = {path.name.partition(".")[0] for path in self.folder.glob("*.failed.json")}
-        keys = [point.key for point in points if point.key in there]
-        notes = {key: self._note(self.folder / f"{key}.failed.json") for key in keys}
-        return {key: note for key, note in notes.items() if note}
+        if not there:
+            return {}
+        other = self._others()
+        keys = {point.key: other.get(point.key, point.key) for point in points}
+        notes = {
+            key: _json(self.folder / f"{own}.failed.json")
+            for key, own in keys.items()
+            if own in there
+        }
+        told = ("error", "traceback")
+        return {key: note for key, note in notes.items() if sorted(note) == sorted(told)}
 
     def forget_failures(self, points: Iterable[Stored]) -> None:
         """Remove the notes of failures, so that the points are tried again."""
+        points = list(points)
+        other = self._others()
         for key in self.failures(points):
-            (self.folder / f"{key}.failed.json").unlink(missing_ok=True)
+            (self.folder / f"{other.get(key, key)}.failed.json").unlink(missing_ok=True)
 
-    def forget(self, points: Iterable[Stored]) -> None:
-        """Remove every file that holds one of the points, so that they are computed again.
-
-        Other points of such a file are saved anew.
-        """
-        wanted = {point.key for point in points}
-        for name, keys in self._index().items():
-            if wanted.intersection(keys):
-                self._keep(name, [key for key in keys if key not in wanted])
+    def forget(self, keys: Iterable[str]) -> None:
+        """Remove finished points; the others of their files are saved anew."""
+        unwanted = set(keys)
+        for name, held in self._index().items():
+            if unwanted.intersection(held):
+                self._keep(name, [key for key in held if key not in unwanted])
                 (self.folder / name).unlink(missing_ok=True)
 
     def has(self, points: Sequence[Stored]) -> bool:
@@ -94,12 +103,27 @@ class Store:
         return any(self.folder.glob(f"{_together([point.key for point in points])}-*.nc"))
 
     def keys(self) -> set[str]:
-        """The keys of all finished points."""
-        return {key for keys in self._index().values() for key in keys}
+        """The keys of all finished points, those by which others ask for them among it."""
+        own = {key for keys in self._index().values() for key in keys}
+        return own | {other for other, key in self._others().items() if key in own}
+
+    def also_called(self, names: Mapping[str, str]) -> None:
+        """Note for points the names by which others ask for them: name to their own key."""
+        other = {name: key for name, key in names.items() if name != key}
+        if other:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            files.write_json(self.folder / f"{digest(other)}.names.json", other)
+
+    def _others(self) -> dict[str, str]:
+        """Every name by which others ask for a point, and the point's own key."""
+        notes = [_json(path) for path in sorted(self.folder.glob("*.names.json"))]
+        return {name: key for note in notes for name, key in note.items()}
 
     def load(self, points: Iterable[Stored]) -> tuple[dict[str, dict[str, Named]], list[Any]]:
         """Point key to arrays, where the point is finished, and the ways they were computed."""
-        wanted = {point.key for point in points}
+        asked = {point.key for point in points}
+        other = {name: key for name, key in self._others().items() if name in asked}
+        wanted = asked | set(other.values())
         found: dict[str, dict[str, Named]] = {}
         ways: list[Any] = []
         for name, keys in sorted(self._index().items()):
@@ -110,21 +134,26 @@ class Store:
                     found[key] = _row(content, row)
             way = json.loads(content.attrs["how"])
             ways += [] if way in ways else [way]
-        return found, ways
+        found |= {name: found[key] for name, key in other.items() if key in found}
+        return {key: arrays for key, arrays in found.items() if key in asked}, ways
 
-    def told(self) -> list[dict[str, Any]]:
-        """What every finished point tells about itself, those that were saved last at the end."""
+    def told(self) -> list[tuple[dict[str, Any], Any]]:
+        """What every finished point tells about itself, and how it was computed, by age."""
         paths = [self.folder / name for name in self._index()]
         contents = map(self._content, sorted(paths, key=_age))
-        return [plain for content in contents if content is not None for plain in _told(content)]
+        return [
+            (plain, json.loads(content.attrs["how"]))
+            for content in contents
+            if content is not None
+            for plain in _told(content)
+        ]
 
-    def remove(self, keys: Iterable[str]) -> None:
-        """Remove finished points by their names."""
-        unwanted = set(keys)
-        for name, held in self._index().items():
-            if unwanted.intersection(held):
-                self._keep(name, [key for key in held if key not in unwanted])
-                (self.folder / name).unlink(missing_ok=True)
+    def as_saved(self, points: Sequence[P]) -> list[P]:
+        """The points with the keys under which they were saved last, whatever code did it."""
+        last = {_without_key(plain): str(plain["key"]) for plain, _ in self.told()}
+        return [
+            replace(point, key=last.get(_without_key(point.plain()), point.key)) for point in points
+        ]
 
     def _keep(self, name: str, keys: Sequence[str]) -> None:
         """Save some of a file's points in a file of their own."""
@@ -188,14 +217,16 @@ class Store:
             return None
         match = _NAME.fullmatch(path.name)
         if match is None or _checksum(held) != match[2]:
-            return self._aside(path, "is damaged")
+            self._aside(path, "is damaged")
+            return None
         try:
             content = dataset.parsed(held, path)
         except BadInput as error:
             say(f"note: {error}")
             return None
         if _together([plain["key"] for plain in _told(content)]) != match[1]:
-            return self._aside(path, "has another file's content")
+            self._aside(path, "has another file's content")
+            return None
         return content
 
     def _aside(self, path: Path, what: str) -> None:
@@ -207,13 +238,6 @@ class Store:
             say(f"note: '{path}' {what}; moved to '{place}', its points are computed again")
         except OSError as error:
             say(f"note: '{path}' {what} and stays ({error.strerror}); its points count as missing")
-
-    def _note(self, path: Path) -> dict[str, str] | None:
-        try:
-            note = json.loads(path.read_text())
-            return {name: str(note[name]) for name in ("error", "traceback")}
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
 
 
 @dataclass(frozen=True)
@@ -230,11 +254,24 @@ class _Told:
         return self.told
 
 
+def _without_key(plain: Mapping[str, Any]) -> str:
+    return json.dumps({name: value for name, value in plain.items() if name != "key"})
+
+
 def _age(path: Path) -> int:
     try:
         return path.stat().st_mtime_ns
     except OSError:
         return 0
+
+
+def _json(path: Path) -> dict[str, str]:
+    """What a note says; empty where it is none."""
+    try:
+        note = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return note if isinstance(note, dict) else {}
 
 
 def _checksum(held: bytes) -> str:
@@ -274,5 +311,3 @@ def _row(content: xr.Dataset, row: int) -> dict[str, Named]:
         for name, variable in content.variables.items()
         if name != _POINTS
     }
-
-

@@ -20,17 +20,19 @@ from typing import TYPE_CHECKING, Any
 
 from gradlab.errors import BadInput
 from gradlab.experiment import files, loading, schema
-from gradlab.running import single
-from gradlab.running.console import Steps, say
+from gradlab.running import machine
+from gradlab.running.console import say
+from gradlab.running.identity import Namer, sources
+from gradlab.running.store import Store
 from gradlab.sweeping import programs, sweep
-from gradlab.sweeping.points import Point
-from gradlab.sweeping.store import Store
+from gradlab.sweeping.points import Point, computed_by
+from gradlab.sweeping.sweep import Todo
 
 if TYPE_CHECKING:
     import submitit
 
     from gradlab.experiment.loading import Experiment
-    from gradlab.running.settings import ClusterKeys, Settings
+    from gradlab.running.settings import ClusterKeys
 
 POLL = 1.0
 
@@ -50,11 +52,13 @@ class Element:
     """What one array element computes, as plain data."""
 
     file: str
-    chunks: str
+    store: str
     method: str
     batch: int
     fail_fast: bool
     platform: str
+    computed_by: str
+    sources: str
     points: list[list[dict[str, Any]]]
 
     def __call__(self) -> None:
@@ -64,12 +68,18 @@ class Element:
         if programs.platform() != self.platform:
             raise RuntimeError(f"this node offers {programs.platform()}, not {self.platform}")
         exp = loading.load(self.file)
-        store = Store(Path(self.chunks))
-        chunks = [[_point(exp, plain) for plain in chunk] for chunk in self.points]
+        store = Store(Path(self.store))
+        name = Namer(exp, self.computed_by)
+        chunks = [[_point(exp, plain, name) for plain in chunk] for chunk in self.points]
+        if sources() == self.sources:
+            # Another device's names: whoever asked for these points finds them by their own.
+            asked = [plain["key"] for chunk in self.points for plain in chunk]
+            given = [point.key for chunk in chunks for point in chunk]
+            store.also_called(dict(zip(asked, given, strict=True)))
         method = programs.choose(self.method, self.batch)
         try:
             sweep.compute(exp, sweep.left(chunks, store), store, method, self.fail_fast)
-        except sweep.FirstFailure:
+        except sweep.FailFast:
             return
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
@@ -79,102 +89,88 @@ class Element:
         return DelayedSubmission(self)
 
 
-def _point(exp: Experiment, plain: dict[str, Any]) -> Point:
+def _point(exp: Experiment, plain: dict[str, Any], name: Namer) -> Point:
+    """A point by the name that this process gives it, of the code that it has loaded."""
     cfg = schema.read(exp.module.Config, plain["config"])
-    return Point((), {}, (), cfg, plain["seed"], plain["precision"], plain["key"])
+    given = (cfg, plain["seed"], plain["precision"])
+    return Point(*given, name(*given))
 
 
 @dataclass
 class Cluster:
-    """A job array by submitit; what `sweep.run` calls to have chunks computed elsewhere."""
+    """A job array by submitit; what `sweep.run_sweep` calls to have chunks computed elsewhere."""
 
     folder: Path
     job_name: str
 
-    def __call__(
-        self,
-        exp: Experiment,
-        todo: Sequence[Sequence[Point]],
-        store: Store,
-        settings: Settings,
-        steps: Steps,
-    ) -> bool:
+    def __call__(self, todo: Todo) -> bool:
         """Whether the results can be collected now: false for an array that is left to run."""
-        if not todo:
+        if not todo.chunks:
             return True
-        queue = _queue(settings.cluster, self.folder, self.job_name)
+        asked = todo.settings.cluster
+        queue = _queue(asked, self.folder, self.job_name)
         running = queue.active()
         if not running:
-            self._submit(exp, todo, store, settings, queue)
-        if not settings.cluster.wait:
-            say(f"{exp.name}: {queue.name()} is running; collect with the same command")
+            _submit(todo, todo.chunks, queue)
+        if not asked.wait:
+            say(f"{todo.exp.name}: {queue.name()} is running; collect with the same command")
             return False
-        for turn in range(settings.cluster.tries + 1):
-            self._watch(todo, store, settings, queue, steps)
-            lost = _open(todo, store)
+        for turn in range(asked.tries + 1):
+            _watch(todo, queue)
+            lost = _open(todo.chunks, todo.store)
             if not lost:
                 break
-            if turn < settings.cluster.tries:
+            if turn < asked.tries:
                 say(f"{sum(map(len, lost))} points were lost with {queue.name()}; once more")
-                self._submit(exp, lost, store, settings, queue)
+                _submit(todo, lost, queue)
         return True
 
-    def _submit(
-        self,
-        exp: Experiment,
-        todo: Sequence[Sequence[Point]],
-        store: Store,
-        settings: Settings,
-        queue: Queue,
-    ) -> None:
-        width = min(settings.cluster.elements, len(todo))
-        platform = "gpu" if settings.cluster.gpus else "cpu"
-        file = str(exp.project / "experiments" / f"{exp.name}.py")
-        elements = [
-            Element(
-                file,
-                str(store.folder),
-                settings.sweep.method,
-                settings.sweep.batch,
-                settings.sweep.fail_fast,
-                platform,
-                [[point.plain() for point in chunk] for chunk in todo[number::width]],
-            )
-            for number in range(width)
-        ]
-        queue.submit(elements)
-        say(f"{exp.name}: submitted {queue.name()}: {width} elements, {len(todo)} chunks")
 
-    def _watch(
-        self,
-        todo: Sequence[Sequence[Point]],
-        store: Store,
-        settings: Settings,
-        queue: Queue,
-        steps: Steps,
-    ) -> None:
-        """Return when every point is finished or noted as failed, or nothing runs any more."""
-        points = [point for chunk in todo for point in chunk]
-        before = steps.done
-        try:
-            while True:
-                running = queue.active()  # asked first: what it has finished is on disk
-                left = _open(todo, store)
-                steps.reach(before + len(points) - sum(map(len, left)))
-                if settings.sweep.fail_fast and store.failures(points):
-                    queue.cancel()
-                    raise sweep.FirstFailure
-                if not left or not running:
-                    return
-                time.sleep(POLL)
-        except KeyboardInterrupt:
-            queue.leave()
-            raise
+def _submit(todo: Todo, chunks: Sequence[Sequence[Point]], queue: Queue) -> None:
+    """Deal the chunks, all of them or what was lost, among the elements of an array."""
+    asked = todo.settings
+    width = min(asked.cluster.elements, len(chunks))
+    elements = [
+        Element(
+            str(todo.exp.file),
+            str(todo.store.folder),
+            asked.sweep.method,
+            asked.sweep.batch,
+            asked.sweep.fail_fast,
+            "gpu" if asked.cluster.gpus else "cpu",
+            computed_by(asked),
+            sources(),
+            [[point.plain() for point in chunk] for chunk in chunks[number::width]],
+        )
+        for number in range(width)
+    ]
+    queue.submit(elements)
+    say(f"{todo.exp.name}: submitted {queue.name()}: {width} elements, {len(chunks)} chunks")
 
 
-def _open(todo: Sequence[Sequence[Point]], store: Store) -> list[list[Point]]:
+def _watch(todo: Todo, queue: Queue) -> None:
+    """Return when every point is finished or noted as failed, or nothing runs any more."""
+    points = [point for chunk in todo.chunks for point in chunk]
+    before = todo.steps.done
+    try:
+        while True:
+            running = queue.active()  # asked first: what it has finished is on disk
+            left = _open(todo.chunks, todo.store)
+            todo.steps.reach(before + len(points) - sum(map(len, left)))
+            if todo.settings.sweep.fail_fast and todo.store.failures(points):
+                queue.cancel()
+                raise sweep.FailFast
+            if not left or not running:
+                return
+            time.sleep(POLL)
+    except KeyboardInterrupt:
+        queue.leave()
+        raise
+
+
+def _open(chunks: Sequence[Sequence[Point]], store: Store) -> list[list[Point]]:
     """The points that have neither a result nor a noted failure."""
-    maybe = [list(chunk) for chunk in todo if not store.has(chunk)]
+    maybe = [list(chunk) for chunk in chunks if not store.has(chunk)]
     if not maybe:
         return []
     closed = store.keys() | set(store.failures(point for chunk in maybe for point in chunk))

@@ -22,9 +22,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from gradlab.errors import BadInput
 from gradlab.experiment import loading, schema
-from gradlab.experiment.loading import Experiment
-from gradlab.running import composition
-from gradlab.running.command_line import Program
+from gradlab.running import composition, machine, naming
+from gradlab.running.command_line import Task
+from gradlab.running.identity import Namer
 from gradlab.running.settings import NODES, NOT_NAMED, Settings
 from gradlab.sweeping import points
 from gradlab.sweeping.points import Point, Sweep
@@ -32,68 +32,75 @@ from gradlab.sweeping.points import Point, Sweep
 if TYPE_CHECKING:
     from hydra.types import HydraContext
 
-    from gradlab.running.console import Steps
-    from gradlab.sweeping.store import Store
+    from gradlab.sweeping.sweep import Todo
 
-OURS = "hydra_plugins.gradlab_launcher.GradlabLauncher"
+OUR_LAUNCHER = "hydra_plugins.gradlab_launcher.GradlabLauncher"
 
 
 @dataclass(frozen=True)
-class Place:
+class Unchecked:
     """A point before it is checked.
 
     Attributes:
-        place: its place along each axis of the sweep.
+        index: where it is along each axis of the sweep.
         choices: swept key to what was chosen, as text.
         overrides: the same as it would be typed, a `+` before a key among it.
         values: all its composed values.
     """
 
-    place: tuple[int, ...]
+    index: tuple[int, ...]
     choices: Mapping[str, str]
     overrides: tuple[str, ...]
     values: Mapping[str, Any]
 
 
-def sweep(
-    context: HydraContext, program: Program, config: DictConfig, arguments: Sequence[str]
-) -> bool:
+def sweep(context: HydraContext, task: Task, config: DictConfig, arguments: Sequence[str]) -> bool:
     """Whether every point of the multirun was computed and every claim holds."""
     params = config.hydra.sweeper.get("params") or {}
     arguments = [*(f"{key}={value}" for key, value in params.items()), *arguments]
     parsed = _parsed(context, arguments)
     swept = {key: over for key, over in parsed.items() if over.is_sweep_override()}
     if not swept:
-        return program.single(config, arguments)
+        return task.single(config, arguments)
     fixed = [str(over.input_line) for key, over in parsed.items() if key not in swept]
     axes = {key: _elements(over, context) for key, over in swept.items()}
-    places = list(_places(context, config, fixed, swept, axes))
-    return _run(context, program, config, arguments, fixed, places)
+    grid = list(_grid(context, config, fixed, swept, axes))
+    return _run(context, task, config, arguments, fixed, grid)
+
+
+def name_folder(task: Task, config: DictConfig) -> None:
+    """Tell another sweeper the sweep's folder, for the files that it has of its own."""
+    settings, _ = composition.read(task.experiment, composition.plain_values(config))
+    overrides = list(map(str, OmegaConf.to_container(config.hydra.overrides.task) or []))
+    task.sweep_folder = task.asked_for(settings, config, overrides, several=True)[0]
+    config.hydra.sweep.dir = str(task.sweep_folder)
 
 
 def launch(
-    context: HydraContext, program: Program, config: DictConfig, jobs: Sequence[Sequence[str]]
+    context: HydraContext, task: Task, config: DictConfig, jobs: Sequence[Sequence[str]]
 ) -> list[JobReturn]:
     """The jobs of another sweeper, evaluated and joined as a sweep over what differs in them."""
     lines = [{_key(line): line for line in job} for job in jobs]
     written = [{key: line.partition("=")[2] for key, line in job.items()} for job in lines]
     keys = [key for key in written[0] if len({job.get(key) for job in written}) > 1]
     texts = {key: list(dict.fromkeys(job.get(key, "") for job in written)) for key in keys}
-    places = sorted(
+    grid = sorted(
         (
-            Place(
+            Unchecked(
                 tuple(texts[key].index(job.get(key, "")) for key in keys),
                 {key: job.get(key, "") for key in keys},
                 tuple(typed[key] for key in keys if key in typed),
-                composition.plain(context.config_loader.load_sweep_config(config, list(line))),
+                composition.plain_values(
+                    context.config_loader.load_sweep_config(config, list(line))
+                ),
             )
             for job, typed, line in zip(written, lines, jobs, strict=True)
         ),
-        key=lambda place: place.place,
+        key=lambda point: point.index,
     )
     fixed = [line for line in jobs[0] if _key(line) not in keys]
     arguments = list(OmegaConf.to_container(config.hydra.overrides.task) or [])
-    verdict = _run(context, program, config, [str(a) for a in arguments], fixed, places)
+    verdict = _run(context, task, config, [str(a) for a in arguments], fixed, grid)
     returns = [JobReturn(overrides=list(job), status=JobStatus.COMPLETED) for job in jobs]
     for job in returns:
         job.return_value = verdict
@@ -106,73 +113,61 @@ def _key(line: str) -> str:
 
 def _run(
     context: HydraContext,
-    program: Program,
+    task: Task,
     config: DictConfig,
     arguments: Sequence[str],
     fixed: Sequence[str],
-    places: Sequence[Place],
+    grid: Sequence[Unchecked],
 ) -> bool:
-    exp = program.experiment
-    read = [composition.read(exp, place.values) for place in places]
+    exp = task.experiment
+    read = [composition.read(exp, point.values) for point in grid]
     settings = read[0][0]
-    folder, asked = program.place(settings, config, arguments, several=True)
-    foreign = config.hydra.launcher["_target_"] != OURS
+    folder, asked = task.asked_for(settings, config, arguments, several=True)
+    foreign = config.hydra.launcher["_target_"] != OUR_LAUNCHER
 
     # The values are checked; from here on the heavy imports are worth their time.
-    code = code_key(exp, settings)
+    from gradlab.running import single
+    from gradlab.running.store import Store
+    from gradlab.sweeping import sweep as sweeps
+
+    store = Store(naming.store_folder(exp, settings))
+    name = Namer(exp, points.computed_by(settings), single.recalling(store, task.reads))
     found = [
         Point(
-            place.place,
-            _coordinates(place, cfg, own),
-            place.overrides,
-            cfg,
-            own.seed,
-            own.precision,
-            points.point_key(code, cfg, own.seed, own.precision),
+            *(cfg, own.seed, own.precision, name(cfg, own.seed, own.precision)),
+            point.index,
+            _coordinates(point, cfg, own),
+            point.overrides,
         )
-        for place, (own, cfg) in zip(places, read, strict=True)
+        for point, (own, cfg) in zip(grid, read, strict=True)
     ]
     axes: dict[str, list[Any]] = {
-        key: _along(found, number, key) for number, key in enumerate(places[0].choices)
+        key: _along(found, number, key) for number, key in enumerate(grid[0].choices)
     }
-
-    from gradlab.sweeping import sweep as sweeps
 
     whole = Sweep(axes, found, tuple(fixed), asked)
     if foreign:
-        work: Any = OtherLauncher(context, config, code, whole)
+        work: Any = OtherLauncher(context, config, folder, whole)
     elif settings.cluster.kind != "none":
         from gradlab.sweeping.cluster import Cluster
 
         work = Cluster(folder, str(config.hydra.job.name))
     else:
         work = sweeps.here
-    verdict = sweeps.run(exp, whole, settings, folder, work)
-    program.verdicts.append(verdict)
+    verdict = sweeps.run_sweep(exp, whole, settings, folder, work)
+    task.verdicts.append(verdict)
     return verdict
 
 
-def code_key(exp: Experiment, settings: Settings) -> str:
-    """The name of all that computes a point besides its own values."""
-    platform = "gpu" if settings.cluster.gpus else "cpu"
-    if settings.cluster.kind == "none":
-        import jax
-
-        platform = jax.default_backend()
-    method = points.resolved(settings.sweep.method, platform)
-    batch = str(settings.sweep.batch) if method == "vmap" else ""
-    return points.code_key(exp, platform, method, batch)
-
-
 def _along(found: Sequence[Point], axis: int, key: str) -> list[Any]:
-    """The values along one axis, in the order of their places."""
-    values = {point.place[axis]: point.values[key] for point in found}
-    return [values[place] for place in sorted(values)]
+    """The values along one axis, in order."""
+    values = {point.index[axis]: point.values[key] for point in found}
+    return [values[at] for at in sorted(values)]
 
 
-def _coordinates(place: Place, cfg: Any, own: Settings) -> dict[str, Any]:
+def _coordinates(point: Unchecked, cfg: Any, own: Settings) -> dict[str, Any]:
     values = {**vars(own), **schema.values(cfg)}
-    return {key: values.get(key, text) for key, text in place.choices.items()}
+    return {key: values.get(key, text) for key, text in point.choices.items()}
 
 
 # ---- Hydra's grammar
@@ -208,13 +203,13 @@ def _elements(over: Override, context: HydraContext) -> list[tuple[str, Any]]:
     return elements
 
 
-def _places(
+def _grid(
     context: HydraContext,
     config: DictConfig,
     fixed: Sequence[str],
     swept: Mapping[str, Override],
     axes: Mapping[str, Sequence[tuple[str, Any]]],
-) -> Iterator[Place]:
+) -> Iterator[Unchecked]:
     """The points of a full grid, each with all its values.
 
     Values are put into a config that is composed once; only what changes the composition itself,
@@ -222,9 +217,9 @@ def _places(
     """
     composing = [key for key, over in swept.items() if not _is_value(over, config)]
     composed: dict[tuple[str, ...], Composed] = {}
-    for place in itertools.product(*(range(len(elements)) for elements in axes.values())):
+    for index in itertools.product(*(range(len(elements)) for elements in axes.values())):
         chosen = {
-            key: elements[at] for at, (key, elements) in zip(place, axes.items(), strict=True)
+            key: elements[at] for at, (key, elements) in zip(index, axes.items(), strict=True)
         }
         texts = {key: text for key, (text, _) in chosen.items()}
         typed = {key: f"{swept[key].get_key_element()}={text}" for key, text in texts.items()}
@@ -234,7 +229,7 @@ def _places(
             once = loader.load_sweep_config(config, [*fixed, *choice]) if choice else config
             composed[choice] = Composed(once)
         values = {key: value for key, (_, value) in chosen.items() if key not in composing}
-        yield Place(place, texts, tuple(typed.values()), composed[choice].with_values(values))
+        yield Unchecked(index, texts, tuple(typed.values()), composed[choice].with_values(values))
 
 
 def _is_value(over: Override, config: DictConfig) -> bool:
@@ -246,7 +241,7 @@ class Composed:
 
     def __init__(self, config: DictConfig) -> None:
         self._config = composition.without_hydra(config)
-        self._whole = composition.plain(self._config, resolve=False)
+        self._whole = composition.plain_values(self._config, resolve=False)
         self._constant = "${" not in str(self._whole)
         self._converted: dict[tuple[str, str], Any] = {}
 
@@ -256,13 +251,13 @@ class Composed:
             return self._whole | {key: self._as_typed(key, value) for key, value in values.items()}
         for key, value in values.items():
             OmegaConf.update(self._config, key, value)
-        return composition.plain(self._config)
+        return composition.plain_values(self._config)
 
     def _as_typed(self, key: str, value: Any) -> Any:
         known = (key, repr(value))
         if known not in self._converted:
             OmegaConf.update(self._config, key, value)
-            self._converted[known] = composition.plain(self._config)[key]
+            self._converted[known] = composition.plain_values(self._config)[key]
         return self._converted[known]
 
 
@@ -275,32 +270,24 @@ class OtherLauncher:
 
     context: HydraContext
     config: DictConfig
-    code: str
+    folder: Path
     sweep: Sweep
 
-    def __call__(
-        self,
-        exp: Experiment,
-        todo: Sequence[Sequence[Point]],
-        store: Store,
-        settings: Settings,
-        steps: Steps,
-    ) -> bool:
+    def __call__(self, todo: Todo) -> bool:
         """True: the jobs are finished when the launcher returns."""
         from gradlab.running.console import say
-        from gradlab.sweeping.sweep import FirstFailure
+        from gradlab.sweeping.sweep import FailFast
 
-        left = [point for chunk in todo for point in chunk]
+        store, left = todo.store, [point for chunk in todo.chunks for point in chunk]
         if not left:
             return True
-        jobs = store.folder.with_name("jobs")
+        jobs = self.folder / "jobs"
         quoted = QuotedString(str(jobs), Quote.single).with_quotes()
         self.config.hydra.sweep.dir = str(jobs)
         self.config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted}")
-        file = exp.project / "experiments" / f"{exp.name}.py"
         launcher = Plugins.instance().instantiate_launcher(
             hydra_context=self.context,
-            task_function=Job(str(file), str(store.folder), self.code),
+            task_function=Job(str(todo.exp.file), str(store.folder)),
             config=self.config,
         )
         overrides = [[*self.sweep.fixed, *point.overrides] for point in left]
@@ -312,9 +299,9 @@ class OtherLauncher:
             say(f"{type(launcher).__name__} stopped: {type(error).__name__}: {error}")
         if not any(jobs.iterdir()):
             jobs.rmdir()
-        steps.step(len(left))
-        if settings.sweep.fail_fast and store.failures(left):
-            raise FirstFailure
+        todo.steps.step(len(left))
+        if todo.settings.sweep.fail_fast and store.failures(left):
+            raise FailFast
         return True
 
 
@@ -323,19 +310,17 @@ class Job:
     """What another launcher runs for each point, perhaps in another process: plain data only."""
 
     file: str
-    chunks: str
-    code: str
+    store: str
 
     def __call__(self, config: DictConfig) -> None:
         """Compute the point to its file, or note its failure."""
-        from gradlab.running import single
+        from gradlab.running.store import Store
         from gradlab.sweeping import programs, sweep
-        from gradlab.sweeping.store import Store
 
         exp = loading.load(self.file)
-        settings, cfg = composition.read(exp, composition.plain(config))
-        key = points.point_key(self.code, cfg, settings.seed, settings.precision)
-        point = Point((), {}, (), cfg, settings.seed, settings.precision, key)
+        settings, cfg = composition.read(exp, composition.plain_values(config))
+        given = (cfg, settings.seed, settings.precision)
+        point = Point(*given, Namer(exp, points.computed_by(settings))(*given))
         machine.prepare(settings.precision)
         method = programs.choose(settings.sweep.method, settings.sweep.batch)
-        sweep.compute(exp, [[point]], Store(Path(self.chunks)), method, settings.sweep.fail_fast)
+        sweep.compute(exp, [[point]], Store(Path(self.store)), method, settings.sweep.fail_fast)

@@ -6,67 +6,44 @@ file of results, so that a sweep is planned, and bad input told, before the heav
 
 from __future__ import annotations
 
-import hashlib
-import itertools
-import json
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from gradlab.experiment import schema
-from gradlab.running import provenance
+from gradlab.running.identity import Case
 from gradlab.running.settings import NOT_NAMED
 
 if TYPE_CHECKING:
-    from gradlab.experiment.loading import Experiment
     from gradlab.running.provenance import Asked
+    from gradlab.running.settings import Settings
 
 # What tells how a sweep is made says nothing to one of its points alone.
 NOT_ALONE = NOT_NAMED - {"results"} | {"sweep.method", "sweep.batch"}
-
-LIBRARY = Path(__file__).parent.parent
 
 # A sweep loses at most one chunk of this many when it is killed.
 NUM_CHUNKS = 50
 
 
 @dataclass(frozen=True)
-class Point:
+class Point(Case):
     """One single run of a sweep.
 
     Attributes:
-        place: its place along each axis of the sweep.
+        index: where it is along each axis of the sweep.
         values: swept key to value, as a coordinate holds it.
         overrides: what makes this point on a command line, its sweep aside.
-        cfg: its config.
-        seed: its seed.
-        precision: its default float format.
-        key: the name of its content: what is equal in all that matters has an equal key.
     """
 
-    place: tuple[int, ...]
-    values: Mapping[str, Any]
-    overrides: tuple[str, ...]
-    cfg: Any
-    seed: int
-    precision: str
-    key: str
-
-    def plain(self) -> dict[str, Any]:
-        """What a chunk file tells about the point, as JSON holds it."""
-        return {
-            "key": self.key,
-            "seed": self.seed,
-            "precision": self.precision,
-            "config": schema.values(self.cfg),
-        }
+    index: tuple[int, ...] = ()
+    values: Mapping[str, Any] = field(default_factory=dict)
+    overrides: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """All points of a sweep, in the order of their places.
+    """All points of a sweep, in the order of their indices.
 
     Attributes:
         axes: swept key to the values along it.
@@ -96,23 +73,12 @@ class Sweep:
         return shlex.join([*program, *what, *point.overrides])
 
 
-def structure(point: Point) -> tuple[Any, ...]:
-    """What two points must have in common to be one compiled program.
-
-    Equal exactly where `schema.arrays` gives pytrees of equal structure and shapes.
-    """
-
-    def part(entry: schema.Entry, value: Any) -> Any:
-        if not entry.traced or value is None:
-            return (type(value).__name__, value)
-        return len(value) if entry.is_list else "number"
-
-    cfg = point.cfg
-    parts = (part(entry, getattr(cfg, entry.name)) for entry in schema.entries(cfg.__class__))
-    return (point.precision, *parts)
+def structure(point: Case) -> tuple[Any, ...]:
+    """What two points must have in common to be one compiled program."""
+    return (point.precision, *schema.structure(point.cfg))
 
 
-def groups(points: Iterable[Point]) -> list[list[Point]]:
+def by_structure(points: Iterable[Point]) -> list[list[Point]]:
     """The points by structure, both in the order of their first appearance."""
     found: dict[tuple[Any, ...], list[Point]] = {}
     for point in points:
@@ -127,7 +93,7 @@ def chunks(points: Sequence[Point], size: int | None) -> list[list[Point]]:
     was stopped and resumed ends with the same files as an undisturbed one.
     """
     size = size or -(-len(points) // NUM_CHUNKS)
-    return [list(piece) for group in groups(points) for piece in _pieces(group, size)]
+    return [list(piece) for group in by_structure(points) for piece in _pieces(group, size)]
 
 
 def _pieces(points: Sequence[Point], size: int) -> Iterator[Sequence[Point]]:
@@ -140,33 +106,16 @@ def resolved(method: str, platform: str) -> str:
     return {"cpu": "each"}.get(platform, "vmap") if method == "auto" else method
 
 
-def point_key(code: str, cfg: Any, seed: int, precision: str) -> str:
-    """The name of a point's content, 32 hexadecimal digits: equal for what computes the same."""
-    return digest([code, schema.values(cfg), seed, precision])
+def computed_by(settings: Settings) -> str:
+    """How the points of a sweep are evaluated, where that may change their last bits."""
+    platform = "gpu" if settings.cluster.gpus else "cpu"
+    if settings.cluster.kind == "none":
+        import jax
+
+        platform = jax.default_backend()
+    return method_in_words(resolved(settings.sweep.method, platform), settings.sweep.batch)
 
 
-def chunk_name(points: Sequence[Point]) -> str:
-    """The name of a chunk's content."""
-    return digest([point.key for point in points])
-
-
-def digest(content: Any) -> str:
-    """The name of plain values, 32 hexadecimal digits; floats count to their last bit."""
-    text = json.dumps(content, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def code_key(experiment: Experiment, *also: str) -> str:
-    """The name of all that computes: the experiment, the library, what it stands on, and `also`."""
-    path = experiment.project / "experiments" / f"{experiment.name}.py"
-    files = [path, *sorted(path.parent.glob("_*.py")), *sorted(LIBRARY.rglob("*.py"))]
-    return digest([*map(_content, files), provenance.versions(), *also])
-
-
-def _content(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def product(axes: Mapping[str, Sequence[Any]]) -> Iterator[tuple[int, ...]]:
-    """The places of a full grid, the last axis fastest."""
-    return itertools.product(*(range(len(values)) for values in axes.values()))
+def method_in_words(method: str, batch: int = 0, **_: Any) -> str:
+    """A method of evaluation with what may change a point's last bits."""
+    return f"{method} {batch}" if method == "vmap" else method

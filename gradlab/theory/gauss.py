@@ -17,9 +17,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from gradlab.models.activations import LEAK, PHI
+from gradlab.models.activations import LEAK, PHI, Phi
 
-Phi = Callable[[Array], Array]
 Rule = tuple[Array, Array]  # nodes z and weights, the normal density included
 
 _REACH = 10.0  # the density there is 8e-23

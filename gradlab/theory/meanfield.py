@@ -18,10 +18,10 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from gradlab.models.activations import Phi
 from gradlab.theory import gauss
 
-Phi = Callable[[Array], Array]
-Function = Callable[[Array], Array]
+_Function = Callable[[Array], Array]
 
 # Where fixed points are looked for: below is 0, above is inf.
 _DECADES = (-25, 10)
@@ -209,7 +209,7 @@ def _q_star_of_line(slope: Array, intercept: Array) -> Array:
     return jnp.where(held, jnp.nan, root)
 
 
-def _stable_root(f: Function) -> Array:
+def _stable_root(f: _Function) -> Array:
     """The zero of f, q > 0, to which the sign of f leads from q = 1; 0 or inf beyond the grid."""
     grid = _grid()
     positive = jax.vmap(f)(grid) > _rounding(grid) * grid
@@ -221,7 +221,7 @@ def _stable_root(f: Function) -> Array:
     return _bisected(f, right, rising=False)
 
 
-def _first_rise(f: Function) -> Array:
+def _first_rise(f: _Function) -> Array:
     """The smallest zero of f, q > 0, at which f rises; 0 if f > 0 from the start, else nan."""
     grid = _grid()
     positive = jax.vmap(f)(grid) > 0
@@ -235,7 +235,7 @@ def _grid() -> Array:
     return 10.0 ** (jnp.arange((high - low) * _PER_DECADE + 1) / _PER_DECADE + low)
 
 
-def _bisected(f: Function, right: Array, rising: bool) -> Array:
+def _bisected(f: _Function, right: Array, rising: bool) -> Array:
     """The zero of f between the grid points `right - 1` and `right`; 0 or inf off the grid."""
     grid = _grid()
     num = grid.shape[0]
@@ -253,17 +253,17 @@ def _bisected(f: Function, right: Array, rising: bool) -> Array:
     return jnp.where(inside, root, jnp.where(right <= 0, 0.0, jnp.inf))
 
 
-def _polished(f: Function, x: Array) -> Array:
+def _polished(f: _Function, x: Array) -> Array:
     """A zero of f from one right to half its digits, and with it its first derivatives."""
     return _repeated(lambda x: x - f(x) / _slope(f, x), x, 3)
 
 
-def _repeated(f: Function, x: Array, num_times: int) -> Array:
+def _repeated(f: _Function, x: Array, num_times: int) -> Array:
     """`f(f(...f(x)))`, compiled once."""
     return jax.lax.scan(lambda x, _: (f(x), None), x, None, length=num_times)[0]
 
 
-def _slope(f: Function, x: Array) -> Array:
+def _slope(f: _Function, x: Array) -> Array:
     slope: Array = jax.jvp(f, (x,), (jnp.ones_like(x),))[1]
     return slope
 
@@ -288,7 +288,7 @@ def _epsilon_star(phi: Phi, q: Array, sigma_w: Array) -> Array:
     return jnp.where(chaos, jnp.where(finite, root, jnp.nan), 0.0)
 
 
-def _converged(newton: Function, wanted: Array) -> Array:
+def _converged(newton: _Function, wanted: Array) -> Array:
     """The limit of Newton's iteration for a root between 0 and 1, right to half its digits."""
 
     def moving(state: tuple[Array, Array, Array]) -> Array:

@@ -44,8 +44,11 @@ class GradlabLauncher(Launcher):
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
         """Take what Hydra hands over before the sweep."""
+        from gradlab.sweeping import multirun
+
         self.given = (hydra_context, task_function, config)
         self.jobs: list[Sequence[str]] = []
+        multirun.name_folder(task_function, config)
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int

@@ -128,7 +128,9 @@ def test_the_gradient_of_every_layers_weights_is_that_of_automatic_differentiati
     name: str, dtype: Any
 ) -> None:
     seen = measured(name, dtype)
-    expected = [chain.at(part.params, k) for part in seen["autodiff"] for k in range(part.depth)]
+    expected = [
+        chain.params_at(part.params, k) for part in seen["autodiff"] for k in range(part.depth)
+    ]
     # 10 roundings a layer, norm-wise: each factor of the product is rounded.
     bound = 10 * len(expected) * jnp.finfo(dtype).eps
     pairs = [*enumerate(seen["gradients"], start=1), *seen["some"].items()]

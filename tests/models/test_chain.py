@@ -32,7 +32,7 @@ def test_the_states_of_a_chain_are_its_layers_applied_one_by_one() -> None:
     model, x = tanh_chain(), jnp.linspace(-1.0, 1.0, 4)
     z, expected = x, [x]
     for k in range(5):
-        z = tanh_layer(chain.at(model.params, k), z)
+        z = tanh_layer(chain.params_at(model.params, k), z)
         expected.append(z)
     # 4 ulp: the scan's matmul may sum in another order than the eager one.
     np.testing.assert_allclose(chain.states(model, x), expected, rtol=1e-15, atol=1e-16)

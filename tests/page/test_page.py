@@ -9,7 +9,7 @@ import pytest
 import xarray as xr
 
 from gradlab.errors import BadInput
-from gradlab.experiment import dataset
+from gradlab.experiment import dataset, fileset
 from gradlab.page import __main__, build, gallery, numbers, readme, vector
 from tests.pages import EVIL, claim, words, write_experiment
 
@@ -22,7 +22,7 @@ def write_run(folder: Path, claims: list[dict[str, object]], record: dict[str, o
     (folder / "figure.svg").write_text(SVG)
     (folder / "figure.pdf").write_bytes(b"%PDF")
     (folder / "claims.json").write_text(json.dumps(claims))
-    (folder / "run.json").write_text(json.dumps(record))
+    fileset.close(folder, record)
 
 
 @pytest.fixture
@@ -210,7 +210,7 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(
     ],
 )
 def test_a_number_is_shown_to_its_digits(value: object, shown: str) -> None:
-    assert numbers.plain(value) == shown
+    assert numbers.significant(value) == shown
 
 
 @pytest.mark.parametrize(

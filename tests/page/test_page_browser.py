@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, Route, sync_playwright
 
-from gradlab.experiment import dataset, files, lesson, loading
+from gradlab.experiment import dataset, files, fileset, lesson, loading
 from gradlab.page import build
 
 CHECKS = Path(__file__).parent
@@ -43,15 +43,15 @@ def results(tmp_path_factory: pytest.TempPathFactory, experiment: loading.Experi
     """Both pages over a run of the made-up experiment."""
     folder = tmp_path_factory.mktemp("results")
     with jax.numpy_rank_promotion("allow"):  # as in a run
-        data = loading.measure(experiment, experiment.module.Config(sigma_w=SIGMA_W), 0)
+        data = loading.evaluate(experiment, experiment.module.Config(sigma_w=SIGMA_W), 0)
     (folder / NAME).mkdir()
     dataset.write(folder / NAME / "data.nc", data)
     claims = [claim.record() for claim in loading.judge(experiment, data)]
     files.write_json(folder / NAME / "claims.json", claims)
     record = {"command": f"python experiments/{NAME}.py", "config": {"sigma_w": SIGMA_W}}
-    files.write_json(folder / NAME / "run.json", record)
     (folder / NAME / "figure.svg").write_text('<svg viewBox="0 0 9 4"><path d="M 0 0"/></svg>')
     (folder / NAME / "caption.md").write_text("A caption.")
+    fileset.close(folder / NAME, record)
     build.pages(CHECKS, folder)
     return folder
 

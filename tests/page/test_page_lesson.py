@@ -204,7 +204,7 @@ def test_what_an_experiment_offers_is_there(experiment_file: Path, project: Path
     assert found.notes == ()
     for place in found.places:
         if place.kind == "figure":
-            assert offers.figure(found, place.name).problem == ""
+            assert offers.figure_at(found, place.name).problem == ""
         else:
             row = evidence.labels(place.name) if place.kind == "number" else []
             cells = [evidence.number(place.name, along=label) for label in row]

@@ -95,7 +95,9 @@ def test_a_claim_that_fails_ends_with_status_one_after_all_is_written(toy: Toy) 
         ("precision=float16", "precision is 'float16'; allowed: one of float32, float64"),
         ("scale=medium", "'medium' is not known; allowed: full, smoke"),
         ("seed=-1", "seed is -1; allowed: a whole number at least 0"),
-        ("cluster=moon", "'moon' is not known; did you mean 'none'? allowed: debug, local, none"),
+        ("cluster=moon", "error: cluster 'moon' is not known; allowed: debug, local, none, slurm"),
+        ("cluster=slrum", "'slrum' is not known; did you mean 'slurm'? allowed: debug"),
+        ("hydra/sweeper=basic hydra/launcher=basic", "allowed: one of the two beside the suite's"),
         ("cluster.kind=moon", "cluster.kind is 'moon'; allowed: one of none, debug, local, slurm"),
         ("cluster.minutes=0", "cluster.minutes is 0; allowed: a whole number at least 1"),
         ("sweep=fast", "sweep is 'fast'; allowed: sweep.method, sweep.batch"),
@@ -106,7 +108,7 @@ def test_a_claim_that_fails_ends_with_status_one_after_all_is_written(toy: Toy) 
 def test_bad_input_is_one_sentence_and_nothing_is_written(
     toy: Toy, argument: str, sentence: str
 ) -> None:
-    ended = toy.run(argument)
+    ended = toy.run(*(argument.split() if "hydra/" in argument else [argument]))
     assert ended.status == 1
     assert ended.stderr.startswith("error: ")
     assert sentence in ended.stderr

@@ -33,7 +33,7 @@ def test_a_preset_sets_what_it_says_in_its_own_experiment(preset: Path) -> None:
     exp = loading.load(EXPERIMENTS / f"{written.pop('experiment')}.py")
     with hydra_told_of(exp):
         cfg = compose(exp.name, overrides=[f"+experiment={preset.stem}"])
-    _, read = composition.read(exp, composition.plain(cfg))
+    _, read = composition.read(exp, composition.plain_values(cfg))
     assert {name: schema.values(read)[name] for name in written} == written
     assert preset.read_text().startswith("# @package _global_\n# ")
 

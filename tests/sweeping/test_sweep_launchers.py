@@ -32,9 +32,17 @@ def test_another_sweeper_has_its_jobs_joined_too(toy: Toy, monkeypatch: pytest.M
     (folder,) = toy.results.iterdir()
     files = toy.files(folder.name)
     shutil.rmtree(folder)
-    monkeypatch.chdir(toy.project)  # Hydra's own sweeper leaves a file where it is
+    elsewhere = toy.project / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
     toy.sweep(*POINTS, "hydra/sweeper=basic")
     assert toy.files(folder.name) == files
+    assert (folder / "multirun.yaml").is_file()  # what Hydra's own sweeper leaves, and where
+    shutil.rmtree(folder)
+    refused = toy.sweep("sigma_w=2.0,bad", "hydra/sweeper=basic")
+    assert refused.stderr.startswith("error: sigma_w is ")
+    assert not toy.results.exists()
+    assert not list(elsewhere.iterdir())
 
 
 @pytest.mark.parametrize("method", ["each", "map", "vmap"])

@@ -27,7 +27,7 @@ def end(process: subprocess.Popen[str]) -> Outcome:
 
 def wait_for_chunks(toy: Toy, process: subprocess.Popen[str], count: int) -> None:
     """Until the process has written `count` chunk files."""
-    while len(list(toy.results.glob("*/chunks/*.nc"))) < count:
+    while len(list(toy.results.glob(".store/*.nc"))) < count:
         assert process.poll() is None, process.communicate()
         time.sleep(0.005)
 
@@ -56,8 +56,8 @@ def test_a_sweep_killed_at_twenty_moments_ends_as_an_undisturbed_one(toy: Toy) -
     assert end(toy.start(*SWEEP, SLOW)).status == 0
     whole = time.monotonic() - begun
     folder = folder_of(toy)
-    files, chunks = toy.files(folder.name), set(toy.chunks(folder.name))
-    undisturbed = {path.name: path.read_bytes() for path in (folder / "chunks").glob("*.nc")}
+    files, chunks = toy.files(folder.name), set(toy.chunks())
+    undisturbed = {path.name: path.read_bytes() for path in (toy.results / ".store").glob("*.nc")}
     for path in sorted(folder.rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
     killed = 0
@@ -66,7 +66,7 @@ def test_a_sweep_killed_at_twenty_moments_ends_as_an_undisturbed_one(toy: Toy) -
         try:
             # Most of the time goes by before the first chunk; moments after it count more.
             if draws.random() < 0.7:
-                wait_for_chunks(toy, process, min(len(toy.chunks(folder.name)) + 1, len(chunks)))
+                wait_for_chunks(toy, process, min(len(toy.chunks()) + 1, len(chunks)))
                 process.wait(draws.uniform(0.0, 0.3))
             else:
                 process.wait(draws.uniform(0.0, whole))
@@ -77,7 +77,7 @@ def test_a_sweep_killed_at_twenty_moments_ends_as_an_undisturbed_one(toy: Toy) -
     status, _, told = end(toy.start(*SWEEP, SLOW))
     assert status == 0, told
     assert toy.files(folder.name) == files
-    assert {p.name: p.read_bytes() for p in (folder / "chunks").glob("*.nc")} == undisturbed
+    assert {p.name: p.read_bytes() for p in (toy.results / ".store").glob("*.nc")} == undisturbed
     assert not list(folder.rglob("*.tmp"))
 
 

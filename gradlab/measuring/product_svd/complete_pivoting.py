@@ -128,7 +128,7 @@ def _product_in_double_words(J: Array, L: Doubled) -> tuple[Doubled, Array]:
 
     start = doubled.zeros((len(J), L.high.shape[1]), J.dtype)
     total, _ = jax.lax.scan(step, start, (J.T, L))
-    return total, len(L.high) * doubled.eps(J.dtype) * (jnp.abs(J) @ jnp.abs(L.high))
+    return total, len(L.high) * doubled.roundoff(J.dtype) * (jnp.abs(J) @ jnp.abs(L.high))
 
 
 def _next_pivot(s: _Elimination, J: Array, L: Array, log_2_d: Array, k: int) -> _Elimination:
@@ -218,7 +218,7 @@ def _with_pivot(s: _Elimination, i: Array, j: Array, k: int) -> _Elimination:
     is_next = _is_left(done, k)
     is_factor = (done.row_rank >= k)[:, None] & (jnp.arange(is_next.shape[1]) == j)[None, :]
     # Nor does a factor take its own entry away to the last digit.
-    by_step = doubled.eps(taken.high.dtype) * (jnp.abs(s.A.high) + 2 * jnp.abs(taken.high))
+    by_step = doubled.roundoff(taken.high.dtype) * (jnp.abs(s.A.high) + 2 * jnp.abs(taken.high))
     is_changed = is_next | is_factor
     A = Doubled(
         *(

@@ -51,7 +51,7 @@ class _StepError(NamedTuple):
 
 def error_bound(model: Model, x: Array, depths: Sequence[int]) -> Array:
     """A bound of first order on the error of every `log sigma_i` (nats), `(num_depths,)`."""
-    n = factorisation.num_columns(model, x)
+    n = factorisation.most_columns(model, x)
 
     def observe(after: Factors, step: Step, so_far: _Changes) -> _Changes:
         del after

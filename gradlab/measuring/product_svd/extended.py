@@ -85,7 +85,7 @@ def after_trials(now: Factors, since: Ratios) -> Extended:
     The range is taken to be turned by as much as those layers may have turned it.
     """
     is_complement = now.d.mantissa == 0
-    rise = ratios.log_2(now.d) - since.lowest
+    rise = ratios.exponents(now.d) - since.lowest
     sizes = thresholds.LAYER_BUDGET * scaled.power_of_two(rise, now.L.dtype)
     is_outside = is_complement[:, None] & ~is_complement[None, :]
     turn = jnp.where(is_outside, jnp.clip(sizes * factors.sample(sizes), -1, 1), 0)
@@ -173,7 +173,7 @@ def _in_double_words(J: Array, before: Extended, num_old: int) -> _Eliminated:
     added = _new_columns(linearisation.matmul(J, now.L), num_old)
     L_0 = Doubled(now.L, before.low)
     done = complete_pivoting.eliminate(J, L_0, scaled.log_2(now.d), uncertain, added)
-    error = jnp.asarray(doubled.eps(J.dtype), J.dtype)
+    error = jnp.asarray(doubled.roundoff(J.dtype), J.dtype)
     return _Eliminated(*done, exponent, error)
 
 

@@ -31,7 +31,7 @@ from gradlab.models.chain import Chain, Layer, Model
 Observe = Callable[[Factors, Step, Any], Any]
 
 # From a layer's number, the state after it and what is stored, to what is stored.
-Store = Callable[[Array, "_State", Any], Any]
+Keep = Callable[[Array, "_State", Any], Any]
 
 
 class _State(NamedTuple):
@@ -53,12 +53,12 @@ class _How(NamedTuple):
     """How a segment is gone through, with the least width before it."""
 
     observe: Observe | None
-    store: Store | None
+    store: Keep | None
     level: Array
     narrowest: int
 
 
-def num_columns(model: Model, x: Array) -> int:
+def most_columns(model: Model, x: Array) -> int:
     """The most columns that the factors of a chain have."""
     widths = np.array(chain.widths(model, x))
     return max(map(factors.num_columns, np.minimum.accumulate(widths).tolist(), widths.tolist()))
@@ -69,7 +69,7 @@ def factorise(
 ) -> tuple[Factors, Any]:
     """`(factors, observed)` as they stand at every depth asked for, `(num_depths, ...)`.
 
-    The factors are padded with zeros to the largest width and `num_columns`.
+    The factors are padded with zeros to the largest width and `most_columns`.
 
     Args:
         model: the chain.
@@ -84,7 +84,7 @@ def factorise(
         raise ValueError(
             f"depths must be ascending whole numbers from 1 to {num_layers}, not {wanted}."
         )
-    shape = num_columns(model, x), max(chain.widths(model, x))
+    shape = most_columns(model, x), max(chain.widths(model, x))
     # A few roundings a layer in each of the directions.
     is_shallow = num_layers * shape[1] * scaled.eps(x.dtype) <= thresholds.ERROR_BUDGET
     lowest = thresholds.WORKING if is_shallow else thresholds.REFINED
@@ -169,7 +169,7 @@ def _on_trial(segment: Chain, how: _How, carry: Any) -> Any:
 
     def trial_of(layer: Array, state: _State) -> Trial:
         # Beyond the last layer it is the last once more, and nobody takes it.
-        params = chain.at(segment.params, layer)
+        params = chain.params_at(segment.params, layer)
         found = trial.of_layer(segment.layer, params, state.z, state.extended.factors)
         error = jnp.where(level <= thresholds.WORKING, found.error, jnp.inf)
         return found._replace(error=error)
@@ -187,7 +187,7 @@ def _on_trial(segment: Chain, how: _How, carry: Any) -> Any:
         after = trial.accepted(before, found)
         observed = state.observed
         if how.observe:
-            params = chain.at(segment.params, layer)
+            params = chain.params_at(segment.params, layer)
             step = trial.step(segment.layer, params, state.z, before, found)
             observed = how.observe(after, step, observed)
         since = ratios.after_layer(state.ratios, after.d, found.pivots)
@@ -198,7 +198,7 @@ def _on_trial(segment: Chain, how: _How, carry: Any) -> Any:
 
     def reject(run: Any) -> Any:
         layer, state, stored, _ = run
-        state = _one_extended(segment.layer, how, chain.at(segment.params, layer), state)
+        state = _one_extended(segment.layer, how, chain.params_at(segment.params, layer), state)
         stored = how.store(layer, state, stored) if how.store else stored
         return layer + 1, state, stored, trial_of(layer + 1, state)
 

@@ -37,7 +37,7 @@ def start(x: Array) -> Ratios:
 def after_layer(ratios: Ratios, d: Scaled, pivots: Array) -> Ratios:
     """The ratios after one more layer, which has made d and has these pivots, `(c,)`."""
     c, is_complement = len(pivots), d.mantissa == 0
-    ratio = log_2(d)
+    ratio = exponents(d)
     # A column without a pivot holds nothing any more: it starts anew.
     is_new = is_complement & (pivots == 0)
     lowest = jnp.where(is_new[:, None], ratio, jnp.minimum(ratios.lowest[:c, :c], ratio))
@@ -45,7 +45,7 @@ def after_layer(ratios: Ratios, d: Scaled, pivots: Array) -> Ratios:
     return Ratios(lowest, jnp.maximum(ratios.rise[:c], rise))
 
 
-def log_2(d: Scaled) -> Array:
+def exponents(d: Scaled) -> Array:
     """The exponent of d_i / d_j, `(c, c)`; that of two directions is at most 0."""
     ratio = d.exponent[:, None] - d.exponent[None, :]
     return jnp.where((d.mantissa == 0)[:, None], ratio, jnp.minimum(ratio, 0))

@@ -1,0 +1,52 @@
+"""The files of a run are one set: `run.json` comes last and names the digests of the others.
+
+A kill between two files, or a file edited later, is seen by whoever reads them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gradlab.experiment import files
+
+# Counted up when a reader of before could not read what is written now.
+LAYOUT = 2
+
+MEMBERS = ("data.nc", "claims.json", "caption.md", "figure.png", "figure.pdf", "figure.svg")
+
+
+def close(folder: Path, record: Mapping[str, Any]) -> None:
+    """Write `run.json`: the record, and the digests of the files that stand beside it."""
+    files.write_json(folder / "run.json", {**record, "layout": LAYOUT, "files": digests(folder)})
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """File name to the digest of its content, for each member of the set that is there."""
+    return {
+        name: hashlib.sha256((folder / name).read_bytes()).hexdigest()[:32]
+        for name in MEMBERS
+        if (folder / name).is_file()
+    }
+
+
+def record(folder: Path) -> dict[str, Any]:
+    """What `run.json` says; empty where there is none that can be read."""
+    try:
+        told = json.loads((folder / "run.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return told if isinstance(told, dict) else {}
+
+
+def strangers(folder: Path) -> list[str]:
+    """The members that are not of the run that `run.json` tells of; none if the set is whole."""
+    told = record(folder)
+    named = told.get("files")
+    if told.get("layout") != LAYOUT or not isinstance(named, dict):
+        return ["run.json"]
+    there = digests(folder)
+    return [name for name in MEMBERS if there.get(name) != named.get(name)]

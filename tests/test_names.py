@@ -1,0 +1,61 @@
+"""No two things share a name: the public names of all rooms, but for those that mean the same."""
+
+import ast
+from collections import defaultdict
+from pathlib import Path
+
+import gradlab
+
+PACKAGE = Path(gradlab.__file__).parent
+
+# A name that several rooms have on purpose, and what it means in all of them.
+SHARED = {
+    "T": "a type variable",
+    "add": "the sum of two numbers of the room's kind",
+    "entries": "the keys of a config class, of the suite, of a run",
+    "lengths": "the mean square of h in each layer, of a plain or a residual network",
+    "log_norms": "log |P_k|: of a chain, and of one of its segments",
+    "log_singular_values": "log sigma_i of a product: rounded, and enclosed",
+    "lyapunov_exponents": "what is measured, and what theory predicts",
+    "matmul": "the matrix product of two arrays of the room's kind",
+    "mean": "a mean with its standard error, and the claim about it",
+    "multiply": "the product of two numbers of the room's kind",
+    "norm": "the Euclidean norm: of an array in any range, of a pytree",
+    "product": "w^depth as a Jacobian is multiplied out, and as theory has it",
+    "read": "typed values from plain ones: a config, the settings, both; a dataset from its file",
+    "singular_values": "those of a product, and of the matrix that it is reduced to",
+    "singular_vectors": "the face of the closed room hands on what the room computes",
+    "slope": "a least-squares slope, the claim about it, and what theory predicts for it",
+    "start": "what a loop over layers starts from: what belongs to the empty product",
+    "states": "what layers map: along a chain, and what a named network starts from",
+    "with_columns": "what belongs to factors, with so many columns more",
+    # One meaning each, told apart by the room, which is always written with them.
+    "Chain": "models.chain; lesson.Chain is the figure of one",
+    "key": "schema.key describes a key of a config; figures.key is the key to a panel's marks",
+    "named": "dataset.named gives axes their names; figures.named gives a line its name",
+    "scale": "scaled.scale takes the size out of numbers; fault.scale puts a wrong factor in",
+}
+
+
+def defined(path: Path) -> set[str]:
+    """The public names that a module defines at its top."""
+    names = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign):
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            names.add(node.target.id)
+    return {name for name in names if not name.startswith("_")}
+
+
+def test_a_name_means_one_thing_or_stands_in_the_table() -> None:
+    rooms = defaultdict(list)
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for name in defined(path):
+            rooms[name].append(str(path.relative_to(PACKAGE)))
+    twice = {name: where for name, where in rooms.items() if len(where) > 1}
+    assert twice.keys() == SHARED.keys(), {
+        name: twice.get(name, "in one room only") for name in twice.keys() ^ SHARED.keys()
+    }

@@ -282,7 +282,6 @@ def files(project: Path) -> set[str]:
 
 RESULT = {
     *(".hydra", "claims.json", "data.nc", "figure.pdf", "figure.png", "figure.svg", "run.json"),
-    ".store",
 }
 
 

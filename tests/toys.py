@@ -221,8 +221,12 @@ class Toy:
 
     def chunks(self) -> dict[str, int]:
         """File of the store to its time of writing."""
-        there = (self.results / ".store").glob("*.nc")
-        return {path.name: path.stat().st_mtime_ns for path in there}
+        return {path.name: path.stat().st_mtime_ns for path in self.store.glob("*.nc")}
+
+    @property
+    def store(self) -> Path:
+        """The folder of the finished points."""
+        return self.project / "results" / ".store" / "chaos"
 
 
 @pytest.fixture

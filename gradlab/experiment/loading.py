@@ -90,8 +90,16 @@ def load_anew(file: str | Path) -> Experiment:
         beside = path.parent in Path(str(getattr(module, "__file__", None))).parents
         if name == _module_name(path) or (beside and name != "__main__"):
             del sys.modules[name]
+    if str(path.parent) not in sys.path:  # where Python itself looks first for a program
+        sys.path.append(str(path.parent))
     importlib.invalidate_caches()
-    return _complete(path, _imported(path))
+    kept = sys.dont_write_bytecode
+    # Bytecode of an older source may have the same size and second.
+    sys.dont_write_bytecode = True
+    try:
+        return _complete(path, _imported(path))
+    finally:
+        sys.dont_write_bytecode = kept
 
 
 def _existing(file: str | Path) -> Path:
@@ -141,7 +149,7 @@ def _imported(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # annotations of a dataclass are resolved in its module
     try:
-        # Not by the loader: its bytecode of an older source may have the same size and second.
+        # Not by the loader, which would take bytecode.
         exec(compile(path.read_bytes(), path, "exec"), vars(module))
     except BaseException:
         del sys.modules[name]

@@ -48,7 +48,7 @@ def folder(
 
 def store_folder(experiment: Experiment, settings: Settings) -> Path:
     """Where the finished points of an experiment are, of all its runs and sweeps."""
-    return experiment.project / settings.results / experiment.name / ".store"
+    return experiment.project / settings.results / ".store" / experiment.name
 
 
 def name(experiment: str, config_name: str, overrides: Sequence[str]) -> str:

@@ -31,7 +31,18 @@ _LISTING = frozenset(("os.listdir", "os.scandir"))
 
 # Packages in C that open files through Python alone, or none.
 _OPEN = frozenset(
-    ("google", "jaxlib", "markupsafe", "ml_dtypes", "msgpack", "numpy", "pandas", "scipy", "yaml")
+    (
+        "cftime",
+        "google",
+        "jaxlib",
+        "markupsafe",
+        "ml_dtypes",
+        "msgpack",
+        "numpy",
+        "pandas",
+        "scipy",
+        "yaml",
+    )
 )
 
 # What a shell or a scheduler sets anew for each process, and no program asks for.

@@ -112,7 +112,7 @@ def expected(toy: Toy) -> dict[str, bytes]:
 def test_a_killed_array_element_is_requeued_and_nothing_is_lost(toy: Toy, slurm: Path) -> None:
     files = expected(toy)
     process = on_slurm(toy, slurm, SLOW)
-    wait_for(lambda: len(list(toy.results.glob(".store/*.nc"))) >= 2, process)
+    wait_for(lambda: len(list(toy.store.glob("*.nc"))) >= 2, process)
     (folder,) = toy.results.iterdir()
     before = toy.chunks()
     os.kill(workers(toy)[0], signal.SIGKILL)
@@ -132,7 +132,7 @@ def test_a_killed_array_element_is_requeued_and_nothing_is_lost(toy: Toy, slurm:
 def test_a_cancelled_and_a_preempted_element_are_made_good(toy: Toy, slurm: Path) -> None:
     slow = "fail='sleep 1.5'"  # longer in all than the grace that Slurm gives
     process = on_slurm(toy, slurm, slow)
-    wait_for(lambda: len(list(toy.results.glob(".store/*.nc"))) >= 1, process)
+    wait_for(lambda: len(list(toy.store.glob("*.nc"))) >= 1, process)
     (folder,) = toy.results.iterdir()
     (job,) = {name.partition("_")[0] for name in submitted(folder)}
     ask(slurm, "scancel", f"{job}_0")
@@ -211,7 +211,7 @@ def test_a_failing_point_fails_alone_on_a_cluster_too(toy: Toy) -> None:
 def test_a_killed_process_of_this_machine_is_started_again(toy: Toy) -> None:
     files = expected(toy)
     process = toy.start("--multirun", "cluster=local", *SMALL, *SWEEP, SLOW)
-    wait_for(lambda: len(list(toy.results.glob(".store/*.nc"))) >= 2, process)
+    wait_for(lambda: len(list(toy.store.glob("*.nc"))) >= 2, process)
     for worker in workers(toy):
         os.kill(worker, signal.SIGKILL)
     status, _, told = end(process)

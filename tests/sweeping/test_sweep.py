@@ -64,7 +64,7 @@ def test_a_sweep_holds_the_programs_of_one_structure_at_a_time(
 
 def test_the_swept_parameters_are_the_axes_of_one_dataset(toy: Toy) -> None:
     toy.sweep("sigma_w=2.0,3.0,4.0", "activation=tanh,linear", "seed=0,1")
-    (folder,) = toy.results.glob("act*")
+    (folder,) = toy.results.iterdir()
     data = toy.data(folder.name)
     assert data.first.dims == ("sigma_w", "activation", "seed", "layer")
     assert data.length.dims == ("sigma_w", "activation", "seed")
@@ -121,7 +121,7 @@ def test_one_failing_point_of_a_grid_leaves_a_table_of_the_others(rendering_toy:
     ended = toy.sweep(
         "activation=tanh,linear", "width=3,4,5", "depth=2,3,4,5", "fail='depth 3 linear 4'"
     )
-    (folder,) = toy.results.glob("act*")
+    (folder,) = toy.results.iterdir()
     data = toy.data(folder.name)
     assert ended.status == 1
     assert data.sizes["point"] == 23
@@ -175,7 +175,7 @@ def test_only_what_is_missing_is_computed(toy: Toy) -> None:
     folder = "seed=range(0,4)"
     before, files = toy.chunks(), toy.files(folder)
     lost = sorted(before)[1]
-    (toy.results / ".store" / lost).unlink()
+    (toy.store / lost).unlink()
     (toy.results / folder / "data.nc").unlink()
     assert "3 of 4 points were finished before" in toy.sweep("seed=range(0,4)").stderr
     after = toy.chunks()
@@ -187,7 +187,7 @@ def test_only_what_is_missing_is_computed(toy: Toy) -> None:
 def test_a_damaged_chunk_is_computed_again(toy: Toy) -> None:
     toy.sweep("seed=0,1", "sweep.chunk=1")
     files = toy.files("seed=0,1")
-    path = next((toy.results / ".store").glob("*.nc"))
+    path = next((toy.store).glob("*.nc"))
     path.write_bytes(path.read_bytes()[:100])
     assert "1 of 2 points were finished before" in toy.sweep("seed=0,1").stderr
     assert toy.files("seed=0,1") == files
@@ -205,7 +205,9 @@ def test_a_change_of_code_or_value_is_not_mistaken_for_finished(toy: Toy, change
         "precision": toy.project / "configs" / "other.yaml",
     }[changed]
     text = path.read_text() if path.exists() else ""
-    path.write_text(text.replace("sigma_w: 3.0", "sigma_w: 3.25") + "\n# another\n")
+    path.write_text(
+        text.replace("sigma_w: 3.0", "sigma_w: 3.25") + "\nANOTHER = 1\n" * (path.suffix == ".py")
+    )
     again = toy.sweep("seed=0,1", *extra)
     assert again.status == 0
     assert "finished before" not in again.stderr
@@ -214,7 +216,7 @@ def test_a_change_of_code_or_value_is_not_mistaken_for_finished(toy: Toy, change
 def test_fail_fast_stops_at_the_first_failure_and_keeps_what_is_done(toy: Toy) -> None:
     arguments = ["sigma_w=1.0,2.0,3.0", "fail='value 2'", "sweep.chunk=1"]
     ended = toy.sweep(*arguments, "sweep.fail_fast=true")
-    (folder,) = toy.results.glob("act*")
+    (folder,) = toy.results.iterdir()
     assert ended.status == 1
     assert len(toy.chunks()) == 1
     assert json.loads((folder / "run.json").read_text())["num_failures"] == 1
@@ -226,7 +228,7 @@ def test_a_sweep_of_which_every_point_fails_says_so(toy: Toy) -> None:
     ended = toy.sweep("seed=0,1", "fail='value 3'")
     assert ended.status == 1
     assert "2 of 2 points failed" in ended.stderr
-    (folder,) = toy.results.glob("act*")
+    (folder,) = toy.results.iterdir()
     assert not (folder / "data.nc").exists()
 
 
@@ -242,7 +244,7 @@ def test_a_full_disk_loses_nothing(toy: Toy) -> None:
     folder = next(toy.results.iterdir()).name
     files = toy.files(folder)
     for name in sorted(toy.chunks())[-2:]:
-        (toy.results / ".store" / name).unlink()
+        (toy.store / name).unlink()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = toy.chunks()
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
@@ -280,7 +282,7 @@ def test_the_grammar_is_hydras_own(toy: Toy, typed: str, meant: list[object] | N
         assert toy.sweep(typed, "seed=0,1").status == 1
         return
     assert "error" not in toy.sweep(typed).stderr
-    (folder,) = toy.results.glob("act*")
+    (folder,) = toy.results.iterdir()
     data = toy.data(folder.name)
     assert data[typed.partition("=")[0]].values.tolist() == meant
 
@@ -371,7 +373,7 @@ def test_temporary_files_of_a_killed_process_are_removed(toy: Toy) -> None:
 
 def test_values_are_read_from_disk_by_other_tools(toy: Toy) -> None:
     toy.sweep("activation=tanh,linear", "seed=0,1")
-    (folder,) = toy.results.glob("act*")
+    (folder,) = toy.results.iterdir()
     with xr.open_dataset(folder / "data.nc", engine="h5netcdf") as data:
         assert [str(name) for name in data.activation.values] == ["tanh", "linear"]
 

@@ -27,7 +27,7 @@ def end(process: subprocess.Popen[str]) -> Outcome:
 
 def wait_for_chunks(toy: Toy, process: subprocess.Popen[str], count: int) -> None:
     """Until the process has written `count` chunk files."""
-    while len(list(toy.results.glob(".store/*.nc"))) < count:
+    while len(list(toy.store.glob("*.nc"))) < count:
         assert process.poll() is None, process.communicate()
         time.sleep(0.005)
 
@@ -57,7 +57,7 @@ def test_a_sweep_killed_at_twenty_moments_ends_as_an_undisturbed_one(toy: Toy) -
     whole = time.monotonic() - begun
     folder = folder_of(toy)
     files, chunks = toy.files(folder.name), set(toy.chunks())
-    undisturbed = {path.name: path.read_bytes() for path in (toy.results / ".store").glob("*.nc")}
+    undisturbed = {path.name: path.read_bytes() for path in (toy.store).glob("*.nc")}
     for path in sorted(folder.rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
     killed = 0
@@ -77,7 +77,7 @@ def test_a_sweep_killed_at_twenty_moments_ends_as_an_undisturbed_one(toy: Toy) -
     status, _, told = end(toy.start(*SWEEP, SLOW))
     assert status == 0, told
     assert toy.files(folder.name) == files
-    assert {p.name: p.read_bytes() for p in (toy.results / ".store").glob("*.nc")} == undisturbed
+    assert {p.name: p.read_bytes() for p in (toy.store).glob("*.nc")} == undisturbed
     assert not list(folder.rglob("*.tmp"))
 
 

@@ -1,0 +1,315 @@
+"""A point is found again after what does not compute changed, and never after what does."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gradlab.experiment import loading, schema
+from gradlab.running import identity, recall
+from gradlab.running.identity import Namer
+from tests.toys import PROJECT, shared_configs
+
+EXPERIMENT = '''"""What is twice the sine?"""
+
+from pathlib import Path
+
+import helper
+import numpy
+
+import gradlab as gl
+from gradlab.lazy import jax, jnp
+
+DATA = numpy.loadtxt(Path(__file__).with_name("data.txt"))
+
+
+@gl.config
+class Config:
+    w: gl.Floats
+    depth: int
+    scale: float = gl.key("a factor")
+
+
+def compute(cfg, key):
+    phi = helper.sine
+    noise = jax.random.normal(key, (cfg.depth,))
+    return {
+        "twice": gl.named(helper.FACTOR * phi(cfg.w) * cfg.scale, "w", long_name="twice the sine"),
+        "noise": gl.named(noise + DATA, "draw", units="m"),
+    }
+
+
+def figure(data):
+    drawn, (axes,) = gl.figures.panels()
+    axes.plot(data.w, data.twice)
+    axes.set_xlabel("w")
+    axes.set_ylabel("twice the sine")
+    return drawn
+
+
+def claims(data):
+    yield gl.Claim("it is small", float(abs(data.twice).max()), 9.0, {}, "sine", "<=")
+
+
+FAULTS = {}
+
+if __name__ == "__main__":
+    gl.run(__file__)
+'''
+HELPER = '''"""Beside it."""
+
+from gradlab.lazy import jnp
+
+FACTOR = 2.0
+
+
+def sine(x):
+    """The sine."""
+    return jnp.sin(x)
+'''
+VALUES = """defaults: [schema, base, _self_, {scale: full}]
+w: [0.5, 1.0]
+depth: 3
+scale: 1.0
+"""
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Path:
+    """A project with one experiment that draws, imports a helper and reads a file."""
+    folder = tmp_path / "experiments"
+    folder.mkdir()
+    (folder / "twice.py").write_text(EXPERIMENT)
+    (folder / "helper.py").write_text(HELPER)
+    (folder / "data.txt").write_text("1.0\n2.0\n3.0\n")
+    shared_configs(tmp_path)
+    (tmp_path / "configs" / "twice.yaml").write_text(VALUES)
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def path_of_imports(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Python does for a program, its folder is looked through first."""
+    monkeypatch.syspath_prepend(lab / "experiments")
+    monkeypatch.delitem(sys.modules, "helper", raising=False)  # another test's
+
+
+def name(lab: Path, method: str = "each", seed: int = 0, **values: Any) -> str:
+    exp = loading.load_anew(lab / "experiments" / "twice.py")
+    given = {"w": [0.5, 1.0], "depth": 3, "scale": 1.0} | values
+    return Namer(exp, method)(schema.read(exp.module.Config, given), seed, "float64")
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+LOOKS = {
+    "a comment": ("twice.py", "def compute", "# what it does\ndef compute"),
+    "a docstring": ("helper.py", "The sine.", "The sine, of radians."),
+    "the question": ("twice.py", "What is twice the sine?", "How large is it?"),
+    "the figure": ("twice.py", "axes.plot", "axes.scatter"),
+    "the claims": ("twice.py", "9.0", "8.0"),
+    "the order of keys": (
+        "twice.py",
+        '    depth: int\n    scale: float = gl.key("a factor")',
+        '    scale: float = gl.key("another word")\n    depth: int',
+    ),
+    "formatting": ("helper.py", "return jnp.sin(x)", "return (\n        jnp.sin(x)\n    )"),
+    "a name inside": ("twice.py", "phi = helper.sine", "phi = of = helper.sine"),
+}
+
+
+@pytest.mark.parametrize("what", LOOKS)
+def test_what_only_looks_at_results_changes_no_name(lab: Path, what: str) -> None:
+    before = name(lab)
+    file, old, new = LOOKS[what]
+    edit(lab / "experiments" / file, old, new)
+    assert name(lab) == before
+
+
+COMPUTES = {
+    "a number in compute": ("twice.py", "noise + DATA", "noise + DATA + 1"),
+    "a constant of a helper": ("helper.py", "FACTOR = 2.0", "FACTOR = 2.5"),
+    "a function of a helper": ("helper.py", "jnp.sin(x)", "jnp.cos(x)"),
+    "a file that is read": ("data.txt", "3.0", "3.5"),
+    "a label": ("twice.py", 'twice the sine")', 'the sine")'),
+    "a unit": ("twice.py", 'units="m"', 'units="s"'),
+    "an axis": ("twice.py", '"draw"', '"draws"'),
+    "a format": ("twice.py", "noise + DATA", "(noise + DATA).astype(jnp.float32)"),
+    "a name of an array": ("twice.py", '"noise":', '"other":'),
+}
+
+
+@pytest.mark.parametrize("what", COMPUTES)
+def test_what_computes_changes_the_name(lab: Path, what: str) -> None:
+    before = name(lab)
+    file, old, new = COMPUTES[what]
+    edit(lab / "experiments" / file, old, new)
+    assert name(lab) != before
+
+
+def test_values_seed_and_method_are_in_the_name(lab: Path) -> None:
+    names = [
+        *(name(lab), name(lab, seed=1), name(lab, method="vmap 0"), name(lab, w=[0.5, 1.5])),
+        *(name(lab, w=[0.5, np.nextafter(1.0, 2.0)]), name(lab, scale=2.0), name(lab, w=[0.5])),
+    ]
+    assert len(set(names)) == len(names)
+    assert name(lab) == names[0]
+
+
+def test_a_flag_that_the_program_depends_on_is_in_the_name(lab: Path) -> None:
+    import jax
+
+    before = name(lab)
+    for flag, value in (("jax_threefry_partitionable", False), ("jax_enable_custom_prng", True)):
+        kept = jax.config.values[flag]
+        jax.config.update(flag, value)
+        try:
+            jax.clear_caches()
+            assert name(lab) != before
+        finally:
+            jax.config.update(flag, kept)
+            jax.clear_caches()
+    assert name(lab) == before
+
+
+@pytest.mark.parametrize("where", ["version", "device", "XLA_FLAGS"])
+def test_what_the_program_runs_on_is_in_the_name(
+    lab: Path, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = name(lab)
+    if where == "version":
+        monkeypatch.setattr("gradlab.running.provenance.versions", lambda _: {"jax": "another"})
+    elif where == "device":
+        monkeypatch.setattr("jax.devices", lambda: [type("Device", (), {"device_kind": "X"})()])
+    else:
+        monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")
+    assert name(lab) != before
+
+
+def test_constants_are_in_the_text_of_a_program() -> None:
+    import jax
+
+    assert jax.config.values["jax_use_simplified_jaxpr_constants"] is False
+
+
+CALLBACK = (
+    "phi = helper.sine",
+    "phi = lambda w: jax.pure_callback(helper.told, w, w)",
+    "\n\ndef told(x):\n    return numpy.sin(x)  # radians\n",
+)
+
+
+def test_the_code_of_a_callback_is_in_the_name_and_its_comments_are_not(lab: Path) -> None:
+    edit(lab / "experiments" / "twice.py", *CALLBACK[:2])
+    helper = lab / "experiments" / "helper.py"
+    helper.write_text(
+        helper.read_text().replace("from grad", "import numpy\nfrom grad") + CALLBACK[2]
+    )
+    before = name(lab)
+    edit(helper, "# radians", "# of radians")
+    edit(lab / "experiments" / "twice.py", "axes.plot", "axes.scatter")
+    edit(lab / "experiments" / "twice.py", "9.0", "8.0")
+    assert name(lab) == before
+    edit(helper, "numpy.sin(x)", "numpy.cos(x)")
+    assert name(lab) != before
+
+
+# ---- programs that need not be traced again
+
+PROGRAM = """
+import json, sys
+from pathlib import Path
+from gradlab.experiment import loading, schema
+from gradlab.running import identity, recall
+
+traced = []
+honest = identity.program
+identity.program = lambda *given: traced.append(1) or honest(*given)
+reads = recall.Reads()
+file = Path(sys.argv[1])
+with recall.watched(reads):
+    exp = loading.load_anew(file)
+namer = identity.Namer(exp, "each", recall.Recall(file.parent.parent / "programs.json", reads))
+cfg = schema.read(exp.module.Config, {"w": [0.5, 1.0], "depth": 3, "scale": 1.0})
+print(json.dumps([len(traced), namer(cfg, 0, "float64"), len(traced)]))
+"""
+
+
+def asked(lab: Path, **environment: str) -> tuple[bool, str]:
+    """Whether a fresh process traced the program, and the point's name that it gave."""
+    folder = lab / "experiments"
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(folder / "twice.py")],
+        cwd=lab,
+        env=os.environ
+        | {"PYTHONPATH": f"{folder}:{PROJECT}", "PYTHONHASHSEED": str(os.getpid() % 1000)}
+        | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    before, found, after = json.loads(done.stdout)
+    return after > before, found
+
+
+def test_a_program_is_traced_once_and_again_only_after_a_change(lab: Path) -> None:
+    traced, first = asked(lab)
+    assert traced
+    assert asked(lab) == (False, first)
+    edit(lab / "experiments" / "twice.py", "axes.plot", "axes.scatter")
+    assert asked(lab) == (True, first)
+    assert asked(lab) == (False, first)
+    (lab / "experiments" / "data.txt").write_text("1.0\n2.0\n3.5\n")
+    traced, other = asked(lab)
+    assert traced
+    assert other != first
+    traced, flagged = asked(lab, JAX_THREEFRY_PARTITIONABLE="0")
+    assert traced
+    assert flagged != other
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"files": {}}', '{"files": 1, "programs": {}}'])
+def test_a_broken_memory_is_no_memory(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "programs.json"
+    path.write_text(content)
+    memory = recall.Recall(path, recall.Reads())
+    assert memory.program("a structure", lambda: "traced") == "traced"
+
+
+def test_what_may_have_been_read_unseen_is_not_remembered(tmp_path: Path) -> None:
+    asking = recall.Reads()
+    asking.asked.add("subprocess.Popen")
+    memory = recall.Recall(tmp_path / "programs.json", asking)
+    assert memory.program("a structure", lambda: "traced") == "traced"
+    assert not memory.path.exists()
+
+
+def test_reads_are_seen_while_they_are_watched_and_only_then(tmp_path: Path) -> None:
+    inside, outside = tmp_path / "inside", tmp_path / "outside"
+    for path in (inside, outside):
+        path.write_text("text")
+    reads = recall.Reads()
+    with recall.watched(reads):
+        inside.read_text()
+        np.fromfile(str(inside), np.uint8)
+        os.listdir(tmp_path)
+    outside.read_text()
+    assert str(inside) in reads.files
+    assert str(outside) not in reads.files
+    assert str(tmp_path) in reads.folders
+
+
+def test_digests_tell_floats_apart_to_their_last_bit() -> None:
+    tell: Callable[[float], str] = identity.digest
+    assert tell(1.0) != tell(float(np.nextafter(1.0, 2.0)))
+    assert tell(0.0) != tell(-0.0)

@@ -93,6 +93,8 @@ def test_a_sweep_tells_what_its_points_share_and_how_one_is_run_alone() -> None:
         "python experiments/e.py 'w=[0.5]' results=here depth=4 sigma_w=1.0"
     )
     assert sweep.points[0].plain() == {
-        "key": point(3).key, "seed": 0, "precision": "float64",
+        "key": point(3).key,
+        "seed": 0,
+        "precision": "float64",
         "config": {"depth": 3, "sigma_w": 1.0, "w": [0.5]},
     }

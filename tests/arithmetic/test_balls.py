@@ -1,6 +1,7 @@
 """Proved bounds hold numbers that are known in closed form, and are as narrow as was asked."""
 
 import math
+from collections.abc import Iterator
 
 import mpmath
 import numpy as np
@@ -24,8 +25,9 @@ def check(matrices: list[np.ndarray], logs: list[mpmath.mpf], tolerance: float =
 
 
 @pytest.fixture(autouse=True)
-def sixty_digits() -> None:
-    mpmath.mp.dps = 60
+def sixty_digits() -> Iterator[None]:
+    with mpmath.workdps(60):
+        yield
 
 
 @pytest.mark.parametrize("depth", [1, 2, 9])

@@ -80,9 +80,11 @@ def one_point(word: str) -> str:
     return re.sub(r"^(\w+)=([^\[(]*?),.*", r"\1=\2", first)
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/hydra.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize("name", ["README.md", "docs/hydra.md"])
 def test_every_command_that_a_page_prints_composes(project: Path, name: str) -> None:
-    for words in commands(project / name):
+    given = commands(project / name)
+    assert given
+    for words in given:
         shown = {"--help", "--cfg", "--info", "--hydra-help"} & set(words)
         alone = [one_point(word) for word in words if word not in ("--multirun", "-m")]
         done = subprocess.run(

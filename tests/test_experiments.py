@@ -24,6 +24,9 @@ from tests.toys import hydra_told_of, shared_configs
 
 SCALES = ("full", "smoke")
 
+FIGURES = {"figure.pdf", "figure.png", "figure.svg"}
+COMMITTED = {"caption.md", "claims.json", "data.nc", "run.json", *FIGURES}
+
 
 def composed(exp: Experiment, scale: str) -> tuple[Settings, Any]:
     """The settings and the config of an experiment at one scale."""
@@ -112,11 +115,12 @@ def test_the_same_run_compiled_anew_has_the_same_bytes(exp: Experiment, tmp_path
     assert measured(exp, tmp_path).read_bytes() == bits
 
 
-def test_the_committed_results_are_small(exp: Experiment) -> None:
+def test_the_results_are_committed_and_small(exp: Experiment) -> None:
     folder = exp.project / "results" / exp.name
     sizes = {path.name: path.stat().st_size for path in folder.glob("*.*")}
 
-    assert sizes.get("data.nc", 0) < 1_000_000
+    assert sizes.keys() == COMMITTED, f"make {exp.name} leaves them in {folder}"
+    assert 0 < sizes["data.nc"] < 1_000_000
     assert [name for name, size in sizes.items() if name != "data.nc" and size > 300_000] == []
 
 
@@ -165,7 +169,7 @@ class Config:
     activation: str
     depth: int
     width: int
-    num_seeds: int
+    num_draws: int
     sigma_w: gl.Floats
     sigma_b: float
     gain: float = gl.key("factor of the weights that theory is not told of", above=0, at_most=10)
@@ -183,11 +187,11 @@ def compute(cfg, key):
         return norms - norms[-1]
 
     over_sigma_w = jax.vmap(one, in_axes=(None, 0))
-    seeds = jax.random.split(key, cfg.num_seeds)
+    keys = jax.random.split(key, cfg.num_draws)
     return {
         "log_gradient": gl.named(
-            jax.lax.map(lambda key: over_sigma_w(key, cfg.sigma_w), seeds),
-            *("seed", "sigma_w", "layer"),
+            jax.lax.map(lambda key: over_sigma_w(key, cfg.sigma_w), keys),
+            *("draw", "sigma_w", "layer"),
             long_name="log |dL/dz_l| / |dL/dz_L|",
             units="nats",
         ),
@@ -200,7 +204,7 @@ def compute(cfg, key):
 def figure(data):
     fig, (axes,) = gl.figures.panels(width=gl.figures.COLUMN)
     for sigma_w, look in zip(data.sigma_w.values, gl.figures.series(data.sizes["sigma_w"])):
-        line = data.log_gradient.sel(sigma_w=sigma_w).mean("seed")
+        line = data.log_gradient.sel(sigma_w=sigma_w).mean("draw")
         axes.plot(data.layer, line, color=look["color"], marker=look["marker"], linestyle="none")
     axes.set(xlabel="layer", ylabel="log gradient")
     return fig
@@ -240,7 +244,7 @@ VALUES = """defaults:
 activation: linear
 depth: 20
 width: 32
-num_seeds: 8
+num_draws: 8
 sigma_w: [0.9, 1.5]
 sigma_b: 0.0
 gain: 1.0
@@ -280,9 +284,7 @@ def files(project: Path) -> set[str]:
     return {str(path) for path in paths if path.parts[0] not in ("cache", "results")}
 
 
-RESULT = {
-    *(".hydra", "claims.json", "data.nc", "figure.pdf", "figure.png", "figure.svg", "run.json"),
-}
+RESULT = {".hydra", *COMMITTED} - {"caption.md"}  # it has no caption
 
 
 def test_an_unseen_experiment_is_two_files_and_runs(unseen: Path) -> None:
@@ -325,8 +327,12 @@ def test_an_unseen_experiment_is_swept(unseen: Path) -> None:
     done = run(unseen, "--multirun", "scale=smoke", "depth=5,8", "seed=0,1")
 
     assert done.returncode == 0, done.stderr
-    (data,) = (unseen / "results" / "unseen").glob("*/data.nc")
-    assert {"depth", "seed"} <= set(dataset.read(data).coords)
+    (path,) = (unseen / "results" / "unseen").glob("*/data.nc")
+    data = dataset.read(path)
+    assert data.depth.values.tolist() == [5, 5, 8, 8]
+    assert data.seed.values.tolist() == [0, 1, 0, 1]
+    assert data.log_gradient.dims == ("layer", "draw", "sigma_w")
+    assert data.layer_point.values.tolist() == [0] * 6 + [1] * 6 + [2] * 9 + [3] * 9
 
 
 @pytest.mark.parametrize(

@@ -28,8 +28,9 @@ def log_singular_values(
         ctx.prec = 256 + 4 * len(matrices)
         while True:
             lower, upper = _enclose(matrices)
-            narrow = bool(np.all((upper - lower)[lower > -np.inf] <= tolerance))
-            num_unresolved = int(np.sum(lower == -np.inf))
+            known = lower > -np.inf
+            narrow = bool(np.all(upper[known] - lower[known] <= tolerance))
+            num_unresolved = int(np.sum(~known))
             # A product without full rank keeps zeros that no precision resolves.
             done = num_unresolved == (0 if regular else unresolved)
             if (narrow and done) or 2 * ctx.prec > _MOST_BITS:
@@ -123,9 +124,9 @@ def _dot(x: list[Any], y: list[Any]) -> Any:
 
 
 def _bound(value: Any, side: int) -> float:
-    """The logarithm as a float, rounded outwards."""
-    if not value > 0:
-        return -np.inf if side < 0 else float(value.abs_upper().log().mid())
-    log = value.log()
-    end = log.lower() if side < 0 else log.upper()
-    return float(np.nextafter(float(end.mid()), side * np.inf))
+    """The logarithm as a float, rounded outwards; -inf for what may be zero, or is."""
+    end = value.lower() if side < 0 else value.abs_upper()
+    if not end > 0:
+        return -np.inf
+    log = end.log().lower() if side < 0 else end.log().upper()
+    return float(np.nextafter(float(log.mid()), side * np.inf))

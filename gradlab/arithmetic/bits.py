@@ -77,4 +77,4 @@ def assembled(mantissa: Array, exponent: Array, dtype: Any) -> Array:
 def one_ulp_lower(x: Array) -> Array:
     """The next float toward zero; `x` where it is 0 or not finite."""
     lower = lax.bitcast_convert_type(of(x) - 1, x.dtype)
-    return jnp.where((x != 0) & jnp.isfinite(x), lower, x)
+    return jnp.where((magnitude(x) != 0) & jnp.isfinite(x), lower, x)

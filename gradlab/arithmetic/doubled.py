@@ -1,8 +1,9 @@
 """Arithmetic in twice the digits of its dtype, by pairs of numbers: double words.
 
-A pair is an unevaluated sum `high + low` (Dekker 1971). Products are split so that every partial
-product is exact, and no step relies on a rounded product being rounded: a compiler may fuse
-multiplications into additions without harm.
+A pair is an unevaluated sum `high + low` (Dekker 1971). Numbers are split so that every product of
+parts is exact but that of two low ones, whose rounding is beyond the digits of a pair; and no step
+relies on a rounded product being rounded: a compiler may fuse multiplications into additions
+without harm.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def divide(x: Doubled, y: Doubled) -> Doubled:
 
 
 def halves(x: Array) -> tuple[Array, Array]:
-    """`x` as a sum of two numbers of half its digits, so that products of halves are exact."""
+    """`x` as a sum of two numbers of half its digits; products with a high one are exact."""
     keep = jnp.asarray((-1) << (formats.finfo(x.dtype).nmant // 2 + 1), bits.integer(x.dtype))
     high = jax.lax.bitcast_convert_type(bits.of(x) & keep, x.dtype)
     return high, x - high

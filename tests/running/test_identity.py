@@ -85,6 +85,7 @@ def lab(tmp_path: Path) -> Path:
     """A project with one experiment that draws, imports a helper and reads a file."""
     folder = tmp_path / "experiments"
     folder.mkdir()
+    (tmp_path / "memory").mkdir()  # by now: a folder of imports that changes is looked at anew
     (folder / "twice.py").write_text(EXPERIMENT)
     (folder / "helper.py").write_text(HELPER)
     (folder / "data.txt").write_text("1.0\n2.0\n3.0\n")
@@ -239,7 +240,7 @@ reads = recall.Reads()
 file = Path(sys.argv[1])
 with recall.watched(reads):
     exp = loading.load_anew(file)
-namer = identity.Namer(exp, "each", recall.Recall(file.parent.parent / "programs.json", reads))
+namer = identity.Namer(exp, "each", recall.Recall(Path("memory/programs.json"), reads))
 cfg = schema.read(exp.module.Config, {"w": [0.5, 1.0], "depth": 3, "scale": 1.0})
 print(json.dumps([len(traced), namer(cfg, 0, "float64"), len(traced)]))
 """

@@ -1,0 +1,87 @@
+"""Every room has its test file, or stands here with the file that tests it, and why there."""
+
+from pathlib import Path
+
+import pytest
+
+import gradlab
+
+PACKAGE = Path(gradlab.__file__).parent
+TESTS = Path(__file__).parent
+
+SVD = "measuring/product_svd/test_product_svd.py"
+RUN, HYDRA = "running/test_command_line.py", "running/test_hydra.py"
+SWEEP, LESSON = "sweeping/test_sweep.py", "page/test_page_lesson.py"
+
+# Room to the file that tests it, from this folder, and what is true of the room only there.
+ELSEWHERE = {
+    "errors": (RUN, "a class without a body: what matters is each sentence that is told"),
+    "lazy": (RUN, "that a command line is answered before jax is imported"),
+    "experiment.fault": (
+        "test_experiments.py",
+        "a fault is one if it breaks an experiment's claim",
+    ),
+    "experiment.lesson": (LESSON, "what is offered is right if the page shows it at its place"),
+    "experiment.loading": ("test_experiments.py", "every experiment there is, loaded and judged"),
+    "measuring.product_svd.complete_pivoting": (
+        "measuring/product_svd/test_elimination.py",
+        "both eliminations have the same properties, held against the same exact factors",
+    ),
+    **dict.fromkeys(
+        (
+            f"measuring.product_svd.{room}"
+            for room in (
+                *("error_bound", "extended", "factorisation", "factors", "one_sided", "ratios"),
+                *("spectrum", "thresholds", "trial"),
+            )
+        ),
+        (SVD, "the room is closed: its parts are right if the singular values are"),
+    ),
+    "page.build": ("page/test_page.py", "both pages are made from folders of results"),
+    "page.evidence": (LESSON, "a number is right if the sentence has the dataset's"),
+    "page.gallery": ("page/test_page.py", "a card for whatever a folder holds"),
+    "page.numbers": ("page/test_page.py", "digits as the pages show them"),
+    "page.offers": (LESSON, "what several experiments offer to one place"),
+    "page.readme": ("page/test_page.py", "the table as README has it"),
+    "page.vector": ("page/test_page.py", "a figure shrunk for a page"),
+    "running.composition": (HYDRA, "what Hydra composed, at Hydra's side"),
+    "running.naming": (RUN, "a folder's name follows from a command line"),
+    "running.refusals": (RUN, "each sentence follows what was typed"),
+    "running.settings": (HYDRA, "the keys that every run has, as Hydra shows them"),
+    "running.single": (RUN, "the files of a run, and its exit status"),
+    "running.usage": (RUN, "what --help says, in a process that has no jax"),
+    "sweeping.join": (SWEEP, "axes, tables and ends laid to ends, of points that were computed"),
+    "sweeping.multirun": (SWEEP, "the grammar of Hydra's sweeps, typed"),
+    "sweeping.overview": (SWEEP, "the panels of a sweep with a failed point"),
+    "sweeping.programs": (SWEEP, "bits, compilations and failures, by each method"),
+    "sweeping.store": (SWEEP, "kills, damage, older code: files that a sweep finds"),
+    "theory.gauss": (
+        "theory/test_meanfield.py",
+        "closed forms against rules, and both against mpmath",
+    ),
+    "theory.spectra": ("theory/test_products.py", "laws of infinite width against drawn products"),
+}
+
+
+def rooms() -> dict[str, Path]:
+    """Each room of the package, and the test file that would be its own."""
+    paths = [path.relative_to(PACKAGE) for path in sorted(PACKAGE.rglob("*.py"))]
+    return {
+        ".".join(path.with_suffix("").parts): TESTS / path.parent / f"test_{path.stem}.py"
+        for path in paths
+        if not path.stem.startswith("__")
+    }
+
+
+def test_every_room_is_tested_in_one_place_that_is_known() -> None:
+    without = {room for room, own in rooms().items() if not own.is_file()}
+
+    assert without == ELSEWHERE.keys()
+
+
+@pytest.mark.parametrize("room", ELSEWHERE)
+def test_the_place_is_there_and_holds_tests(room: str) -> None:
+    file, why = ELSEWHERE[room]
+
+    assert "def test_" in (TESTS / file).read_text()
+    assert why

@@ -16,8 +16,9 @@ import pytest
 
 from gradlab.experiment import loading
 from tests.toys import rendering_toy, toy
+from tests.twice import lab
 
-__all__ = ["rendering_toy", "toy"]  # fixtures
+__all__ = ["lab", "rendering_toy", "toy"]  # fixtures
 
 PROJECT = Path(__file__).parent.parent
 

@@ -54,7 +54,10 @@ ELSEWHERE = {
     "sweeping.multirun": (SWEEP, "the grammar of Hydra's sweeps, typed"),
     "sweeping.overview": (SWEEP, "the panels of a sweep with a failed point"),
     "sweeping.programs": (SWEEP, "bits, compilations and failures, by each method"),
-    "sweeping.store": (SWEEP, "kills, damage, older code: files that a sweep finds"),
+    "running.machine": ("sweeping/test_from_python.py", "JAX's settings, before and after a run"),
+    "running.recall": ("running/test_identity.py", "a program that is recalled has its name"),
+    "experiment.files": ("experiment/test_dataset.py", "a write is whole or did not happen"),
+    "experiment.fileset": ("page/test_page.py", "a set of files is one, or its card says so"),
     "theory.gauss": (
         "theory/test_meanfield.py",
         "closed forms against rules, and both against mpmath",

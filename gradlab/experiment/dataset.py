@@ -153,10 +153,10 @@ def _attribute(value: Any) -> Any:
 
 def write(path: Path, data: xr.Dataset) -> None:
     """Put the dataset at `path`."""
-    files.write_bytes(path, content(data))
+    files.write_bytes(path, as_bytes(data))
 
 
-def content(data: xr.Dataset) -> bytes:
+def as_bytes(data: xr.Dataset) -> bytes:
     """The dataset as the bytes of a NetCDF-4 file: the same bytes for the same dataset."""
     split = _each(_in_parts, data).assign_attrs(layout=LAYOUT)
     kept_as_is = {"_FillValue": None}  # nan and 0 are numbers here, and none of them is "missing"
@@ -224,7 +224,7 @@ def parsed(held: bytes, path: Path) -> xr.Dataset:
     """The dataset in the bytes of the file at `path`.
 
     Raises:
-        BadInput: they are not what `content` made.
+        BadInput: they are not what `as_bytes` made.
     """
     import h5py  # here, since `recall` distrusts a process that has loaded it
 

@@ -52,7 +52,8 @@ _PASSING = ("_", "COLUMNS", "LINES", "OLDPWD", "PWD", "SHLVL", "PYTHONHASHSEED",
 def process_start() -> int:
     """The time at which this process began, in nanoseconds; now, where the system does not say."""
     try:
-        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        # A tick more, since it is rounded down; Python takes longer to read its first file.
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]) + 1
         age = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - ticks * 10**9 // os.sysconf("SC_CLK_TCK")
     except (OSError, AttributeError, ValueError, IndexError):
         age = 0

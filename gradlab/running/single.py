@@ -88,7 +88,7 @@ def _finish(exp: Experiment, folder: Path, made: Mapping[str, Any], asked: Asked
     """
     saved = dataset.read(folder / "data.nc")
     with contextlib.ExitStack() as at_the_end:
-        claims = judged(exp, folder, saved, at_the_end)
+        claims = verdicts(exp, folder, saved, at_the_end)
         with console.busy(f"{exp.name}: drawing"):
             caption, drawn = "", {}
             with later(at_the_end):
@@ -101,7 +101,7 @@ def _finish(exp: Experiment, folder: Path, made: Mapping[str, Any], asked: Asked
     return claims is not None and all(claim.holds for claim in claims)
 
 
-def judged(
+def verdicts(
     exp: Experiment, folder: Path, saved: xr.Dataset, at_the_end: contextlib.ExitStack
 ) -> list[Claim] | None:
     """The verdicts, printed; None if they raise, which is then told at the end."""

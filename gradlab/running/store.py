@@ -58,7 +58,7 @@ class Store:
         # As numbers: these are compressed, and a text is not.
         content[_POINTS] = xr.Variable("bytes_of_points", np.frombuffer(told, np.uint8))
         content.attrs["how"] = json.dumps(how)
-        held = dataset.content(content)
+        held = dataset.as_bytes(content)
         name = f"{_together([point.key for point in points])}-{_checksum(held)}.nc"
         files.write_bytes(self.folder / name, held)
 

@@ -11,6 +11,7 @@ import functools
 import html
 import io
 import json
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
     from gradlab.experiment.figures import Figure
     from gradlab.running.identity import Namer
     from gradlab.running.settings import Settings
+
+# A text that needs no quotes in Hydra's grammar, and words that are no text there.
+_WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
+_NO_TEXT = ("null", "true", "false", "inf", "nan")
 
 _CHECKOUT = Path(__file__).parent.parent.parent
 
@@ -323,9 +328,10 @@ def _project(experiment: str | Path | None) -> Path:
     if experiment is not None and Path(experiment).suffix == ".py":
         return Path(experiment).resolve().parent.parent
     here = Path.cwd()
-    wanted = f"experiments/{experiment}.py" if experiment is not None else "experiments"
-    found = [folder for folder in (here, *here.parents) if (folder / wanted).exists()]
-    return found[0] if found else _CHECKOUT
+    near = [folder for folder in (here, *here.parents) if (folder / "experiments").is_dir()]
+    whole = [*near, _CHECKOUT]
+    holding = [folder for folder in whole if (folder / f"experiments/{experiment}.py").is_file()]
+    return (holding or whole)[0]
 
 
 def _typed(overrides: Sequence[str], values: Mapping[str, Any]) -> list[str]:
@@ -341,6 +347,8 @@ def _text(value: Any) -> str:
     if _is_axis(value):
         return "[" + ",".join(map(_text, value)) + "]"
     plain = value.item() if hasattr(value, "item") else value
+    if isinstance(plain, str) and _WORD.fullmatch(plain) and plain not in _NO_TEXT:
+        return plain
     if isinstance(plain, str):
         escaped = plain.replace("\\", "\\\\").replace("'", "\\'")
         return f"'{escaped}'"

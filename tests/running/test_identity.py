@@ -14,96 +14,12 @@ import pytest
 from gradlab.experiment import loading, schema
 from gradlab.running import identity, recall
 from gradlab.running.identity import Namer
-from tests.toys import PROJECT, shared_configs
-
-EXPERIMENT = '''"""What is twice the sine?"""
-
-from pathlib import Path
-
-import helper
-import numpy
-
-import gradlab as gl
-from gradlab.lazy import jax, jnp
-
-DATA = numpy.loadtxt(Path(__file__).with_name("data.txt"))
-
-
-@gl.config
-class Config:
-    w: gl.Floats
-    depth: int
-    scale: float = gl.key("a factor")
-
-
-def compute(cfg, key):
-    phi = helper.sine
-    noise = jax.random.normal(key, (cfg.depth,))
-    return {
-        "twice": gl.named(helper.FACTOR * phi(cfg.w) * cfg.scale, "w", long_name="twice the sine"),
-        "noise": gl.named(noise + DATA, "draw", units="m"),
-    }
-
-
-def figure(data):
-    drawn, (axes,) = gl.figures.panels()
-    axes.plot(data.w, data.twice)
-    axes.set_xlabel("w")
-    axes.set_ylabel("twice the sine")
-    return drawn
-
-
-def claims(data):
-    yield gl.Claim("it is small", float(abs(data.twice).max()), 9.0, {}, "sine", "<=")
-
-
-FAULTS = {}
-
-if __name__ == "__main__":
-    gl.run(__file__)
-'''
-HELPER = '''"""Beside it."""
-
-from gradlab.lazy import jnp
-
-FACTOR = 2.0
-
-
-def sine(x):
-    """The sine."""
-    return jnp.sin(x)
-'''
-VALUES = """defaults: [schema, base, _self_, {scale: full}]
-w: [0.5, 1.0]
-depth: 3
-scale: 1.0
-"""
-
-
-@pytest.fixture
-def lab(tmp_path: Path) -> Path:
-    """A project with one experiment that draws, imports a helper and reads a file."""
-    folder = tmp_path / "experiments"
-    folder.mkdir()
-    (tmp_path / "memory").mkdir()  # by now: a folder of imports that changes is looked at anew
-    (folder / "twice.py").write_text(EXPERIMENT)
-    (folder / "helper.py").write_text(HELPER)
-    (folder / "data.txt").write_text("1.0\n2.0\n3.0\n")
-    shared_configs(tmp_path)
-    (tmp_path / "configs" / "twice.yaml").write_text(VALUES)
-    return tmp_path
-
-
-@pytest.fixture(autouse=True)
-def path_of_imports(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As Python does for a program, its folder is looked through first."""
-    monkeypatch.syspath_prepend(lab / "experiments")
-    monkeypatch.delitem(sys.modules, "helper", raising=False)  # another test's
+from tests.toys import PROJECT
 
 
 def name(lab: Path, method: str = "each", seed: int = 0, **values: Any) -> str:
     exp = loading.load_anew(lab / "experiments" / "twice.py")
-    given = {"w": [0.5, 1.0], "depth": 3, "scale": 1.0} | values
+    given = {"w": [0.5, 1.0], "depth": 3, "gain": 1.0} | values
     return Namer(exp, method)(schema.read(exp.module.Config, given), seed, "float64")
 
 
@@ -121,8 +37,8 @@ LOOKS = {
     "the claims": ("twice.py", "9.0", "8.0"),
     "the order of keys": (
         "twice.py",
-        '    depth: int\n    scale: float = gl.key("a factor")',
-        '    scale: float = gl.key("another word")\n    depth: int',
+        '    depth: int\n    gain: float = gl.key("a factor")',
+        '    gain: float = gl.key("another word")\n    depth: int',
     ),
     "formatting": ("helper.py", "return jnp.sin(x)", "return (\n        jnp.sin(x)\n    )"),
     "a name inside": ("twice.py", "phi = helper.sine", "phi = of = helper.sine"),
@@ -161,7 +77,7 @@ def test_what_computes_changes_the_name(lab: Path, what: str) -> None:
 def test_values_seed_and_method_are_in_the_name(lab: Path) -> None:
     names = [
         *(name(lab), name(lab, seed=1), name(lab, method="vmap 0"), name(lab, w=[0.5, 1.5])),
-        *(name(lab, w=[0.5, np.nextafter(1.0, 2.0)]), name(lab, scale=2.0), name(lab, w=[0.5])),
+        *(name(lab, w=[0.5, np.nextafter(1.0, 2.0)]), name(lab, gain=2.0), name(lab, w=[0.5])),
     ]
     assert len(set(names)) == len(names)
     assert name(lab) == names[0]
@@ -241,7 +157,7 @@ file = Path(sys.argv[1])
 with recall.watched(reads):
     exp = loading.load_anew(file)
 namer = identity.Namer(exp, "each", recall.Recall(Path("memory/programs.json"), reads))
-cfg = schema.read(exp.module.Config, {"w": [0.5, 1.0], "depth": 3, "scale": 1.0})
+cfg = schema.read(exp.module.Config, {"w": [0.5, 1.0], "depth": 3, "gain": 1.0})
 print(json.dumps([len(traced), namer(cfg, 0, "float64"), len(traced)]))
 """
 

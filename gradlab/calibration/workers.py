@@ -1,0 +1,51 @@
+"""Every experiment in a process of its own, as many at a time as there are processors.
+
+A process that ends takes its compiled programs with it. All together take a given time, of which
+each experiment has the same share, however many there are.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+# From the file of an experiment, a scale, the entropy of its seeds and its time in seconds.
+Task = Callable[[Path, str, int, float], Any]
+
+
+class Deadline:
+    """The end of a share of time, which begins at once."""
+
+    def __init__(self, seconds: float) -> None:
+        self._end = time.monotonic() + seconds
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it is past."""
+        return time.monotonic() >= self._end
+
+
+def each(
+    task: Task, files: Sequence[Path], scale: str, entropy: int, minutes: float
+) -> Iterator[tuple[str, Any]]:
+    """The name of each experiment and what `task` found, in the order in which they end.
+
+    Args:
+        task: what is to be done with each file.
+        files: of the experiments.
+        scale: the scale of their configs.
+        entropy: of the seeds.
+        minutes: for all together.
+    """
+    count = min(len(files), os.cpu_count() or 1)
+    share = 60 * minutes * count / len(files)
+    spawn = multiprocessing.get_context("spawn")  # a fork would inherit the threads of jax
+    with ProcessPoolExecutor(count, spawn, max_tasks_per_child=1) as pool:
+        names = {pool.submit(task, file, scale, entropy, share): file.stem for file in files}
+        for done in as_completed(names):
+            yield names[done], done.result()

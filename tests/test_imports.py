@@ -21,6 +21,7 @@ WINGS: dict[str, set[str]] = {
     "experiment": set(),
     "running": {"experiment"},
     "sweeping": {"running", "experiment"},
+    "calibration": {"running", "experiment", "models"},
     "page": {"experiment"},
 }
 OPEN_TO_ALL = {"errors", "lazy"}
@@ -53,8 +54,19 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "sweeping": (
         *("points", "programs", "store", "join", "overview", "sweep", "cluster", "multirun"),
     ),
+    "calibration": ("workers", "trial", "mutations", "power", "seeds", "__main__"),
     "page": (
-        *("numbers", "vector", "gallery", "readme", "offers", "evidence", "build", "__main__"),
+        *(
+            "numbers",
+            "vector",
+            "worth",
+            "gallery",
+            "readme",
+            "offers",
+            "evidence",
+            "build",
+            "__main__",
+        ),
     ),
 }
 
@@ -74,9 +86,9 @@ HOMES: dict[str, set[str]] = {
     "omegaconf": {"running", "sweeping.multirun", "hydra_plugins"},
     "optax": {"lazy", "measuring.clipping", "measuring.training"},
     "rich": {"running", "sweeping"},
-    "scipy": {"theory", "experiment.claim"},
+    "scipy": {"theory", "experiment.claim", "calibration.seeds"},
     "submitit": {"sweeping.cluster"},
-    "xarray": {"lazy", "experiment", "running", "sweeping", "page"},
+    "xarray": {"lazy", "experiment", "running", "sweeping", "calibration", "page"},
     "yaml": {"running"},
 }
 EVERYWHERE = {"jax", "numpy", "gradlab", "typing_extensions"}

@@ -41,9 +41,12 @@ def main(arguments: Sequence[str]) -> int:
         found: dict[str, Any] = {}
         for name, one in workers.each(study.task, files, given.scale, entropy, given.minutes):
             found[name] = one
-            sys.stderr.write(f"{given.study}: {name}\n")
-        found = {file.stem: found[file.stem] for file in files}
-        write(Path(given.results), given.study, study, found, vars(given) | {"seed": entropy})
+            # Written each time: what was found is kept when the rest is stopped.
+            in_order = {file.stem: found[file.stem] for file in files if file.stem in found}
+            write(
+                Path(given.results), given.study, study, in_order, vars(given) | {"seed": entropy}
+            )
+            sys.stderr.write(f"{given.study}: {name}, {len(found)} of {len(files)}\n")
     except BadInput as error:
         sys.stderr.write(f"error: {error}\n")
         return 1

@@ -128,13 +128,17 @@ def of_layer(changed: Callable[[Layer], Layer]) -> Made:
 
 def _alike(result: Any, like: Any) -> Any:
     """The result without what a changed model adds to it, in the formats of the honest one."""
-    structures: list[Any] = [jax.tree.structure(result), jax.tree.structure(like)]
-    if structures[0] == structures[1]:
+    if _has_structure_of(result, like):
         return jax.tree.map(lambda leaf, one: leaf.astype(one.dtype), result, like)
-    if isinstance(result, tuple) and isinstance(like, tuple) and len(result) == len(like):
-        parts = [_alike(*pair) for pair in zip(result, like, strict=True)]
-        return type(result)(*parts) if hasattr(result, "_fields") else tuple(parts)
-    return _alike(result[0], like)  # beside the parameters of a layer its mark
+    if isinstance(result, tuple) and _has_structure_of(result[0], like):
+        return _alike(result[0], like)  # the parameters of a layer, and its mark
+    parts = [_alike(*pair) for pair in zip(result, like, strict=True)]
+    return type(result)(*parts) if hasattr(result, "_fields") else tuple(parts)
+
+
+def _has_structure_of(result: Any, like: Any) -> bool:
+    structures: list[Any] = [jax.tree.structure(result), jax.tree.structure(like)]
+    return bool(structures[0] == structures[1])
 
 
 # ---- weights: what is drawn, and what an experiment puts into a layer by itself

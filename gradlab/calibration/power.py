@@ -174,28 +174,33 @@ def sites_called(one: Trial, seed: int, standard: Sequence[Mutation]) -> set[str
 
 def weights(honest: Honest) -> tuple[list[Outcome], float]:
     """The outcomes of weights that are some percent too large, and the smallest error noticed."""
-    one, now = honest.trial, dict[str, Any]()
-    compute = one.experiment.module.compute
+    with weights_scaled(honest.trial) as arrays:
 
-    def scaled(cfg: Any, key: Any, factor: Any) -> Any:
-        now["factor"] = factor
-        return compute(cfg, key)
+        def outcome(error: float) -> Outcome:
+            name = f"weights {100 * error:g} % too large"
+            return honest.outcome(name, "", lambda: arrays(honest.seed, 1 + error))
 
-    program = jax.jit(scaled)
-    key = jax.random.key(honest.seed)
-
-    def outcome(error: float) -> Outcome:
-        name = f"weights {100 * error:g} % too large"
-        return honest.outcome(name, "", lambda: program(one.arguments, key, 1 + error))
-
-    sites = mutations.of_weights(lambda W: (now["factor"] * W).astype(W.dtype))
-    with planted(one, sites):
         outcomes = [outcome(percent / 100) for percent in PERCENT]
         smallest = max(
             first([sign * size for size in SCALES], lambda error: outcome(error).status == NOTICED)
             for sign in (1, -1)
         )
     return outcomes, smallest
+
+
+@contextlib.contextmanager
+def weights_scaled(one: Trial) -> Iterator[Callable[[int, float], dict[str, Any]]]:
+    """What `compute` returns of a seed and a factor of all weights, by one program for all."""
+    now, compute = dict[str, Any](), one.experiment.module.compute
+
+    def scaled(cfg: Any, key: Any, factor: Any) -> Any:
+        now["factor"] = factor
+        return compute(cfg, key)
+
+    program = jax.jit(scaled)
+    sites = mutations.of_weights(lambda W: (now["factor"] * W).astype(W.dtype))
+    with planted(one, sites):
+        yield lambda seed, factor: program(one.arguments, jax.random.key(seed), factor)
 
 
 def first(errors: Sequence[float], noticed: Callable[[float], bool]) -> float:

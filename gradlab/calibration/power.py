@@ -102,11 +102,11 @@ def experiment(file: Path, scale: str, entropy: int, seconds: float) -> Power:
     deadline, one = Deadline(seconds), trial.prepared(file, scale)
     seed = next(trial.fresh_seeds(entropy, file.stem))
     standard = mutations.standard()
-    called = sites_called(one, seed, standard)
+    calls = calls_traced(one, seed, standard)
     honest = run_honestly(one, seed)
-    draws = called & set(mutations.of_weights(lambda W: W))
+    draws = calls.keys() & mutations.of_weights(lambda W: W).keys()
     outcomes, smallest = weights(honest) if draws else ([], None)
-    for mutation in each_name_first([m for m in standard if called & set(m.sites)]):
+    for mutation in each_name_first(by_themselves(standard, calls)):
         site = next(iter(mutation.sites)) if len(mutation.sites) == 1 else ""
         if deadline.is_over:
             outcomes.append(Outcome(mutation.name, site, NOT_TRIED))
@@ -147,26 +147,55 @@ def planted(one: Trial, sites: Mapping[str, Made]) -> Iterator[None]:
         yield
 
 
-def sites_called(one: Trial, seed: int, standard: Sequence[Mutation]) -> set[str]:
-    """The functions, of all that can be mutated, that a run calls; nothing is compiled for it."""
-    called: set[str] = set()
+Calls = dict[str, list[frozenset[str]]]
+
+
+def calls_traced(one: Trial, seed: int, standard: Sequence[Mutation]) -> Calls:
+    """Each function, of all that can be mutated, that a run calls: for each call those around it.
+
+    Nothing is compiled for it.
+    """
+    calls: Calls = {}
+    around: list[str] = []
 
     def counting(target: str) -> Made:
         def made(honest: fault.Function) -> fault.Function:
             def counted(*args: Any, **kwargs: Any) -> Any:
-                called.add(target)
-                return honest(*args, **kwargs)
+                calls.setdefault(target, []).append(frozenset(around))
+                around.append(target)
+                try:
+                    return honest(*args, **kwargs)
+                finally:
+                    around.pop()
 
             return counted
 
         return made
 
     every = {target for mutation in standard for target in mutation.sites}
-    every |= set(mutations.of_weights(lambda W: W))
-    compute = one.experiment.module.compute
+    every |= mutations.of_weights(lambda W: W).keys()
     with planted(one, {target: counting(target) for target in every}):
-        jax.eval_shape(compute, one.arguments, jax.random.key(seed))
-    return called
+        jax.eval_shape(one.experiment.module.compute, one.arguments, jax.random.key(seed))
+    return calls
+
+
+def by_themselves(standard: Sequence[Mutation], calls: Calls) -> list[Mutation]:
+    """The mutations of functions that are called, at least once not within another such function.
+
+    Whatever is wrong with the model that the outer one was given is wrong with the inner one's.
+    """
+    sites: dict[str, set[str]] = {}
+    for mutation in standard:
+        sites.setdefault(mutation.name, set()).update(mutation.sites)
+    return [
+        mutation
+        for mutation in standard
+        if any(
+            not around & sites[mutation.name]
+            for target in mutation.sites
+            for around in calls.get(target, ())
+        )
+    ]
 
 
 # ---- the scale of the weights

@@ -1,7 +1,7 @@
 """Every experiment in a process of its own, as many at a time as there are processors.
 
-A process that ends takes its compiled programs with it. All together take a given time, of which
-each experiment has the same share, however many there are.
+A process that ends takes its compiled programs with it. All together take a given time, however
+many there are: each has the same share of what is left, so that what one leaves goes to the rest.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ class Deadline:
 def each(
     task: Task, files: Sequence[Path], scale: str, entropy: int, minutes: float
 ) -> Iterator[tuple[str, Any]]:
-    """The name of each experiment and what `task` found, in the order in which they end.
+    """The name of each experiment and what `task` found, or raised, in the order in which they end.
 
     Args:
         task: what is to be done with each file.
@@ -43,9 +43,15 @@ def each(
         minutes: for all together.
     """
     count = min(len(files), os.cpu_count() or 1)
-    share = 60 * minutes * count / len(files)
+    end, waiting = time.monotonic() + 60 * minutes, list(files)
+    running: dict[Future[Any], str] = {}
     spawn = multiprocessing.get_context("spawn")  # a fork would inherit the threads of jax
     with ProcessPoolExecutor(count, spawn, max_tasks_per_child=1) as pool:
-        names = {pool.submit(task, file, scale, entropy, share): file.stem for file in files}
-        for done in as_completed(names):
-            yield names[done], done.result()
+        while waiting or running:
+            while waiting and len(running) < count:
+                share = (end - time.monotonic()) * count / (len(waiting) + len(running))
+                file = waiting.pop(0)
+                running[pool.submit(task, file, scale, entropy, max(share, 0.0))] = file.stem
+            ended, _ = wait(running, return_when=FIRST_COMPLETED)
+            for done in ended:
+                yield running.pop(done), done.exception() or done.result()

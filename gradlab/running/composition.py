@@ -64,10 +64,13 @@ def hydra_told_of(experiment: Experiment) -> Iterator[None]:
 def composed(experiment: Experiment, overrides: Sequence[str]) -> tuple[Settings, Any]:
     """The suite's settings and the experiment's config with these overrides, without a run."""
     from hydra import compose
+    from omegaconf import OmegaConf
 
     with hydra_told_of(experiment):
-        config = compose(experiment.name, overrides=list(overrides))
-    return read(experiment, plain(config))
+        values: Any = OmegaConf.to_container(
+            compose(experiment.name, overrides=list(overrides)), resolve=True
+        )
+    return read(experiment, values)
 
 
 def entries(experiment: Experiment) -> dict[str, Entry]:

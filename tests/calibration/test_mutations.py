@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,11 +10,9 @@ import numpy as np
 import pytest
 
 import gradlab as gl
-from gradlab.calibration import mutations, power
-from gradlab.calibration.trial import Trial
-from gradlab.experiment import fault, loading
+from gradlab.calibration import mutations
+from gradlab.experiment import fault
 from gradlab.models.chain import Chain
-from gradlab.running import composition
 
 DEPTH, WIDTH = 5, 3
 
@@ -173,25 +170,3 @@ def test_no_mutation_touches_a_law_or_what_a_law_uses() -> None:
         *("ensembles", "networks", "grid", "chain", "chain_rule", "jacobians", "spectra"),
         *("clipping", "training"),
     }
-
-
-@pytest.mark.parametrize(
-    ("errors", "expected"), [([1.0, 2.0, 4.0], 2.0), ([-1.0, -2.0, -4.0], 2.0), ([1.0], np.inf)]
-)
-def test_the_smallest_error_is_found_by_halving(errors: list[float], expected: float) -> None:
-    assert power.first(errors, lambda error: abs(error) > 1.5) == expected
-
-
-@pytest.mark.slow
-def test_weights_ten_percent_off_are_noticed_wherever_weights_are_drawn(
-    experiment_file: Path,
-) -> None:
-    exp = loading.load(experiment_file)
-    settings, cfg = composition.composed(exp, ["scale=smoke"])
-    one = Trial(exp, cfg)
-    with jax.numpy_rank_promotion("allow"), power.weights_scaled(one) as arrays:
-        found = [one.data(settings.seed, arrays(settings.seed, factor)) for factor in (1.0, 1.1)]
-        broken = [[claim.sentence for claim in one.claims(d) if not claim.holds] for d in found]
-
-    assert broken[0] == []
-    assert broken[1] or found[0].identical(found[1])  # no weights

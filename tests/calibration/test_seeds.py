@@ -5,11 +5,10 @@ import json
 import math
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import gradlab as gl
-from gradlab.calibration import __main__, seeds, trial
+from gradlab.calibration import __main__, seeds
 from gradlab.calibration.seeds import Count, Seeds
 from tests.toys import Toy
 
@@ -61,15 +60,6 @@ def test_as_many_failures_as_stated_are_no_contradiction_and_far_more_are() -> N
         ("wrong", "d"),
     ]
     assert "| wrong: c | 200 | 12 | 0.01 | more often than stated |" in seeds.page(found)
-
-
-def test_seeds_are_other_ones_for_each_experiment_and_entropy_and_the_same_again() -> None:
-    def some(entropy: int, name: str) -> list[int]:
-        return list(itertools.islice(trial.fresh_seeds(entropy, name), 5))
-
-    drawn = [some(1, "a"), some(2, "a"), some(1, "b")]
-    assert some(1, "a") == drawn[0]
-    assert len(set(np.ravel(drawn))) == 15
 
 
 @pytest.mark.slow

@@ -65,64 +65,6 @@ def test_a_caption_stands_below_its_figure_and_in_place_of_it(lab: Path) -> None
     assert "<script>window.hacked" not in page
 
 
-POWER = {
-    "date": "2026-01-02",
-    "scale": "smoke",
-    "experiments": {
-        "plain": {
-            "seed": 7,
-            "smallest": 0.00412,
-            "outcomes": [
-                {"mutation": name, "site": site, "status": status, "claims": claims}
-                for name, site, status, claims in (
-                    ("weights 1 % too large", "", "noticed", ["one is one"]),
-                    ("a bias dropped", "", "noticed", [f"one is {EVIL}"]),
-                    ("a layer more", "chain.states", "noticed", ["one is one"]),
-                    ("a layer more", "jacobians.product", "not noticed", []),
-                    ("the loss halved", "training.loss", "changes nothing", []),
-                )
-            ],
-        }
-    },
-}
-SEEDS = {
-    "experiments": {
-        "plain": {
-            "num_seeds": 200,
-            "claims": [{"chance": 6e-5, "failed": 1}, {"chance": 4e-5, "failed": 0}],
-        }
-    }
-}
-
-
-def test_a_card_tells_what_its_claims_are_worth(lab: Path) -> None:
-    (lab / "results" / "power.json").write_text(json.dumps(POWER))
-    (lab / "results" / "seeds.json").write_text(json.dumps(SEEDS))
-    page = index(lab)
-    text = words(page)
-
-    assert "Would notice weights off by 0.41 %; a bias dropped." in text
-    assert "Not: a layer more (jacobians.product)." in text
-    assert "By chance a claim fails at most once in 10,000 runs: 1 failure on 200 fresh" in text
-    assert "wrong at a time (2026-01-02, scale=smoke, seed=7)" in text
-    assert "the loss halvedtraining.losschanges nothing" in text
-    assert "<script>window.hacked" not in page
-
-
-@pytest.mark.parametrize("content", ["", "[1]", "{", '{"experiments": {"plain": {"claims": 3}}}'])
-def test_a_damaged_record_of_power_or_seeds_is_told_and_a_missing_one_is_not(
-    lab: Path, content: str
-) -> None:
-    assert "Would notice" not in words(index(lab))
-    for study in ("power", "seeds"):
-        (lab / "results" / f"{study}.json").write_text(content)
-    text = words(index(lab))
-
-    assert "power.json is damaged" in text
-    assert "seeds.json is damaged" in text
-    assert "one is one" in text
-
-
 def test_a_damaged_caption_is_told(lab: Path) -> None:
     (lab / "results" / "plain" / "caption.md").write_bytes(b"\xff\xfe")
     assert "caption.md is damaged" in words(index(lab))

@@ -88,7 +88,10 @@ def asked(names: Sequence[str]) -> list[Path]:
 def write(
     results: Path, name: str, study: Study, found: Mapping[str, Any], given: Mapping[str, Any]
 ) -> None:
-    """Put the record into the folder of results, as JSON and to read."""
+    """Put the record into the folder of results, as JSON and to read.
+
+    The page shows that of the small scale; another scale's stands beside it.
+    """
     made = {
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "seed": given["seed"],
@@ -96,11 +99,12 @@ def write(
         "minutes": given["minutes"],
         "jax": version("jax"),
     }
+    file = name if made["scale"] == "smoke" else f"{name}_{made['scale']}"
     folder = dataset.folder_for(results)
-    dataset.write_json(folder / f"{name}.json", made | study.record(found))
+    dataset.write_json(folder / f"{file}.json", made | study.record(found))
     again = f"python -m gradlab.calibration {name} --scale {made['scale']} --seed {made['seed']}"
     head = f"# make {name}, {made['date']}\n\n`{again}`, {made['minutes']:g} minutes.\n\n"
-    dataset.write_bytes(folder / f"{name}.md", f"{head}{study.page(found)}\n".encode())
+    dataset.write_bytes(folder / f"{file}.md", f"{head}{study.page(found)}\n".encode())
 
 
 if __name__ == "__main__":

@@ -116,7 +116,7 @@ def test_what_became_of_each_mutation_of_a_project_is_recorded(
     toy.file.write_text(EXPERIMENT)
     monkeypatch.chdir(toy.project)
 
-    assert __main__.main(["power", "--minutes", "5", "--seed", "3"]) == 0
+    assert __main__.main(["power", "--minutes", "60", "--seed", "3"]) == 0
     one = json.loads(Path("results/power.json").read_text())["experiments"]["chaos"]
     became = {(out["mutation"], out["site"]): out["status"] for out in one["outcomes"]}
     assert one["smallest"] == power.SCALES[0]

@@ -54,7 +54,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "sweeping": (
         *("points", "programs", "store", "join", "overview", "sweep", "cluster", "multirun"),
     ),
-    "calibration": ("workers", "trial", "mutations", "power", "seeds", "__main__"),
+    "calibration": ("workers", "rehearsal", "mutations", "power", "seeds", "__main__"),
     "page": (
         *(
             "numbers",

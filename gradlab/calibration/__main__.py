@@ -19,19 +19,19 @@ from gradlab.experiment import dataset, loading
 class Study(NamedTuple):
     """What is done with each experiment, how it is recorded, and what is bad about the whole."""
 
-    task: workers.Task
+    task: workers.Job
     record: Callable[[Mapping[str, Any]], dict[str, Any]]
     page: Callable[[Mapping[str, Any]], str]
     wrong: Callable[[Mapping[str, Any]], Sequence[Any]]
 
 
 STUDIES = {
-    "seeds": Study(seeds.experiment, seeds.record, seeds.page, seeds.beyond),
-    "power": Study(power.experiment, power.record, power.page, power.wrong),
+    "seeds": Study(seeds.on_fresh_seeds, seeds.counts_record, seeds.counts_page, seeds.beyond),
+    "power": Study(power.under_mutations, power.outcomes_record, power.outcomes_page, power.wrong),
 }
 
 
-def main(arguments: Sequence[str]) -> int:
+def calibrate(arguments: Sequence[str]) -> int:
     """The exit status: 0 where all ran, no claim fails more often than stated, no law moves."""
     given = parser().parse_args(arguments)
     try:
@@ -48,9 +48,8 @@ def main(arguments: Sequence[str]) -> int:
             found[name] = one
             # Written each time: what was found is kept when the rest is stopped.
             in_order = {file.stem: found[file.stem] for file in files if file.stem in found}
-            write(
-                Path(given.results), given.study, study, in_order, vars(given) | {"seed": entropy}
-            )
+            made = vars(given) | {"seed": entropy}
+            save(Path(given.results), given.study, study, in_order, made)
             sys.stderr.write(f"{given.study}: {name}, {len(found)} of {len(files)}\n")
     except BadInput as error:
         sys.stderr.write(f"error: {error}\n")
@@ -85,7 +84,7 @@ def asked(names: Sequence[str]) -> list[Path]:
     return [known[name] for name in names or known]
 
 
-def write(
+def save(
     results: Path, name: str, study: Study, found: Mapping[str, Any], given: Mapping[str, Any]
 ) -> None:
     """Put the record into the folder of results, as JSON and to read.
@@ -108,4 +107,4 @@ def write(
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(calibrate(sys.argv[1:]))

@@ -25,7 +25,7 @@ from gradlab.experiment.fault import Function, given, then
 from gradlab.models import chain
 from gradlab.models.chain import Chain, Layer, Model
 
-Made = Callable[[Function], Function]  # from a function to the wrong one in its place
+Change = Callable[[Function], Function]  # from a function to the wrong one in its place
 Takes = frozenset[str]
 
 # The rooms whose public functions measure; `checked` and `widths` only look at a model.
@@ -43,7 +43,7 @@ class Mutation:
     """
 
     name: str
-    sites: Mapping[str, Made]
+    sites: Mapping[str, Change]
 
 
 def standard() -> list[Mutation]:
@@ -55,7 +55,7 @@ def standard() -> list[Mutation]:
     ]
     return drawn + [
         Mutation(name, {target: made})
-        for name, takes, made in KINDS
+        for name, takes, made in TABLE
         for target, parameters in functions()
         if takes(target, parameters)
     ]
@@ -82,7 +82,7 @@ class Outermost:
     def __init__(self) -> None:
         self._is_inside = False
 
-    def __call__(self, change: Made) -> Made:
+    def __call__(self, change: Change) -> Change:
         """The same wrong function, honest inside the others."""
 
         def made(honest: Function) -> Function:
@@ -102,7 +102,7 @@ class Outermost:
         return made
 
 
-def of_model(changed: Callable[[list[Chain], Array], list[Chain]]) -> Made:
+def of_model(changed: Callable[[list[Chain], Array], list[Chain]]) -> Change:
     """The function of a model and an input that is given another model, of as many layers.
 
     What it returns has the structure and the formats that the honest function's result has.
@@ -121,7 +121,7 @@ def of_model(changed: Callable[[list[Chain], Array], list[Chain]]) -> Made:
     return once(made)
 
 
-def of_layer(changed: Callable[[Layer], Layer]) -> Made:
+def of_each_layer(changed: Callable[[Layer], Layer]) -> Change:
     """The function of a model that is given the same with every layer's function changed."""
     return of_model(lambda parts, _: [Chain(changed(part.layer), part.params) for part in parts])
 
@@ -144,7 +144,7 @@ def _has_structure_of(result: Any, like: Any) -> bool:
 # ---- weights: what is drawn, and what an experiment puts into a layer by itself
 
 
-def of_weights(changed: Callable[[Array], Array]) -> dict[str, Made]:
+def of_weights(changed: Callable[[Array], Array]) -> dict[str, Change]:
     """Every way in which weights come about, each with its weights changed."""
 
     def affine(made: Any) -> Any:
@@ -165,7 +165,7 @@ def of_weights(changed: Callable[[Array], Array]) -> dict[str, Made]:
     return {f"ensembles.{way}": once(then(change)) for way, change in ways.items()}
 
 
-def biases_dropped() -> dict[str, Made]:
+def biases_dropped() -> dict[str, Change]:
     """Every way in which biases come about, without them."""
 
     def affine(made: Any) -> Any:
@@ -192,7 +192,7 @@ def _each_twice(tree: Any) -> Any:
 # ---- the layers of a model
 
 
-def one_layer(changed: Callable[[Layer], Layer]) -> Made:
+def one_layer(changed: Callable[[Layer], Layer]) -> Change:
     """The function of a model that is given another in the place of the one in its middle.
 
     In the middle of the longest run of layers that keep their width.
@@ -351,11 +351,11 @@ CLIPS = ("clipping.clip", "clipping.formula", "clipping.optax_clip")
 LOSSES = ("training.loss", "training.cross_entropy")
 
 # What is wrong, the functions that it can be planted in, and how.
-KINDS: list[tuple[str, Callable[[str, Takes], bool], Made]] = [
+TABLE: list[tuple[str, Callable[[str, Takes], bool], Change]] = [
     ("a layer more", lambda _, takes: takes >= MODEL, one_layer(applied_twice)),
     ("a layer less", lambda _, takes: takes >= MODEL, one_layer(left_out)),
-    ("a Jacobian transposed", lambda _, takes: takes >= MODEL, of_layer(transposed)),
-    ("a derivative 1 % off", lambda _, takes: takes >= MODEL, of_layer(steeper)),
+    ("a Jacobian transposed", lambda _, takes: takes >= MODEL, of_each_layer(transposed)),
+    ("a derivative 1 % off", lambda _, takes: takes >= MODEL, of_each_layer(steeper)),
     ("a derivative 1 % off", lambda _, takes: "apply" in takes, given(apply=steeper)),
     (
         "the gradient of the wrong layer",

@@ -17,21 +17,21 @@ from typing import Any
 import jax
 import xarray as xr
 
-from gradlab.calibration import mutations, trial
-from gradlab.calibration.mutations import Made, Mutation
-from gradlab.calibration.trial import Trial
+from gradlab.calibration import mutations, rehearsal
+from gradlab.calibration.mutations import Change, Mutation
+from gradlab.calibration.rehearsal import Rehearsal
 from gradlab.calibration.workers import Deadline
 from gradlab.experiment import fault
 
 # Each a fifth larger than the one before, from a millionth on.
-SCALES = tuple(1e-6 * 1.2**step for step in range(72))
+SIZES = tuple(1e-6 * 1.2**step for step in range(72))
 PERCENT = (1, 3, 10)
 
 NOTICED, UNNOTICED, NO_CHANGE = "noticed", "not noticed", "changes nothing"
 RAISES, NOT_TRIED = "raises", "not tried"
 
 # Arrays of a dataset that hold predictions, by what is in their names.
-LAWS = ("law", "predicted", "theory")
+PREDICTIONS = ("law", "predicted", "theory")
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Power:
 class Honest:
     """The honest run that every wrong one is held against."""
 
-    trial: Trial
+    rehearsal: Rehearsal
     seed: int
     data: xr.Dataset
     broken: frozenset[str]
@@ -85,22 +85,22 @@ class Honest:
     def outcome(self, mutation: str, site: str, arrays: Callable[[], Any]) -> Outcome:
         """What the claims say about the arrays of a wrong run."""
         try:
-            data = self.trial.data(self.seed, arrays())
-            claims = self.trial.claims(data)
+            data = self.rehearsal.data(self.seed, arrays())
+            claims = self.rehearsal.claims(data)
         except Exception as error:
             words = (str(error).strip().splitlines() or [""])[0]
             return Outcome(mutation, site, RAISES, (f"{type(error).__name__}: {words}"[:200],))
         changed = [str(name) for name in self.data if not _same(self.data, data, str(name))]
-        laws = tuple(name for name in changed if any(word in name for word in LAWS))
+        laws = tuple(name for name in changed if any(word in name for word in PREDICTIONS))
         broken = {claim.sentence for claim in claims if not claim.holds} - self.broken
         status = NOTICED if broken else UNNOTICED if changed else NO_CHANGE
         return Outcome(mutation, site, status, tuple(sorted(broken)), laws)
 
 
-def experiment(file: Path, scale: str, entropy: int, seconds: float) -> Power:
+def under_mutations(file: Path, scale: str, entropy: int, seconds: float) -> Power:
     """The power of an experiment's claims, as much of it as its time allows."""
-    deadline, one = Deadline(seconds), trial.prepared(file, scale)
-    seed = next(trial.fresh_seeds(entropy, file.stem))
+    deadline, one = Deadline(seconds), rehearsal.prepared(file, scale)
+    seed = next(rehearsal.fresh_seeds(entropy, file.stem))
     standard = mutations.standard()
     calls = calls_traced(one, seed, standard)
     honest = run_honestly(one, seed)
@@ -125,21 +125,21 @@ def each_name_first(found: Sequence[Mutation]) -> list[Mutation]:
     return [found[place] for place in places]
 
 
-def run_honestly(one: Trial, seed: int) -> Honest:
+def run_honestly(one: Rehearsal, seed: int) -> Honest:
     """The run with nothing planted."""
     data = one.data(seed, computed(one, seed))
     broken = frozenset(claim.sentence for claim in one.claims(data) if not claim.holds)
     return Honest(one, seed, data, broken)
 
 
-def computed(one: Trial, seed: int) -> dict[str, Any]:
+def computed(one: Rehearsal, seed: int) -> dict[str, Any]:
     """What `compute` returns, compiled as it stands now."""
     compute = one.experiment.module.compute
     return jax.jit(compute)(one.arguments, jax.random.key(seed))
 
 
 @contextlib.contextmanager
-def planted(one: Trial, sites: Mapping[str, Made]) -> Iterator[None]:
+def planted(one: Rehearsal, sites: Mapping[str, Change]) -> Iterator[None]:
     """All the wrong functions in their places while the block runs."""
     with contextlib.ExitStack() as stack:
         for target, made in sites.items():
@@ -150,7 +150,7 @@ def planted(one: Trial, sites: Mapping[str, Made]) -> Iterator[None]:
 Calls = dict[str, list[frozenset[str]]]
 
 
-def calls_traced(one: Trial, seed: int, standard: Sequence[Mutation]) -> Calls:
+def calls_traced(one: Rehearsal, seed: int, standard: Sequence[Mutation]) -> Calls:
     """Each function, of all that can be mutated, that a run calls: for each call those around it.
 
     Nothing is compiled for it.
@@ -158,7 +158,7 @@ def calls_traced(one: Trial, seed: int, standard: Sequence[Mutation]) -> Calls:
     calls: Calls = {}
     around: list[str] = []
 
-    def counting(target: str) -> Made:
+    def counting(target: str) -> Change:
         def made(honest: fault.Function) -> fault.Function:
             def counted(*args: Any, **kwargs: Any) -> Any:
                 calls.setdefault(target, []).append(frozenset(around))
@@ -203,7 +203,7 @@ def by_themselves(standard: Sequence[Mutation], calls: Calls) -> list[Mutation]:
 
 def weights(honest: Honest) -> tuple[list[Outcome], float]:
     """The outcomes of weights that are some percent too large, and the smallest error noticed."""
-    with weights_scaled(honest.trial) as arrays:
+    with weights_scaled(honest.rehearsal) as arrays:
 
         def outcome(error: float) -> Outcome:
             name = f"weights {100 * error:g} % too large"
@@ -211,14 +211,16 @@ def weights(honest: Honest) -> tuple[list[Outcome], float]:
 
         outcomes = [outcome(percent / 100) for percent in PERCENT]
         smallest = max(
-            first([sign * size for size in SCALES], lambda error: outcome(error).status == NOTICED)
+            smallest_noticed(
+                [sign * size for size in SIZES], lambda error: outcome(error).status == NOTICED
+            )
             for sign in (1, -1)
         )
     return outcomes, smallest
 
 
 @contextlib.contextmanager
-def weights_scaled(one: Trial) -> Iterator[Callable[[int, float], dict[str, Any]]]:
+def weights_scaled(one: Rehearsal) -> Iterator[Callable[[int, float], dict[str, Any]]]:
     """What `compute` returns of a seed and a factor of all weights, by one program for all."""
     now, compute = dict[str, Any](), one.experiment.module.compute
 
@@ -232,7 +234,7 @@ def weights_scaled(one: Trial) -> Iterator[Callable[[int, float], dict[str, Any]
         yield lambda seed, factor: program(one.arguments, jax.random.key(seed), factor)
 
 
-def first(errors: Sequence[float], noticed: Callable[[float], bool]) -> float:
+def smallest_noticed(errors: Sequence[float], noticed: Callable[[float], bool]) -> float:
     """The size of the first error noticed, larger ones being noticed too; infinite where none."""
     if not noticed(errors[-1]):
         return float("inf")
@@ -261,7 +263,7 @@ def wrong(found: Mapping[str, Power]) -> list[str]:
     ]
 
 
-def record(found: Mapping[str, Power]) -> dict[str, Any]:
+def outcomes_record(found: Mapping[str, Power]) -> dict[str, Any]:
     """The outcomes as JSON holds them; infinity as text, which JSON lacks."""
     experiments = {name: asdict(power) for name, power in found.items()}
     for plain in experiments.values():
@@ -270,7 +272,7 @@ def record(found: Mapping[str, Power]) -> dict[str, Any]:
     return {"wrong": wrong(found), "experiments": experiments}
 
 
-def page(found: Mapping[str, Power]) -> str:
+def outcomes_page(found: Mapping[str, Power]) -> str:
     """The outcomes as Markdown: a line for each experiment, then a table for each."""
     lines = [
         "| experiment | smallest error of the weights' scale | noticed | not noticed |",
@@ -304,4 +306,4 @@ def percent(size: float | None) -> str:
     """A relative size in percent; what none is, in words."""
     if size is None:
         return "no weights"
-    return f"{100 * size:.2g} %" if size < float("inf") else f"above {100 * SCALES[-1]:.0f} %"
+    return f"{100 * size:.2g} %" if size < float("inf") else f"above {100 * SIZES[-1]:.0f} %"

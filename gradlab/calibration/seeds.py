@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from gradlab.calibration import trial
+from gradlab.calibration import rehearsal
 from gradlab.calibration.workers import Deadline
 from gradlab.experiment.claim import Claim
 
@@ -60,11 +60,11 @@ class Seeds:
     counts: tuple[Count, ...]
 
 
-def experiment(file: Path, scale: str, entropy: int, seconds: float) -> Seeds:
+def on_fresh_seeds(file: Path, scale: str, entropy: int, seconds: float) -> Seeds:
     """As many fresh seeds of an experiment as its time allows, at least two, each judged."""
-    one = trial.prepared(file, scale)
+    one = rehearsal.prepared(file, scale)
     deadline, judged = Deadline(seconds), []
-    for seed in islice(trial.fresh_seeds(entropy, file.stem), NUM_SEEDS):
+    for seed in islice(rehearsal.fresh_seeds(entropy, file.stem), NUM_SEEDS):
         judged.append((seed, one.judged(seed)))
         if deadline.is_over and len(judged) > 1:
             break
@@ -112,7 +112,7 @@ def p_value_of_all(every: Sequence[Count]) -> float:
     return float(max(0.0, 1.0 - fewer.sum()))
 
 
-def record(found: Mapping[str, Seeds]) -> dict[str, Any]:
+def counts_record(found: Mapping[str, Seeds]) -> dict[str, Any]:
     """The counts as JSON holds them, with the verdict on all."""
     every = [count for seeds in found.values() for count in seeds.counts]
     return {
@@ -130,9 +130,9 @@ def record(found: Mapping[str, Seeds]) -> dict[str, Any]:
     }
 
 
-def page(found: Mapping[str, Seeds]) -> str:
+def counts_page(found: Mapping[str, Seeds]) -> str:
     """The counts as Markdown: a line for each experiment, then each claim that ever failed."""
-    whole = record(found)
+    whole = counts_record(found)
     lines = [
         f"{whole['failed']} failures of claims, {whole['expected']:.3g} at most are stated to come "
         f"by chance: probability {whole['p_value']:.2g}.",

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 from gradlab.errors import BadInput
 from gradlab.experiment import dataset, loading
 from gradlab.experiment.lesson import Offer
-from gradlab.page import worth
-from gradlab.page.worth import Worth
+from gradlab.page.worth import Worth, worth_of
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -130,7 +129,7 @@ def _card(name: str, file: Path | None, results: Path) -> Card:
         tuple(_run(path.name, path, results, ()) for path in others),
         offer,
         note,
-        worth.of(results, name),
+        worth_of(results, name),
     )
 
 

@@ -30,7 +30,7 @@ class Worth:
     made: str = ""
 
 
-def of(results: Path, name: str) -> Worth:
+def worth_of(results: Path, name: str) -> Worth:
     """What the records in a folder of results say about one experiment."""
     outcomes: tuple[tuple[str, str, str, str], ...] = ()
     sentences, made = [], ""

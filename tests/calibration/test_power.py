@@ -10,7 +10,7 @@ import pytest
 from gradlab.calibration import __main__, power
 from gradlab.calibration.mutations import Mutation
 from gradlab.calibration.power import Outcome, Power
-from gradlab.calibration.trial import Trial
+from gradlab.calibration.rehearsal import Rehearsal
 from gradlab.experiment import loading
 from gradlab.running import composition
 from tests.toys import Toy
@@ -20,7 +20,7 @@ from tests.toys import Toy
     ("errors", "expected"), [([1.0, 2.0, 4.0], 2.0), ([-1.0, -2.0, -4.0], 2.0), ([1.0], np.inf)]
 )
 def test_the_smallest_error_is_found_by_halving(errors: list[float], expected: float) -> None:
-    assert power.first(errors, lambda error: abs(error) > 1.5) == expected
+    assert power.smallest_noticed(errors, lambda error: abs(error) > 1.5) == expected
 
 
 @pytest.mark.slow
@@ -29,7 +29,7 @@ def test_weights_ten_percent_off_are_noticed_wherever_weights_are_drawn(
 ) -> None:
     exp = loading.load(experiment_file)
     settings, cfg = composition.composed(exp, ["scale=smoke"])
-    one = Trial(exp, cfg)
+    one = Rehearsal(exp, cfg)
     with jax.numpy_rank_promotion("allow"), power.weights_scaled(one) as arrays:
         found = [one.data(settings.seed, arrays(settings.seed, factor)) for factor in (1.0, 1.1)]
         broken = [[claim.sentence for claim in one.claims(d) if not claim.holds] for d in found]
@@ -62,8 +62,11 @@ def test_a_mutation_that_moves_a_law_makes_the_record_wrong() -> None:
     found = {"toy": Power(1, (), (outcome,), ("a bias dropped",), np.inf)}
 
     assert power.wrong(found) == ["toy: a layer more in chain.states moves log10_law"]
-    assert json.loads(json.dumps(power.record(found)))["experiments"]["toy"]["smallest"] == "inf"
-    text = power.page(found)
+    assert (
+        json.loads(json.dumps(power.outcomes_record(found)))["experiments"]["toy"]["smallest"]
+        == "inf"
+    )
+    text = power.outcomes_page(found)
     assert "never called: a bias dropped." in text
     assert "| a layer more (`chain.states`) | noticed | s |" in text
     assert "| toy | above 42 % | 1 | none |" in text
@@ -116,10 +119,10 @@ def test_what_became_of_each_mutation_of_a_project_is_recorded(
     toy.file.write_text(EXPERIMENT)
     monkeypatch.chdir(toy.project)
 
-    assert __main__.main(["power", "--minutes", "60", "--seed", "3"]) == 0
+    assert __main__.calibrate(["power", "--minutes", "60", "--seed", "3"]) == 0
     one = json.loads(Path("results/power.json").read_text())["experiments"]["chaos"]
     became = {(out["mutation"], out["site"]): out["status"] for out in one["outcomes"]}
-    assert one["smallest"] == power.SCALES[0]
+    assert one["smallest"] == power.SIZES[0]
     assert became["a layer more", "jacobians.log_norms"] == power.NOTICED
     assert became["a Jacobian transposed", "jacobians.log_norms"] == power.NO_CHANGE
     assert became["a layer less", "chain.Chain.__call__"] == power.UNNOTICED

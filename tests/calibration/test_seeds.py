@@ -59,7 +59,7 @@ def test_as_many_failures_as_stated_are_no_contradiction_and_far_more_are() -> N
         ("wrong", "c"),
         ("wrong", "d"),
     ]
-    assert "| wrong: c | 200 | 12 | 0.01 | more often than stated |" in seeds.page(found)
+    assert "| wrong: c | 200 | 12 | 0.01 | more often than stated |" in seeds.counts_page(found)
 
 
 @pytest.mark.slow
@@ -69,7 +69,7 @@ def test_the_record_of_a_project_names_its_seed_and_holds_every_claim(
     monkeypatch.chdir(toy.project)
     command = ["seeds", "chaos", "--minutes", "0", "--seed", "3"]
 
-    assert __main__.main(command) == 0
+    assert __main__.calibrate(command) == 0
     made = json.loads(Path("results/seeds.json").read_text())
     assert made["seed"] == 3
     assert made["experiments"]["chaos"]["num_seeds"] == 2
@@ -84,5 +84,5 @@ def test_an_experiment_that_there_is_not_is_one_sentence(
 ) -> None:
     monkeypatch.chdir(toy.project)
 
-    assert __main__.main(["seeds", "order"]) == 1
+    assert __main__.calibrate(["seeds", "order"]) == 1
     assert capsys.readouterr().err == ("error: experiment 'order' does not exist; allowed: chaos\n")

@@ -19,7 +19,7 @@ from gradlab.running import composition, single
 
 
 @dataclass(frozen=True)
-class Trial:
+class Rehearsal:
     """An experiment with the config of one scale.
 
     Attributes:
@@ -53,12 +53,12 @@ class Trial:
         return self.claims(self.data(seed, compute(self.arguments, jax.random.key(seed))))
 
 
-def prepared(file: Path, scale: str) -> Trial:
-    """The trial of the experiment in a file, jax being set up as for a run of it."""
+def prepared(file: Path, scale: str) -> Rehearsal:
+    """The rehearsal of the experiment in a file, jax being set up as for a run of it."""
     experiment = loading.load(file)
     settings, cfg = composition.composed(experiment, [f"scale={scale}"])
     single.prepare(settings.precision)
-    return Trial(experiment, cfg)
+    return Rehearsal(experiment, cfg)
 
 
 def fresh_seeds(entropy: int, name: str) -> Iterator[int]:

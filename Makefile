@@ -16,7 +16,11 @@ QUICK := $(addprefix tests/,arithmetic models measuring theory experiment test_i
 PYTEST := $(BIN)/python -m pytest
 PARALLEL := -n auto --dist loadfile --max-worker-restart 0
 
-.PHONY: help figures page quick test verify lint format lock upgrade clean $(EXPERIMENTS)
+# Minutes that fresh seeds, and the mutations, of all experiments together may take, and their scale.
+MINUTES := 25
+SCALE := smoke
+
+.PHONY: help figures page quick test verify seeds power lint format lock upgrade clean $(EXPERIMENTS)
 
 help:  ## this list
 	@sed -n 's/^\([a-z ]*\):[^#]*## /\1: /p' Makefile | awk -F': ' '{printf "make %-13s %s\n", $$1, $$2}'
@@ -41,6 +45,13 @@ test: lint  ## lint, types, and all tests
 
 verify: .venv/ready  ## what is long and need not run each time; its record is results/verify.md
 	$(PYTEST) $(PARALLEL) -m verify --record results/verify.md tests
+	$(MAKE) --no-print-directory --keep-going seeds power
+
+seeds: .venv/ready  ## how often chance breaks each claim, on fresh seeds: results/seeds.md
+	$(BIN)/python -m gradlab.calibration seeds --minutes $(MINUTES) --scale $(SCALE)
+
+power: .venv/ready  ## which mutations of the library the claims notice: results/power.md
+	$(BIN)/python -m gradlab.calibration power --minutes $(MINUTES) --scale $(SCALE)
 
 lint: .venv/ready  ## style, format, types, dead code
 	$(BIN)/ruff check .

@@ -17,7 +17,7 @@ START, END = "<!-- rooms -->", "<!-- end of rooms -->"
 # From the ground up: a wing imports only wings above it in this list.
 WINGS = (
     *("arithmetic", "models", "measuring", "theory"),
-    *("experiment", "running", "sweeping", "page"),
+    *("experiment", "running", "sweeping", "calibration", "page"),
 )
 
 

@@ -7,20 +7,18 @@ import sys
 import tempfile
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import jax
 import pytest
 import xarray as xr
-from hydra import compose
-from omegaconf import OmegaConf
 
 from gradlab.experiment import dataset, figures, loading
 from gradlab.experiment.claim import Claim
 from gradlab.experiment.loading import Experiment
 from gradlab.running import composition
 from gradlab.running.settings import Settings
-from tests.toys import hydra_told_of, shared_configs
+from tests.toys import shared_configs
 
 SCALES = ("full", "smoke")
 
@@ -30,10 +28,7 @@ COMMITTED = {"caption.md", "claims.json", "data.nc", "run.json", *FIGURES}
 
 def composed(exp: Experiment, scale: str) -> tuple[Settings, Any]:
     """The settings and the config of an experiment at one scale."""
-    with hydra_told_of(exp):
-        cfg = compose(exp.name, overrides=[f"scale={scale}"])
-    values = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
-    return composition.read(exp, values)
+    return composition.composed(exp, [f"scale={scale}"])
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ WINGS: dict[str, set[str]] = {
     "experiment": set(),
     "running": {"experiment"},
     "sweeping": {"running", "experiment"},
+    "calibration": {"running", "experiment", "models"},
     "page": {"experiment"},
 }
 OPEN_TO_ALL = {"errors", "lazy"}
@@ -65,8 +66,19 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "sweeping": (
         *("points", "programs", "join", "overview", "sweep", "cluster", "multirun", "from_python"),
     ),
+    "calibration": ("workers", "rehearsal", "mutations", "power", "seeds", "__main__"),
     "page": (
-        *("numbers", "vector", "gallery", "readme", "offers", "evidence", "build", "__main__"),
+        *(
+            "numbers",
+            "vector",
+            "worth",
+            "gallery",
+            "readme",
+            "offers",
+            "evidence",
+            "build",
+            "__main__",
+        ),
     ),
 }
 
@@ -88,9 +100,9 @@ HOMES: dict[str, set[str]] = {
     "optax": {"lazy", "measuring.clipping", "measuring.training"},
     "pandas": {"sweeping.from_python"},
     "rich": {"running", "sweeping"},
-    "scipy": {"theory", "experiment.claim"},
+    "scipy": {"theory", "experiment.claim", "calibration.seeds"},
     "submitit": {"sweeping.cluster"},
-    "xarray": {"lazy", "experiment", "running", "sweeping", "page"},
+    "xarray": {"lazy", "experiment", "running", "sweeping", "calibration", "page"},
     "yaml": {"running"},
 }
 EVERYWHERE = {"jax", "numpy", "gradlab", "typing_extensions"}

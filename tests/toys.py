@@ -6,19 +6,16 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import pytest
 import xarray as xr
-from hydra import initialize_config_dir
-from hydra.core.config_store import ConfigStore
 
 from gradlab.experiment import dataset, figures
-from gradlab.experiment.loading import Experiment
-from gradlab.running import command_line, composition
+from gradlab.running import command_line
 
 PROJECT = Path(__file__).parent.parent
 DRAW = figures.draw
@@ -123,18 +120,6 @@ PRESET = """# @package _global_
 experiment: chaos
 sigma_w: 2.0
 """
-
-
-@contextlib.contextmanager
-def hydra_told_of(exp: Experiment) -> Iterator[None]:
-    """Hydra's store with this experiment's types in it, as it was before afterwards."""
-    before = ConfigStore.get_state()
-    try:
-        composition.register(exp)
-        with initialize_config_dir(str(exp.config_file.parent), version_base="1.3"):
-            yield
-    finally:
-        ConfigStore.set_state(before)
 
 
 def shared_configs(project: Path) -> None:

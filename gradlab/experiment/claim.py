@@ -2,6 +2,9 @@
 
 A claim over an array is about its worst entry, which is judged by its own tolerance, cause by
 cause. `everywhere` finds that entry; the other functions say common laws shorter.
+
+Draws are sampled, so chance alone may break a true claim. `sampling` turns a standard error into a
+cause of the tolerance, wide enough for all entries together, and the claim states its chance.
 """
 
 from __future__ import annotations
@@ -38,6 +41,8 @@ class Claim:
         source: where the statement is made (author, year, equation).
         relation: "=" for agreement, "<=" and ">=" for a bound on one side.
         at: which entry of an array this is, in words; empty for a single number.
+        chance: the probability, at most, with which the sampling of draws alone breaks the claim
+            when the statement is true; 0 for what no draw can change.
     """
 
     sentence: str
@@ -47,6 +52,7 @@ class Claim:
     source: str
     relation: Relation = "="
     at: str = ""
+    chance: float = 0.0
 
     def __post_init__(self) -> None:
         """Plain floats, whatever array type they came in.
@@ -57,6 +63,7 @@ class Claim:
         self._check()
         object.__setattr__(self, "measured", float(self.measured))
         object.__setattr__(self, "expected", float(self.expected))
+        object.__setattr__(self, "chance", float(self.chance))
         tolerance = {cause: float(amount) for cause, amount in self.tolerance.items()}
         object.__setattr__(self, "tolerance", tolerance)
         if any(not amount >= 0 for amount in tolerance.values()):
@@ -79,6 +86,8 @@ class Claim:
                     f"a {name} value of shape {shape}",
                     "one number; gl.claim.everywhere takes arrays",
                 )
+        if not (np.size(self.chance) == 1 and 0 <= self.chance < 1):
+            raise refused(f"the chance {self.chance!r}", "a probability, at least 0 and below 1")
 
     @property
     def holds(self) -> bool:
@@ -102,6 +111,59 @@ class Claim:
         }
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """A cause of a tolerance: the mean of draws is off by its own error, in units of that error.
+
+    Attributes:
+        standard_error: of each entry, a number or a labelled array.
+        num_draws: from how many draws the error was estimated; infinite where it is known.
+        num_errors: how many standard errors of a normal are as likely as what is allowed.
+    """
+
+    standard_error: Any
+    num_draws: float = math.inf
+    num_errors: float = NUM_ERRORS
+
+    @property
+    def chance(self) -> float:
+        """The probability, at most, that any entry is off by more than its amount, up or down."""
+        return 2 * float(stats.norm.sf(self.num_errors))
+
+    def amount(self, num_entries: int = 1) -> Any:
+        """The deviation that is allowed each of so many entries, in the shape of the error.
+
+        The entries share the chance evenly (Bonferroni): by the union bound, whether or not they
+        share draws, one of them is beyond its amount with at most that probability.
+        """
+        return num_errors(self.num_draws, num_entries, self.num_errors) * self.standard_error
+
+
+def sampling(
+    standard_error: Any, num_draws: float = math.inf, num_errors: float = NUM_ERRORS
+) -> Sampling:
+    """The cause of a tolerance that is the sampling of draws, for `everywhere` and its kin.
+
+    Args:
+        standard_error: of each entry, a number or a labelled array.
+        num_draws: from how many draws it was estimated (Student's t); infinite where it is known.
+        num_errors: as many of a normal are allowed a single entry; more where there are many.
+    """
+    return Sampling(standard_error, num_draws, num_errors)
+
+
+def num_errors(
+    num_draws: float, num_entries: int = 1, num_errors_of_normal: float = NUM_ERRORS
+) -> float:
+    """The standard errors, estimated from so many draws, that are as likely as `NUM_ERRORS`.
+
+    By Student's t, of a mean of normal draws (Student 1908): 5.1 of 20 draws, 4.2 of 100. That any
+    of several entries is beyond them is as likely, at most: of 20 draws 7.3 for 100 entries.
+    """
+    chance = stats.norm.sf(num_errors_of_normal) / num_entries
+    return float(stats.t.isf(chance, num_draws - 1))
+
+
 def everywhere(
     sentence: str,
     measured: Any,
@@ -110,6 +172,7 @@ def everywhere(
     *,
     relation: Relation = "=",
     where: Any = True,
+    chance: float = 0.0,
     **causes: Any,
 ) -> Claim:
     """The claim about every entry of an array: its worst one, judged by that entry's tolerance.
@@ -124,16 +187,25 @@ def everywhere(
         source: where the statement is made.
         relation: as of `Claim`.
         where: which entries the statement is about, all (True) or a labelled array of bool.
+        chance: the probability, at most, that draws break the claim at any entry in a way that no
+            `Sampling` speaks for: of a bound that random numbers stay below nearly always.
         causes: cause to amount, numbers or arrays; `rounding_of_w=...` is shown as "rounding of w".
+            An amount may be a `Sampling`: it is made wide enough for all the entries that the
+            statement is about, and its chance (half of it for a bound on one side) is the claim's.
 
     Raises:
         ValueError: the statement is about no entry at all.
     """
-    named = {"measured": measured, "expected": expected, "where": where} | causes
+    samplings = {cause: one for cause, one in causes.items() if isinstance(one, Sampling)}
+    errors = {cause: one.standard_error for cause, one in samplings.items()}
+    named = {"measured": measured, "expected": expected, "where": where} | causes | errors
     arrays = dict(zip(named, xr.broadcast(*map(xr.DataArray, named.values())), strict=True))
     held = arrays.pop("where").astype(bool)
     if not bool(held.any()):
         raise ValueError(f"claim '{sentence}' is about no entry; allowed: at least one")
+    num_entries = int(held.sum())
+    for cause, one in samplings.items():
+        arrays[cause] = dataclasses.replace(one, standard_error=arrays[cause]).amount(num_entries)
     amounts = [arrays[cause] for cause in causes]
     off = _excess(arrays["measured"].values, arrays["expected"].values, relation)
     allowed = np.asarray(sum(amount.values for amount in amounts), dtype=float)
@@ -146,9 +218,10 @@ def everywhere(
         float(array.values[worst]) for array in (arrays["measured"], arrays["expected"], *amounts)
     )
     tolerance = dict(zip((cause.replace("_", " ") for cause in causes), allowed_there, strict=True))
-    return Claim(
-        sentence, value, wanted, tolerance, source, relation, _place(arrays["measured"], worst)
-    )
+    sides = 2 if relation == "=" else 1
+    chance += sum(one.chance for one in samplings.values()) * sides / 2
+    at = _place(arrays["measured"], worst)
+    return Claim(sentence, value, wanted, tolerance, source, relation, at, chance)
 
 
 def at_most(sentence: str, measured: Any, bound: Any, source: str, **causes: Any) -> Claim:
@@ -161,22 +234,17 @@ def at_least(sentence: str, measured: Any, bound: Any, source: str, **causes: An
     return everywhere(sentence, measured, bound, source, relation=">=", **causes)
 
 
-def equal(sentence: str, measured: Any, expected: Any, source: str) -> Claim:
+def equal(
+    sentence: str, measured: Any, expected: Any, source: str, *, chance: float = 0.0
+) -> Claim:
     """The claim that every entry is exactly what is expected, an infinity or a zero too."""
-    return everywhere(sentence, measured, expected, source)
+    return everywhere(sentence, measured, expected, source, chance=chance)
 
 
-def always(sentence: str, true: Any, source: str) -> Claim:
+def always(sentence: str, true: Any, source: str, *, chance: float = 0.0) -> Claim:
     """The claim that something is true of every entry; the share of which it is true must be 1."""
-    return Claim(sentence, float(np.mean(np.asarray(true, dtype=bool))), 1.0, {}, source)
-
-
-def num_errors(num_draws: int) -> float:
-    """The standard errors, estimated from so many draws, that are as likely as `NUM_ERRORS`.
-
-    By Student's t, of a mean of normal draws (Student 1908): 5.1 of 20 draws, 4.2 of 100.
-    """
-    return float(stats.t.isf(stats.norm.sf(NUM_ERRORS), num_draws - 1))
+    share = float(np.mean(np.asarray(true, dtype=bool)))
+    return Claim(sentence, share, 1.0, {}, source, chance=chance)
 
 
 def mean(
@@ -188,16 +256,17 @@ def mean(
     over: str = "draw",
     relation: Relation = "=",
     where: Any = True,
+    chance: float = 0.0,
     **causes: Any,
 ) -> Claim:
     """The claim about the mean over the axis `over`, at every place along the other axes.
 
     Sampling is the first of its causes: as many standard errors, which are estimated from the same
-    draws, as make it no more likely than `NUM_ERRORS` of a normal.
+    draws, as make it no more likely than `NUM_ERRORS` of a normal that any place is beyond them.
     """
     value, error = estimate.mean(draws.transpose(over, ...).values)
     like = draws.isel({over: 0}, drop=True)
-    sampling = like.copy(data=num_errors(draws.sizes[over]) * np.asarray(error))
+    of_mean = sampling(like.copy(data=np.asarray(error)), draws.sizes[over])
     return everywhere(
         sentence,
         like.copy(data=np.asarray(value)),
@@ -205,7 +274,8 @@ def mean(
         source,
         relation=relation,
         where=where,
-        **{"sampling": sampling} | causes,
+        chance=chance,
+        **{"sampling": of_mean} | causes,
     )
 
 
@@ -219,7 +289,15 @@ def slope(sentence: str, x: Any, y: Any, expected: Any, source: str, **causes: A
 
 
 def first_depth(
-    sentence: str, measured: Any, predicted: Any, source: str, *, deepest: float, **causes: Any
+    sentence: str,
+    measured: Any,
+    predicted: Any,
+    source: str,
+    *,
+    deepest: float,
+    where: Any = True,
+    chance: float = 0.0,
+    **causes: Any,
 ) -> Claim:
     """The claim about the depth at which something first happens, infinite where it never does.
 
@@ -228,8 +306,16 @@ def first_depth(
     """
     beyond = deepest + 1.0
     seen, awaited = (np.minimum(one, beyond) for one in (measured, predicted))
-    amounts = {cause: np.minimum(amount, beyond) for cause, amount in causes.items()}
-    return everywhere(sentence, seen, awaited, source, **amounts)
+    amounts = {cause: _within(amount, beyond) for cause, amount in causes.items()}
+    return everywhere(sentence, seen, awaited, source, where=where, chance=chance, **amounts)
+
+
+def _within(amount: Any, most: float) -> Any:
+    """An amount, or the standard error of one, that is no larger than `most`."""
+    if isinstance(amount, Sampling):
+        within = np.minimum(amount.standard_error, most)
+        return dataclasses.replace(amount, standard_error=within)
+    return np.minimum(amount, most)
 
 
 def _excess(measured: Any, expected: Any, relation: Relation) -> Any:

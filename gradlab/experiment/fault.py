@@ -60,6 +60,11 @@ def argument(target: str, **changes: Callable[[Any], Any]) -> Fault:
     Raises:
         TypeError: on the first call, if `target` has no such argument.
     """
+    return change(target, given(**changes))
+
+
+def given(**changes: Callable[[Any], Any]) -> Callable[[Function], Function]:
+    """From a function to the same one given other arguments: `given(w=lambda w: 0.99 * w)`."""
 
     def made(honest: Function) -> Function:
         signature = inspect.signature(honest)
@@ -70,7 +75,7 @@ def argument(target: str, **changes: Callable[[Any], Any]) -> Fault:
             for name, changed in changes.items():
                 if name not in call.arguments:
                     raise TypeError(
-                        f"fault of '{target}' changes its argument '{name}'; allowed: "
+                        f"a fault changes the argument '{name}'; allowed: "
                         + ", ".join(call.arguments)
                     )
                 call.arguments[name] = changed(call.arguments[name])
@@ -78,12 +83,17 @@ def argument(target: str, **changes: Callable[[Any], Any]) -> Fault:
 
         return wrong
 
-    return change(target, made)
+    return made
 
 
 def result(target: str, changed: Callable[[Any], Any]) -> Fault:
     """The fault that returns `changed(what target returns)`."""
-    return change(target, lambda honest: lambda *args, **kwargs: changed(honest(*args, **kwargs)))
+    return change(target, then(changed))
+
+
+def then(changed: Callable[[Any], Any]) -> Callable[[Function], Function]:
+    """From a function to the one that returns `changed(what it returns)`."""
+    return lambda honest: lambda *args, **kwargs: changed(honest(*args, **kwargs))
 
 
 def scale(target: str, factor: float) -> Fault:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from gradlab.errors import BadInput
 from gradlab.experiment import dataset, fileset, loading
 from gradlab.experiment.lesson import Offer
+from gradlab.page.worth import Worth, worth_of
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -83,6 +84,7 @@ class Card:
     """One experiment: its question, its own run, and the runs with overrides and sweeps.
 
     `offer` is what it has for the lesson; `note` says in a sentence why that cannot be read.
+    `worth` is what its claims would notice, and how often chance breaks one.
     """
 
     name: str
@@ -93,6 +95,7 @@ class Card:
     others: tuple[Run, ...]
     offer: Offer = field(default_factory=Offer)
     note: str = ""
+    worth: Worth = field(default_factory=Worth)
 
     @property
     def runs(self) -> tuple[Run, ...]:
@@ -126,6 +129,7 @@ def _card(name: str, file: Path | None, results: Path) -> Card:
         tuple(_run(path.name, path, results, ()) for path in others),
         offer,
         note,
+        worth_of(results, name),
     )
 
 

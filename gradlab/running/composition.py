@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,33 @@ def register(experiment: Experiment) -> None:
             f"configs/scale/{experiment.name}/smoke.yaml"
         )
     ConfigStore.instance().store(name="schema", node=_schema(experiment))
+
+
+@contextlib.contextmanager
+def hydra_told_of(experiment: Experiment) -> Iterator[None]:
+    """Hydra, in this process, with the experiment's configs, and as it was before afterwards."""
+    from hydra import initialize_config_dir
+    from hydra.core.config_store import ConfigStore
+
+    before = ConfigStore.get_state()
+    try:
+        register(experiment)
+        with initialize_config_dir(str(experiment.config_file.parent), version_base="1.3"):
+            yield
+    finally:
+        ConfigStore.set_state(before)
+
+
+def composed(experiment: Experiment, overrides: Sequence[str]) -> tuple[Settings, Any]:
+    """The suite's settings and the experiment's config with these overrides, without a run."""
+    from hydra import compose
+    from omegaconf import OmegaConf
+
+    with hydra_told_of(experiment):
+        values: Any = OmegaConf.to_container(
+            compose(experiment.name, overrides=list(overrides)), resolve=True
+        )
+    return read(experiment, values)
 
 
 def entries(experiment: Experiment) -> dict[str, Entry]:

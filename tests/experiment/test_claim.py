@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
+from scipy import stats
 
 import gradlab as gl
 
@@ -92,6 +93,68 @@ def test_few_draws_fail_no_more_often_than_many() -> None:
     assert share < 1.5  # of 20,000 at most one or two go beyond
 
 
+ONE_IN_15_800 = math.erfc(4 / math.sqrt(2))
+
+
+@pytest.mark.parametrize(("num_draws", "num_entries"), [(math.inf, 1), (20, 1), (5, 300)])
+def test_an_allowed_deviation_is_the_quantile_that_entries_share(
+    num_draws: float, num_entries: int
+) -> None:
+    amount = gl.claim.sampling(0.5, num_draws).amount(num_entries)
+    beyond = stats.t(num_draws - 1) if num_draws < math.inf else stats.norm
+    either_side = 2 * num_entries * beyond.cdf(-amount / 0.5)
+
+    np.testing.assert_allclose(either_side, ONE_IN_15_800, rtol=1e-9)
+
+
+def test_a_claim_states_the_chance_of_all_its_samplings_whatever_the_entries() -> None:
+    noise: dict[str, Any] = {"a": gl.claim.sampling(line([0.1, 0.2])), "b": gl.claim.sampling(1.0)}
+    alone = gl.claim.everywhere("s", line([0.0, 0.0]), 0.0, "x", rounding=1.0)
+    both = gl.claim.everywhere("s", line([0.0, 0.0]), 0.0, "x", rounding=1.0, **noise)
+    bound = gl.claim.at_most("s", line([0.0, 0.0]), 0.0, "x", chance=0.01, **noise)
+
+    assert alone.chance == 0.0
+    np.testing.assert_allclose(both.chance, 2 * ONE_IN_15_800)
+    np.testing.assert_allclose(bound.chance, 0.01 + ONE_IN_15_800)
+    assert both.record()["chance"] == both.chance
+    assert gl.claim.always("s", line([True]), "x", chance=0.3).chance == 0.3
+    assert gl.claim.equal("s", 1.0, 1.0, "x", chance=0.3).chance == 0.3
+
+
+def test_entries_left_out_do_not_widen_what_the_others_are_allowed() -> None:
+    error, some = line([0.1] * 50), line([True] * 2 + [False] * 48)
+    few = gl.claim.everywhere("s", error, 0.0, "x", where=some, noise=gl.claim.sampling(error, 8))
+    alone = gl.claim.sampling(0.1, 8).amount(2)
+
+    assert few.tolerance["noise"] == alone
+
+
+@pytest.mark.parametrize("shared", [0.0, 0.9])
+def test_true_claims_over_many_entries_fail_no_more_often_than_stated(shared: float) -> None:
+    """4,000 claims of 40 means of 6 draws; a part of each draw may be common to all entries."""
+    rng = np.random.default_rng(2)
+    common, own = rng.normal(size=(6, 4_000, 1)), rng.normal(size=(6, 4_000, 40))
+    draws = math.sqrt(shared) * common + math.sqrt(1 - shared) * own
+    value, error = gl.estimate.mean(draws)
+    noise = gl.claim.sampling(error, 6, num_errors=2.0)
+    failed = int((np.abs(value) > noise.amount(40)).any(-1).sum())
+
+    # Of independent entries nearly as often as stated: then the bound is no wider than it must be.
+    assert stats.binomtest(failed, 4_000, noise.chance, alternative="greater").pvalue > 1e-3
+    assert shared or stats.binomtest(failed, 4_000, noise.chance, alternative="less").pvalue > 1e-3
+
+
+def test_a_first_depth_has_its_sampling_capped_and_its_chance_kept() -> None:
+    noise = gl.claim.sampling(line([0.5, math.inf]))
+    found = gl.claim.first_depth(
+        "s", line([3.0, 9.0]), line([4.0, 500.0]), "x", deepest=100, fluctuation=noise
+    )
+
+    assert found.holds
+    assert math.isfinite(found.tolerance["fluctuation"])
+    np.testing.assert_allclose(found.chance, ONE_IN_15_800)
+
+
 def test_a_slope_of_each_row() -> None:
     x = np.arange(5.0)
     rows = xr.DataArray(np.stack([2 * x, -x + 3]), dims=("w", "layer"))
@@ -119,6 +182,8 @@ def test_always_is_the_share_of_which_it_is_true() -> None:
         (lambda: gl.Claim("s", 1.0, 1.0, 0.1, "x"), "tolerance 0.1"),  # type: ignore[arg-type]
         (lambda: gl.Claim("s", np.ones(3), 1.0, {}, "x"), "shape \\(3,\\)"),  # type: ignore[arg-type]
         (lambda: gl.Claim("s", 1.0, 1.0, {"rounding": -1.0}, "x"), "at least 0"),
+        (lambda: gl.Claim("s", 1.0, 1.0, {}, "x", chance=1.0), "chance 1.0"),
+        (lambda: gl.Claim("s", 1.0, 1.0, {}, "x", chance=math.nan), "chance nan"),
     ],
 )
 def test_a_claim_of_wrong_parts_is_refused_in_a_sentence(made: Any, said: str) -> None:

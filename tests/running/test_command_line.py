@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from gradlab.experiment import loading
-from gradlab.running import naming
-from tests.toys import Toy, hydra_told_of
+from gradlab.running import composition, naming
+from tests.toys import Toy
 
 
 def test_a_run_leaves_its_files_in_the_experiments_folder(rendering_toy: Toy) -> None:
@@ -56,13 +56,13 @@ def test_the_same_command_leaves_the_same_bytes(rendering_toy: Toy) -> None:
 def test_a_folder_is_named_by_what_differs_from_the_config(
     toy: Toy, arguments: list[str], name: str
 ) -> None:
-    with hydra_told_of(loading.load(toy.file)):
+    with composition.hydra_told_of(loading.load(toy.file)):
         assert naming.name("chaos", "chaos", arguments) == name
 
 
 def test_a_very_long_name_is_cut_and_stays_its_own(toy: Toy) -> None:
     values = [f"w=[{','.join(f'0.{digit}' for digit in range(last))}]" for last in (100, 101)]
-    with hydra_told_of(loading.load(toy.file)):
+    with composition.hydra_told_of(loading.load(toy.file)):
         names = [naming.name("chaos", "chaos", [value]) for value in values]
     assert all(len(name) <= 200 for name in names)
     assert names[0] != names[1]

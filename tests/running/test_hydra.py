@@ -15,7 +15,7 @@ from gradlab.experiment import loading, schema
 from gradlab.models.activations import PHI
 from gradlab.running import composition
 from gradlab.theory import meanfield
-from tests.toys import Toy, hydra_told_of, typed
+from tests.toys import Toy, typed
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
 EXPERIMENTS = CONFIGS.parent / "experiments"
@@ -31,7 +31,7 @@ def by_name(path: Path) -> str:
 def test_a_preset_sets_what_it_says_in_its_own_experiment(preset: Path) -> None:
     written = composition.content(preset)
     exp = loading.load(EXPERIMENTS / f"{written.pop('experiment')}.py")
-    with hydra_told_of(exp):
+    with composition.hydra_told_of(exp):
         cfg = compose(exp.name, overrides=[f"+experiment={preset.stem}"])
     _, read = composition.read(exp, composition.plain_values(cfg))
     assert {name: schema.values(read)[name] for name in written} == written

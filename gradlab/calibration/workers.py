@@ -1,0 +1,57 @@
+"""Every experiment in a process of its own, as many at a time as there are processors.
+
+A process that ends takes its compiled programs with it. All together take a given time, however
+many there are: each has the same share of what is left, so that what one leaves goes to the rest.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+# From the file of an experiment, a scale, the entropy of its seeds and its time in seconds.
+Job = Callable[[Path, str, int, float], Any]
+
+
+class Deadline:
+    """The end of a share of time, which begins at once."""
+
+    def __init__(self, seconds: float) -> None:
+        self._end = time.monotonic() + seconds
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it is past."""
+        return time.monotonic() >= self._end
+
+
+def each(
+    task: Job, files: Sequence[Path], scale: str, entropy: int, minutes: float
+) -> Iterator[tuple[str, Any]]:
+    """The name of each experiment and what `task` found, or raised, in the order in which they end.
+
+    Args:
+        task: what is to be done with each file.
+        files: of the experiments.
+        scale: the scale of their configs.
+        entropy: of the seeds.
+        minutes: for all together.
+    """
+    count = min(len(files), os.cpu_count() or 1)
+    end, waiting = time.monotonic() + 60 * minutes, list(files)
+    running: dict[Future[Any], str] = {}
+    spawn = multiprocessing.get_context("spawn")  # a fork would inherit the threads of jax
+    with ProcessPoolExecutor(count, spawn, max_tasks_per_child=1) as pool:
+        while waiting or running:
+            while waiting and len(running) < count:
+                share = (end - time.monotonic()) * count / (len(waiting) + len(running))
+                file = waiting.pop(0)
+                running[pool.submit(task, file, scale, entropy, max(share, 0.0))] = file.stem
+            ended, _ = wait(running, return_when=FIRST_COMPLETED)
+            for done in ended:
+                yield running.pop(done), done.exception() or done.result()

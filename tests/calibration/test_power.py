@@ -1,0 +1,131 @@
+"""What a mutation did is told apart, and every experiment notices weights that are 10 % off."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from gradlab.calibration import __main__, power
+from gradlab.calibration.mutations import Mutation
+from gradlab.calibration.power import Outcome, Power
+from gradlab.calibration.rehearsal import Rehearsal
+from gradlab.experiment import loading
+from gradlab.running import composition
+from tests.toys import Toy
+
+
+@pytest.mark.parametrize(
+    ("errors", "expected"), [([1.0, 2.0, 4.0], 2.0), ([-1.0, -2.0, -4.0], 2.0), ([1.0], np.inf)]
+)
+def test_the_smallest_error_is_found_by_halving(errors: list[float], expected: float) -> None:
+    assert power.smallest_noticed(errors, lambda error: abs(error) > 1.5) == expected
+
+
+@pytest.mark.slow
+def test_weights_ten_percent_off_are_noticed_wherever_weights_are_drawn(
+    experiment_file: Path,
+) -> None:
+    exp = loading.load(experiment_file)
+    settings, cfg = composition.composed(exp, ["scale=smoke"])
+    one = Rehearsal(exp, cfg)
+    with jax.numpy_rank_promotion("allow"), power.weights_scaled(one) as arrays:
+        found = [one.data(settings.seed, arrays(settings.seed, factor)) for factor in (1.0, 1.1)]
+        broken = [[claim.sentence for claim in one.claims(d) if not claim.holds] for d in found]
+
+    assert broken[0] == []
+    assert broken[1] or found[0].identical(found[1])  # no weights
+
+
+def test_a_function_is_mutated_where_it_is_not_called_by_another_that_is() -> None:
+    def mutation(name: str, site: str) -> Mutation:
+        return Mutation(name, {site: lambda honest: honest})
+
+    standard = [mutation("more", "outer"), mutation("more", "inner"), mutation("less", "inner")]
+    within, alone = frozenset(["outer"]), frozenset[str]()
+    both = {"outer": [alone], "inner": [within]}
+
+    assert power.by_themselves(standard, both) == [standard[0], standard[2]]
+    assert power.by_themselves(standard, both | {"inner": [within, alone]}) == standard
+    assert power.by_themselves(standard, {}) == []
+
+
+def test_every_name_comes_once_before_any_comes_twice() -> None:
+    found = [Mutation(name, {site: lambda honest: honest}) for name, site in ("aa", "ab", "ba")]
+
+    assert power.each_name_first(found) == [found[0], found[2], found[1]]
+
+
+def test_a_mutation_that_moves_a_law_makes_the_record_wrong() -> None:
+    outcome = Outcome("a layer more", "chain.states", power.NOTICED, ("s",), ("log10_law",))
+    found = {"toy": Power(1, (), (outcome,), ("a bias dropped",), np.inf)}
+
+    assert power.wrong(found) == ["toy: a layer more in chain.states moves log10_law"]
+    assert (
+        json.loads(json.dumps(power.outcomes_record(found)))["experiments"]["toy"]["smallest"]
+        == "inf"
+    )
+    text = power.outcomes_page(found)
+    assert "never called: a bias dropped." in text
+    assert "| a layer more (`chain.states`) | noticed | s |" in text
+    assert "| toy | above 42 % | 1 | none |" in text
+
+
+EXPERIMENT = '''"""How long is a product?"""
+
+import gradlab as gl
+from gradlab.lazy import jax, jnp, np
+
+
+@gl.config
+class Config:
+    activation: str
+    depth: int
+    width: int
+    sigma_w: float
+    w: gl.Floats
+    fail: str
+
+
+def compute(cfg, key):
+    chain = gl.ensembles.gaussian(key, cfg.depth, cfg.width, jnp.tanh, cfg.sigma_w, 0.0)
+    linear = gl.ensembles.scalar(0.5, cfg.depth)
+    norms = gl.jacobians.log_norms(linear, jnp.ones(1))
+    return {
+        "norm": gl.named(norms[-1]),
+        "law": gl.named(cfg.depth * jnp.log(0.5)),
+        "first": gl.named(chain.params.W[0, 0, 0]),
+        "output": gl.named(chain(jnp.ones(cfg.width))[0]),
+    }
+
+
+def figure(data):
+    raise NotImplementedError
+
+
+def claims(data):
+    yield gl.claim.everywhere("0.5 to the depth", data.norm, data.law, "x", rounding=1e-12)
+
+
+FAULTS = {}
+'''
+
+
+@pytest.mark.slow
+def test_what_became_of_each_mutation_of_a_project_is_recorded(
+    toy: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy.file.write_text(EXPERIMENT)
+    monkeypatch.chdir(toy.project)
+
+    assert __main__.calibrate(["power", "--minutes", "60", "--seed", "3"]) == 0
+    one = json.loads(Path("results/power.json").read_text())["experiments"]["chaos"]
+    became = {(out["mutation"], out["site"]): out["status"] for out in one["outcomes"]}
+    assert one["smallest"] == power.SIZES[0]
+    assert became["a layer more", "jacobians.log_norms"] == power.NOTICED
+    assert became["a Jacobian transposed", "jacobians.log_norms"] == power.NO_CHANGE
+    assert became["a layer less", "chain.Chain.__call__"] == power.UNNOTICED
+    assert became["a bias dropped", ""] == power.NO_CHANGE
+    assert {"the loss halved", "each draw used twice"} <= set(one["not_called"])
+    assert set(became.values()) <= {power.NOTICED, power.UNNOTICED, power.NO_CHANGE}

@@ -210,13 +210,13 @@ def residual_branch(
     width, v being that of phi'(h)² g². For a linear branch that is all; of others it leaves out
     what is known along the state, and the lengths, so that it is only the size of the first order.
 
-    nan unless phi is odd: else the state grows along its mean, which no W averages away, and the
-    gradient turns towards it.
+    nan unless phi' is even, as that of an odd phi and of the logistic is: else a gradient turns
+    towards the state, which grows along one direction, layer by layer.
     """
     q = residual.lengths(phi, mean_square, sigma_w, sigma_b, factor, depth)
     chi = residual.gradient_factor(phi, q, sigma_w, factor) - 1
     spread = jax.vmap(lambda q: _relative_variance(phi, q))(q)
     variance = (4 * chi + chi**2 * spread) / (width * (1 + chi) ** 2)
     h = jnp.linspace(0.0, 8.0, 17)
-    known = jnp.where(jnp.allclose(phi(-h), -phi(h)), 1.0, jnp.nan)
+    known = jnp.where(jnp.allclose(phi.dphi(-h), phi.dphi(h)), 1.0, jnp.nan)
     return Growth(known * jnp.log1p(chi) / 2, -known * variance / 4, known * variance**2 / 2)

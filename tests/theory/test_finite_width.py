@@ -77,7 +77,7 @@ def test_a_linear_residual_layer_is_a_noncentral_chi_square() -> None:
     assert abs(mean - float(law.infinite[0] + law.first[0])) < 4 * error + float(law.second[0])
 
 
-def test_a_residual_branch_that_is_not_odd_has_no_law() -> None:
+def test_a_residual_branch_whose_slope_is_not_even_has_no_law() -> None:
     law = finite_width.residual_branch(gl.activations.PHI["relu"], 1.0, 1.0, 0.0, 1.0, 50, 2)
 
     assert np.isnan(law.infinite).all()

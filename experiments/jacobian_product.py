@@ -224,7 +224,7 @@ def in_single(value: Any) -> Any:
 
 FAULTS = {
     "one Jacobian left out": gl.fault.argument(
-        "chain_rule.rows_through", J=lambda J: J.at[-1].set(jnp.eye(*J.shape[1:], dtype=J.dtype))
+        "chain_rule.rows_through", J=lambda J: J.at[-1].set(jnp.eye(*J.shape[1:]).astype(J.dtype))
     ),
     "square Jacobians transposed": gl.fault.argument(
         "chain_rule.rows_through", J=lambda J: J.swapaxes(1, 2) if J.shape[1] == J.shape[2] else J

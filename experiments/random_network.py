@@ -10,7 +10,6 @@ typical gradient does not vanish at any sigma_w.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -59,7 +58,7 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
 
     draws = gl.grid.over_draws(one, key, cfg.num_draws)
     low, median, high = jnp.quantile(draws, jnp.array([0.25, 0.5, 0.75]), axis=0)
-    infinite, finite, beyond = jnp.moveaxis(stacked(partial(laws, cfg)), -1, 0) / gl.LN10
+    finite, beyond = jnp.moveaxis(stacked(partial(laws, cfg)), -1, 0) / gl.LN10
     by_back, law = "activation kind sigma_w back", "activation kind sigma_w"
     relative, predicted = "log10 |dL/dz_l| / |dL/dz_L|", back * jnp.log10(chi_1)[..., None] / 2
     return {
@@ -70,67 +69,54 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         "log10_low": gl.named(low, by_back, long_name="its lower quartile over draws"),
         "log10_high": gl.named(high, by_back, long_name="its upper quartile over draws"),
         "rate": gl.named(draws[..., -1] / cfg.depth, "draw", law, long_name="decades a layer back"),
-        "rate_infinite": gl.named(infinite, law, long_name="its law at infinite width"),
         "rate_law": gl.named(finite, law, long_name="its law at this width"),
         "rate_beyond": gl.named(beyond, law, long_name="the size of what that leaves out"),
         "log10_fast": gl.named(draws[0, :, :, 0, -1], "activation kind", long_name="one network"),
-        "log10_literal": gl.named(
-            stacked(by_hand), "activation kind", long_name="by all J_k multiplied"
-        ),
+        "log10_literal": gl.named(stacked(by_hand), "activation kind", long_name="by all J_k"),
         "chi_1": gl.named(chi_1, "activation sigma_w", long_name="chi_1"),
         "log10_predicted": gl.named(predicted, "activation sigma_w back", long_name="by chi_1"),
     }
 
 
-def decades(drawn: tuple[gl.chain.Chain, jax.Array, jax.Array]) -> jax.Array:
+def decades(drawn: Any) -> jax.Array:
     """`log10 |dL/dz_l| / |dL/dz_L|`, backwards in l, `(depth + 1,)`."""
     model, x, direction = drawn
     norms = gl.jacobians.log_gradient_norms(model, x, lambda z: direction @ z)
     return (norms - norms[-1])[::-1] / gl.LN10
 
 
-def literal(drawn: tuple[gl.chain.Chain, jax.Array, jax.Array]) -> jax.Array:
+def literal(drawn: Any) -> jax.Array:
     """The last of `decades` by the chain rule as it is written, `()`."""
     model, x, direction = drawn
     logs = gl.chain_rule.log_lengths(direction, gl.chain_rule.products(model, x).products)
     return (logs[-1] - jnp.log(jnp.linalg.norm(direction))) / gl.LN10
 
 
-def network(
-    key: jax.Array, cfg: Config, phi: Any, sigma_w: jax.Array, kind: str
-) -> tuple[gl.chain.Chain, jax.Array, jax.Array]:
+def network(key: jax.Array, cfg: Config, phi: Any, sigma_w: jax.Array, kind: str) -> Any:
     """A plain or a residual chain with Gaussian weights, its input, and dL/dz_L."""
     key_chain, key_input, key_loss = jax.random.split(key, 3)
     drawn = key_chain, cfg.depth, cfg.width, phi, sigma_w, cfg.sigma_b
     model = gl.ensembles.gaussian(*drawn) if kind == "plain" else gl.ensembles.residual(*drawn, 1.0)
-    x = gl.ensembles.inputs(key_input, cfg.width, input_square(phi, sigma_w, cfg.sigma_b))
+    square = gl.theory.meanfield.input_square(phi, sigma_w, cfg.sigma_b)
+    x = gl.ensembles.inputs(key_input, cfg.width, square)
     return model, x, jax.random.normal(key_loss, (cfg.width,))
 
 
-def input_square(phi: Any, sigma_w: jax.Array, sigma_b: float) -> jax.Array:
-    """The mean square of an input whose first pre-activation already has the length q*.
-
-    1 where there is no q*: there the activation is homogeneous, and chi_1 the same at every q.
-    """
-    square = (gl.theory.meanfield.q_star(phi, sigma_w, sigma_b) - sigma_b**2) / sigma_w**2
-    return jnp.where(jnp.isfinite(square) & (square > 0), square, 1.0)
-
-
 def laws(cfg: Config, phi: Any, kind: str) -> jax.Array:
-    """Infinite width, this width, and what that leaves out, nats a layer, `(sigma_w, 3)`."""
+    """The mean growth at this width, and what that leaves out, nats a layer, `(sigma_w, 2)`."""
     theory, sizes = gl.theory.finite_width, (cfg.width, cfg.depth)
 
     def one(sigma_w: jax.Array) -> jax.Array:
-        square, deviations = input_square(phi, sigma_w, cfg.sigma_b), (sigma_w, cfg.sigma_b)
+        deviations = sigma_w, cfg.sigma_b
+        square = gl.theory.meanfield.input_square(phi, *deviations)
         if kind == "plain":
             q_1 = sigma_w**2 * square + cfg.sigma_b**2
             infinite, first, second = theory.plain(phi, q_1, *deviations, *sizes)
         else:
-            branch = theory.residual_branch(phi, square, *deviations, 1.0, *sizes)
-            infinite, first, second = branch
+            infinite, first, second = theory.residual_branch(phi, square, *deviations, 1.0, *sizes)
             if phi is not gl.activations.PHI["linear"]:
                 second += jnp.abs(first)  # which is known in size alone
-        return jnp.stack([infinite, infinite + first, second], axis=1).mean(axis=0)
+        return jnp.stack([infinite + first, second]).mean(axis=1)
 
     found: jax.Array = jax.lax.map(one, cfg.sigma_w)
     return found
@@ -151,9 +137,9 @@ def figure(data: xr.Dataset) -> gl.Figure:
         axes.set_xlabel(r"$\sigma_w$")
         gl.figures.title(axes, str(name))
         if not np.isfinite(row.rate_law).all():
-            gl.figures.words(axes, 0.03, 0.03, "residual: no law known")
+            gl.figures.words(axes, 0.03, 0.78, "residual: no law known")
     marks = dict(zip(KINDS, looks, strict=True))
-    gl.figures.key(panels[0], marks, title="marks on their laws", loc="lower right")
+    gl.figures.key(panels[0], marks, title="marks on their laws", loc="lower left")
     panels[0].set_ylabel("what a layer multiplies\nthe typical gradient by")
     return fig
 
@@ -171,7 +157,7 @@ def caption(data: xr.Dataset) -> str:
 
 
 def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
-    """The rate and its edge for each activation, what the identity changes, and the chain rule."""
+    """The rates and where they are 0, what the identity changes, and the chain rule."""
     # A draw in which all of a layer is off has no log; the laws are of the others.
     data = data.isel(draw=np.isfinite(data.rate).all(("activation", "kind", "sigma_w")).values)
     plain, residual = (data.sel(kind=kind) for kind in KINDS)
@@ -208,11 +194,10 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
 
 def edge_claim(row: xr.Dataset, name: str) -> Iterator[gl.Claim]:
     """The sigma_w at which the rate of one activation is 0, where the grid has it."""
-    law, many = row.rate_law, row.sizes["sigma_w"] > 1
-    edge = gl.estimate.crossing(row.sigma_w, law) if many else math.nan
-    if math.isnan(edge):
+    edge = gl.estimate.crossing(row.sigma_w, row.rate_law)
+    if np.isnan(edge):
         return
-    there = row.assign(slope=law.differentiate("sigma_w")).interp(sigma_w=edge)
+    there = row.assign(slope=row.rate_law.differentiate("sigma_w")).interp(sigma_w=edge)
     yield gl.claim.mean(
         f"{name}: the gradient neither vanishes nor explodes where chi_1 is 1, but for the width",
         edge - there.rate / there.slope,  # one step of Newton's from where the law is 0
@@ -221,26 +206,16 @@ def edge_claim(row: xr.Dataset, name: str) -> Iterator[gl.Claim]:
     )
 
 
-def one_left_out(found: Any) -> Any:
-    """The products without the last factor."""
-    return jax.tree.map(lambda leaf: leaf.at[-1].set(leaf[-2]), found)
-
-
 FAULTS = {
     "weights 3 % too large": gl.fault.argument("ensembles.gaussian", sigma_w=lambda s: 1.03 * s),
-    "activation forgotten": gl.fault.argument(
-        "ensembles.gaussian", phi=lambda phi: gl.activations.PHI["linear"]
-    ),
-    "gradient read from the wrong end": gl.fault.result(
-        "jacobians.log_gradient_norms", lambda norms: norms[::-1]
-    ),
+    "read backwards": gl.fault.result("jacobians.log_gradient_norms", lambda logs: logs[::-1]),
     "identity branch dropped": gl.fault.change(
         "ensembles.residual", lambda honest: lambda *args: gl.ensembles.gaussian(*args[:6])
     ),
     "residual branch 3 % too large": gl.fault.argument(
         "ensembles.residual", factor=lambda factor: 1.03 * factor
     ),
-    "one Jacobian left out": gl.fault.result("chain_rule.products", one_left_out),
+    "a factor left out": gl.fault.result("chain_rule.log_lengths", lambda logs: logs[:-1]),
 }
 
 

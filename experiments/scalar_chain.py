@@ -88,9 +88,10 @@ def gradients(cfg: Config, key: jax.Array) -> jax.Array:
         logs = gl.jacobians.log_gradient_norms(model, x, loss)[1:]
         return (logs - logs[-1]) / gl.LN10
 
-    plain = jax.vmap(lambda s: by_layer(gl.ensembles.gaussian(*weights, s, cfg.sigma_b)))
-    skip = gl.ensembles.residual(*weights, cfg.vanishing, cfg.sigma_b, cfg.factor)
-    return jnp.concatenate([plain(deviations(cfg)[:3]), by_layer(skip)[None]])
+    sigma_w, bias = deviations(cfg)[:3], cfg.sigma_b
+    plain = jax.vmap(lambda s: by_layer(gl.ensembles.gaussian(*weights, s, bias)))(sigma_w)
+    skip = gl.ensembles.residual(*weights, cfg.vanishing, bias, cfg.factor)
+    return jnp.concatenate([plain, by_layer(skip)[None]])
 
 
 def law(cfg: Config) -> tuple[jax.Array, jax.Array]:
@@ -101,7 +102,7 @@ def law(cfg: Config) -> tuple[jax.Array, jax.Array]:
     skip = theory.residual_branch(phi, 1.0, branch, bias, cfg.factor, *sizes)
     # Of a branch that is not linear the first order in 1/width is known in size alone.
     growths.append(skip._replace(second=skip.second + jnp.abs(skip.first)))
-    parts = map(theory.arriving, growths)
+    parts = [theory.arriving(growth) for growth in growths]
     stack = jax.tree.map(lambda *each: jnp.stack(each) / gl.LN10, *parts)
     return stack.infinite + stack.first, stack.second
 
@@ -224,14 +225,13 @@ FAULTS = {
     "read backwards": gl.fault.result("jacobians.log_gradient_norms", lambda logs: logs[::-1]),
 }
 
-POWER = {"depth_textbook": 50}
 LESSON = gl.lesson.Offer(
     numbers={
-        "textbook depth": gl.lesson.at("depth_textbook", **POWER),
+        "textbook depth": gl.lesson.at("depth_textbook", depth_textbook=50),
         "weight below one": gl.lesson.at("w_textbook", w_textbook=0.9),
         "weight above one": gl.lesson.at("w_textbook", w_textbook=1.1),
-        "left below one": gl.lesson.at("log10_textbook", w_textbook=0.9, **POWER),
-        "grown above one": gl.lesson.at("log10_textbook", w_textbook=1.1, **POWER),
+        "left below one": gl.lesson.at("log10_textbook", w_textbook=0.9, depth_textbook=50),
+        "grown above one": gl.lesson.at("log10_textbook", w_textbook=1.1, depth_textbook=50),
     },
     claims={
         "left below one": "0.9^50",

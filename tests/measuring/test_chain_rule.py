@@ -75,7 +75,6 @@ def test_the_gradient_of_every_weight_is_that_of_jax_whatever_the_widths() -> No
 
     found = gl.chain_rule.weight_gradients(model, x, loss)
     wanted = jax.grad(lambda model: loss(gl.training.apply_model(model, x)))(model)
-    assert jax.tree.structure(found) == jax.tree.structure(wanted)
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-11, atol=1e-14)
 

@@ -20,7 +20,6 @@ from gradlab.lazy import jax, jnp, np, xr
 KINDS = ("plain", "residual")
 SCHOENHOLZ = "Schoenholz, Gilmer, Ganguli and Sohl-Dickstein 2017"
 WIDTH = f"{SCHOENHOLZ}, equation 19; Hanin and Nica 2020 and gradlab.theory.finite_width"
-HE = "He, Zhang, Ren and Sun 2016, section 2"
 YANG = "Yang and Schoenholz 2017: a layer's factor is 1 + chi"
 CHAIN_RULE = "Pascanu, Mikolov and Bengio 2013, equations 3 to 5"
 
@@ -178,7 +177,7 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
         yield from edge_claim(plain.sel(activation=name), str(name))
     yield gl.claim.mean(
         "residual: at no sigma_w, with no activation, does the typical gradient vanish",
-        *(residual.rate, 0.0, HE),
+        *(residual.rate, 0.0, "He, Zhang, Ren and Sun 2016, section 2"),
         relation=">=",
     )
     eps = float(np.finfo(data.log10_fast.dtype).eps)
@@ -207,6 +206,7 @@ def edge_claim(row: xr.Dataset, name: str) -> Iterator[gl.Claim]:
 
 
 FAULTS = {
+    "weights 30 % too large": gl.fault.argument("ensembles.gaussian", sigma_w=lambda s: 1.3 * s),
     "weights 3 % too large": gl.fault.argument("ensembles.gaussian", sigma_w=lambda s: 1.03 * s),
     "read backwards": gl.fault.result("jacobians.log_gradient_norms", lambda logs: logs[::-1]),
     "identity branch dropped": gl.fault.change(

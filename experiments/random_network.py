@@ -136,7 +136,7 @@ def figure(data: xr.Dataset) -> gl.Figure:
         axes.set_xlabel(r"$\sigma_w$")
         gl.figures.title(axes, str(name))
         if not np.isfinite(row.rate_law).all():
-            gl.figures.words(axes, 0.03, 0.78, "residual: no law known")
+            gl.figures.words(axes, 0.03, 0.86, "residual: no law known")
     marks = dict(zip(KINDS, looks, strict=True))
     gl.figures.key(panels[0], marks, title="marks on their laws", loc="lower left")
     panels[0].set_ylabel("what a layer multiplies\nthe typical gradient by")

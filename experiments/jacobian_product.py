@@ -2,8 +2,9 @@
 
 The argument for vanishing and exploding gradients writes the gradient of layer k's weights as
 dL/dz_L · J_L ... J_{k+1} · dz_k/dtheta_k, with J_k = dz_k/dz_{k-1} (Pascanu, Mikolov and Bengio
-2013, equations 3 to 5; Glorot and Bengio 2010, section 4.2). That is an identity: here it is held
-against jax.grad, to rounding, on the handwritten digits and in networks whose width varies.
+2013, equations 3 to 5; Glorot and Bengio 2010, section 4.2). That is an identity, whatever the
+weights: here it is held against jax.grad, to rounding, on handwritten digits, in networks whose
+width varies.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import partial
-from itertools import groupby, pairwise
 from typing import Any
 
 import gradlab as gl
@@ -48,43 +48,25 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     batch = gl.training.Data(digits.x[chosen], digits.y[chosen])
     formats = gl.grid.formats(cfg.dtype)
 
-    measured = jnp.stack(
-        [
-            jnp.stack([measure(cfg, key_draws, batch, phi, dtype) for phi in cfg.activation])
-            for dtype in formats
-        ]
-    )
-    by_jax, by_product, difference, cancelled = jnp.moveaxis(measured, -2, 0)
-    axes = "format activation draw sigma_w layer"
+    def over_activations(dtype: str) -> jax.Array:
+        return jnp.stack([measure(cfg, key_draws, batch, phi, dtype) for phi in cfg.activation])
+
+    found = jnp.stack([over_activations(dtype) for dtype in formats])
+    by_jax, by_product, difference, cancelled = jnp.moveaxis(found, -2, 0)
+    axes, roundings = "format activation draw sigma_w layer", num_roundings(cfg)
+    off, cancels = "|product - jax.grad| / |jax.grad|", "mean of examples' norms over their mean's"
+    smallest = jnp.array([log10_smallest(name) for name in formats])
     return {
         "activation": gl.named(list(cfg.activation), "activation"),
         "format": gl.named(formats, "format"),
         "layer": gl.named(jnp.arange(1, cfg.depth + 1), "layer", long_name="layer k"),
         "log10_by_jax": gl.named(by_jax, axes, long_name="log10 |dL/dθ_k| by jax.grad"),
         "log10_by_product": gl.named(by_product, axes, long_name="log10 |dL/dθ_k| by the product"),
-        "difference": gl.named(
-            difference, axes, long_name="|product - jax.grad| / |jax.grad|", units="eps"
-        ),
-        "cancelled": gl.named(
-            cancelled, axes, long_name="mean of the examples' norms over the norm of their mean"
-        ),
-        "log10_smallest": gl.named(
-            jnp.array([log10_smallest(name) for name in formats]),
-            "format",
-            long_name="log10 of the smallest norm that is held to the last digit",
-        ),
-        "worst_case": gl.named(
-            num_roundings(cfg),
-            "layer",
-            long_name="bound, all roundings in one direction",
-            units="eps",
-        ),
-        "independent": gl.named(
-            jnp.sqrt(num_roundings(cfg)),
-            "layer",
-            long_name="size of the sum of independent roundings",
-            units="eps",
-        ),
+        "difference": gl.named(difference, axes, long_name=off, units="eps"),
+        "cancelled": gl.named(cancelled, axes, long_name=cancels),
+        "log10_smallest": gl.named(smallest, "format", long_name="smallest norm held in full"),
+        "worst_case": gl.named(roundings, "layer", long_name="all one way", units="eps"),
+        "independent": gl.named(jnp.sqrt(roundings), "layer", long_name="by chance", units="eps"),
     }
 
 
@@ -114,19 +96,6 @@ def log10_smallest(dtype: str) -> float:
     return format_.log2_smallest_normal * math.log10(2) - math.log10(format_.unit)
 
 
-def network(key: jax.Array, cfg: Config, phi: Any, sigma_w: jax.Array) -> list[Any]:
-    """The network; layers of one shape that follow each other are one chain."""
-    *hidden, readout = pairwise(sizes(cfg))
-    runs = [(shape, len(list(alike)), phi) for shape, alike in groupby(hidden)]
-    runs += [(readout, 1, gl.activations.PHI["linear"])]
-    return [
-        gl.ensembles.gaussian(key, depth, shape[0], phi, sigma_w, cfg.sigma_b)
-        if depth > 1
-        else gl.ensembles.network(key, shape, phi, sigma_w, cfg.sigma_b)[0]
-        for key, (shape, depth, phi) in zip(jax.random.split(key, len(runs)), runs, strict=True)
-    ]
-
-
 def measure(
     cfg: Config, key: jax.Array, batch: gl.training.Data, activation: str, dtype: str
 ) -> jax.Array:
@@ -138,7 +107,8 @@ def measure(
     data = batch._replace(x=batch.x.astype(dtype))
 
     def one(key: jax.Array, sigma_w: jax.Array) -> jax.Array:
-        model = jax.tree.map(lambda leaf: leaf.astype(dtype), network(key, cfg, phi, sigma_w))
+        drawn = gl.networks.perceptron(key, sizes(cfg), phi, sigma_w, cfg.sigma_b)
+        model = jax.tree.map(lambda leaf: leaf.astype(dtype), drawn)
         by_jax = jax.grad(partial(gl.training.loss, gl.training.apply_model))(model, data)
         examples = jax.vmap(partial(chain_rule, model))(data.x, data.y)
         by_product = mean_over_batch(examples)
@@ -156,40 +126,18 @@ def measure(
     )
 
 
+def chain_rule(model: list[Any], x: jax.Array, y: jax.Array) -> list[Any]:
+    """The gradient for one example by the product of Jacobians, shaped as the model."""
+
+    def loss(z: jax.Array) -> jax.Array:
+        return gl.training.cross_entropy(z[None], y[None])
+
+    return gl.chain_rule.weight_gradients(model, x, loss)
+
+
 def mean_over_batch(examples: list[Any]) -> list[Any]:
     """The mean of gradients over their leading axis."""
     return [jax.tree.map(partial(jnp.mean, axis=0), chain) for chain in examples]
-
-
-def chain_rule(model: list[Any], x: jax.Array, y: jax.Array) -> list[Any]:
-    """`dL/dz_L · J_L ... J_{k+1} · dz_k/dtheta_k` for every layer k, shaped as the model.
-
-    Every `J_k` is made by `jax.jacfwd`; the product is multiplied out from the left.
-    """
-    seen = []
-    for chain in model:
-        J = gl.chain_rule.products(chain, x).jacobians
-        seen.append((chain, gl.chain.layer_inputs(chain, x), J))
-        x = chain(x)
-    row = jax.grad(lambda z: gl.training.cross_entropy(z[None], y[None]))(x)
-    found = []
-    for chain, inputs, J in reversed(seen):
-        row, rows = multiplied(row, J)
-        gradient = jax.vmap(partial(own_gradient, chain.layer))(chain.params, inputs, rows)
-        found.append(gl.chain.Chain(chain.layer, gradient))
-    return found[::-1]
-
-
-def multiplied(row: jax.Array, J: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """`row · J_n ... J_1`, and what stands left of each factor: `row · J_n ... J_{k+1}`."""
-    if len(J) == 1:  # one layer alone may change the width
-        return row @ J[0], row[None]
-    return jax.lax.scan(lambda row, J: (row @ J, row), row, J, reverse=True)
-
-
-def own_gradient(layer: gl.chain.Layer, params: Any, z: jax.Array, row: jax.Array) -> Any:
-    """`row · dz_k/dtheta_k` of one layer, shaped as its parameters."""
-    return jax.vjp(lambda params: layer(params, z), params)[1](row)[0]
 
 
 def figure(data: xr.Dataset) -> gl.Figure:
@@ -202,17 +150,14 @@ def figure(data: xr.Dataset) -> gl.Figure:
 
 def draw_gradients(axes: gl.Axes, data: xr.Dataset) -> None:
     """The gradient of each layer's weights by jax.grad (line) and by the product (marks)."""
-    looks = gl.figures.series(data.sizes["sigma_w"])
+    looks, num_layers = gl.figures.shades(data.sizes["sigma_w"]), data.sizes["layer"]
     for sigma_w, look in zip(data.sigma_w.values, looks, strict=True):
         row = data.sel(sigma_w=sigma_w)
         gl.figures.predicted(axes, data.layer, row.log10_by_jax)
         gl.figures.measured(axes, data.layer, row.log10_by_product, look)
-        first = data.layer[0] - 0.03 * data.sizes["layer"], row.log10_by_jax[0]
-        axes.text(
-            *first, f"$\\sigma_w$ = {sigma_w:g}", color=look["color"], ha="right", va="center"
-        )
-    axes.set_xlim(left=1 - 0.3 * data.sizes["layer"])  # room for the names of the lines
-    axes.set_xticks([1, data.sizes["layer"] // 2, data.sizes["layer"]])
+        first, place = float(row.log10_by_jax[0]), {"xytext": (-6, 0), "ha": "right"}
+        gl.figures.named(axes, 1, first, f"$\\sigma_w$ = {sigma_w:g}", "0.15", **place)
+    axes.set(xlim=(1 - 0.3 * num_layers, None), xticks=[1, num_layers // 2, num_layers])
     axes.set(xlabel="layer k", ylabel=r"$\log_{10}\,|dL/d\theta_k|$")
     gl.figures.words(axes, 0.97, 0.03, "line: jax.grad\nmarks: product of Jacobians", ha="right")
     gl.figures.title(axes, f"one gradient, two ways ({data.activation.item()}, medians)")
@@ -225,11 +170,17 @@ def draw_differences(axes: gl.Axes, data: xr.Dataset) -> None:
     looks = gl.figures.series(data.sizes["format"])
     for name, look in zip(data.format.values, looks, strict=True):
         gl.figures.measured(axes, factors, largest.sel(format=name), look, f"largest, {name}")
-    gl.figures.predicted(axes, factors, data.independent, "independent roundings")
-    gl.figures.bound(axes, factors, data.worst_case, "bound: all roundings one way")
+    gl.figures.predicted(axes, factors, data.independent)
+    gl.figures.bound(axes, factors, data.worst_case)
+    for law, text in (
+        (data.independent, "independent roundings"),
+        (data.worst_case, "bound: all one way"),
+    ):
+        place = {"xytext": (0, 7), "ha": "right", "fontsize": 6.5}
+        gl.figures.named(axes, float(factors[0]), float(law[0]), text, "0.15", **place)
     axes.set(yscale="log", ylim=(0.1, None), xlabel="Jacobians in the product, L - k")
     axes.set_ylabel("relative difference (eps)")
-    axes.legend(loc="lower right", ncols=2)
+    axes.legend(loc="lower right")
     gl.figures.title(axes, "they differ by rounding")
 
 
@@ -251,22 +202,15 @@ def held(data: xr.Dataset) -> xr.DataArray:
 def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     """The identity for the first layer, and for all."""
     judged = held(data) | np.isnan(data.log10_by_jax)  # what is no number fails
-    for where, sentence, source in (
-        (
-            judged & (data.layer == 1),
-            "the product of Jacobians is jax.grad's gradient of the first layer's weights, in eps",
-            PASCANU,
-        ),
-        (
-            judged,
-            "with every activation, in every format, it is the gradient of every layer's weights, "
-            "in eps",
-            GLOROT,
-        ),
+    first = "the product of Jacobians is jax.grad's gradient of the first layer's weights"
+    every = "with every activation, in every format, it is the gradient of every layer's weights"
+    for sentence, where, source in (
+        (first, judged & (data.layer == 1), PASCANU),
+        (every, judged, GLOROT),
     ):
         if bool(where.any()):  # a gradient that underflows in every network cannot be judged
             yield gl.claim.everywhere(
-                sentence,
+                f"{sentence}, in eps",
                 *(data.difference, 0.0, source),
                 where=where,
                 rounding_of_every_sum_in_one_direction=data.worst_case * data.cancelled,
@@ -279,19 +223,17 @@ def in_single(value: Any) -> Any:
 
 
 FAULTS = {
-    "one Jacobian of each chain left out": gl.fault.argument(
-        "multiplied",
-        J=lambda J: J.at[-1].set(jnp.eye(J.shape[1], J.shape[2], dtype=J.dtype)),
+    "one Jacobian left out": gl.fault.argument(
+        "chain_rule.rows_through", J=lambda J: J.at[-1].set(jnp.eye(*J.shape[1:]).astype(J.dtype))
     ),
     "square Jacobians transposed": gl.fault.argument(
-        "multiplied", J=lambda J: J.swapaxes(1, 2) if J.shape[1] == J.shape[2] else J
+        "chain_rule.rows_through", J=lambda J: J.swapaxes(1, 2) if J.shape[1] == J.shape[2] else J
     ),
-    "Jacobians 1 % off": gl.fault.argument("multiplied", J=lambda J: 1.01 * J),
-    "product in single precision": gl.fault.result("multiplied", in_single),
+    "Jacobians 1 % off": gl.fault.argument("chain_rule.rows_through", J=lambda J: 1.01 * J),
+    "product in single precision": gl.fault.result("chain_rule.rows_through", in_single),
     "layers taken at the wrong states": gl.fault.scale("chain.layer_inputs", 0.9),
     "one example taken for the batch": gl.fault.argument(
-        "mean_over_batch",
-        examples=lambda examples: jax.tree.map(lambda leaf: leaf[:1], examples),
+        "mean_over_batch", examples=lambda chains: jax.tree.map(lambda leaf: leaf[:1], chains)
     ),
 }
 

@@ -47,6 +47,7 @@ __all__ = [
     "named",
     "panels",
     "predicted",
+    "regime",
     "regions",
     "rule",
     "series",
@@ -279,6 +280,11 @@ def named(axes: Axes, x: float, y: float, text: str, colour: Any, **style: Any) 
     """Words beside the point (x, y), in its colour: the name of the line that ends there."""
     look: dict[str, Any] = {"xytext": (5, 0), "va": "center", "annotation_clip": False} | style
     axes.annotate(text, (x, y), textcoords="offset points", color=colour, **look)
+
+
+def regime(factor: float) -> str:
+    """The colour of what a layer multiplies by that factor."""
+    return EDGE if factor == 1 else EXPLODING if factor > 1 else VANISHING
 
 
 def regions(axes: Axes, low: float, high: float) -> None:

@@ -4,12 +4,15 @@ The lesson knows places, such as the figure "chain" or the number "left below on
 experiment; an experiment that has something to show says so itself, with `LESSON = Offer(...)`:
 
     LESSON = gl.lesson.Offer(
-        figures={"chain": chain_payload},
-        numbers={"left below one": gl.lesson.at("log10_left", scale="log10", w=0.9, layer=50)},
+        figures={"network": gl.lesson.read("network", median="log10_median")},
+        numbers={"left below one": gl.lesson.at("log10_left", w=0.9, layer=50)},
         claims={"limit below one": "0.9^L tends"},
     )
 
-The places of numbers and claims are those that `page/templates/lesson.html` names.
+What can be read from the dataset need not be said: each part of a figure is the array of its own
+name unless another is named, and a variable `log10_...` holds the logarithm of its number. A figure
+whose parts are no arrays of the dataset is offered as a function. The places of numbers and claims
+are those that `page/templates/lesson.html` names.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict, get_type_hints
 
 from gradlab.errors import BadInput
 from gradlab.experiment.schema import unknown
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 LAST = "last"  # the end of an axis
 HOW = ("max", "min", "mean", "median", "count")
 SCALES = ("1", "log10", "ln")
+_PREFIXES = {"log10_": "log10", "log_": "ln"}  # of variables that hold a logarithm
 
 Packed = dict[str, Any]
 Payload = Mapping[str, Any]
@@ -51,7 +55,7 @@ def at(
     *,
     how: str | None = None,
     along: str | None = None,
-    scale: str = "1",
+    scale: str | None = None,
     **where: Any,
 ) -> At:
     """Where a number of a dataset stands: an array of it, an axis, or an attribute.
@@ -60,7 +64,8 @@ def at(
         variable: its name.
         how: an entry of `HOW` that makes one number of many.
         along: an axis of texts; there is then a number for each of them.
-        scale: "log10" or "ln" where the dataset holds the number's logarithm.
+        scale: "log10" or "ln" where the dataset holds the number's logarithm, else "1"; left out,
+            it is read from the variable's name.
         where: the place along each axis, by its value (for floats to rounding), or "last".
 
     Raises:
@@ -68,6 +73,9 @@ def at(
     """
     if how is not None and how not in HOW:
         raise BadInput(unknown("how", how, HOW))
+    if scale is None:
+        held = (known for start, known in _PREFIXES.items() if variable.startswith(start))
+        scale = next(held, "1")
     if scale not in SCALES:
         raise BadInput(unknown("scale", scale, SCALES))
     return At(variable, how, along, scale, where)
@@ -86,6 +94,29 @@ class Offer:
     figures: Mapping[str, Callable[[xr.Dataset], Payload]] = field(default_factory=dict)
     numbers: Mapping[str, At] = field(default_factory=dict)
     claims: Mapping[str, str] = field(default_factory=dict)
+
+
+def read(figure: str, /, **names: str) -> Callable[[xr.Dataset], Payload]:
+    """The function that reads from a dataset what a figure asks for.
+
+    Args:
+        figure: an entry of `FIGURES`.
+        names: part to the array, the axis or the attribute that it is; the others have its name.
+    """
+    parts = get_type_hints(FIGURES[figure], include_extras=True)
+    return lambda data: {
+        part: _read(data, names.get(part, part), asked) for part, asked in parts.items()
+    }
+
+
+def _read(data: xr.Dataset, name: str, asked: Any) -> Any:
+    if name in data.attrs:
+        return np.asarray(data.attrs[name]).item()
+    if not hasattr(asked, "__metadata__"):
+        return data[name].values.tolist()
+    axes, *places = asked.__metadata__
+    values = data[name].transpose(*axes.split())
+    return decimals(values, *places) if places else exact(values)
 
 
 # ---- arrays of a payload: plain JSON, base64, little-endian
@@ -120,7 +151,7 @@ def unpacked(packed: Mapping[str, Any]) -> Any:
     return values.reshape(packed["shape"])
 
 
-# ---- what each figure asks for; a Packed array is given with its axes
+# ---- what each figure asks for; a Packed array is given with its axes, and its decimals if rounded
 
 
 class Chain(TypedDict):
@@ -160,13 +191,13 @@ class Network(TypedDict):
 
     activations: list[str]
     kinds: list[str]  # two: plain networks, of which theory speaks, and others beside them
-    sigma_w: Packed  # (sigma_w,), increasing
+    sigma_w: Annotated[Packed, "sigma_w"]  # increasing
     back: list[int]  # layers back from the last, increasing
-    median: Packed  # (activation, kind, sigma_w, back), log10 over draws
-    low: Packed  # (activation, kind, sigma_w, back), its lower quartile
-    high: Packed  # (activation, kind, sigma_w, back), its upper quartile
-    predicted: Packed  # (activation, sigma_w, back), log10 by theory
-    chi_1: Packed  # (activation, sigma_w)
+    median: Annotated[Packed, "activation kind sigma_w back", 3]  # log10 over draws
+    low: Annotated[Packed, "activation kind sigma_w back", 3]  # its lower quartile
+    high: Annotated[Packed, "activation kind sigma_w back", 3]  # its upper quartile
+    predicted: Annotated[Packed, "activation sigma_w back", 3]  # log10 by theory
+    chi_1: Annotated[Packed, "activation sigma_w"]
     width: int
     num_draws: int
 

@@ -7,7 +7,8 @@ keeps only what is asked for (docs/fast_path.md).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +18,7 @@ from jax import Array
 from gradlab.arithmetic import precision, scaled
 from gradlab.arithmetic.scaled import Scaled
 from gradlab.models import chain
-from gradlab.models.chain import Chain, Model
+from gradlab.models.chain import Chain, Layer, Model
 
 Loss = Callable[[Array], Array]
 
@@ -60,33 +61,38 @@ def products(model: Model, x: Array) -> JacobiansAndProducts:
 
 
 @precision.highest
-def gradients(model: Chain, x: Array, loss: Loss) -> Array:
-    """`dL/dz_l = dL/dz_L J_L ... J_{l+1}` for every layer l = 1 ... L, `(depth, width)`.
+def weight_gradients(model: Sequence[Chain], x: Array, loss: Loss) -> list[Chain]:
+    """`dL/dz_L J_L ... J_{k+1} dz_k/dtheta_k` for every layer k, shaped as the model.
 
     In plain numbers, as `jax.grad` has them: they under- and overflow as their type does.
 
     Args:
-        model: the chain.
-        x: their input, `(width,)`.
+        model: chains, one after another.
+        x: its input, `(width_0,)`.
         loss: from the last layer's output to a scalar.
     """
-    J = chain.jacobians(model, x)
-    last = jax.grad(loss)(model(x))
-    return jax.lax.scan(lambda row, J: (row @ J, row), last, J, reverse=True)[1]
+    seen = []
+    for segment in model:
+        seen.append((segment, chain.layer_inputs(segment, x), products(segment, x).jacobians))
+        x = segment(x)
+    row, found = jax.grad(loss)(x), []
+    for segment, inputs, J in reversed(seen):
+        row, rows = rows_through(row, J)
+        gradient = jax.vmap(partial(_own_gradient, segment.layer))(segment.params, inputs, rows)
+        found.append(Chain(segment.layer, gradient))
+    return found[::-1]
 
 
-@precision.highest
-def gradients_by_jax(model: Chain, x: Array, loss: Loss) -> Array:
-    """The same by `jax.grad`, in a nudge that is added to every z_l, `(depth, width)`."""
+def rows_through(row: Array, J: Array) -> tuple[Array, Array]:
+    """`row J_n ... J_1`, and what stands left of each factor: `row J_n ... J_{k+1}`, `(n, width)`.
 
-    def nudged(nudges: Array) -> Array:
-        def layer(z: Array, at: Any) -> tuple[Array, None]:
-            params, nudge = at
-            return model.layer(params, z) + nudge, None
-
-        return loss(jax.lax.scan(layer, x, (model.params, nudges))[0])
-
-    return jax.grad(nudged)(jnp.zeros((model.depth, x.size), x.dtype))
+    Args:
+        row: `(width_n,)`.
+        J: the factors of a chain, `(n, width, width)`; one alone may have any shape.
+    """
+    if len(J) == 1:
+        return row @ J[0], row[None]
+    return jax.lax.scan(lambda row, J: (row @ J, row), row, J, reverse=True)
 
 
 def log_lengths(v: Array, products: Scaled) -> Array:
@@ -115,3 +121,8 @@ def _through(
         return jax.lax.scan(layer, carry, segment.params)
     carry, factors = layer(carry, chain.params_at(segment.params, 0))  # it may change the width
     return carry, jax.tree.map(lambda leaf: leaf[None], factors)
+
+
+def _own_gradient(layer: Layer, params: Any, z: Array, row: Array) -> Any:
+    """`row dz_k/dtheta_k` of one layer, shaped as its parameters."""
+    return jax.vjp(lambda params: layer(params, z), params)[1](row)[0]

@@ -112,6 +112,19 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
     return jnp.mean(optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels))
 
 
+def one_read(key: Array) -> tuple[Array, Callable[[Array], Array]]:
+    """A random digit as an input `(64,)` of mean square 1, and the loss of who reads it at the end.
+
+    The loss is the cross-entropy (nats) of a random linear read-out of 64 neurons.
+    """
+    key_digit, key_readout = jax.random.split(key)
+    data, _ = digits(float)
+    width, which = data.x.shape[1], jax.random.randint(key_digit, (), 0, data.y.size)
+    x, y = (part[which] for part in projected(data, jnp.eye(width)))
+    W = jax.random.normal(key_readout, (10, width)) / jnp.sqrt(width)
+    return x, lambda z: cross_entropy((W @ z)[None], y[None])
+
+
 def loss(apply: Apply, params: Params, data: Data) -> Array:
     """The cross-entropy of a model's logits, the mean over all of `data`, `()` (nats)."""
     return cross_entropy(jax.vmap(lambda x: apply(params, x))(data.x), data.y)

@@ -1,13 +1,14 @@
 """The networks that the tricks of deep learning made trainable, each as a chain, by name.
 
-Batch normalisation and an LSTM's cell have more than one vector of neurons for a state: a whole
-batch, and the output with the memory.
+And a perceptron of any widths. Batch normalisation and an LSTM's cell have more than one vector of
+neurons for a state: a whole batch, and the output with the memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
+from itertools import groupby, pairwise
 from typing import NamedTuple
 
 import jax
@@ -80,6 +81,27 @@ def lstm(
     W = jnp.asarray(sigma_w, dtype) * ensembles.unit_gaussian(key, (depth, 4 * width, width), dtype)
     b = jnp.zeros((depth, 4 * width), dtype).at[:, :width].set(forget_bias)
     return Chain(lstm_layer, Affine(W, b))
+
+
+# ---- any widths
+
+
+def perceptron(
+    key: Array, sizes: Sequence[int], phi: Phi, sigma_w: ArrayLike, sigma_b: ArrayLike
+) -> list[Chain]:
+    """Layers phi(W z + b) from `sizes[0]` on, the last one linear: a read-out.
+
+    Hidden layers of one shape that follow each other are one chain, which compiles one of them.
+    """
+    *hidden, readout = pairwise(sizes)
+    runs = [(shape, len(list(alike)), phi) for shape, alike in groupby(hidden)]
+    runs += [(readout, 1, PHI["linear"])]
+    return [
+        ensembles.gaussian(key, depth, shape[0], phi, sigma_w, sigma_b)
+        if depth > 1
+        else ensembles.network(key, shape, phi, sigma_w, sigma_b)[0]
+        for key, (shape, depth, phi) in zip(jax.random.split(key, len(runs)), runs, strict=True)
+    ]
 
 
 # ---- by name

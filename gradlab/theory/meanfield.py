@@ -83,6 +83,16 @@ def chi_1(phi: Phi, sigma_w: Array, sigma_b: Array) -> Array:
     return chi(phi, q_star(phi, sigma_w, sigma_b), sigma_w)
 
 
+@_elementwise
+def input_square(phi: Phi, sigma_w: Array, sigma_b: Array) -> Array:
+    """`(q* - sigma_b²)/sigma_w²`: the mean square of an input whose first layer is at q* already.
+
+    1 where there is no q*: there the activation is homogeneous, and chi_1 the same at every q.
+    """
+    square = (q_star(phi, sigma_w, sigma_b) - sigma_b**2) / sigma_w**2
+    return jnp.where(jnp.isfinite(square) & (square > 0), square, 1.0)
+
+
 # ---- angles
 
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from gradlab.models.activations import Activation
 from gradlab.theory import gauss, meanfield, scalar
 
 
@@ -58,24 +59,27 @@ def gradient_factor(
 
 
 def lengths(
-    phi: Callable[[Array], Array],
+    phi: Activation,
     mean_square: ArrayLike,
     sigma_w: ArrayLike,
     sigma_b: ArrayLike,
     factor: ArrayLike,
     depth: int,
 ) -> Array:
-    """The mean square of h in each of `depth` layers, `(depth,)`, for an odd phi.
+    """The mean square of h in each of `depth` layers, `(depth,)`.
 
-    The state's mean square, `mean_square` at the input, grows by factor² E phi(√q z)² a layer.
+    A branch adds factor E phi to the mean of the state's neurons, 0 at the input, and to their mean
+    square, `mean_square` at the input, twice that times their mean and factor² E phi²; averages are
+    over √q z (Yang and Schoenholz 2017).
     """
-    average = gauss.moments(phi).square
-    state = jnp.asarray(mean_square, float)
     weight, bias = jnp.square(jnp.asarray(sigma_w, float)), jnp.square(jnp.asarray(sigma_b, float))
-    gain = jnp.square(jnp.asarray(factor, float))
+    gain, moments = jnp.asarray(factor, float), gauss.moments(phi)
 
-    def step(state: Array, _: None) -> tuple[Array, Array]:
-        q = weight * state + bias
-        return state + gain * average(q), q
+    def step(state: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], Array]:
+        mean, square = state
+        q = weight * square + bias
+        added = gain * gauss.expect(phi, q, phi.kinks)
+        return (mean + added, square + 2 * mean * added + gain**2 * moments.square(q)), q
 
-    return jax.lax.scan(step, state, None, length=depth)[1]
+    start = jnp.zeros(()), jnp.asarray(mean_square, float)
+    return jax.lax.scan(step, start, None, length=depth)[1]

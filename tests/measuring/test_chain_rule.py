@@ -60,38 +60,35 @@ def test_widths_may_differ_and_layers_be_any_function() -> None:
     np.testing.assert_allclose(gl.scaled.unscale(found.products[-1]).value, whole, rtol=1e-12)
 
 
-def test_the_gradient_in_every_state_is_what_a_loss_of_the_later_layers_has() -> None:
-    model, x = tanh_chain(6, 4), gl.ensembles.inputs(jax.random.key(2), 4, 1.0)
-    states = gl.chain.states(model, x)
+def test_the_gradient_of_every_weight_is_that_of_jax_whatever_the_widths() -> None:
+    phi = gl.activations.PHI["tanh"]
+    keys = jax.random.split(jax.random.key(3), 3)
+    model = [
+        *gl.ensembles.network(keys[0], (6, 4), phi, 1.2, 0.1),
+        gl.ensembles.gaussian(keys[1], 5, 4, phi, 1.2, 0.1),
+        *gl.ensembles.network(keys[2], (4, 4, 3), phi, 1.2, 0.1),
+    ]
+    x = jnp.linspace(-1, 1, 6)
 
     def loss(z: jax.Array) -> jax.Array:
-        return jnp.sum(jnp.sin(z))
+        return jnp.sum(jnp.sin(z) ** 2)
 
-    found = gl.chain_rule.gradients(model, x, loss)
-    for layer in (1, 4, 6):
-        rest = jax.tree.map(lambda leaf, k=layer: leaf[k:], model.params)
-
-        def later(z: jax.Array, rest: object = rest, layer: int = layer) -> jax.Array:
-            return loss(gl.chain.Chain(model.layer, rest)(z) if layer < 6 else z)
-
-        np.testing.assert_allclose(found[layer - 1], jax.grad(later)(states[layer]), rtol=1e-12)
+    found = gl.chain_rule.weight_gradients(model, x, loss)
+    wanted = jax.grad(lambda model: loss(gl.training.apply_model(model, x)))(model)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-11, atol=1e-14)
 
 
-def test_both_paths_to_the_gradient_agree_in_direction_and_size() -> None:
-    model, x = tanh_chain(30, 8), gl.ensembles.inputs(jax.random.key(2), 8, 1.0)
-    pair = [
-        path(model, x, lambda z: jnp.sum(z**3))
-        for path in (gl.chain_rule.gradients, gl.chain_rule.gradients_by_jax)
-    ]
+def test_a_row_goes_through_the_last_factor_first() -> None:
+    J = jnp.arange(1.0, 9.0).reshape(2, 2, 2)
+    row = jnp.array([1.0, -1.0])
+    through, left = gl.chain_rule.rows_through(row, J)
 
-    np.testing.assert_allclose(
-        pair[0], pair[1], rtol=1e-10, atol=1e-14 * float(jnp.max(abs(pair[0])))
-    )
-    np.testing.assert_allclose(
-        jnp.log(jnp.linalg.norm(pair[0], axis=1)),
-        gl.jacobians.log_gradient_norms(model, x, lambda z: jnp.sum(z**3))[1:],
-        atol=1e-11,
-    )
+    np.testing.assert_array_equal(through, row @ J[1] @ J[0])
+    np.testing.assert_array_equal(left, jnp.stack([row @ J[1], row]))
+    wide, alone = gl.chain_rule.rows_through(row, J[:1, :, :1])
+    assert wide.shape == (1,)
+    np.testing.assert_array_equal(alone, row[None])
 
 
 def test_what_arrives_of_a_row_is_its_product_with_each_matrix() -> None:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gradlab.models import networks
+from gradlab.models import chain, networks
 from gradlab.models.activations import PHI
 
 KEY, WIDTH, BATCH = jax.random.key(3), 6, 5
@@ -71,3 +71,16 @@ def test_rezero_starts_as_the_identity() -> None:
     x = jax.random.normal(KEY, (WIDTH,))
 
     np.testing.assert_array_equal(networks.NETWORKS["ReZero"](KEY, 9, WIDTH, MADE)(x), x)
+
+
+def test_a_perceptron_goes_through_its_sizes_and_ends_in_a_linear_layer() -> None:
+    sizes = (6, 4, 4, 4, 5, 3)
+    phi = PHI["tanh"]
+    found = networks.perceptron(jax.random.key(0), sizes, phi, 1.0, 0.1)
+    x = jnp.ones(6)
+
+    assert [segment.depth for segment in found] == [1, 2, 1, 1]
+    assert chain.widths(found, x) == (6, 4, 4, 5, 3)
+    *_, readout = found
+    z = jnp.linspace(-1, 1, 5)
+    assert jnp.allclose(readout(2 * z) - readout(z), readout(z) - readout(0 * z))

@@ -367,3 +367,29 @@ def test_the_lesson_types_no_number_that_an_experiment_could_give() -> None:
     for pattern in formulas:
         text = re.sub(pattern, "", text, flags=re.DOTALL)
     assert re.findall(r"\d+", text) == []
+
+
+def test_a_figure_is_read_by_name_from_a_dataset() -> None:
+    shape = {"sigma_w": 2, "back": 3, "kind": 2, "activation": 1}  # axes in any order
+    values = xr.DataArray(np.arange(12.0).reshape(*shape.values()), dims=tuple(shape))
+    names = dict.fromkeys(("median", "low", "high"), "log10")
+    data = xr.Dataset(
+        {
+            "log10": values,
+            "predicted": values.isel(kind=0),
+            "chi_1": values.isel(kind=0, back=0),
+        },
+        coords={"activation": ["tanh"], "kind": ["plain", "residual"], "sigma_w": [1.0, 2.0]},
+        attrs={"width": np.int64(4), "num_draws": 5},
+    ).assign_coords(back=[0, 1, 2])
+    read = lesson.read("network", activations="activation", kinds="kind", **names)
+    found = json.loads(json.dumps(read(data)))
+
+    assert set(found) == set(lesson.FIGURES["network"].__annotations__)
+    assert (found["kinds"], found["back"], found["width"]) == (["plain", "residual"], [0, 1, 2], 4)
+    wanted = values.transpose("activation", "kind", "sigma_w", "back")
+    np.testing.assert_array_equal(lesson.unpacked(found["median"]), wanted)
+
+
+def test_a_variable_says_by_its_name_that_it_is_a_logarithm() -> None:
+    assert [lesson.at(name).scale for name in ("log10_a", "log_a", "logit")] == ["log10", "ln", "1"]

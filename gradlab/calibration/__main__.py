@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from gradlab.calibration import power, seeds, workers
 from gradlab.errors import BadInput
-from gradlab.experiment import dataset, loading
+from gradlab.experiment import loading
 
 
 class Study(NamedTuple):
@@ -99,11 +99,11 @@ def save(
         "jax": version("jax"),
     }
     file = name if made["scale"] == "smoke" else f"{name}_{made['scale']}"
-    folder = dataset.folder_for(results)
-    dataset.write_json(folder / f"{file}.json", made | study.record(found))
+    folder = files.folder_for(results)
+    files.write_json(folder / f"{file}.json", made | study.record(found))
     again = f"python -m gradlab.calibration {name} --scale {made['scale']} --seed {made['seed']}"
     head = f"# make {name}, {made['date']}\n\n`{again}`, {made['minutes']:g} minutes.\n\n"
-    dataset.write_bytes(folder / f"{file}.md", f"{head}{study.page(found)}\n".encode())
+    files.write_bytes(folder / f"{file}.md", f"{head}{study.page(found)}\n".encode())
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ import xarray as xr
 from gradlab.experiment import dataset, loading, schema
 from gradlab.experiment.claim import Claim
 from gradlab.experiment.loading import Experiment
-from gradlab.running import composition, single
+from gradlab.running import composition, machine
 
 
 @dataclass(frozen=True)
@@ -38,10 +37,7 @@ class Rehearsal:
     def data(self, seed: int, arrays: dict[str, Any]) -> xr.Dataset:
         """What `compute` returned, as it is read back from disk."""
         made = loading.label(self.experiment, self.cfg, seed, arrays)
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "data.nc"
-            dataset.write(path, made)
-            return dataset.read(path)
+        return dataset.parsed(dataset.as_bytes(made), Path("data.nc"))
 
     def claims(self, data: xr.Dataset) -> list[Claim]:
         """The claims about a dataset."""
@@ -57,7 +53,7 @@ def prepared(file: Path, scale: str) -> Rehearsal:
     """The rehearsal of the experiment in a file, jax being set up as for a run of it."""
     experiment = loading.load(file)
     settings, cfg = composition.composed(experiment, [f"scale={scale}"])
-    single.prepare(settings.precision)
+    machine.prepare(settings.precision)
     return Rehearsal(experiment, cfg)
 
 

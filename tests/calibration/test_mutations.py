@@ -125,14 +125,18 @@ def test_a_format_is_computed_in_another_one(model: Chain, x: jax.Array) -> None
 
 
 def test_a_gradient_is_read_one_layer_off_and_a_loss_is_halved(model: Chain, x: jax.Array) -> None:
-    honest = compiled(lambda: gl.chain_rule.gradients(model, x, total))
-    with planted("the gradient of the wrong layer", "chain_rule.gradients"):
-        shifted = compiled(lambda: gl.chain_rule.gradients(model, x, total))
-    with planted("the loss halved", "chain_rule.gradients"):
-        halved = compiled(lambda: gl.chain_rule.gradients(model, x, total))
+    def gradients() -> list[jax.Array]:
+        return jax.tree.leaves(gl.chain_rule.weight_gradients([model], x, total))
 
-    np.testing.assert_array_equal(shifted[1:], honest[:-1])
-    np.testing.assert_allclose(halved, honest / 2, rtol=1e-12)
+    honest = compiled(gradients)
+    with planted("the gradient of the wrong layer", "chain_rule.weight_gradients"):
+        shifted = compiled(gradients)
+    with planted("the loss halved", "chain_rule.weight_gradients"):
+        halved = compiled(gradients)
+
+    for own, wrong, half in zip(honest, shifted, halved, strict=True):
+        np.testing.assert_array_equal(wrong[1:], own[:-1])
+        np.testing.assert_allclose(half, own / 2, rtol=1e-12)
 
 
 def test_a_clip_takes_the_norm_of_one_leaf() -> None:

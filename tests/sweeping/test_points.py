@@ -29,8 +29,7 @@ def point(
     cfg: Any = schema.read(Config, {"depth": depth, "sigma_w": sigma_w, "w": list(w)})
     values = {"depth": depth, "sigma_w": sigma_w}
     overrides = (f"depth={depth}", f"sigma_w={sigma_w}")
-    key = points.point_key("code", cfg, seed, "float64")
-    return Point((0,), values, overrides, cfg, seed, "float64", key)
+    return Point(cfg, seed, "float64", str((cfg, seed)), (0,), values, overrides)
 
 
 def test_a_structure_is_what_is_compiled_and_no_number_that_is_traced() -> None:
@@ -58,18 +57,6 @@ def test_chunks_hold_every_point_once_and_one_structure_each(
     assert len(chunks) == sum(-(-depths.count(depth) // most) for depth in set(depths))
     for chunk in chunks:
         assert [p.cfg.sigma_w for p in chunk] == sorted(p.cfg.sigma_w for p in chunk)
-
-
-def test_a_key_tells_all_that_is_computed_apart_and_nothing_else() -> None:
-    alike = point(), dataclasses.replace(point(), index=(7,), overrides=("x=1",), values={})
-    assert len({p.key for p in alike}) == 1
-    others = [point(4), point(sigma_w=1.0 + 2.0**-52), point(w=(0.5, 0.5)), point(seed=1)]
-    keys = {point().key, *(p.key for p in others)}
-    keys.add(points.point_key("other code", point().cfg, 0, "float64"))
-    keys.add(points.point_key("code", point().cfg, 0, "float32"))
-    assert len(keys) == 7
-    assert all(len(key) == 32 for key in keys)
-    assert points.chunk_name([point(), point(4)]) != points.chunk_name([point(4), point()])
 
 
 @pytest.mark.parametrize(

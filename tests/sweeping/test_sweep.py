@@ -11,7 +11,7 @@ import pytest
 import xarray as xr
 
 from gradlab.experiment import loading, schema
-from gradlab.running import command_line, identity, store
+from gradlab.running import command_line, store
 from gradlab.sweeping import points
 from tests.toys import Toy
 
@@ -194,24 +194,25 @@ def test_a_damaged_chunk_is_computed_again(toy: Toy) -> None:
     assert toy.files("seed=0,1") == files
 
 
-@pytest.mark.parametrize("changed", ["experiment", "helper", "library", "config", "precision"])
+@pytest.mark.parametrize("changed", ["experiment", "config", "precision"])
 def test_a_change_of_code_or_value_is_not_mistaken_for_finished(toy: Toy, changed: str) -> None:
     toy.sweep("seed=0,1")
     extra = {"precision": ["precision=float32"]}.get(changed, [])
-    path = {
-        "experiment": toy.file,
-        "helper": toy.file.with_name("_helper.py"),
-        "library": identity.LIBRARY / "measuring" / "code.py",
-        "config": toy.project / "configs" / "chaos.yaml",
-        "precision": toy.project / "configs" / "other.yaml",
-    }[changed]
-    text = path.read_text() if path.exists() else ""
-    path.write_text(
-        text.replace("sigma_w: 3.0", "sigma_w: 3.25") + "\nANOTHER = 1\n" * (path.suffix == ".py")
+    old, new = {"experiment": ("x[0]", "x[1]"), "config": ("w: 3.0", "w: 3.25")}.get(
+        changed, ("", "")
     )
+    path = toy.file if changed == "experiment" else toy.project / "configs" / "chaos.yaml"
+    path.write_text(path.read_text().replace(old, new))
     again = toy.sweep("seed=0,1", *extra)
     assert again.status == 0
     assert "finished before" not in again.stderr
+
+
+def test_a_longer_sweep_computes_what_is_new(toy: Toy) -> None:
+    toy.run("seed=1")
+    toy.sweep("seed=0,1")
+    assert "1 of 3 points" in toy.sweep("seed=1,5,6").stderr
+    assert "4 of 4 points" in toy.sweep("seed=6,5,0,1", "results=results").stderr
 
 
 def test_fail_fast_stops_at_the_first_failure_and_keeps_what_is_done(toy: Toy) -> None:
@@ -343,7 +344,7 @@ def test_redraw_draws_a_sweep_again_without_computing(toy: Toy) -> None:
     toy.sweep("seed=0,1")
     files, chunks = toy.files("seed=0,1"), toy.chunks()
     (toy.results / "seed=0,1" / "figure.png").unlink()
-    (identity.LIBRARY / "measuring" / "code.py").write_text("version = 2\n")  # another figure, say
+    toy.file.write_text(toy.file.read_text().replace("x[0]", "x[1]"))  # whatever the code says now
     toy.sweep("seed=0,1", "redraw=true")
     assert toy.files("seed=0,1") == files
     assert toy.chunks() == chunks
@@ -354,12 +355,11 @@ def test_redraw_draws_a_sweep_again_without_computing(toy: Toy) -> None:
 
 def test_what_older_code_left_stays_and_is_found_again(toy: Toy) -> None:
     toy.sweep("seed=0,1")
-    before = toy.chunks()
-    code = identity.LIBRARY / "measuring" / "code.py"
-    code.write_text("version = 2\n")
+    before, code = toy.chunks(), toy.file.read_text()
+    toy.file.write_text(code.replace("x[0]", "x[1]"))
     toy.sweep("seed=0,1")
     assert before.items() < toy.chunks().items()
-    code.write_text("version = 1  # again\n")
+    toy.file.write_text(f"{code}# as before\n")
     assert "2 of 2 points were finished before" in toy.sweep("seed=0,1").stderr
 
 

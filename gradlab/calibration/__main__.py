@@ -19,7 +19,7 @@ from gradlab.experiment import loading
 class Study(NamedTuple):
     """What is done with each experiment, how it is recorded, and what is bad about the whole."""
 
-    task: workers.Job
+    task: workers.Assignment
     record: Callable[[Mapping[str, Any]], dict[str, Any]]
     page: Callable[[Mapping[str, Any]], str]
     wrong: Callable[[Mapping[str, Any]], Sequence[Any]]

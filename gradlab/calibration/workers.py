@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 # From the file of an experiment, a scale, the entropy of its seeds and its time in seconds.
-Job = Callable[[Path, str, int, float], Any]
+Assignment = Callable[[Path, str, int, float], Any]
 
 
 class Deadline:
@@ -31,7 +31,7 @@ class Deadline:
 
 
 def each(
-    task: Job, files: Sequence[Path], scale: str, entropy: int, minutes: float
+    task: Assignment, files: Sequence[Path], scale: str, entropy: int, minutes: float
 ) -> Iterator[tuple[str, Any]]:
     """The name of each experiment and what `task` found, or raised, in the order in which they end.
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from gradlab.calibration import power, seeds, workers
 from gradlab.errors import BadInput
-from gradlab.experiment import loading
+from gradlab.experiment import files, loading
 
 
 class Study(NamedTuple):

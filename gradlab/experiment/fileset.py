@@ -33,7 +33,7 @@ def digests(folder: Path) -> dict[str, str]:
     }
 
 
-def record(folder: Path) -> dict[str, Any]:
+def manifest(folder: Path) -> dict[str, Any]:
     """What `run.json` says; empty where there is none that can be read."""
     try:
         told = json.loads((folder / "run.json").read_text())
@@ -44,7 +44,7 @@ def record(folder: Path) -> dict[str, Any]:
 
 def strangers(folder: Path) -> list[str]:
     """The members that are not of the run that `run.json` tells of; none if the set is whole."""
-    told = record(folder)
+    told = manifest(folder)
     named = told.get("files")
     if told.get("layout") != LAYOUT or not isinstance(named, dict):
         return ["run.json"]

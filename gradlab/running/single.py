@@ -40,11 +40,11 @@ def run_one(
     """
     machine.prepare(settings.precision)
     if settings.redraw:
-        return _finish(exp, folder, fileset.record(folder), Asked(asked.command))
+        return _finish(exp, folder, fileset.manifest(folder), Asked(asked.command))
     start = time.perf_counter()
     # What only `compute` can tell of bad input is told after the folder was proved writable.
     with files.folder_if_needed(folder), console.busy(f"{exp.name}: computing"):
-        case, data = result(exp, cfg, settings, reads)
+        case, data = dataset_of(exp, cfg, settings, reads)
     made = {
         "command": asked.command,
         "config": schema.values(cfg),
@@ -57,7 +57,7 @@ def run_one(
     return _finish(exp, folder, made, asked)
 
 
-def result(
+def dataset_of(
     exp: Experiment, cfg: Any, settings: Settings, reads: Reads | None = None
 ) -> tuple[Case, xr.Dataset]:
     """The dataset of one run, from the store where it was finished before, and its name."""

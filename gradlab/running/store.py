@@ -23,7 +23,7 @@ from gradlab.experiment.dataset import Named
 from gradlab.running.console import say
 from gradlab.running.identity import Case, digest
 
-P = TypeVar("P", bound=Case)
+AnyCase = TypeVar("AnyCase", bound=Case)
 
 _ROWS = "rows_of_file"
 # Beside the experiment's own arrays, whose names have no space.
@@ -148,7 +148,7 @@ class Store:
             for plain in _told(content)
         ]
 
-    def as_saved(self, points: Sequence[P]) -> list[P]:
+    def as_saved(self, points: Sequence[AnyCase]) -> list[AnyCase]:
         """The points with the keys under which they were saved last, whatever code did it."""
         last = {_without_key(plain): str(plain["key"]) for plain, _ in self.told()}
         return [

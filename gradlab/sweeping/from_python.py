@@ -104,7 +104,7 @@ class Run:
     @property
     def record(self) -> dict[str, Any]:
         """What it was made with: `run.json`."""
-        return fileset.record(self.folder)
+        return fileset.manifest(self.folder)
 
     def __repr__(self) -> str:
         held = sum(claim.holds for claim in self.claims)
@@ -183,7 +183,7 @@ def sweep(experiment: str | Path, *overrides: str, **values: Any) -> xr.Dataset:
             raise task.errors[0]
         settings, _ = composition.read(exp, composition.plain_values(config))
         folder = naming.folder(exp, settings, config.hydra, lines, bool(swept))
-    failures = fileset.record(folder).get("failures", [])
+    failures = fileset.manifest(folder).get("failures", [])
     if failures:
         raise BadInput(
             f"{len(failures)} points of the sweep failed, the first at {failures[0]['point']}: "
@@ -209,7 +209,7 @@ def runs(experiment: str | Path | None = None, results: str | Path | None = None
 
 
 def _row(folder: Path, results: Path) -> dict[str, Any]:
-    told = fileset.record(folder)
+    told = fileset.manifest(folder)
     try:
         claims = json.loads((folder / "claims.json").read_text())
         failed = [claim["sentence"] for claim in claims if claim["verdict"] != "holds"]

@@ -114,7 +114,7 @@ def window(
     rate = jnp.maximum(-(path[-1] - path[0]) / path.size, 1 / path.size)
     turned = math.log(math.sqrt(2 * width / math.pi) / chance)
     lost = math.log(3.5 * width * (width + 1)) - jnp.log(-jnp.expm1(-rate)) + turned
-    under = path <= normal + lost, path <= smallest - LN2
+    under = (path <= normal + lost) & (path[-1] < path[0]), path <= smallest - LN2
     return tuple(a | b for a, b in zip(over, under, strict=True))
 
 

@@ -175,7 +175,7 @@ def rounding(data: xr.Dataset) -> xr.DataArray:
     of the squares, one of those lost below the smallest normal number, and one for each term. A
     short format is summed in float32, so that each of two leaves and their sum is rounded once.
     """
-    terms = xr.where(data.eps > 2.0**-23, 2, data.attrs["num_entries"])
+    terms = 2 + (data.eps <= 2.0**-23) * (data.attrs["num_entries"] - 2)
     return 5 + (2 + terms) / 2
 
 

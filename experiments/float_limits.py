@@ -73,8 +73,8 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
 def one_growth(unit: jax.Array) -> jax.Array:
     """The mean growth of one vector in a layer, nats: a mean of independent log chi variables."""
     first = jnp.eye(unit.shape[-1])[0]
-    model = [lambda t: t * first, gl.chain.linear(unit)]
-    return gl.jacobians.log_norms(model, jnp.ones(1))[-1] / unit.shape[0]
+    along = gl.jacobians.log_norms([lambda t: t * first, gl.chain.linear(unit)], jnp.ones(1))
+    return along[-1] / unit.shape[0]
 
 
 def first_wrong(unit: jax.Array, cfg: Config, name: str) -> jax.Array:

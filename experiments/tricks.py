@@ -206,19 +206,18 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
         half_width_sampling=gl.claim.sampling(half_error, half.sizes["draw"]),
     )
     if gated.any():
-        law = ("an LSTM lets its forget gate's share through", *law, GERS)
-        yield gl.claim.mean(*law, relation=">=", where=gated)
+        bound = "an LSTM lets its forget gate's share through", *law, GERS
+        yield gl.claim.mean(*bound, relation=">=", where=gated)
     if CLIPPING in data.network:
-        # One number is added to two logs, and they are subtracted.
         rounding = 4 * eps * (np.abs(plain.log10) + np.abs(np.log10(data.attrs["tau"])) + 1)
         logs = data.log10.sel(network=CLIPPING), plain.log10
         yield gl.claim.everywhere("clipping changes no product", *logs, PASCANU, rounding=rounding)
     # What who sees no digit gains by one batch's own labels (Miller 1955).
     allowed = {"where": none, "labels_of_a_batch": 9 / (2 * data.attrs["batch_size"])}
-    sentence = "without a trick the loss stays that of guessing"
-    yield gl.claim.everywhere(sentence, data.loss, gl.LN10, SOURCE, **allowed)
-    if not none.all():
-        far, moved = np.abs(mean.isel(layer=-1)), data.log10_moved  # the plain chain's come first
+    guessing = "without a trick the loss stays that of guessing", data.loss, gl.LN10, SOURCE
+    yield gl.claim.everywhere(*guessing, **allowed)
+    if not none.all():  # the plain chain comes first
+        far, moved = np.abs(mean.isel(layer=-1)), data.log10_moved
         error = data.log10.isel(layer=-1).std("draw", ddof=1) / half.sizes["draw"] ** 0.5
         sampling = gl.claim.sampling(np.hypot(error[0], error[~none]), half.sizes["draw"])
         sentence, nearer = "every trick's product is nearer to 1, in decades", far[0] - far[~none]
@@ -227,8 +226,8 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
         won, error = gain.mean("run"), gain.var("run").mean() / (gain.sizes["run"] - 1 or np.nan)
         # By Student's t, with one spread for all tricks: that a mean would show no gain.
         tail = stats.t.sf(won / np.sqrt(error), max(1, gain.size - won.size)).sum()
-        sentence = "by every trick layer 1 moves more on the same batches, in decades, in the mean"
-        yield gl.claim.at_least(sentence, won, 0.0, SOURCE, chance=min(0.5, float(tail)))
+        more = "by every trick layer 1 moves more on the same batches, in decades, in the mean"
+        yield gl.claim.at_least(more, won, 0.0, SOURCE, chance=min(0.5, float(tail)))
 
 
 FAULTS = {

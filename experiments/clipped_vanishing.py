@@ -9,6 +9,7 @@ gradient and over a training on handwritten digits.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import gradlab as gl
@@ -16,6 +17,9 @@ from gradlab.lazy import jax, jnp, np, xr
 
 ALGORITHM = "Pascanu, Mikolov and Bengio 2013, algorithm 1"
 TRIANGLE = "the triangle inequality over the steps"
+MEDIANT = "the mediant inequality: sums of k a over sums of k b are at most the largest a/b"
+FIELD = "Hanin and Nica 2020, to first order in 1/width; gradlab.theory.finite_width"
+CHI = "W ~ N(0, σ_w²/n), b ~ N(0, σ_b²): |W x + b|² over its mean is chi² of n, over n"
 CLIPS = ("formula", "optax")
 
 
@@ -34,36 +38,44 @@ class Config:
     num_steps: int
     num_examples: int = gl.key("digits whose gradient is shared out", at_least=1, at_most=1438)
     ratio: float = gl.key("threshold over the norm of that gradient", above=0, at_most=1)
-    num_draws: int = gl.key("chains that are drawn", at_least=1, at_most=1000)
+    num_draws: int = gl.key("chains that are clipped", at_least=1, at_most=1000)
+    num_chains: int = gl.key("chains held against their laws", at_least=8, at_most=10**6)
 
 
 def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     """The layers' shares of a gradient, as it is and clipped, and a training at each threshold."""
-    key_model, key_batches = jax.random.split(key)
+    key_model, key_batches, key_chains = jax.random.split(key, 3)
     train, _ = gl.training.digits(float)
     keys = jax.random.split(key_model, cfg.num_draws)
     some = gl.training.Data(train.x[: cfg.num_examples], train.y[: cfg.num_examples])
     clipped = jax.vmap(lambda key: shares(cfg, network(cfg, key), some))(keys)
     batches = gl.training.schedule(key_batches, len(train.y), cfg.batch_size, cfg.num_steps)
     threshold = jnp.concatenate([jnp.array([jnp.inf]), cfg.tau])
-    model = network(cfg, keys[0])
-    moved, gradient = jax.vmap(lambda tau: trained(cfg, model, batches, tau, train))(threshold)
+    run = partial(trained, cfg, network(cfg, keys[0]), batches, train)
+    moved, gradient = jax.vmap(run)(threshold)
     size = jnp.linalg.norm(gradient, axis=-1, keepdims=True)
     kept = jnp.minimum(1, threshold[:, None, None] / size)
+    reach = cfg.learning_rate * jnp.sum(kept * gradient, axis=1)
+    one = partial(one_chain, cfg, train)
+    arriving, length = gl.grid.over_draws(one, key_chains, cfg.num_chains)
+    (law, beyond), theory = growth(cfg), gl.theory.products
+    after = jnp.stack([clipped[name] for name in CLIPS])
+    most = jnp.max(gradient / gradient[..., -1:], axis=1)
     return {
         "threshold": gl.named(threshold, "threshold", long_name="clipping threshold τ"),
         "layer": gl.named(jnp.arange(1, cfg.depth + 1), "layer"),
         "clip": gl.named(list(CLIPS), "clip"),
         "share": gl.named(clipped["as it is"], "draw layer", long_name="gradient over the last's"),
-        "share_clipped": gl.named(
-            jnp.stack([clipped[name] for name in CLIPS]), "clip draw layer", long_name="clipped"
-        ),
+        "share_clipped": gl.named(after, "clip draw layer", long_name="clipped"),
         "moved": gl.named(moved, "threshold layer", long_name="length of a layer's way"),
-        "reach": gl.named(
-            cfg.learning_rate * jnp.sum(kept * gradient, axis=1),
-            "threshold layer",
-            long_name="learning rate times the sum of its clipped gradients",
-        ),
+        "most": gl.named(most, "threshold layer", long_name="largest share, before the clip"),
+        "log_arriving": gl.named(arriving, "chain layer", long_name="log |v J_L ... J_(l+1)|/|v|"),
+        "log_arriving_law": gl.named(law, "layer", long_name="to first order in 1/width"),
+        "log_arriving_beyond": gl.named(beyond, "layer", long_name="the next order"),
+        "length": gl.named(length, "chain layer", long_name="log of |z_l|² over its mean"),
+        "log_mean": gl.named(theory.linear_log_mean(cfg.width), "", long_name="E log(chi²/width)"),
+        "log_variance": gl.named(theory.linear_log_variance(cfg.width), ""),
+        "reach": gl.named(reach, "threshold layer", long_name="learning rate times clipped ones"),
     }
 
 
@@ -83,17 +95,43 @@ def shares(cfg: Config, model: gl.chain.Chain, data: gl.training.Data) -> dict[s
     """The layers' gradient norms over the last one's, `(depth,)`: as they are, and clipped."""
     grads = jax.grad(lambda model: gl.training.loss(logits, model, data))(model)
     tau = cfg.ratio * gl.training.fast_norm(grads)
-    found = {
-        "as it is": grads,
-        "formula": gl.clipping.clip(grads, tau),
-        "optax": gl.clipping.optax_clip(grads, tau),
-    }
+    found = {"as it is": grads, "formula": gl.clipping.clip(grads, tau)}
+    found["optax"] = gl.clipping.optax_clip(grads, tau)
     sizes = {name: gl.training.norms_by_layer(each) for name, each in found.items()}
     return {name: size / size[-1] for name, size in sizes.items()}
 
 
+def one_chain(cfg: Config, data: gl.training.Data, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """What arrives of a random gradient, log, and log `|z_l|²` over its mean, `(depth,)` each.
+
+    For one chain and one digit; the mean is over the weights of layer l, its input being given.
+    """
+    key_chain, key_digit, key_back = jax.random.split(key, 3)
+    model, phi = network(cfg, key_chain), gl.activations.PHI[cfg.activation]
+    digit = data.x[jax.random.randint(key_digit, (), 0, len(data.y))]
+    x = jnp.pad(digit, (0, cfg.width - digit.size))
+    v = jax.random.normal(key_back, x.shape)
+    logs = gl.jacobians.log_gradient_norms(model, x, lambda z: jnp.vdot(v, z))[1:]
+    z = gl.chain.states(model, x)
+    mean = cfg.sigma_w**2 * jnp.mean(jnp.square(phi(z[:-1])), axis=1) + cfg.sigma_b**2
+    return logs - jnp.log(jnp.linalg.norm(v)), jnp.log(jnp.mean(jnp.square(z[1:]), axis=1) / mean)
+
+
+def growth(cfg: Config) -> tuple[jax.Array, ...]:
+    """The mean of what arrives, log, to first order in 1/width, and the next, `(depth,)` each.
+
+    For relu and its like, whose chi knows of no length; nan for others.
+    """
+    phi = gl.activations.PHI[cfg.activation]
+    known = 1.0 if gl.theory.gauss.homogeneous(phi) is not None else jnp.nan
+    sizes = cfg.width, cfg.depth - 1
+    found = gl.theory.finite_width.plain(phi, 1.0, cfg.sigma_w, cfg.sigma_b, *sizes)
+    first, second = found.infinite + found.first, found.second
+    return tuple(jnp.cumsum(known * jnp.append(0, each))[::-1] for each in (first, second))
+
+
 def trained(
-    cfg: Config, model: Any, batches: Any, tau: jax.Array, data: gl.training.Data
+    cfg: Config, model: Any, batches: Any, data: gl.training.Data, tau: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """How far each layer went, `(depth,)`, and its gradients' norms, `(num_steps, depth)`."""
     import optax
@@ -114,6 +152,8 @@ def figure(data: xr.Dataset) -> gl.Figure:
         look |= {"marker": mark, "markersize": 5}
         share = data.share_clipped.sel(clip=name).median("draw")
         gl.figures.measured(gradients, data.layer, share, look, f"clipped, {name}")
+    law = np.exp(data.log_arriving_law)
+    gl.figures.predicted(gradients, data.layer, law, "law of what arrives of dL/dz")
     gradients.set(yscale="log", xlabel="layer", ylabel="gradient over the last layer's")
     gradients.legend(title="median in all draws", loc="lower right")
     gl.figures.title(gradients, "clipping multiplies all layers by one number")
@@ -129,10 +169,8 @@ def figure(data: xr.Dataset) -> gl.Figure:
 
 def caption(data: xr.Dataset) -> str:
     """What is left in the first layer, before and after."""
-    before, after = (
-        float(data.share[:, 0].median()),
-        data.share_clipped.isel(layer=0).median("draw"),
-    )
+    first = data.isel(layer=0)
+    before, after = float(first.share.median()), first.share_clipped.median("draw")
     worst = float(np.abs(data.share_clipped / data.share - 1).max())
     return (
         f"In a chain of {data.sizes['layer']} layers the first one's gradient is {before:.2g} of "
@@ -145,27 +183,43 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     """Shares stay, the first layer's is small, and no layer goes farther than its gradients."""
     eps = float(np.finfo(data.share.dtype).eps)
     num_entries = int(data.attrs["width"]) * (int(data.attrs["width"]) + 1)  # of a layer
-    for name in CLIPS:
-        yield gl.claim.everywhere(
-            f"{name}: clipping leaves the ratio of gradient norms between layers as it is",
-            *(data.share_clipped.sel(clip=name), data.share, ALGORITHM),
-            # An entry is multiplied by the common factor and rounded, by an ulp at most, here and
-            # in the last layer; each of four norms is the root of a sum of rounded squares
-            # (Higham 2002, section 3.1).
-            rounding_of_entries=2 * eps * data.share,
-            rounding_of_sums=4 * num_entries * eps / 4 * data.share,
-        )
-    yield gl.claim.at_most(
-        "the gradient vanishes: in every chain the first layer's is less than half of the last's",
-        *(data.share.isel(layer=0), 0.5, "Schoenholz et al. 2017, section 4"),
+    yield gl.claim.everywhere(
+        "clipping leaves the ratio of gradient norms between layers as it is, by formula or optax",
+        *(data.share_clipped, data.share, ALGORITHM),
+        # An entry is multiplied and rounded, by an ulp at most, here and in the last layer; each of
+        # four norms is the root of a sum of rounded squares (Higham 2002, section 3.1).
+        rounding_of_entries=2 * eps * data.share,
+        rounding_of_sums=num_entries * eps * data.share,
     )
-    steps = int(data.attrs["num_steps"])
+    if np.isfinite(data.log_arriving_law).all():
+        yield gl.claim.mean(
+            "the gradient vanishes as chi says: what arrives at each layer follows its law, in log",
+            *(data.log_arriving, data.log_arriving_law, FIELD),
+            over="chain",
+            finite_width=data.log_arriving_beyond,
+            rounding=num_entries * eps,  # of norms, as above, and of a matrix times a vector
+        )
+    # A bias is nothing to relu's slopes, but a part of every length. That two layers share a
+    # matrix, neither sees: each alone has the law of its own.
+    yield gl.claim.everywhere(
+        "the weights and biases are of the size asked for: |z| has its law, given the layer before",
+        *(data.length.mean(), data.log_mean, CHI),
+        sampling=gl.claim.sampling(np.sqrt(data.log_variance / data.length.size)),
+    )
+    steps, last = int(data.attrs["num_steps"]), data.reach.isel(layer=-1)
+    # Weights are rounded at each step, by half an ulp of numbers below 8 deviations.
+    weights = steps * eps * 4 * np.sqrt(num_entries) * data.attrs["sigma_w"]
     yield gl.claim.at_most(
         "in training no layer goes farther than its own gradients, times their common factor",
         *(data.moved, data.reach, TRIANGLE),
         rounding_of_sums=(num_entries / 2 + steps) * eps * data.reach,
-        # Weights are rounded at each step, by half an ulp of numbers below 8 deviations.
-        rounding_of_weights=steps * eps * 4 * np.sqrt(num_entries) * data.attrs["sigma_w"],
+        rounding_of_weights=weights,
+    )
+    yield gl.claim.at_most(
+        "in training no layer's way is a larger share of the last one's than its gradient ever was",
+        *(data.moved / last, data.most, MEDIANT),
+        rounding_of_sums=(num_entries + steps) * eps * data.most,
+        rounding_of_weights=weights / last,
     )
 
 
@@ -182,15 +236,14 @@ def by_layer(grads: Any, tau: Any) -> Any:
 FAULTS = {
     "every layer clipped by itself": gl.fault.replace("clipping.clip", by_layer),
     "optax clips every layer by itself": gl.fault.replace("clipping.optax_clip", by_layer),
-    "a chain that does not vanish": gl.fault.argument(
-        "ensembles.random", sigma_w=lambda sigma_w: jnp.maximum(sigma_w, 1.6)
+    "weights 10 % too large": gl.fault.argument("ensembles.random", sigma_w=lambda s: 1.1 * s),
+    "no biases": gl.fault.argument("ensembles.random", sigma_b=lambda s: 0 * s),
+    "a layer's gradient taken for the next one's": gl.fault.result(
+        "jacobians.log_gradient_norms", lambda logs: jnp.roll(logs, 1)
     ),
 }
 
-
-LESSON = gl.lesson.Offer(
-    claims={"clipping revives nothing": "clipping leaves the ratio of gradient norms"}
-)
+LESSON = gl.lesson.Offer(claims={"clipping revives nothing": "clipping leaves the ratio"})
 
 
 if __name__ == "__main__":

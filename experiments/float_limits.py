@@ -2,8 +2,9 @@
 
 The log norm of a product of Gaussian matrices grows by the largest Lyapunov exponent a layer
 (Newman 1986), so a format's range is used up after a depth that theory gives for every width and
-scale. A product that carries its own power of two (gradlab.arithmetic.scaled) has the same digits
-and no such depth: what it loses, it loses to rounding.
+scale; where a given product leaves it, its exact norm tells to a few layers. A product that carries
+its own power of two (gradlab.arithmetic.scaled) has the same digits and no such depth: what it
+loses, it loses to rounding.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ import gradlab as gl
 from gradlab.lazy import jax, jnp, np, xr
 
 LN2 = math.log(2)
-NEWMAN = "Newman 1986; IEEE 754-2019, section 3.3"
+NEWMAN = "Newman 1986"
+RANGE = "IEEE 754-2019, section 3.3"
 EXACT = "multiplication by a power of two is exact"
-# Standard deviations that one product may be away from the mean: one in 15,000 is by chance.
-NUM_DEVIATIONS = 4.0
+CHANCE = (
+    1e-4  # that any product of a run is turned away from its gradient as far as `window` allows
+)
 
 
 @gl.config
@@ -36,50 +39,83 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     """The first depth at which a norm is wrong by a factor of two, and where the range ends."""
     names, keys = gl.grid.formats(cfg.dtype), jax.random.split(key, len(cfg.width))
     fine = jnp.geomspace(jnp.min(cfg.sigma_w), jnp.max(cfg.sigma_w), cfg.num_fine)
-
-    def measured(key: jax.Array, width: int) -> jax.Array:
-        unit = gl.ensembles.unit_gaussian(key, (cfg.depth, width, width), float)
-        return jnp.stack([first_wrong(unit, cfg.sigma_w, name) for name in names])
-
-    def law(sigma_w: jax.Array) -> tuple[jax.Array, ...]:
-        rows = [[range_end(sigma_w, width, name) for name in names] for width in cfg.width]
-        return tuple(jnp.array([[cell[i] for cell in row] for row in rows]) for i in range(3))
-
-    end, digits, fluctuation = law(cfg.sigma_w)
-    axes, units = "width format sigma_w", "layers"
+    theory, found, growth = gl.theory.products, [], []
+    for key_width, width in zip(keys, cfg.width, strict=True):
+        unit = gl.ensembles.unit_gaussian(key_width, (cfg.depth, width, width), float)
+        found.append(jnp.stack([first_wrong(unit, cfg, name) for name in names]))
+        growth.append(one_growth(unit))
+    ends = [[range_end(fine, width, name) for name in names] for width in cfg.width]
+    plain, rescaled, half, earliest, latest = jnp.moveaxis(jnp.stack(found), -1, 0)
+    axes, units = "width format sigma_w", {"units": "layers"}
+    wrong = jnp.stack([plain, rescaled], -1)
+    label = "first depth at which the norm is wrong by a factor of two, inf where never"
     return {
         "format": gl.named(names, "format"),
         "algorithm": gl.named(["plain", "rescaled"], "algorithm"),
         "sigma_fine": gl.named(fine, "sigma_fine", long_name="sigma_w"),
-        "first_wrong": gl.named(
-            jnp.stack([measured(key, width) for key, width in zip(keys, cfg.width, strict=True)]),
-            *(axes, "algorithm"),
-            long_name="first depth at which the norm is wrong by a factor of two, inf where never",
-            units=units,
+        "first_wrong": gl.named(wrong, axes + " algorithm", long_name=label, **units),
+        "half_wrong": gl.named(half, axes, long_name="the same by √2, rescaled", **units),
+        "earliest": gl.named(earliest, axes, long_name="first at an end of the range", **units),
+        "latest": gl.named(latest, axes, long_name="first surely beyond it", **units),
+        "growth": gl.named(jnp.stack(growth), "width", long_name="log |P e_1| / L", units="nats"),
+        "exponent": gl.named(
+            jnp.stack([theory.lyapunov_exponents(n, 1 / n)[0] for n in cfg.width]), "width"
         ),
-        "range_end": gl.named(end, axes, long_name="depth at which the range ends", units=units),
-        "digits": gl.named(digits, axes, long_name="what entries and subnormals add", units=units),
-        "fluctuation": gl.named(
-            fluctuation, axes, long_name="what one product may be away", units=units
+        "variance": gl.named(
+            jnp.stack([theory.lyapunov_variances(n)[0] for n in cfg.width]), "width"
         ),
         "range_end_fine": gl.named(
-            law(fine)[0], "width format sigma_fine", long_name="range_end", units=units
+            jnp.array(ends), "width format sigma_fine", long_name="range_end", **units
         ),
     }
 
 
-def first_wrong(unit: jax.Array, sigma_w: jax.Array, name: str) -> jax.Array:
-    """The first depth of a factor of two for the plain and the rescaled product, `(sigma_w, 2)`."""
+def one_growth(unit: jax.Array) -> jax.Array:
+    """The mean growth of one vector in a layer, nats: a mean of independent log chi variables."""
+    first = jnp.eye(unit.shape[-1])[0]
+    along = gl.jacobians.log_norms([lambda t: t * first, gl.chain.linear(unit)], jnp.ones(1))
+    return along[-1] / unit.shape[0]
+
+
+def first_wrong(unit: jax.Array, cfg: Config, name: str) -> jax.Array:
+    """The depths of a factor of two, plain and rescaled, of √2, and of `window`, `(sigma_w, 5)`."""
     depth, width, _ = unit.shape
     truth = gl.jacobians.log_norms(gl.chain.linear(unit), jnp.zeros(width))
-    layer = jnp.arange(1, depth + 1)
+    row = jnp.log(jnp.max(jnp.linalg.norm(unit, axis=2), axis=1))
+    layer, cells = jnp.arange(1, depth + 1), cfg.sigma_w.size * len(cfg.width) * len(cfg.dtype)
 
     def one(sigma: jax.Array) -> jax.Array:
-        logs = log_norms((sigma * unit).astype(name))
-        wrong = ~(jnp.abs(logs - (truth + layer * jnp.log(sigma))[:, None]) <= LN2)
-        return gl.grid.first(wrong.T)
+        path = truth + layer * jnp.log(sigma)
+        off = jnp.abs(log_norms((sigma * unit).astype(name)) - path[:, None])
+        far = ~(off <= LN2)
+        happens = [far[:, 0], far[:, 1], ~(off[:, 1] <= LN2 / 2)]
+        happens += window(path, row + jnp.log(sigma), width, name, CHANCE / cells)
+        return gl.grid.first(jnp.stack(happens))
 
-    return jax.lax.map(one, sigma_w)
+    return jax.lax.map(one, cfg.sigma_w)
+
+
+def window(
+    path: jax.Array, row: jax.Array, width: int, name: str, chance: float
+) -> tuple[jax.Array, jax.Array]:
+    """Where the exact log norm `path` may be out of the format's range, and where it surely is."""
+    format_ = gl.theory.scalar.FORMATS[name]
+    smallest, normal = LN2 * format_.log2_smallest, LN2 * format_.log2_smallest_normal
+    # No partial sum of an entry is above a row's norm times a column's; an entry is at least the
+    # norm over the width, and by rounding, if no factor of two is lost, half of that.
+    before = jnp.concatenate([jnp.array([math.log(width) / 2]), path[:-1]])
+    overflow = LN2 * format_.log2_overflow
+    over = before + row >= overflow, path >= overflow + math.log(width) + LN2
+    # A flushed product of entries is off by the smallest normal number, a layer's product by width
+    # (width + 1) of them in norm; what earlier layers lost has shrunk since. That is √2 of what is
+    # left, 1/(1 - 1/√2), or more where the product is turned away from the direction v that the
+    # layers to come keep: |<u, v>| is below x with a probability of less than x √(2 width/π), u
+    # being uniform (its density at 0 is the largest).
+    rate = jnp.maximum(-(path[-1] - path[0]) / path.size, 1 / path.size)
+    turned = math.log(math.sqrt(2 * width / math.pi) / chance)
+    lost = math.log(3.5 * width * (width + 1)) - jnp.log(-jnp.expm1(-rate)) + turned
+    under = (path <= normal + lost) & (path[-1] < path[0]), path <= smallest - LN2
+    return tuple(a | b for a, b in zip(over, under, strict=True))
 
 
 def log_norms(J: jax.Array) -> jax.Array:
@@ -101,23 +137,19 @@ def log_norms(J: jax.Array) -> jax.Array:
 def log_norm(P: jax.Array) -> jax.Array:
     """`log |P|` (Frobenius) in the default format; squares must not leave the range P is in."""
     wide = P.astype(float)
-    size = jnp.max(jnp.abs(wide))
-    return jnp.log(size) + jnp.log(jnp.linalg.norm(wide / jnp.where(size > 0, size, 1)))
+    # The inverse of a size in the last binade would be below the smallest normal number.
+    shift = jnp.where(jnp.max(jnp.abs(wide)) > 1, 0.25, 4.0)
+    size = jnp.max(jnp.abs(wide * shift))
+    norm = jnp.linalg.norm(wide * shift / jnp.where(size > 0, size, 1))
+    return jnp.log(size) + jnp.log(norm) - jnp.log(shift)
 
 
-def range_end(sigma_w: jax.Array, width: int, name: str) -> tuple[jax.Array, ...]:
-    """The depth at which the norm leaves the format, and two amounts that may move it, layers."""
+def range_end(sigma_w: jax.Array, width: int, name: str) -> jax.Array:
+    """The depth at which the mean log norm leaves the format's normal numbers."""
     format_ = gl.theory.scalar.FORMATS[name]
     rate = gl.theory.products.lyapunov_exponents(width, 1 / width)[0] + jnp.log(sigma_w)
     low, high = LN2 * format_.log2_smallest_normal, LN2 * format_.log2_overflow
-    depth = jnp.where(rate < 0, low, high) / rate
-    # Where subnormals are kept the lower end is that much further off; the norm of width² entries
-    # is up to width times the largest, and starts at √width; and wrong is a factor of two.
-    subnormal = LN2 * (format_.log2_smallest_normal - format_.log2_smallest)
-    digits = jnp.where(rate < 0, subnormal, 0) + 2 * math.log(width) + LN2
-    variance = gl.theory.products.lyapunov_variances(width)[0]
-    fluctuation = NUM_DEVIATIONS * jnp.sqrt(variance * depth)
-    return depth, digits / jnp.abs(rate), fluctuation / jnp.abs(rate)
+    return jnp.where(rate < 0, low, high) / rate
 
 
 def figure(data: xr.Dataset) -> gl.Figure:
@@ -157,20 +189,31 @@ def caption(data: xr.Dataset) -> str:
 
 
 def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
-    """Range ends a plain product where theory says, and until then it is the rescaled one."""
-    beyond = data.attrs["depth"] + 1.0
-    plain, rescaled = np.minimum(data.first_wrong, beyond).transpose("algorithm", ...)
-    allowed = 1 + data.digits + data.fluctuation
-    yield gl.claim.first_depth(
-        "the plain product is lost where Newman's exponent ends the format's range, or where "
-        "rounding has ended the rescaled one, at every width and scale",
-        *(plain, np.minimum(rescaled, data.range_end), NEWMAN),
-        deepest=data.attrs["depth"],
-        whole_layers=1.0,
-        digits=data.digits,
-        fluctuation=data.fluctuation,
+    """The growth is Newman's; range ends a plain product there, and till then it is the other."""
+    depth, eps = data.attrs["depth"], float(np.finfo(data.growth.dtype).eps)
+    yield gl.claim.everywhere(
+        "one vector grows by Newman's exponent a layer, at every width",
+        *(data.growth, data.exponent, NEWMAN),
+        sampling=gl.claim.sampling(np.sqrt(data.variance / depth)),
+        rounding=2 * eps * data.width,  # of a matrix times a vector (Higham 2002, section 3.5)
     )
-    early = rescaled < data.range_end - allowed
+    beyond = depth + 1.0
+    plain, rescaled = np.minimum(data.first_wrong, beyond).transpose("algorithm", ...)
+    half, earliest, latest = (
+        np.minimum(data[name], beyond) for name in ("half_wrong", "earliest", "latest")
+    )
+    yield gl.claim.at_least(
+        "no plain product is lost before its norm, or that of a factor, is at an end of the "
+        "format's range, or rounding has halved the rescaled one",
+        *(plain, np.minimum(half, earliest), RANGE),
+        chance=CHANCE,
+    )
+    yield gl.claim.at_most(
+        "every plain product is lost when no entry of it can be in the range",
+        *(plain, latest, RANGE),
+    )
+    # Only a product that grows has no entry below the range while the norm is within it.
+    early = (rescaled < earliest) & (data.exponent + np.log(data.sigma_w) > 0)
     if early.any():
         yield gl.claim.everywhere(
             "what rounding ends before the range does, it ends at the same layer, rescaled or not",
@@ -186,9 +229,11 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
 
 
 FAULTS = {
-    "every layer 30 % too weak": gl.fault.argument(
-        "log_norms", J=lambda J: (0.7 * J).astype(J.dtype)
+    "weights 10 % too large": gl.fault.scale("ensembles.unit_gaussian", 1.1),
+    "layers 1 % too weak in a format": gl.fault.argument(
+        "log_norms", J=lambda J: (0.99 * J).astype(J.dtype)
     ),
+    "layers transposed in a format": gl.fault.argument("log_norms", J=lambda J: J.mT),
     "every format computed in float64": gl.fault.argument(
         "log_norms", J=lambda J: J.astype("float64")
     ),

@@ -184,7 +184,7 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
         rounding=4 * eps * np.abs(law),  # entry and norm by an ulp, four operations by half of one
     )
     plain, clipped = data.isel(tau=-1), data.isel(tau=slice(-1))
-    way = plain.step_size[: int((plain.loss.diff("step") > 0).argmax("step")) + 1].sum()
+    way = plain.step_size[: (met := int((plain.loss.diff("step") > 0).argmax("step")) + 1)].sum()
     if data.rate * plain.gradient_norm.max() <= way:  # no wall that throws is met
         return
     yield gl.claim.at_least(
@@ -193,8 +193,8 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     )
     if (short := data.rate * clipped.tau <= way).any():
         yield gl.claim.at_most(
-            "clipped so that no step is longer, descent stays below its start (median loss)",
-            *(clipped.loss.median("step"), clipped.loss[:, 0], SOURCE),
+            "clipped so that no step is longer, descent goes below its start again after the wall",
+            *(clipped.loss[:, met:].min("step"), clipped.loss[:, 0], SOURCE),
             where=short,
         )
 
@@ -241,7 +241,7 @@ LESSON = gl.lesson.Offer(
         "no step is longer": "gets the norm tau",
         "gradient in closed form": "closed form",
         "plain step throws": "one step throws",
-        "clipping ends lower": "descent stays below its start",
+        "clipping ends lower": "descent goes below its start",
     },
 )
 

@@ -49,15 +49,15 @@ def measure(leaves: list[Array], dtype: Any, axis_name: AxisName = None) -> Size
     The relative error is that of the sums, and so below `(n/2 + 4) u` for n numbers whatever the
     order; XLA's order gives a few u.
     """
-    square = _square(leaves, dtype, axis_name)
+    total = _total(leaves, dtype, axis_name)
 
     def plain(_: list[Array]) -> Size:
-        return Size(jnp.sqrt(square), jnp.zeros((), jnp.int32))
+        return Size(jnp.sqrt(total), jnp.zeros((), jnp.int32))
 
     def anywhere(leaves: list[Array]) -> Size:
         return _measure(leaves, dtype, axis_name)
 
-    size: Size = lax.cond(_is_in_range(square), plain, anywhere, leaves)
+    size: Size = lax.cond(is_in_range(total), plain, anywhere, leaves)
     return size
 
 
@@ -67,19 +67,19 @@ def decide(leaves: list[Array], tau: Array, axis_name: AxisName = None) -> Clip:
     The factor is tau / |g|, `MARGIN` u low; nan for a tau below 0 or nan.
     """
     dtype = tau.dtype
-    square = _square(leaves, dtype, axis_name)
+    total = _total(leaves, dtype, axis_name)
     info = formats.finfo(dtype)
     # The quotient of such a tau and a norm in range is a normal number.
     is_plain = (tau > 2.0 ** (int(info.minexp) // 4)) & (tau < jnp.inf)
 
     def plain(_: list[Array]) -> Clip:
-        root = jnp.sqrt(square)
+        root = jnp.sqrt(total)
         return Clip(root <= tau, jnp.ones((), dtype), jnp.minimum(tau / root, 1) * _lowered(dtype))
 
     def anywhere(leaves: list[Array]) -> Clip:
         return _decide(_measure(leaves, dtype, axis_name), tau)
 
-    clip: Clip = lax.cond(is_plain & _is_in_range(square), plain, anywhere, leaves)
+    clip: Clip = lax.cond(is_plain & is_in_range(total), plain, anywhere, leaves)
     return clip
 
 
@@ -88,8 +88,21 @@ def apply(leaf: Array, clip: Clip) -> Array:
     return jnp.where(clip.keep, leaf, _times(leaf, clip))
 
 
+def square(leaf: Array, dtype: Any) -> Array:
+    """The sum of the squares of a leaf, as far as they are in range."""
+    return jnp.sum(jnp.square(leaf.astype(dtype)))
+
+
+def measure_each(leaves: list[Array], dtype: Any) -> Array:
+    """The norm of each leaf, `(leaf,)`, wherever it is; 0 below the normal numbers."""
+    sizes = [_measure([leaf], dtype, None) for leaf in leaves]
+    up = [powers(size.exponent, dtype) for size in sizes]
+    pairs = zip(sizes, up, strict=True)
+    return jnp.stack([size.root * first * second for size, (first, second) in pairs])
+
+
 def quotient(tau: Array, size: Size) -> tuple[Array, Array]:
-    """tau / |g| as `(mantissa, exponent)`, to u; nan for a tau below 0 or nan."""
+    """Tau / |g| as `(mantissa, exponent)`, to u; nan for a tau below 0 or nan."""
     numerator, exponent = bits.split(jnp.where(tau >= 0, tau, jnp.nan), tau.dtype)
     mantissa, carry = bits.split(numerator / size.root, tau.dtype)
     is_finite = jnp.isfinite(mantissa)
@@ -178,15 +191,15 @@ def _toward_zero(value: Array, dtype: Any) -> Array:
     return lax.bitcast_convert_type(bits.of(rounded) - is_above, dtype)
 
 
-def _square(leaves: list[Array], dtype: Any, axis_name: AxisName) -> Array:
+def _total(leaves: list[Array], dtype: Any, axis_name: AxisName) -> Array:
     """The sum of all squares; over the leaves neighbours first, so that its error stays small."""
-    terms = [jnp.sum(jnp.square(leaf.astype(dtype))) for leaf in leaves] or [jnp.zeros((), dtype)]
+    terms = [square(leaf, dtype) for leaf in leaves] or [jnp.zeros((), dtype)]
     while len(terms) > 1:
         terms = [sum(terms[i + 1 : i + 2], terms[i]) for i in range(0, len(terms), 2)]
     return _over_shards(lax.psum, terms[0], axis_name)
 
 
-def _is_in_range(square: Array) -> Array:
+def is_in_range(square: Array) -> Array:
     """Whether a sum of squares has lost nothing: neither infinite nor near the smallest numbers."""
     info = formats.finfo(square.dtype)
     # Squares that are flushed add up to less than half an ulp of this, for up to 2^34 numbers.

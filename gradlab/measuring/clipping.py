@@ -40,6 +40,7 @@ from jax.typing import ArrayLike
 
 from gradlab.arithmetic import bits, formats, norms, quick_norms
 from gradlab.arithmetic.quick_norms import AxisName
+from gradlab.measuring.clip_report import monitors, report
 from gradlab.measuring.global_norm import (
     along,
     clipped_tangent,
@@ -48,18 +49,26 @@ from gradlab.measuring.global_norm import (
     norm,
     shares,
 )
+from gradlab.measuring.monitor import MonitorState, Record, monitor, record, scalars
 
 __all__ = [
     "CAUSES",
     "Comparison",
+    "MonitorState",
+    "Record",
     "clip",
     "clip_by_global_norm",
     "compare",
     "cosine",
     "explain",
     "formula",
+    "monitor",
+    "monitors",
     "norm",
     "optax_clip",
+    "record",
+    "report",
+    "scalars",
     "shares",
     "ulps",
 ]
@@ -92,9 +101,7 @@ def formula(grads: Tree, tau: ArrayLike) -> Tree:
     return _mapped(_formula, grads, tau)
 
 
-def clip_by_global_norm(
-    tau: ArrayLike, axis_name: AxisName = None
-) -> optax.GradientTransformation:
+def clip_by_global_norm(tau: ArrayLike, axis_name: AxisName = None) -> optax.GradientTransformation:
     """`clip` as an optax transformation without state: a drop-in for the one of optax.
 
     Raises:
@@ -132,8 +139,10 @@ def _clip(axis_name: AxisName, leaves: list[Array], tau: Array) -> list[Array]:
 
 @_clip.defjvp
 def _clip_jvp(axis_name: AxisName, primals: Any, tangents: Any) -> tuple[list[Array], list[Array]]:
-    keep = quick_norms.decide(*primals, axis_name).keep
-    return _clip(axis_name, *primals), clipped_tangent(*primals, *tangents, keep, axis_name)
+    (leaves, tau), (dleaves, dtau) = primals, tangents
+    keep = quick_norms.decide(leaves, tau, axis_name).keep
+    slope = clipped_tangent(leaves, tau, dleaves, dtau, keep, axis_name)
+    return _clip(axis_name, leaves, tau), slope
 
 
 @jax.custom_jvp
@@ -146,9 +155,9 @@ def _formula(leaves: list[Array], tau: Array) -> list[Array]:
 
 @_formula.defjvp
 def _formula_jvp(primals: Any, tangents: Any) -> tuple[list[Array], list[Array]]:
-    leaves, tau = primals
+    (leaves, tau), (dleaves, dtau) = primals, tangents
     keep = norms.is_within(norms.measure(leaves), tau)
-    return _formula(leaves, tau), clipped_tangent(*primals, *tangents, keep)
+    return _formula(leaves, tau), clipped_tangent(leaves, tau, dleaves, dtau, keep)
 
 
 # ---- beside optax

@@ -1,4 +1,4 @@
-"""The global norm of a gradient, its direction, the share of each leaf, and all derivatives of them.
+"""The global norm of a gradient, its direction, the share of each leaf, and all derivatives.
 
 Values are taken in twice the digits (`arithmetic.norms`), derivatives in those of `wide`.
 """

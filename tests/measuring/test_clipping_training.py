@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import mpmath as mp
 import numpy as np
 import optax
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradlab.measuring import clipping
-from tests.measuring.test_clipping import bits, each_dtype, exact, exact_norm, mp, ulp, wide
+from tests.measuring.test_clipping import bits, each_dtype, exact, exact_norm, ulp, wide
 
 drawn = settings(derandomize=True, deadline=None, max_examples=150)
 clip = jax.jit(clipping.clip)
@@ -120,7 +121,9 @@ def test_a_mixed_tree_keeps_its_formats_and_takes_the_widest_for_its_norm() -> N
 
 @pytest.mark.parametrize("name", ["float8_e4m3fn", "float8_e5m2"])
 def test_a_float8_leaf_is_refused_by_name(name: str) -> None:
-    with pytest.raises(TypeError, match=rf"leaf '\['W'\]' has dtype {name}; allowed: real .*float16"):
+    with pytest.raises(
+        TypeError, match=rf"leaf '\['W'\]' has dtype {name}; allowed: real .*float16"
+    ):
         clipping.clip({"W": jnp.ones(2, name)}, 1.0)
 
 

@@ -25,6 +25,7 @@ from .measuring import certificate as certificate
 from .measuring import chain_rule as chain_rule
 from .measuring import clipping as clipping
 from .measuring import jacobians as jacobians
+from .measuring import monitor as monitor
 from .measuring import spectra as spectra
 from .measuring import training as training
 from .models import activations as activations

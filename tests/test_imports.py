@@ -28,11 +28,15 @@ OPEN_TO_ALL = {"errors", "lazy"}
 
 # The rooms of each wing from the ground up: a room imports only rooms that stand before it.
 ROOMS: dict[str, tuple[str, ...]] = {
-    "arithmetic": ("formats", "bits", "precision", "doubled", "scaled", "norms", "qr", "balls"),
+    "arithmetic": (
+        *("formats", "bits", "precision", "doubled", "scaled", "norms", "quick_norms", "qr"),
+        "balls",
+    ),
     "models": ("activations", "chain", "ensembles", "networks"),
     "measuring": (
         *("chain_rule", "loops", "linearisation", "forward", "blocks", "jacobians"),
-        *("product_svd", "spectra", "certificate", "clipping", "training"),
+        *("product_svd", "spectra", "certificate", "global_norm", "histogram", "monitor"),
+        *("clip_report", "clipping", "training"),
     ),
     "measuring.product_svd": (
         *("thresholds", "elimination", "complete_pivoting", "factors", "ratios", "trial"),
@@ -97,7 +101,7 @@ HOMES: dict[str, set[str]] = {
     "markupsafe": {"page"},
     "matplotlib": {"experiment.figures"},
     "omegaconf": {"running", "sweeping.multirun", "sweeping.from_python", "hydra_plugins"},
-    "optax": {"lazy", "measuring.clipping", "measuring.training"},
+    "optax": {"lazy", "measuring.clipping", "measuring.monitor", "measuring.training"},
     "pandas": {"sweeping.from_python"},
     "rich": {"running", "sweeping"},
     "scipy": {"theory", "experiment.claim", "calibration.seeds"},

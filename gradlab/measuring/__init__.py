@@ -10,5 +10,8 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    ["certificate", "chain_rule", "clipping", "jacobians", "linearisation", "spectra", "training"],
+    [
+        *("certificate", "chain_rule", "clipping", "jacobians", "linearisation", "monitor"),
+        *("spectra", "training"),
+    ],
 )

@@ -1,28 +1,34 @@
-"""Clipping by the global norm: the formula itself, beside optax's, and a watch on a clip at work.
+"""Clipping by the global norm: for training, for the laboratory, and beside optax's.
 
     g <- g tau / max(|g|, tau)              Pascanu, Mikolov and Bengio 2013, algorithm 1
 
-What holds here, in float16, bfloat16, float32 and float64, subnormal numbers included, with u
-half an ulp of `wide`, the float format of the arithmetic (float64 where a leaf has it, else
-float32):
+Two functions with two promises, in float16, bfloat16, float32 and float64, subnormal numbers
+included; u is half an ulp of `wide`, the float format of the arithmetic (float64 where a leaf has
+it, else float32):
 
-- |g| <= tau: every bit of g is returned; so is g where |g| is above tau by less than the
-  `slack` 2^14 u² (0.0005 ulp in float32, 5e-13 in float64), which no format could show;
-- otherwise every entry is the formula's exact value rounded *toward zero*: less than one ulp low
-  and never high (by more than the slack), since a cap that rounds up is no cap. So the norm is
-  never above tau (by more than the slack), and clipping twice is clipping once, bit for bit;
-- an infinite entry makes the norm infinite: finite entries become 0, the limit of the formula,
-  and infinite ones nan, as they have no limit. A nan anywhere makes everything nan. tau = inf
-  never clips; a traced tau of 0 gives 0, one below 0 or nan gives nan;
-- the derivative is that of the formula, at a zero gradient that of the identity.
+- `clip`, and `clip_by_global_norm` as what optax takes, is for training: near the speed of
+  optax's. Where the norm as computed is at most tau every bit of g is returned; otherwise every
+  entry is the formula's value to 16 u and, in 16-bit formats and among subnormal numbers, an ulp,
+  rounded toward zero there. The norm is a plain sum's: above tau by at most `(n/2 + 4) u` for n
+  numbers, whatever the order in which they are summed. XLA sums so that a few u are seen, and
+  the factor is 8 u low: then the norm is never above tau, and clipping twice is clipping once;
+- `formula` is the laboratory's: every bit of g where |g| is at most tau, or above it by less than
+  the `slack` 2^14 u² (0.0005 ulp in float32, 5e-13 in float64), which no format could show;
+  otherwise the exact value of every entry rounded *toward zero*: less than one ulp low and never
+  high (by more than the slack). So the norm is never above tau, and clipping twice is clipping
+  once, bit for bit. It takes twice the digits (`norms`), and 10 to 30 times as long;
+- in both an infinite entry makes the norm infinite: finite entries become 0, the limit of the
+  formula, and infinite ones nan, as they have no limit. A nan anywhere makes everything nan.
+  tau = inf never clips; a traced tau of 0 gives 0, one below 0 or nan gives nan;
+- in both derivatives, of every order, are those of the formula, at a zero gradient of the identity.
 
-How: in twice the digits (`norms`). The sums' error is below the slack for 2^24 entries and, since
-roundings cancel, far beyond.
+Under `jax.vmap` both are right, but a branch becomes both of its sides: no speed is promised.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -32,7 +38,40 @@ import optax
 from jax import Array
 from jax.typing import ArrayLike
 
-from gradlab.arithmetic import bits, formats, norms
+from gradlab.arithmetic import bits, formats, norms, quick_norms
+from gradlab.arithmetic.quick_norms import AxisName
+from gradlab.measuring.clip_report import monitors, report
+from gradlab.measuring.global_norm import (
+    along,
+    clipped_tangent,
+    cosine,
+    leaves_of,
+    norm,
+    shares,
+)
+from gradlab.measuring.monitor import MonitorState, Record, monitor, record, scalars
+
+__all__ = [
+    "CAUSES",
+    "Comparison",
+    "MonitorState",
+    "Record",
+    "clip",
+    "clip_by_global_norm",
+    "compare",
+    "cosine",
+    "explain",
+    "formula",
+    "monitor",
+    "monitors",
+    "norm",
+    "optax_clip",
+    "record",
+    "report",
+    "scalars",
+    "shares",
+    "ulps",
+]
 
 Tree = Any  # a pytree of real floating arrays
 
@@ -40,44 +79,29 @@ Tree = Any  # a pytree of real floating arrays
 # ---- the formula
 
 
-def clip(grads: Tree, tau: ArrayLike) -> Tree:
+def clip(grads: Tree, tau: ArrayLike, axis_name: AxisName = None) -> Tree:
     """`grads` scaled to norm `tau` where their global norm is above it, unchanged elsewhere.
 
     Args:
         grads: any pytree of real floating leaves; each keeps its shape and dtype.
         tau: the largest norm let through, in the unit of the gradient.
+        axis_name: in `jax.shard_map`, the mesh axes over which the gradient is split, so that all
+            its shards are clipped by one norm.
 
     Raises:
         ValueError: tau is not one number above 0, where its value is known.
         TypeError: a leaf is not real and floating.
     """
     _check_tau(tau)
-    return formula(grads, tau)
+    return _mapped(partial(_clip, axis_name), grads, tau)
 
 
 def formula(grads: Tree, tau: ArrayLike) -> Tree:
-    """`clip` without the refusal: every tau has the value that the formula gives it."""
-    leaves = _leaves(grads)
-    clipped = _clip(leaves, jnp.asarray(tau, norms.wide(leaves)))
-    return jax.tree.unflatten(jax.tree.structure(grads), clipped)
+    """The formula to the last digit, rounded toward zero, for every tau and without refusal."""
+    return _mapped(_formula, grads, tau)
 
 
-def norm(grads: Tree) -> Array:
-    """The Euclidean norm over all entries of a pytree, less than one ulp low, `()` in `wide`.
-
-    `inf` only where the true norm is above the largest float; its derivative at 0 is 0.
-    """
-    return _norm(_leaves(grads))
-
-
-def cosine(one: Tree, other: Tree) -> Array:
-    """The cosine of the angle between two pytrees, `()`, to about 10 ulps; nan where one is 0."""
-    # A tree of zeros has the unit vector 0 / 0, and so the cosine nan.
-    parts = (_leaves(tree) for tree in (one, other))
-    return _along(*(norms.unit(leaves, norms.measure(leaves)) for leaves in parts))
-
-
-def clip_by_global_norm(tau: ArrayLike) -> optax.GradientTransformation:
+def clip_by_global_norm(tau: ArrayLike, axis_name: AxisName = None) -> optax.GradientTransformation:
     """`clip` as an optax transformation without state: a drop-in for the one of optax.
 
     Raises:
@@ -87,7 +111,9 @@ def clip_by_global_norm(tau: ArrayLike) -> optax.GradientTransformation:
 
     def update(updates: Tree, state: Any, params: Tree = None) -> tuple[Tree, Any]:
         del params
-        return clip(updates, tau), state
+        # Named only where there is one: what takes the place of `clip` need not know of it.
+        named = {} if axis_name is None else {"axis_name": axis_name}
+        return clip(updates, tau, **named), state
 
     return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
 
@@ -99,65 +125,39 @@ def _check_tau(tau: ArrayLike) -> None:
         raise ValueError(f"tau is {tau}; allowed: a number above 0")
 
 
-def _leaves(grads: Tree) -> list[Array]:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
-        dtype = jnp.asarray(leaf).dtype
-        if not jnp.issubdtype(dtype, jnp.floating):
-            raise TypeError(
-                f"gradient leaf '{jax.tree_util.keystr(path)}' has dtype {dtype}; "
-                "allowed: real floating point"
-            )
-    return [jnp.asarray(leaf) for leaf in jax.tree.leaves(grads)]
+def _mapped(rule: Any, grads: Tree, tau: ArrayLike) -> Tree:
+    leaves = leaves_of(grads)
+    clipped = rule(leaves, jnp.asarray(tau, norms.wide(leaves))) if leaves else []
+    return jax.tree.unflatten(jax.tree.structure(grads), clipped)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _clip(axis_name: AxisName, leaves: list[Array], tau: Array) -> list[Array]:
+    rule = quick_norms.decide(leaves, tau, axis_name)
+    return [quick_norms.apply(leaf, rule) for leaf in leaves]
+
+
+@_clip.defjvp
+def _clip_jvp(axis_name: AxisName, primals: Any, tangents: Any) -> tuple[list[Array], list[Array]]:
+    (leaves, tau), (dleaves, dtau) = primals, tangents
+    keep = quick_norms.decide(leaves, tau, axis_name).keep
+    slope = clipped_tangent(leaves, tau, dleaves, dtau, keep, axis_name)
+    return _clip(axis_name, leaves, tau), slope
 
 
 @jax.custom_jvp
-def _clip(leaves: list[Array], tau: Array) -> list[Array]:
+def _formula(leaves: list[Array], tau: Array) -> list[Array]:
     size = norms.measure(leaves)
     keep = norms.is_within(size, tau)
     factor = norms.quotient(tau, size)
     return [jnp.where(keep, leaf, norms.times(leaf, factor)) for leaf in leaves]
 
 
-@_clip.defjvp
-def _clip_jvp(primals: Any, tangents: Any) -> tuple[list[Array], list[Array]]:
+@_formula.defjvp
+def _formula_jvp(primals: Any, tangents: Any) -> tuple[list[Array], list[Array]]:
     (leaves, tau), (dleaves, dtau) = primals, tangents
-    size = norms.measure(leaves)
-    keep = norms.is_within(size, tau)
-    factor = norms.quotient(tau, size)
-    # Where nothing is clipped the direction has no part, and may not exist: 0 * nan is nan.
-    unit = [jnp.where(keep, 0, direction) for direction in norms.unit(leaves, size)]
-    high = jnp.where(keep, 1, factor.mantissa.high)
-    factor = factor._replace(
-        mantissa=factor.mantissa._replace(high=high), exponent=factor.exponent * ~keep
-    )
-    along = _along(unit, dleaves)
-    slopes = [
-        (norms.times_high(dleaf.astype(tau.dtype) - part * along, factor) + part * dtau)
-        for dleaf, part in zip(dleaves, unit, strict=True)
-    ]
-    return _clip(leaves, tau), [
-        slope.astype(leaf.dtype) for slope, leaf in zip(slopes, leaves, strict=True)
-    ]
-
-
-@jax.custom_jvp
-def _norm(leaves: list[Array]) -> Array:
-    return norms.rounded(norms.measure(leaves))
-
-
-@_norm.defjvp
-def _norm_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
-    (leaves,), (dleaves,) = primals, tangents
-    size = norms.measure(leaves)
-    is_positive = size.mantissa.high > 0
-    unit = [jnp.where(is_positive, part, 0) for part in norms.unit(leaves, size)]
-    return norms.rounded(size), _along(unit, dleaves)
-
-
-def _along(unit: list[Array], tangents: list[Array]) -> Array:
-    pairs = zip(unit, tangents, strict=True)
-    products = (jnp.sum(part * tangent.astype(part.dtype)) for part, tangent in pairs)
-    return sum(products, start=jnp.zeros((), norms.wide(unit)))
+    keep = norms.is_within(norms.measure(leaves), tau)
+    return _formula(leaves, tau), clipped_tangent(leaves, tau, dleaves, dtau, keep)
 
 
 # ---- beside optax
@@ -222,7 +222,7 @@ def compare(grads: Tree, tau: ArrayLike) -> Comparison:
     flat = jnp.concatenate([jnp.zeros(0), *map(jnp.ravel, jax.tree.leaves(distance))])
     differs = flat > 0
     first = jnp.where(jnp.any(differs), jnp.argmax(differs), -1)
-    trees = [_leaves(tree) for tree in (grads, by_optax, by_formula)]
+    trees = [leaves_of(tree) for tree in (grads, by_optax, by_formula)]
     sizes = [norms.measure(leaves) for leaves in trees]
     units = [norms.unit(leaves, size) for leaves, size in zip(trees, sizes, strict=True)]
     before, after_optax, after_formula = map(norms.rounded, sizes)
@@ -237,13 +237,15 @@ def compare(grads: Tree, tau: ArrayLike) -> Comparison:
         norm=before,
         norm_optax=after_optax,
         norm_formula=after_formula,
-        cosine_optax=_along(units[0], units[1]),
-        cosine_formula=_along(units[0], units[2]),
+        cosine_optax=along(units[0], units[1]),
+        cosine_formula=along(units[0], units[2]),
     )
 
 
 def explain(grads: Tree, tau: ArrayLike) -> str:
     """One sentence: how far optax's result is from the formula's, where first, and why."""
+    if not jax.tree.leaves(grads):
+        return f"optax and the formula agree: {CAUSES['none']}"
     result = jax.jit(lambda grads: compare(grads, tau))(grads)
     cause = list(CAUSES)[int(result.cause)]
     if int(result.first) < 0:
@@ -268,7 +270,7 @@ def _place(grads: Tree, index: int) -> str:
 
 def optax_clip(grads: Tree, tau: ArrayLike) -> Tree:
     """What `optax.clip_by_global_norm(tau)` gives, tau traced or not."""
-    dtypes = {leaf.dtype for leaf in _leaves(grads)}
+    dtypes = {leaf.dtype for leaf in leaves_of(grads)}
     # optax keeps the dtype of a leaf for a Python number only; a traced one is cast beforehand.
     if not isinstance(tau, jax.core.Tracer):
         tau = float(np.asarray(tau))
@@ -328,119 +330,3 @@ def _any(flags: Iterable[Array]) -> Array:
 
 def _degenerate(tau: Array) -> Array:
     return jnp.isinf(tau) | (tau == 0)
-
-
-# ---- watching a clip at work
-
-
-class MonitorState(NamedTuple):
-    """The state of `monitor`; the last `history` steps are kept, the oldest overwritten."""
-
-    inner: Any
-    num_steps: Array
-    num_fired: Array
-    norm_before: Array
-    norm_after: Array
-    share: Tree
-
-
-def monitor(
-    transformation: optax.GradientTransformation, history: int
-) -> optax.GradientTransformationExtraArgs:
-    """A clipping transformation that does as before and keeps a record in its state.
-
-    It fires at a step when the transformation changes at least one entry, so wrap the clip
-    alone, not the optimiser behind it: `optax.chain(monitor(clip, 1000), optax.adam(1e-3))`.
-
-    Args:
-        transformation: the clip to watch, of this room, of optax, or any other.
-        history: the number of steps whose norms and shares are kept.
-    """
-    if history < 1:
-        raise ValueError(f"history is {history}; allowed: a whole number of at least 1")
-    inner = optax.with_extra_args_support(transformation)
-
-    def init(params: Tree) -> MonitorState:
-        empty = jnp.full(history, jnp.nan, norms.wide(_leaves(params)))
-        zero = jnp.zeros((), jnp.int32)
-        shares = jax.tree.map(lambda _: empty, params)
-        return MonitorState(inner.init(params), zero, zero, empty, empty, shares)
-
-    def update(
-        updates: Tree, state: MonitorState, params: Tree = None, **extra: Any
-    ) -> tuple[Tree, MonitorState]:
-        clipped, inner_state = inner.update(updates, state.inner, params, **extra)
-        slot = state.num_steps % history
-        before = norm(updates)
-        return clipped, MonitorState(
-            inner_state,
-            state.num_steps + 1,
-            state.num_fired + _differs(updates, clipped),
-            state.norm_before.at[slot].set(before),
-            state.norm_after.at[slot].set(norm(clipped)),
-            jax.tree.map(
-                lambda kept, share: kept.at[slot].set(share), state.share, shares(updates)
-            ),
-        )
-
-    return optax.GradientTransformationExtraArgs(init, update)
-
-
-def shares(grads: Tree) -> Tree:
-    """The norm of each leaf over the global norm, `()` a leaf; their squares add up to 1.
-
-    The share of a leaf is what clipping leaves as it is: a layer that got nothing gets nothing.
-    """
-    size = norms.measure(_leaves(grads))
-
-    def share(leaf: Array) -> Array:
-        return norms.ratio(norms.measure(_leaves(leaf)), size)
-
-    return jax.tree.map(share, grads)
-
-
-class Record(NamedTuple):
-    """What a monitor has seen, oldest kept step first, as numpy arrays.
-
-    Attributes:
-        num_steps: all steps so far.
-        num_fired: the steps in which the clip changed the gradient.
-        norm_before: `(kept,)` global norm before the clip.
-        norm_after: `(kept,)` and after it.
-        share: for each leaf, `(kept,)` its norm over the global norm, before the clip.
-    """
-
-    num_steps: int
-    num_fired: int
-    norm_before: Any
-    norm_after: Any
-    share: dict[str, Any]
-
-    def __str__(self) -> str:
-        if not self.num_steps:
-            return "the clip has seen no step yet"
-        lines = [
-            f"the clip fired in {self.num_fired} of {self.num_steps} steps; in the last "
-            f"{len(self.norm_before)} the norm was at most {np.max(self.norm_before):.3g} before "
-            f"it and {np.max(self.norm_after):.3g} after it",
-            "median share of the norm, leaf by leaf:",
-        ]
-        lines += [f"  {np.median(share):9.3g}  {name}" for name, share in self.share.items()]
-        return "\n".join(lines)
-
-
-def record(state: MonitorState) -> Record:
-    """The record in a monitor's state, in the order of the steps."""
-    num_steps, history = int(state.num_steps), state.norm_before.size
-    kept = np.arange(max(0, num_steps - history), num_steps) % history
-    share = {
-        jax.tree_util.keystr(path): np.asarray(values)[kept]
-        for path, values in jax.tree_util.tree_leaves_with_path(state.share)
-    }
-    before, after = np.asarray(state.norm_before)[kept], np.asarray(state.norm_after)[kept]
-    return Record(num_steps, int(state.num_fired), before, after, share)
-
-
-def _differs(one: Tree, other: Tree) -> Array:
-    pairs = zip(_leaves(one), _leaves(other), strict=True)
-    return _any([jnp.zeros((), bool), *(jnp.any(ulps(a, b) > 0) for a, b in pairs)])

@@ -1,4 +1,4 @@
-"""The clipping formula against arbitrary precision, its edges, optax beside it, the monitor."""
+"""The clipping formula against arbitrary precision, its edges, optax beside it."""
 
 import math
 from typing import Any
@@ -20,7 +20,7 @@ DTYPES = [jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64]
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.__name__)
 drawn = settings(derandomize=True, deadline=None, max_examples=60)
 
-# Compiled once for each dtype and shape; `clip` differs from `formula` by what it refuses.
+# Compiled once for each dtype and shape.
 formula = jax.jit(clipping.formula)
 clip = jax.jit(clipping.clip)
 norm = jax.jit(clipping.norm)
@@ -169,7 +169,7 @@ def test_a_norm_of_exactly_tau_keeps_every_bit(dtype: Any, exponent: int, entrie
 def test_one_entry_alone_becomes_the_threshold_itself(dtype: Any) -> None:
     values = jnp.array([0.1, 0.3, 7, 1e4], dtype)
     tau = float(dtype(0.05))
-    clipped = [clip(jnp.array([value]), tau)[0] for value in values]
+    clipped = [formula(jnp.array([value]), tau)[0] for value in values]
     assert bits(clipped) == bits([dtype(0.05)] * 4)
 
 
@@ -183,7 +183,7 @@ def test_leaves_of_several_dtypes_are_clipped_by_one_factor_and_keep_their_dtype
     grads = {"half": jnp.full(3, 40000.0, jnp.float16), "double": jnp.array([1e-3, 2.0])}
     tau = 1000.0
     factor = tau / math.sqrt(3 * 40000.0**2 + 1e-6 + 4)
-    clipped = clip(grads, tau)
+    clipped = formula(grads, tau)
     assert {name: leaf.dtype for name, leaf in clipped.items()} == {
         name: leaf.dtype for name, leaf in grads.items()
     }
@@ -206,7 +206,7 @@ def test_thresholds_can_be_mapped_over() -> None:
 
 def test_without_float64_the_arithmetic_is_right_in_float32() -> None:
     with jax.enable_x64(False):
-        clipped = clip(jnp.array([3e30, 4e30], jnp.float32), 5e-30)
+        clipped = formula(jnp.array([3e30, 4e30], jnp.float32), 5e-30)
     low = 1 - np.asarray(clipped, np.float64) / np.array([3e-30, 4e-30])
     assert np.all(np.abs(low) < 4 * 2.0**-24)  # rounding of 3e30, 4e30, 5e-30 and the result
 
@@ -233,7 +233,7 @@ def test_the_formula_is_right_where_plain_arithmetic_leaves_the_range(
     entries: list[float], tau: float, expected: list[float], dtype: Any
 ) -> None:
     threshold = np.dtype(wide(dtype)).type(tau)
-    clipped = exact(clip(jnp.asarray(np.array(entries, np.dtype(dtype))), threshold))
+    clipped = exact(formula(jnp.asarray(np.array(entries, np.dtype(dtype))), threshold))
     for value, wanted in zip(clipped, expected, strict=True):
         # Decimal numbers are rounded to the dtype before they are clipped: two ulps more.
         assert abs(value - wanted) <= 3 * ulp(mp.mpf(wanted), dtype)
@@ -268,7 +268,7 @@ def test_an_infinite_threshold_never_clips() -> None:
 def test_a_norm_above_the_range_is_infinite_and_still_clipped_rightly() -> None:
     grads = jnp.full(4, 3e38, jnp.float32)
     assert norm(grads) == jnp.inf
-    np.testing.assert_allclose(clip(grads, 1.0), 0.5, rtol=2**-23)  # one ulp
+    np.testing.assert_allclose(formula(grads, 1.0), 0.5, rtol=2**-23)  # one ulp
 
 
 @pytest.mark.parametrize(("tau", "expected"), [(0.0, 0.0), (-1.0, np.nan), (np.nan, np.nan)])
@@ -442,49 +442,6 @@ def test_the_cosine_is_right_over_the_whole_range_and_nan_for_zero() -> None:
     assert jnp.isnan(cosine(one, jnp.zeros(2, f32)))
 
 
-# ---- the monitor
-
-
-def steps(transformation: Any, gradients: list[Any]) -> tuple[list[Any], Any]:
-    state = transformation.init(gradients[0])
-    update = jax.jit(transformation.update)
-    results = []
-    for grads in gradients:
-        updates, state = update(grads, state)
-        results.append(updates)
-    return results, state
-
-
-SICK = [
-    {"first": jnp.full(4, 1e-30, f32), "last": jnp.array([3.0, 4.0], f32) * scale}
-    for scale in (0.1, 1.0, 10.0, 0.2, 100.0)
-]
-
-
-@pytest.mark.parametrize("make", [clipping.clip_by_global_norm, optax.clip_by_global_norm])
-def test_the_monitor_changes_nothing_and_counts_how_often_the_threshold_fired(make: Any) -> None:
-    watched, state = steps(clipping.monitor(make(5.5), 10), SICK)
-    plain, _ = steps(make(5.5), SICK)
-    assert bits(watched) == bits(plain)
-    seen = clipping.record(state)
-    assert (seen.num_steps, seen.num_fired) == (5, 2)
-    # Ulps: of the entries 0.3, 0.4 and of the norm; optax clips within an ulp or two of 5.5.
-    np.testing.assert_allclose(seen.norm_before, [0.5, 5, 50, 1, 500], rtol=4 * 2.0**-24)
-    np.testing.assert_allclose(seen.norm_after, [0.5, 5, 5.5, 1, 5.5], rtol=4 * 2.0**-24)
-
-
-def test_the_share_of_a_starved_layer_is_recorded_and_untouched_by_clipping() -> None:
-    _, state = steps(clipping.monitor(clipping.clip_by_global_norm(5.5), 10), SICK)
-    share = clipping.record(state).share
-    expected = [2e-30 / (5 * scale) for scale in (0.1, 1, 10, 0.2, 100)]
-    np.testing.assert_allclose(share["['first']"], expected, rtol=8 * 2.0**-24)  # as above
-    np.testing.assert_array_equal(share["['last']"], 1)
-    for grads in SICK:
-        before, after = map(clipping.shares, (grads, clip(grads, 5.5)))
-        # Each entry is up to one ulp low after clipping.
-        np.testing.assert_allclose(after["first"], before["first"], rtol=4 * 2.0**-24)
-
-
 def test_the_squares_of_all_shares_add_up_to_one() -> None:
     key_a, key_b = jax.random.split(jax.random.key(2))
     grads = {"a": jax.random.normal(key_a, (5, 4)), "b": 3 * jax.random.normal(key_b, (2,))}
@@ -492,32 +449,5 @@ def test_the_squares_of_all_shares_add_up_to_one() -> None:
     assert total == pytest.approx(1, rel=8 * 2.0**-53)  # two norms and a quotient each
 
 
-def test_the_monitor_keeps_the_last_steps_in_their_order() -> None:
-    _, state = steps(clipping.monitor(clipping.clip_by_global_norm(5.5), 3), SICK)
-    seen = clipping.record(state)
-    np.testing.assert_allclose(seen.norm_before, [50, 1, 500], rtol=4 * 2.0**-24)  # as above
-    assert seen.num_steps == 5
-
-
-def test_the_monitor_runs_inside_a_scan_in_front_of_an_optimiser() -> None:
-    optimizer = optax.chain(clipping.monitor(clipping.clip_by_global_norm(1.0), 4), optax.adam(0.1))
-
-    def step(state: Any, scale: jax.Array) -> tuple[Any, None]:
-        return optimizer.update({"w": jnp.full(4, scale)}, state)[1], None
-
-    state, _ = jax.lax.scan(step, optimizer.init({"w": jnp.zeros(4)}), jnp.arange(4.0))
-    assert clipping.record(state[0]).num_fired == 3
-
-
-def test_the_report_says_in_words_what_happened() -> None:
-    _, state = steps(clipping.monitor(clipping.clip_by_global_norm(5.5), 10), SICK)
-    text = str(clipping.record(state))
-    assert "the clip fired in 2 of 5 steps" in text
-    assert "['first']" in text
-    fresh = clipping.monitor(clipping.clip_by_global_norm(1.0), 2).init(SICK[0])
-    assert "no step yet" in str(clipping.record(fresh))
-
-
-def test_a_monitor_without_history_is_refused() -> None:
-    with pytest.raises(ValueError, match="history is 0; allowed: a whole number of at least 1"):
-        clipping.monitor(optax.identity(), 0)
+def test_a_tree_without_leaves_is_explained() -> None:
+    assert "agree" in clipping.explain({}, 1.0)

@@ -1,0 +1,238 @@
+"""The global norm of a pytree and a multiplication by a factor, near the speed of plain ones.
+
+One sum of squares and one multiplication an entry, in `wide` (`norms`), whose half ulp is u. A
+norm that a plain sum loses is taken again, scaled: a branch on one scalar. A product among the
+subnormal numbers, which XLA flushes on a CPU, is put together from its bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from gradlab.arithmetic import bits, formats, scaled
+
+AxisName = str | Sequence[str] | None
+
+# How many u a factor is low, so that a clipped norm is at most tau as it is summed, too: twice the
+# sum's error as it is seen, and the roundings of square, root, quotient and product.
+MARGIN = 8
+
+
+class Size(NamedTuple):
+    """The number `root 2^exponent`; an infinite or undefined one is all in `root`."""
+
+    root: Array
+    exponent: Array
+
+
+class Clip(NamedTuple):
+    """What is done to every entry of a tree whose norm is to be at most tau.
+
+    Attributes:
+        keep: whether an entry stays as it is, since the norm is at most tau.
+        shift: the factor is `shift² rest`; 1 unless the factor is below the normal numbers.
+        rest: the other part, with all the digits.
+    """
+
+    keep: Array
+    shift: Array
+    rest: Array
+
+
+def measure(leaves: list[Array], dtype: Any, axis_name: AxisName = None) -> Size:
+    """The norm over all leaves, and over all shards along the named axes.
+
+    The relative error is that of the sums, and so below `(n/2 + 4) u` for n numbers whatever the
+    order; XLA's order gives a few u.
+    """
+    total = _total(leaves, dtype, axis_name)
+
+    def plain(_: list[Array]) -> Size:
+        return Size(jnp.sqrt(total), jnp.zeros((), jnp.int32))
+
+    def anywhere(leaves: list[Array]) -> Size:
+        return _measure(leaves, dtype, axis_name)
+
+    size: Size = lax.cond(is_in_range(total), plain, anywhere, leaves)
+    return size
+
+
+def decide(leaves: list[Array], tau: Array, axis_name: AxisName = None) -> Clip:
+    """How to bring the norm that `measure` gives to tau, which is in `wide`.
+
+    The factor is tau / |g|, `MARGIN` u low; nan for a tau below 0 or nan.
+    """
+    dtype = tau.dtype
+    total = _total(leaves, dtype, axis_name)
+    info = formats.finfo(dtype)
+    # The quotient of such a tau and a norm in range is a normal number.
+    is_plain = (tau > 2.0 ** (int(info.minexp) // 4)) & (tau < jnp.inf)
+
+    def plain(_: list[Array]) -> Clip:
+        root = jnp.sqrt(total)
+        return Clip(root <= tau, jnp.ones((), dtype), jnp.minimum(tau / root, 1) * _lowered(dtype))
+
+    def anywhere(leaves: list[Array]) -> Clip:
+        return _decide(_measure(leaves, dtype, axis_name), tau)
+
+    clip: Clip = lax.cond(is_plain & is_in_range(total), plain, anywhere, leaves)
+    return clip
+
+
+def apply(leaf: Array, clip: Clip) -> Array:
+    """A leaf clipped, in its dtype: to u, toward zero in 16 bits and below the normal numbers."""
+    return jnp.where(clip.keep, leaf, _times(leaf, clip))
+
+
+def square(leaf: Array, dtype: Any) -> Array:
+    """The sum of the squares of a leaf, as far as they are in range."""
+    return jnp.sum(jnp.square(leaf.astype(dtype)))
+
+
+def measure_each(leaves: list[Array], dtype: Any) -> Array:
+    """The norm of each leaf, `(leaf,)`, wherever it is; 0 below the normal numbers."""
+    sizes = [_measure([leaf], dtype, None) for leaf in leaves]
+    up = [powers(size.exponent, dtype) for size in sizes]
+    pairs = zip(sizes, up, strict=True)
+    return jnp.stack([size.root * first * second for size, (first, second) in pairs])
+
+
+def quotient(tau: Array, size: Size) -> tuple[Array, Array]:
+    """Tau / |g| as `(mantissa, exponent)`, to u; nan for a tau below 0 or nan."""
+    numerator, exponent = bits.split(jnp.where(tau >= 0, tau, jnp.nan), tau.dtype)
+    mantissa, carry = bits.split(numerator / size.root, tau.dtype)
+    is_finite = jnp.isfinite(mantissa)
+    return mantissa, jnp.where(is_finite, exponent - size.exponent + carry, 0)
+
+
+def powers(exponent: Array, dtype: Any) -> tuple[Array, Array]:
+    """2^exponent as a product of two numbers, so that neither leaves the range."""
+    half = exponent // 2
+    return _power(half, dtype), _power(exponent - half, dtype)
+
+
+def _decide(size: Size, tau: Array) -> Clip:
+    """`decide`, whatever the exponents of norm, threshold and quotient."""
+    dtype = tau.dtype
+    level, exponent = bits.split(tau, dtype)
+    # 2^100 is beyond any ratio of `root` to 1, and its inverse below any.
+    level *= _power(jnp.clip(exponent - size.exponent, -100, 100), dtype)
+    mantissa, exponent = quotient(tau, size)
+    power = jnp.clip(exponent, int(formats.finfo(dtype).minexp), 0)
+    power += (exponent - power) & 1
+    shift = jnp.where(mantissa == 0, 0, _power((exponent - power) // 2, dtype))
+    return Clip(size.root <= level, shift, mantissa * _lowered(dtype) * _power(power, dtype))
+
+
+def _lowered(dtype: Any) -> float:
+    return 1 - MARGIN / 2 * float(formats.finfo(dtype).eps)
+
+
+def _times(leaf: Array, clip: Clip) -> Array:
+    wide = clip.rest.dtype
+    widened = _widened(leaf, wide)
+    # The range of float16 ends far above the numbers that are flushed.
+    is_short = leaf.dtype == jnp.float16
+    product = widened * clip.shift * clip.rest if is_short else _product(widened, clip)
+    return _toward_zero(product, leaf.dtype)
+
+
+def _product(leaf: Array, clip: Clip) -> Array:
+    """The product with all its bits: what the processor flushes is put together from whole units.
+
+    A subnormal number is a whole number of smallest ones, and that number is its bits: the last
+    digits of 2^nmant plus it. Half a unit is taken from it beforehand, to round toward zero.
+    """
+    dtype, info = leaf.dtype, formats.finfo(leaf.dtype)
+    size = bits.magnitude(leaf)
+    shifted = leaf * clip.shift * clip.shift
+    product = shifted * clip.rest
+    # Whole numbers of units are as good in any unit; this one lets neither factor overflow.
+    unit = 2.0 ** -(int(info.maxexp) // 2)
+    per_one = 2.0 ** int(info.nmant - info.minexp - info.maxexp // 2)
+    units = jnp.where(
+        size < (1 << info.nmant),
+        size.astype(dtype) * (clip.rest * unit),
+        jnp.abs(shifted) * (clip.rest * per_one),
+    )
+    one = bits.of(jnp.asarray(2.0**info.nmant * unit, dtype))
+    whole = jnp.maximum(bits.of(units + (2.0**info.nmant - 0.5) * unit), one) - one
+    filled = bits.of(product) | jnp.where(product == 0, whole, jnp.zeros_like(whole))
+    return lax.bitcast_convert_type(filled, dtype)
+
+
+def _widened(leaf: Array, wide: Any) -> Array:
+    """A leaf in the format of the arithmetic, subnormal numbers of bfloat16 and float32 too."""
+    if leaf.dtype == jnp.bfloat16:
+        # By its bits, which keeps them, and which is not shared with the sum's conversion.
+        leaf = lax.bitcast_convert_type(bits.of(leaf).astype(jnp.int32) << 16, jnp.float32)
+    if leaf.dtype == wide or leaf.dtype == jnp.float16:
+        return leaf.astype(wide)
+    tiny = bits.magnitude(leaf).astype(wide) * 2.0**-149
+    is_normal = bits.exponent_field(leaf) > 0
+    return jnp.where(is_normal, leaf.astype(wide), jnp.where(bits.is_negative(leaf), -tiny, tiny))
+
+
+def _toward_zero(value: Array, dtype: Any) -> Array:
+    """A number in a shorter format, rounded toward zero."""
+    if dtype == value.dtype:
+        return value
+    if value.dtype == jnp.float64:
+        mantissa, exponent = bits.split(value, value.dtype)
+        return bits.join(mantissa, exponent, dtype)
+    if dtype == jnp.bfloat16:
+        return lax.bitcast_convert_type((bits.of(value) >> 16).astype(jnp.int16), dtype)
+    rounded = value.astype(dtype)
+    is_above = jnp.abs(rounded.astype(value.dtype)) > jnp.abs(value)
+    return lax.bitcast_convert_type(bits.of(rounded) - is_above, dtype)
+
+
+def _total(leaves: list[Array], dtype: Any, axis_name: AxisName) -> Array:
+    """The sum of all squares; over the leaves neighbours first, so that its error stays small."""
+    terms = [square(leaf, dtype) for leaf in leaves] or [jnp.zeros((), dtype)]
+    while len(terms) > 1:
+        terms = [sum(terms[i + 1 : i + 2], terms[i]) for i in range(0, len(terms), 2)]
+    return _over_shards(lax.psum, terms[0], axis_name)
+
+
+def is_in_range(square: Array) -> Array:
+    """Whether a sum of squares has lost nothing: neither infinite nor near the smallest numbers."""
+    info = formats.finfo(square.dtype)
+    # Squares that are flushed add up to less than half an ulp of this, for up to 2^34 numbers.
+    return (square >= 2.0 ** int(info.minexp + info.nmant + 37)) & (square < jnp.inf)
+
+
+def _measure(leaves: list[Array], dtype: Any, axis_name: AxisName) -> Size:
+    """The norm with the exponent of the largest entry, wherever that is."""
+    nmant = formats.finfo(dtype).nmant
+    known = dict.fromkeys(leaf.dtype for leaf in leaves)
+    flat = [jnp.concatenate([x.ravel() for x in leaves if x.dtype == one]) for one in known]
+    entries = jnp.abs(jnp.concatenate([_widened(part, dtype) for part in flat]))
+    size = bits.of(entries)
+    largest = _over_shards(lax.pmax, jnp.max(size, initial=0), axis_name)
+    exponent = jnp.clip((largest >> nmant).astype(jnp.int32), 1, 2 * _bias(dtype)) - _bias(dtype)
+    down = powers(-exponent, dtype)
+    # Subnormal numbers count only where there are few others, and where 2^-exponent is large.
+    units = size.astype(dtype) * 2.0 ** (-nmant - 1)
+    units *= _power(1 - _bias(dtype) + 1 - exponent, dtype)
+    normal = entries * down[0] * down[1]
+    scaled_down = jnp.where(size < (1 << nmant), units, normal)
+    root = jnp.sqrt(_over_shards(lax.psum, jnp.sum(jnp.square(scaled_down)), axis_name))
+    return Size(root, exponent)
+
+
+def _bias(dtype: Any) -> int:
+    return int(formats.finfo(dtype).maxexp) - 1
+
+
+def _power(exponent: Array, dtype: Any) -> Array:
+    """2^exponent, and the smallest normal number for exponents below its own."""
+    return scaled.power_of_two(jnp.maximum(exponent, int(formats.finfo(dtype).minexp)), dtype)
+
+
+def _over_shards(collective: Any, value: Array, axis_name: AxisName) -> Array:
+    return value if axis_name is None else collective(value, axis_name)

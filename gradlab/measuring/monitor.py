@@ -1,0 +1,247 @@
+"""A watch on a clip at work: it changes nothing, costs a sum of squares, and keeps what it saw.
+
+It takes the norm of every leaf before and after the clip, as plain sums of squares; where these
+leave the range, or an entry is not finite, it looks again, and that alone costs more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array, lax
+
+from gradlab.arithmetic import norms, quick_norms
+from gradlab.measuring import histogram
+from gradlab.measuring.global_norm import Tree, leaves_of
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=["names", "tau", "rate"])
+@dataclass(frozen=True)
+class Watched:
+    """What is known of a clip beforehand: part of a state's structure, not of its arrays.
+
+    Attributes:
+        names: the path of every leaf that the clip sees.
+        tau: its threshold, where it was told.
+        rate: the learning rate behind it, where it was told.
+    """
+
+    names: tuple[str, ...]
+    tau: float | None
+    rate: float | None
+
+
+class MonitorState(NamedTuple):
+    """The state of `monitor`; the last `history` steps are kept, the oldest overwritten.
+
+    Attributes:
+        inner: the state of the clip itself.
+        watched: the names of the leaves, and what the monitor was told.
+        num_steps: all steps so far.
+        num_fired: the steps in which the clip changed the norm of a leaf.
+        num_infinite: the steps with an entry that was not finite.
+        norm_before: `(history,)` global norm before the clip.
+        norm_after: `(history,)` and after it.
+        share: `(history, leaf)` the norm of a leaf over the global norm, before the clip.
+        counts: `(3, bin)` all norms before, norms after, and factors, for their quantiles.
+        total_share: `(leaf,)` the sum of its shares over all finite steps.
+        infinite: `(leaf,)` how many of its entries were not finite, over all steps.
+        first_infinite: `(leaf,)` the first step with one, -1 where there was none.
+        pushed: the sum over all steps of the part of the entries that the clip pushed under
+            epsilon; nan where no epsilon was told.
+    """
+
+    inner: Any
+    watched: Watched
+    num_steps: Array
+    num_fired: Array
+    num_infinite: Array
+    norm_before: Array
+    norm_after: Array
+    share: Array
+    counts: Array
+    total_share: Array
+    infinite: Array
+    first_infinite: Array
+    pushed: Array
+
+
+def monitor(
+    transformation: optax.GradientTransformation,
+    history: int,
+    *,
+    tau: float | None = None,
+    learning_rate: float | None = None,
+    epsilon: float | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """A clipping transformation that does as before and keeps a record in its state.
+
+    Wrap the clip alone, not the optimiser behind it:
+    `optax.chain(monitor(clip, 1000), optax.adam(1e-3))`.
+
+    Args:
+        transformation: the clip to watch, of this house, of optax, or any other.
+        history: the number of steps whose norms and shares are kept.
+        tau: its threshold, so that a norm that ends elsewhere is noticed.
+        learning_rate: the optimiser's, so that the step can be told that it amounts to.
+        epsilon: the optimiser's, so that entries are counted that the clip pushes under it; this
+            reads the gradient once more.
+    """
+    if history < 1:
+        raise ValueError(f"history is {history}; allowed: a whole number of at least 1")
+    inner = optax.with_extra_args_support(transformation)
+
+    def init(params: Tree) -> MonitorState:
+        leaves = leaves_of(params)
+        dtype, num = norms.wide(leaves), len(leaves)
+        # Each an array of its own, since one that is donated can be given away only once.
+        zeros = [jnp.zeros((), jnp.int32) for _ in range(3)]
+        names = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(params)]
+        return MonitorState(
+            inner=inner.init(params),
+            watched=Watched(tuple(names), tau, learning_rate),
+            num_steps=zeros[0],
+            num_fired=zeros[1],
+            num_infinite=zeros[2],
+            norm_before=jnp.full(history, jnp.nan, dtype),
+            norm_after=jnp.full(history, jnp.nan, dtype),
+            share=jnp.full((history, num), jnp.nan, dtype),
+            counts=histogram.empty(3),
+            total_share=jnp.zeros(num, dtype),
+            infinite=jnp.zeros(num, jnp.int32),
+            first_infinite=jnp.full(num, -1, jnp.int32),
+            pushed=jnp.asarray(jnp.nan if epsilon is None else 0, dtype),
+        )
+
+    def update(
+        updates: Tree, state: MonitorState, params: Tree = None, **extra: Any
+    ) -> tuple[Tree, MonitorState]:
+        clipped, inner_state = inner.update(updates, state.inner, params, **extra)
+        before, after = leaves_of(updates), leaves_of(clipped)
+        return clipped, _seen(state, before, after, epsilon)._replace(inner=inner_state)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _seen(
+    state: MonitorState, before: list[Array], after: list[Array], epsilon: float | None
+) -> MonitorState:
+    """The state with one step more."""
+    dtype = state.norm_before.dtype
+    sizes, infinite = _sizes(before, dtype)
+    sizes_after, _ = _sizes(after, dtype)
+    is_finite = jnp.sum(infinite) == 0
+    norm_before, norm_after = _total(sizes), _total(sizes_after)
+    share = jnp.where(norm_before > 0, sizes / norm_before, 0)
+    share = jnp.where(is_finite, share, jnp.nan)
+    factor = norm_after / norm_before
+    slot, step = state.num_steps % state.norm_before.size, state.num_steps
+    fired = is_finite & jnp.any(sizes != sizes_after)
+    is_first = (infinite > 0) & (state.first_infinite < 0)
+    return state._replace(
+        num_steps=step + 1,
+        num_fired=state.num_fired + fired,
+        num_infinite=state.num_infinite + ~is_finite,
+        norm_before=state.norm_before.at[slot].set(norm_before),
+        norm_after=state.norm_after.at[slot].set(norm_after),
+        share=state.share.at[slot].set(share),
+        counts=histogram.counted(state.counts, jnp.stack([norm_before, norm_after, factor])),
+        total_share=state.total_share + jnp.where(is_finite, share, 0),
+        infinite=state.infinite + infinite,
+        first_infinite=jnp.where(is_first, step, state.first_infinite),
+        pushed=state.pushed if epsilon is None else state.pushed + _pushed(before, after, epsilon),
+    )
+
+
+def _sizes(leaves: list[Array], dtype: Any) -> tuple[Array, Array]:
+    """The norm of each leaf, and how many of its entries are not finite, each `(leaf,)`."""
+    if not leaves:
+        return jnp.zeros(0, dtype), jnp.zeros(0, jnp.int32)
+    squares = jnp.stack([quick_norms.square(leaf, dtype) for leaf in leaves])
+
+    def plain(_: list[Array]) -> tuple[Array, Array]:
+        return jnp.sqrt(squares), jnp.zeros(len(leaves), jnp.int32)
+
+    def anywhere(leaves: list[Array]) -> tuple[Array, Array]:
+        infinite = jnp.stack([jnp.sum(~jnp.isfinite(leaf), dtype=jnp.int32) for leaf in leaves])
+        return quick_norms.measure_each(leaves, dtype), infinite
+
+    # A sum of 0 may be that of a starved leaf, which is what one wants to know of.
+    in_range = jnp.all(quick_norms.is_in_range(squares))
+    sizes: tuple[Array, Array] = lax.cond(in_range, plain, anywhere, leaves)
+    return sizes
+
+
+def _total(sizes: Array) -> Array:
+    """The norm of all leaves from the norm of each, without overflow."""
+    largest = jnp.max(sizes, initial=0)
+    unit = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
+    return unit * jnp.sqrt(jnp.sum(jnp.square(sizes / unit)))
+
+
+def _pushed(before: list[Array], after: list[Array], epsilon: float) -> Array:
+    """The part of all entries that were at least epsilon before the clip, and are not after it."""
+    pairs = zip(before, after, strict=True)
+    counts = [jnp.sum((jnp.abs(a) >= epsilon) & (jnp.abs(b) < epsilon)) for a, b in pairs]
+    return sum(counts, start=jnp.zeros(())) / max(sum(leaf.size for leaf in before), 1)
+
+
+class Record(NamedTuple):
+    """What a monitor has seen in the steps that it kept, oldest first, as numpy arrays.
+
+    Attributes:
+        num_steps: all steps so far.
+        num_fired: the steps in which the clip changed the gradient.
+        norm_before: `(kept,)` global norm before the clip.
+        norm_after: `(kept,)` and after it.
+        share: for each leaf, `(kept,)` its norm over the global norm, before the clip.
+    """
+
+    num_steps: int
+    num_fired: int
+    norm_before: Any
+    norm_after: Any
+    share: dict[str, Any]
+
+
+def record(state: MonitorState) -> Record:
+    """The record in a monitor's state, in the order of the steps."""
+    num_steps, share = int(value(state.num_steps)), value(state.share)
+    kept = np.arange(max(0, num_steps - len(share)), num_steps) % len(share)
+    before, after = value(state.norm_before)[kept], value(state.norm_after)[kept]
+    columns = dict(zip(state.watched.names, share[kept].T, strict=True))
+    return Record(num_steps, int(value(state.num_fired)), before, after, columns)
+
+
+def scalars(state: MonitorState) -> dict[str, float]:
+    """One row of a log: names to numbers, as TensorBoard and the like take them."""
+    counts, steps = value(state.counts), max(int(value(state.num_steps)), 1)
+    row = {
+        "clip/steps": float(value(state.num_steps)),
+        "clip/fired": float(value(state.num_fired)) / steps,
+        "clip/not_finite": float(value(state.num_infinite)) / steps,
+    }
+    for kind, name in enumerate(("norm_before", "norm_after", "factor")):
+        for part in (50, 90, 99):
+            row[f"clip/{name}_p{part}"] = histogram.quantile(counts[kind], part / 100)
+    seen = record(state)
+    if seen.norm_before.size:
+        row["clip/norm_before"] = float(seen.norm_before[-1])
+        row["clip/norm_after"] = float(seen.norm_after[-1])
+    if state.watched.rate is not None:
+        row["clip/learning_rate"] = state.watched.rate * row["clip/factor_p50"]
+    if not np.isnan(value(state.pushed)):
+        row["clip/pushed_under_epsilon"] = float(value(state.pushed)) / steps
+    return row
+
+
+def value(leaf: Any) -> Any:
+    """A leaf as a numpy array, out of the box in which Flax may hold it."""
+    is_array = isinstance(leaf, jax.Array | np.ndarray)
+    return np.asarray(leaf if is_array else getattr(leaf, "value", leaf))

@@ -163,20 +163,9 @@ def caption(data: xr.Dataset) -> str:
 
 def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     """Means and variances of all directions and draws at once, in chi squared, and the sum."""
-    from scipy import stats  # here, for it takes longer to import than --help to print
-
     for z, noun in zip(scores(data), ("exponents", "variances of the increments"), strict=True):
-        # The quantiles of chi squared, as likely as NUM_ERRORS of a normal, which they are not.
-        degrees, total, tail = z.size, float((z**2).sum()), stats.norm.sf(gl.claim.NUM_ERRORS)
-        above, below = stats.chi2.isf(tail, degrees), stats.chi2.ppf(tail, degrees)
-        yield gl.Claim(
-            f"the {noun} follow the exact law: chi squared over all directions and draws",
-            measured=total,
-            expected=degrees,
-            tolerance={"sampling": abs((above if total > degrees else below) - degrees)},
-            source=NEWMAN,
-            chance=2 * tail,
-        )
+        sentence = f"the {noun} follow the exact law: chi squared over all directions and draws"
+        yield gl.claim.chi_squared(sentence, z, NEWMAN)
     # One matrix is as likely as its transpose, and one layer of a million is of no account.
     steps = data.attrs["depth"] * data.sizes["draw"]
     yield gl.claim.everywhere(

@@ -186,8 +186,6 @@ def caption(data: xr.Dataset) -> str:
 
 def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     """The laws; clipping; and what the plain chain does less than every other."""
-    from scipy import stats  # here, for it takes longer to import than --help to print
-
     # A draw in which all of a layer is off has no log; the law is of the others.
     data = data.isel(draw=np.isfinite(data.log10).all(("network", "layer")).values)
     mean, half, plain = data.log10.mean("draw"), data.log10_half, data.sel(network=PLAIN)
@@ -225,7 +223,7 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
         gain = moved[~none] - moved[none].max("network")
         won, error = gain.mean("run"), gain.var("run").mean() / (gain.sizes["run"] - 1 or np.nan)
         # By Student's t, with one spread for all tricks: that a mean would show no gain.
-        tail = stats.t.sf(won / np.sqrt(error), max(1, gain.size - won.size)).sum()
+        tail = gl.claim.tail(won / np.sqrt(error), max(1, gain.size - won.size)).sum()
         more = "by every trick layer 1 moves more on the same batches, in decades, in the mean"
         yield gl.claim.at_least(more, won, 0.0, SOURCE, chance=min(0.5, float(tail)))
 

@@ -11,6 +11,7 @@ TESTS = Path(__file__).parent
 
 SVD = "measuring/product_svd/test_product_svd.py"
 RUN, HYDRA = "running/test_command_line.py", "running/test_hydra.py"
+CLIP, MONITOR = "measuring/test_clipping_training.py", "measuring/test_monitor.py"
 SWEEP, LESSON = "sweeping/test_sweep.py", "page/test_page_lesson.py"
 
 # Room to the file that tests it, from this folder, and what is true of the room only there.
@@ -54,6 +55,10 @@ ELSEWHERE = {
     "sweeping.multirun": (SWEEP, "the grammar of Hydra's sweeps, typed"),
     "sweeping.overview": (SWEEP, "the panels of a sweep with a failed point"),
     "sweeping.programs": (SWEEP, "bits, compilations and failures, by each method"),
+    "arithmetic.quick_norms": (CLIP, "a norm is quick and right where a clip by it is"),
+    "measuring.global_norm": (CLIP, "its derivatives are those of the clip"),
+    "measuring.clip_report": (MONITOR, "a report tells what a monitor has kept"),
+    "measuring.histogram": (MONITOR, "quantiles, held against a run recorded in full"),
     "running.machine": ("sweeping/test_from_python.py", "JAX's settings, before and after a run"),
     "running.recall": ("running/test_identity.py", "a program that is recalled has its name"),
     "experiment.files": ("experiment/test_dataset.py", "a write is whole or did not happen"),

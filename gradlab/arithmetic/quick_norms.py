@@ -183,7 +183,7 @@ def _toward_zero(value: Array, dtype: Any) -> Array:
         return value
     if value.dtype == jnp.float64:
         mantissa, exponent = bits.split(value, value.dtype)
-        return bits.join(mantissa, exponent, dtype)
+        return bits.assembled(mantissa, exponent, dtype)
     if dtype == jnp.bfloat16:
         return lax.bitcast_convert_type((bits.of(value) >> 16).astype(jnp.int16), dtype)
     rounded = value.astype(dtype)

@@ -279,6 +279,23 @@ def mean(
     )
 
 
+def chi_squared(sentence: str, scores: Any, source: str) -> Claim:
+    """The claim that scores, each a standard normal, have the sum of squares that they should.
+
+    Allowed is up to the quantiles of chi squared that are as likely as `NUM_ERRORS` of a normal.
+    """
+    degrees, tail = np.size(scores), stats.norm.sf(NUM_ERRORS)
+    total = float(np.sum(np.square(scores)))
+    limit = stats.chi2.isf(tail, degrees) if total > degrees else stats.chi2.ppf(tail, degrees)
+    sampling = {"sampling": abs(limit - degrees)}
+    return Claim(sentence, total, degrees, sampling, source, chance=2 * tail)
+
+
+def tail(t: Any, degrees: float) -> Any:
+    """The probability that Student's t of so many degrees of freedom is above `t`."""
+    return stats.t.sf(t, degrees)
+
+
 def slope(sentence: str, x: Any, y: Any, expected: Any, source: str, **causes: Any) -> Claim:
     """The claim about the least-squares slope of y over x, x being y's last axis, at every row."""
     value: Any = np.asarray(estimate.slope(x, y).value)

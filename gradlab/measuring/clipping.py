@@ -42,6 +42,7 @@ from gradlab.arithmetic import bits, formats, norms, quick_norms
 from gradlab.arithmetic.quick_norms import AxisName
 from gradlab.measuring.clip_report import monitors, report
 from gradlab.measuring.global_norm import (
+    Tree,
     along,
     clipped_tangent,
     cosine,
@@ -72,9 +73,6 @@ __all__ = [
     "shares",
     "ulps",
 ]
-
-Tree = Any  # a pytree of real floating arrays
-
 
 # ---- the formula
 

@@ -17,7 +17,7 @@ from gradlab.arithmetic.quick_norms import AxisName
 
 Tree = Any  # a pytree of real floating arrays
 
-FORMATS = ("float16", "bfloat16", "float32", "float64")
+ACCEPTED = ("float16", "bfloat16", "float32", "float64")
 
 
 def leaves_of(grads: Tree) -> list[Array]:
@@ -28,10 +28,10 @@ def leaves_of(grads: Tree) -> list[Array]:
     """
     for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
         dtype = jnp.asarray(leaf).dtype
-        if dtype.name not in FORMATS:
+        if dtype.name not in ACCEPTED:
             raise TypeError(
                 f"gradient leaf '{jax.tree_util.keystr(path)}' has dtype {dtype}; "
-                f"allowed: real floating point, one of {', '.join(FORMATS)}"
+                f"allowed: real floating point, one of {', '.join(ACCEPTED)}"
             )
     return [jnp.asarray(leaf) for leaf in jax.tree.leaves(grads)]
 
@@ -48,7 +48,7 @@ def cosine(one: Tree, other: Tree) -> Array:
     """The cosine of the angle between two pytrees, `()`, to about 10 ulps; nan where one is 0."""
     # A tree of zeros has the unit vector 0 / 0, and so the cosine nan.
     parts = (leaves_of(tree) for tree in (one, other))
-    return along(*(norms.unit(leaves, norms.measure(leaves)) for leaves in parts))
+    return inner_product(*(norms.unit(leaves, norms.measure(leaves)) for leaves in parts))
 
 
 def shares(grads: Tree) -> Tree:
@@ -64,7 +64,7 @@ def shares(grads: Tree) -> Tree:
     return jax.tree.map(share, grads)
 
 
-def along(one: list[Array], other: list[Array]) -> Array:
+def inner_product(one: list[Array], other: list[Array]) -> Array:
     """The inner product of two lists of leaves, `()`."""
     pairs = zip(one, other, strict=True)
     products = (jnp.sum(part * tangent.astype(part.dtype)) for part, tangent in pairs)
@@ -96,7 +96,7 @@ def _inverse_jvp(
     (leaves,), (dleaves,) = primals, tangents
     inverse = _inverse(axis_name, dtype, leaves)
     one = jnp.ones((), dtype)
-    growth = along(_scaled(leaves, one, inverse), _scaled(dleaves, one, inverse))
+    growth = inner_product(_scaled(leaves, one, inverse), _scaled(dleaves, one, inverse))
     growth = growth if axis_name is None else lax.psum(growth, axis_name)
     none = jnp.zeros((), dtype)
     return inverse, Inverse((none, none), -inverse.mantissa * growth)
@@ -143,4 +143,4 @@ def _norm_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
     size = _norm(leaves)
     there = [jnp.where(size > 0, leaf, jnp.ones_like(leaf)) for leaf in leaves]
     unit = _scaled(there, jnp.ones_like(size), _inverse(None, size.dtype, there))
-    return size, along([jnp.where(size > 0, part, 0) for part in unit], dleaves)
+    return size, inner_product([jnp.where(size > 0, part, 0) for part in unit], dleaves)

@@ -9,9 +9,9 @@ width varies.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import gradlab as gl
@@ -55,7 +55,7 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     by_jax, by_product, difference, cancelled = jnp.moveaxis(found, -2, 0)
     axes, roundings = "format activation draw sigma_w layer", num_roundings(cfg)
     off, cancels = "|product - jax.grad| / |jax.grad|", "mean of examples' norms over their mean's"
-    smallest = jnp.array([log10_smallest(name) for name in formats])
+    smallest = [gl.theory.scalar.FORMATS[name].log10_smallest_whole for name in formats]
     return {
         "activation": gl.named(list(cfg.activation), "activation"),
         "format": gl.named(formats, "format"),
@@ -64,7 +64,15 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         "log10_by_product": gl.named(by_product, axes, long_name="log10 |dL/dθ_k| by the product"),
         "difference": gl.named(difference, axes, long_name=off, units="eps"),
         "cancelled": gl.named(cancelled, axes, long_name=cancels),
-        "log10_smallest": gl.named(smallest, "format", long_name="smallest norm held in full"),
+        "log10_smallest": gl.named(
+            jnp.array(smallest), "format", long_name="smallest norm held in full"
+        ),
+        "weights": gl.named(
+            gl.grid.over_draws(partial(mean_squares, cfg), key_draws, cfg.num_draws),
+            "draw sigma_w",
+            long_name="mean of W² fan_in / σ_w²",
+        ),
+        "num_weights": gl.named(float(sum(a * b for a, b in pairwise(sizes(cfg))))),
         "worst_case": gl.named(roundings, "layer", long_name="all one way", units="eps"),
         "independent": gl.named(jnp.sqrt(roundings), "layer", long_name="by chance", units="eps"),
     }
@@ -90,10 +98,15 @@ def num_roundings(cfg: Config) -> jax.Array:
     return jnp.array(longest) * jnp.arange(float(cfg.depth), 0, -1)
 
 
-def log10_smallest(dtype: str) -> float:
-    """log10 of the smallest norm of which what underflows in an entry is below one rounding."""
-    format_ = gl.theory.scalar.FORMATS[dtype]
-    return format_.log2_smallest_normal * math.log10(2) - math.log10(format_.unit)
+def mean_squares(cfg: Config, key: jax.Array) -> jax.Array:
+    """The mean of W² fan_in / σ_w² over the weights of a draw's networks, `(sigma_w,)`."""
+
+    def one(sigma_w: jax.Array) -> jax.Array:
+        phi = gl.activations.PHI["linear"]
+        model = gl.networks.perceptron(key, sizes(cfg), phi, sigma_w, cfg.sigma_b)
+        return gl.networks.unit_mean_square(model, sigma_w)
+
+    return jax.lax.map(one, cfg.sigma_w)
 
 
 def measure(
@@ -200,7 +213,7 @@ def held(data: xr.Dataset) -> xr.DataArray:
 
 
 def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
-    """The identity for the first layer, and for all."""
+    """The identity for the first layer, and for all; and the weights that it is about."""
     judged = held(data) | np.isnan(data.log10_by_jax)  # what is no number fails
     first = "the product of Jacobians is jax.grad's gradient of the first layer's weights"
     every = "with every activation, in every format, it is the gradient of every layer's weights"
@@ -215,11 +228,11 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
                 where=where,
                 rounding_of_every_sum_in_one_direction=data.worst_case * data.cancelled,
             )
-
-
-def in_single(value: Any) -> Any:
-    """The arrays in float32, back in their own formats."""
-    return jax.tree.map(lambda leaf: leaf.astype("float32").astype(leaf.dtype), value)
+    yield gl.claim.everywhere(
+        "the networks' weights have the variance σ_w² / fan_in, in units of it",
+        *(data.weights, 1.0, "chi squared of normal weights"),
+        sampling=gl.claim.sampling(np.sqrt(2 / data.num_weights)),
+    )
 
 
 FAULTS = {
@@ -230,7 +243,7 @@ FAULTS = {
         "chain_rule.rows_through", J=lambda J: J.swapaxes(1, 2) if J.shape[1] == J.shape[2] else J
     ),
     "Jacobians 1 % off": gl.fault.argument("chain_rule.rows_through", J=lambda J: 1.01 * J),
-    "product in single precision": gl.fault.result("chain_rule.rows_through", in_single),
+    "weights 5 % too large": gl.fault.argument("networks.perceptron", sigma_w=lambda s: 1.05 * s),
     "layers taken at the wrong states": gl.fault.scale("chain.layer_inputs", 0.9),
     "one example taken for the batch": gl.fault.argument(
         "mean_over_batch", examples=lambda chains: jax.tree.map(lambda leaf: leaf[:1], chains)

@@ -43,9 +43,9 @@ from gradlab.arithmetic.quick_norms import AxisName
 from gradlab.measuring.clip_report import monitors, report
 from gradlab.measuring.global_norm import (
     Tree,
-    along,
     clipped_tangent,
     cosine,
+    inner_product,
     leaves_of,
     norm,
     shares,
@@ -235,8 +235,8 @@ def compare(grads: Tree, tau: ArrayLike) -> Comparison:
         norm=before,
         norm_optax=after_optax,
         norm_formula=after_formula,
-        cosine_optax=along(units[0], units[1]),
-        cosine_formula=along(units[0], units[2]),
+        cosine_optax=inner_product(units[0], units[1]),
+        cosine_formula=inner_product(units[0], units[2]),
     )
 
 

@@ -104,6 +104,16 @@ def perceptron(
     ]
 
 
+def unit_mean_square(model: Sequence[Chain], sigma_w: ArrayLike) -> Array:
+    """The mean of `W² fan_in / sigma_w²` over all weights of a perceptron, `()`; 1 in the mean.
+
+    Of n normal weights its variance is 2/n (Glorot and Bengio 2010, section 4.2.1, for the scale).
+    """
+    weights = [chain.params.W for chain in model]
+    squares = [(jnp.square(W) * W.shape[-1]).ravel() for W in weights]
+    return jnp.mean(jnp.concatenate(squares)) / jnp.square(sigma_w)
+
+
 # ---- by name
 
 

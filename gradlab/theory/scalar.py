@@ -83,6 +83,11 @@ class Format:
         """The unit roundoff: the largest relative error of one rounding."""
         return 2.0**-self.num_bits
 
+    @property
+    def log10_smallest_whole(self) -> float:
+        """log10 of the smallest norm of which what underflows in an entry is below one rounding."""
+        return self.log2_smallest_normal * math.log10(2) - math.log10(self.unit)
+
     def rounded(self, w: ArrayLike) -> Array:
         """`w` as this format has it, in the type of `w`.
 

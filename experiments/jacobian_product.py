@@ -55,7 +55,8 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     by_jax, by_product, difference, cancelled = jnp.moveaxis(found, -2, 0)
     axes, roundings = "format activation draw sigma_w layer", num_roundings(cfg)
     off, cancels = "|product - jax.grad| / |jax.grad|", "mean of examples' norms over their mean's"
-    smallest = [gl.theory.scalar.FORMATS[name].log10_smallest_whole for name in formats]
+    whole = [gl.theory.scalar.FORMATS[name].log10_smallest_whole for name in formats]
+    weights = gl.grid.over_draws(partial(mean_squares, cfg), key_draws, cfg.num_draws)
     return {
         "activation": gl.named(list(cfg.activation), "activation"),
         "format": gl.named(formats, "format"),
@@ -64,14 +65,8 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         "log10_by_product": gl.named(by_product, axes, long_name="log10 |dL/dθ_k| by the product"),
         "difference": gl.named(difference, axes, long_name=off, units="eps"),
         "cancelled": gl.named(cancelled, axes, long_name=cancels),
-        "log10_smallest": gl.named(
-            jnp.array(smallest), "format", long_name="smallest norm held in full"
-        ),
-        "weights": gl.named(
-            gl.grid.over_draws(partial(mean_squares, cfg), key_draws, cfg.num_draws),
-            "draw sigma_w",
-            long_name="mean of W² fan_in / σ_w²",
-        ),
+        "log10_smallest": gl.named(jnp.array(whole), "format", long_name="smallest held in full"),
+        "weights": gl.named(weights, "draw sigma_w", long_name="mean of W² fan_in / σ_w²"),
         "num_weights": gl.named(float(sum(a * b for a, b in pairwise(sizes(cfg))))),
         "worst_case": gl.named(roundings, "layer", long_name="all one way", units="eps"),
         "independent": gl.named(jnp.sqrt(roundings), "layer", long_name="by chance", units="eps"),
@@ -100,13 +95,9 @@ def num_roundings(cfg: Config) -> jax.Array:
 
 def mean_squares(cfg: Config, key: jax.Array) -> jax.Array:
     """The mean of W² fan_in / σ_w² over the weights of a draw's networks, `(sigma_w,)`."""
-
-    def one(sigma_w: jax.Array) -> jax.Array:
-        phi = gl.activations.PHI["linear"]
-        model = gl.networks.perceptron(key, sizes(cfg), phi, sigma_w, cfg.sigma_b)
-        return gl.networks.unit_mean_square(model, sigma_w)
-
-    return jax.lax.map(one, cfg.sigma_w)
+    of_weights, linear = gl.networks.unit_mean_square, gl.activations.PHI["linear"]
+    drawn = partial(gl.networks.perceptron, key, sizes(cfg), linear, sigma_b=cfg.sigma_b)
+    return jax.lax.map(lambda s: of_weights(drawn(sigma_w=s), s), cfg.sigma_w)
 
 
 def measure(
@@ -185,11 +176,9 @@ def draw_differences(axes: gl.Axes, data: xr.Dataset) -> None:
         gl.figures.measured(axes, factors, largest.sel(format=name), look, f"largest, {name}")
     gl.figures.predicted(axes, factors, data.independent)
     gl.figures.bound(axes, factors, data.worst_case)
-    for law, text in (
-        (data.independent, "independent roundings"),
-        (data.worst_case, "bound: all one way"),
-    ):
-        place = {"xytext": (0, 7), "ha": "right", "fontsize": 6.5}
+    place = {"xytext": (0, 7), "ha": "right", "fontsize": 6.5}
+    laws = {"independent roundings": data.independent, "bound: all one way": data.worst_case}
+    for text, law in laws.items():
         gl.figures.named(axes, float(factors[0]), float(law[0]), text, "0.15", **place)
     axes.set(yscale="log", ylim=(0.1, None), xlabel="Jacobians in the product, L - k")
     axes.set_ylabel("relative difference (eps)")

@@ -94,7 +94,7 @@ def descend(cfg: Config, tau: jax.Array) -> dict[str, jax.Array]:
 
     def step(point: jax.Array, _: None) -> tuple[jax.Array, dict[str, jax.Array]]:
         loss, grad = at_point(cfg, *point)
-        clipped = gl.clipping.clip(grad, tau)
+        clipped = gl.clipping.formula(grad, tau)
         move = cfg.learning_rate * clipped
         vectors = {"gradient_norm": grad, "clipped_norm": clipped, "step_size": move}
         seen = {name: gl.clipping.norm(vector) for name, vector in vectors.items()}
@@ -200,9 +200,9 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
 
 
 FAULTS = {
-    "clips nothing": gl.fault.replace("clipping.clip", lambda grads, tau: grads),
-    "threshold 1 % too large": gl.fault.argument("clipping.clip", tau=lambda tau: 1.01 * tau),
-    "always clipped at 0.5": gl.fault.argument("clipping.clip", tau=lambda tau: 0.5),
+    "clips nothing": gl.fault.replace("clipping.formula", lambda grads, tau: grads),
+    "threshold 1 % too large": gl.fault.argument("clipping.formula", tau=lambda tau: 1.01 * tau),
+    "always clipped at 0.5": gl.fault.argument("clipping.formula", tau=lambda tau: 0.5),
     "gradient 1 % too short": gl.fault.scale("jacobians.weight_gradients", 0.99),
     "product from elsewhere": gl.fault.argument("chain_rule.products", x=lambda x: x + 0.1),
 }

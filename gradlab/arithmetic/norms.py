@@ -92,14 +92,6 @@ def times(leaf: Array, factor: Number) -> Array:
     return bits.assembled(high, exponent + factor.exponent, leaf.dtype)
 
 
-def times_high(values: Array, factor: Number) -> Array:
-    """`values` times the high part of `factor`, in arithmetic that can be differentiated."""
-    half = factor.exponent // 2
-    for exponent in (half, factor.exponent - half):
-        values = values * _power_of_two(exponent, values.dtype)
-    return values * factor.mantissa.high
-
-
 def unit(leaves: list[Array], size: Number) -> list[Array]:
     """The leaves over their global norm, in `wide`."""
     dtype = size.mantissa.high.dtype

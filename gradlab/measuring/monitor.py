@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from jax import Array, lax
 
-from gradlab.arithmetic import norms, quick_norms
+from gradlab.arithmetic import formats, norms, quick_norms
 from gradlab.measuring import histogram
 from gradlab.measuring.global_norm import Tree, leaves_of
 
@@ -135,14 +135,19 @@ def _seen(
     """The state with one step more."""
     dtype = state.norm_before.dtype
     sizes, infinite = _sizes(before, dtype)
-    sizes_after, _ = _sizes(after, dtype)
     is_finite = jnp.sum(infinite) == 0
-    norm_before, norm_after = _total(sizes), _total(sizes_after)
+    norm_before = _total(sizes)
+    size = quick_norms.measure(after, dtype)
+    first, second = quick_norms.powers(size.exponent, dtype)
+    norm_after = size.root * first * second
     share = jnp.where(norm_before > 0, sizes / norm_before, 0)
     share = jnp.where(is_finite, share, jnp.nan)
     factor = norm_after / norm_before
     slot, step = state.num_steps % state.norm_before.size, state.num_steps
-    fired = is_finite & jnp.any(sizes != sizes_after)
+    # Sums that are both lost, to 0 or infinity, agree; and the norms were added up otherwise.
+    squares = (_squares(before, dtype), _squares(after, dtype))
+    shrunk = norm_after < norm_before * (1 - 16 * float(formats.finfo(dtype).eps))
+    fired = is_finite & (jnp.any(squares[0] != squares[1]) | shrunk)
     is_first = (infinite > 0) & (state.first_infinite < 0)
     return state._replace(
         num_steps=step + 1,
@@ -163,7 +168,7 @@ def _sizes(leaves: list[Array], dtype: Any) -> tuple[Array, Array]:
     """The norm of each leaf, and how many of its entries are not finite, each `(leaf,)`."""
     if not leaves:
         return jnp.zeros(0, dtype), jnp.zeros(0, jnp.int32)
-    squares = jnp.stack([quick_norms.square(leaf, dtype) for leaf in leaves])
+    squares = _squares(leaves, dtype)
 
     def plain(_: list[Array]) -> tuple[Array, Array]:
         return jnp.sqrt(squares), jnp.zeros(len(leaves), jnp.int32)
@@ -176,6 +181,11 @@ def _sizes(leaves: list[Array], dtype: Any) -> tuple[Array, Array]:
     in_range = jnp.all(quick_norms.is_in_range(squares))
     sizes: tuple[Array, Array] = lax.cond(in_range, plain, anywhere, leaves)
     return sizes
+
+
+def _squares(leaves: list[Array], dtype: Any) -> Array:
+    """The plain sum of the squares of each leaf, `(leaf,)`: what a clip of ours takes anyway."""
+    return jnp.stack([quick_norms.square(leaf, dtype) for leaf in leaves] or [jnp.zeros((), dtype)])
 
 
 def _total(sizes: Array) -> Array:

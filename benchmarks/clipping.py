@@ -1,0 +1,159 @@
+"""Clipping by the global norm: gradlab beside optax and torch, and the monitor beside its clip.
+
+    python benchmarks/clipping.py [--quick] [--into benchmarks]
+
+The process gets one core, and so every library one thread. All rivals of a row are called in turn,
+again and again; a ratio is the median of the ratios within a round, and its clock is the process's
+CPU time on a CPU, wall time elsewhere. Each is called once untimed just before it is timed.
+"""
+
+# ruff: noqa: E402  (threads are counted when a library is imported, so that has to be set first)
+
+from __future__ import annotations
+
+import os
+
+if hasattr(os, "sched_setaffinity"):
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[name] = "1"
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from gradlab.measuring import clipping
+
+try:
+    import torch
+
+    torch.set_num_threads(1)
+except ModuleNotFoundError:
+    torch = None
+
+jax.config.update("jax_cpu_enable_async_dispatch", False)
+CLOCK = time.process_time if jax.default_backend() == "cpu" else time.perf_counter
+Calls = dict[str, Callable[[], object]]
+MAKERS = {"optax": optax.clip_by_global_norm, "gradlab": clipping.clip_by_global_norm}
+
+
+def tree(num: int, num_leaves: int, dtype: str) -> dict[str, jax.Array]:
+    """About `num` normal numbers in equal leaves of 64 columns; their norm is about √num."""
+    rng = np.random.default_rng(0)
+    shape = (num // num_leaves // 64, 64)
+    leaves = (rng.normal(size=shape).astype(np.float32) for _ in range(num_leaves))
+    return {f"leaf {i}": jnp.asarray(leaf).astype(dtype) for i, leaf in enumerate(leaves)}
+
+
+def jax_calls(grads: Any, tau: float) -> tuple[Calls, dict[str, float]]:
+    """What is timed on one tree, and the seconds that each took to compile, tracing included."""
+    clips = {name: make(tau) for name, make in MAKERS.items()}
+    clips["monitored"] = clipping.monitor(clips["gradlab"], 100)
+    calls, compiling = {}, {}
+    for name, clip in clips.items():
+        state = clip.init(grads)
+        jax.clear_caches()
+        before = CLOCK()
+        compiled = jax.jit(clip.update).lower(grads, state).compile()
+        compiling[name] = CLOCK() - before
+
+        def call(compiled: Any = compiled, state: Any = state) -> object:
+            return jax.block_until_ready(compiled(grads, state))
+
+        calls[name] = call
+    return calls, compiling
+
+
+def torch_calls(grads: Any, tau: float) -> Calls:
+    """The clip of torch, which works in place: on copies of what is never changed otherwise."""
+    if torch is None:
+        return {}
+    kind = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    leaves = [np.asarray(leaf.astype(jnp.float32)) for leaf in grads.values()]
+    dtype = kind[next(iter(grads.values())).dtype.name]
+    parameters = [torch.from_numpy(leaf).to(dtype).requires_grad_() for leaf in leaves]
+
+    def call() -> object:
+        for parameter in parameters:
+            parameter.grad = parameter.detach().clone()
+        return torch.nn.utils.clip_grad_norm_(parameters, tau)
+
+    return {"torch": call}
+
+
+def ratios(calls: Calls, unit: str, seconds: float) -> dict[str, float]:
+    """The median over rounds of each call's time over that of the unit."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    started = time.perf_counter()
+    while len(times[unit]) < 7 or time.perf_counter() - started < seconds:
+        for name, call in calls.items():
+            call()
+            before = CLOCK()
+            call()
+            times[name].append(CLOCK() - before)
+    return {
+        name: statistics.median(a / b for a, b in zip(times[name], times[unit], strict=True))
+        for name in calls
+    }
+
+
+def rows(seconds: float, sizes: tuple[int, ...]) -> Iterator[str]:
+    """The table, line after line."""
+    for dtype in ("float32", "bfloat16"):
+        for num in sizes:
+            for num_leaves in (6, 50, 150):
+                grads = tree(num, num_leaves, dtype)
+                for state, tau in (("fires", 1.0), ("does not", 1e6)):
+                    calls, compiling = jax_calls(grads, tau)
+                    calls |= torch_calls(grads, tau)
+                    found = ratios(calls, "optax", seconds)
+                    cells = [
+                        *(dtype, f"{num:.0e}", str(num_leaves), state),
+                        f"{found['gradlab']:.2f}",
+                        f"{found['torch']:.2f}" if torch else "not installed",
+                        f"{compiling['gradlab'] / compiling['optax']:.1f}",
+                        f"{found['monitored'] / found['gradlab']:.2f}",
+                        f"{compiling['monitored'] / compiling['gradlab']:.1f}",
+                    ]
+                    yield f"| {' | '.join(cells)} |"
+
+
+HEAD = (
+    *("dtype", "numbers", "leaves", "clip", "gradlab / optax", "torch / optax"),
+    *("to compile", "monitored / gradlab", "to compile it"),
+)
+
+
+def main() -> None:
+    """Measure, write the table, print it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="10^6 numbers only, and less time")
+    parser.add_argument("--into", type=Path, default=Path(__file__).parent)
+    options = parser.parse_args()
+    lines = [
+        "# Clipping by the global norm: cost beside its rivals",
+        "",
+        f"jax {jax.__version__}, optax {optax.__version__}, {jax.devices()[0].device_kind}; one "
+        "thread, under jit, medians of the ratios within interleaved rounds of CPU time. torch "
+        "copies the gradient first, since its clip works in place.",
+        "",
+        f"| {' | '.join(HEAD)} |",
+        "|" + "---|" * len(HEAD),
+    ]
+    sizes = (10**6,) if options.quick else (10**6, 10**7)
+    for line in rows(0.3 if options.quick else 1, sizes):
+        print(line, flush=True)
+        lines.append(line)
+    (options.into / "clipping.md").write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -33,6 +33,7 @@ def compute(cfg, key):
     return {
         "twice": gl.named(helper.FACTOR * phi(cfg.w) * cfg.gain, "w", long_name="twice the sine"),
         "noise": gl.named(noise + DATA, "draw", units="m"),
+        "side": gl.named(["left", "right"], "side"),
     }
 
 

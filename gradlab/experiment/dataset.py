@@ -130,6 +130,8 @@ def from_variable(variable: xr.Variable) -> Named:
     attrs = dict(variable.attrs)
     short = attrs.get(_COMPUTED_AS)
     values: Any = variable.values.astype(jax.numpy.dtype(short)) if short else variable.values
+    if values.dtype.kind in "OU":
+        values = Labels(tuple(map(str, values)))
     dims = tuple(map(str, variable.dims))
     return Named(values, dims, attrs.get("long_name", ""), attrs.get("units", ""))
 

@@ -34,6 +34,8 @@ def test_a_run_is_the_one_of_the_command_line(lab: Path) -> None:
     assert run.figure.axes[0].get_xlabel() == "w"
     assert fileset.strangers(run.folder) == []
     before = store(lab)
+    assert gl.run("twice", w=[0.1, 0.5], gain=2.0).data.identical(run.data)  # from the store
+    assert list(run.data.side.values) == ["left", "right"]
 
     ended = typed(lab / "experiments" / "twice.py", "w=[0.1,0.5]", "gain=2.0")
     assert ended.status == 0, ended.stderr
@@ -54,7 +56,7 @@ def test_a_sweep_is_one_dataset_and_shares_the_store_with_runs(lab: Path) -> Non
     gl.run("twice", seed=1)
     once = store(lab)
     data = gl.sweep("twice", seed=range(3))
-    assert dict(data.sizes) == {"seed": 3, "w": 2, "draw": 3}
+    assert dict(data.sizes) == {"seed": 3, "w": 2, "draw": 3, "side": 2}
     assert once < store(lab)
     held = sum(len(json.loads(bytes(_points(path)))) for path in _files(lab))
     assert held == 3

@@ -3,6 +3,7 @@
 import importlib.util
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -62,8 +63,8 @@ def commands(page: Path) -> list[list[str]]:
     return [shlex.split(line, comments=True) for line in lines]
 
 
-def test_what_readme_computes_is_what_it_says(project: Path) -> None:
-    first, second = blocks(project / "README.md", "python")
+def test_what_readme_computes_is_what_it_says(project: Path, tmp_path: Path) -> None:
+    first, from_python, second = blocks(project / "README.md", "python")
     done = subprocess.run(
         [sys.executable, "-c", first], capture_output=True, text=True, check=True, cwd=project
     )
@@ -72,6 +73,12 @@ def test_what_readme_computes_is_what_it_says(project: Path) -> None:
     assert "0.005" in first
     assert round(1.1**50) == 117
     subprocess.run([sys.executable, "-c", second], check=True, cwd=project)
+    elsewhere = tmp_path / "of_a_user"
+    elsewhere.mkdir()
+    shutil.copytree(project / "experiments", elsewhere / "experiments")
+    shutil.copytree(project / "configs", elsewhere / "configs")
+    subprocess.run([sys.executable, "-c", from_python], check=True, cwd=elsewhere)
+    assert len(list((elsewhere / "results").glob("*/*/run.json"))) == 2
 
 
 def one_point(word: str) -> str:

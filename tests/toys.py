@@ -217,10 +217,6 @@ class Toy:
 @pytest.fixture
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Toy:
     """A project of its own; figures are made, but not rendered, which takes most of the time."""
-    library = tmp_path / "library"  # one whose code does not change while it is tested
-    (library / "measuring").mkdir(parents=True)
-    (library / "measuring" / "code.py").write_text("version = 1\n")
-    monkeypatch.setattr("gradlab.running.identity.LIBRARY", library)
     # What a test compiles is compiled there and then, and leaves nothing in anybody's home.
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
 

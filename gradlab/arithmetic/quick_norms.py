@@ -161,7 +161,9 @@ def _product(leaf: Array, clip: Clip) -> Array:
     )
     one = bits.of(jnp.asarray(2.0**info.nmant * unit, dtype))
     whole = jnp.maximum(bits.of(units + (2.0**info.nmant - 0.5) * unit), one) - one
-    filled = bits.of(product) | jnp.where(product == 0, whole, jnp.zeros_like(whole))
+    # A GPU rounds what a CPU flushes, to nearest.
+    sign = bits.of(product) ^ bits.magnitude(product)
+    filled = jnp.where(bits.exponent_field(product) == 0, sign | whole, bits.of(product))
     return lax.bitcast_convert_type(filled, dtype)
 
 
@@ -186,7 +188,8 @@ def _toward_zero(value: Array, dtype: Any) -> Array:
         return bits.assembled(mantissa, exponent, dtype)
     if dtype == jnp.bfloat16:
         return lax.bitcast_convert_type((bits.of(value) >> 16).astype(jnp.int16), dtype)
-    rounded = value.astype(dtype)
+    # There and back is nothing at all to a compiler that keeps excess digits, as on a GPU.
+    rounded = lax.optimization_barrier(value.astype(dtype))
     is_above = jnp.abs(rounded.astype(value.dtype)) > jnp.abs(value)
     return lax.bitcast_convert_type(bits.of(rounded) - is_above, dtype)
 

@@ -40,8 +40,11 @@ _LOOKING = ("figure", "caption", "claims", "headlines", "sweep_figure", "sweep_c
 # What the bits depend on besides the program; its own packages are in the program.
 _VERSIONS = ("jax", "jaxlib", "numpy")
 
-# Parts of the names of JAX's settings that change what is told or kept, and never what is computed.
-_SILENT = ("cache", "log", "traceback", "debug", "dump", "platform", "visible_devices", "pprint")
+# Parts of the names of JAX's settings that change what is told, kept or refused, and nothing else.
+_SILENT = (
+    *("cache", "log", "traceback", "debug", "dump", "platform", "visible_devices", "pprint"),
+    *("check", "guard", "leak", "rank_promotion"),
+)
 
 
 @dataclass(frozen=True)
@@ -112,10 +115,10 @@ def program(experiment: Experiment, cfg: Any) -> str:
     try:
         lowered = jax.jit(compute).lower(schema.arrays(cfg), jax.random.key(0))
     except Exception:
-        return digest(["untraceable", *_sources()])
+        return digest(["untraceable", *_sources(experiment)])
     text = lowered.as_text()
     unsaid = [name for name in _CALL.findall(text) if not _JAX_CALLS.match(name)]
-    return digest([text, str(lowered.out_tree), *(_sources() if unsaid else ())])
+    return digest([text, str(lowered.out_tree), *(_sources(experiment) if unsaid else ())])
 
 
 def surroundings() -> dict[str, Any]:
@@ -133,26 +136,44 @@ def surroundings() -> dict[str, Any]:
     }
 
 
-def sources() -> str:
-    """The name of all code that this process has loaded and that may compute."""
-    return digest([*_sources()])
+def sources(experiment: Experiment) -> str:
+    """The name of all code that `compute` may run, but for that of installed packages."""
+    return digest([*_sources(experiment)])
 
 
-def _sources() -> Iterator[str]:
+def _sources(experiment: Experiment) -> Iterator[str]:
     """What the text of a program with calls to the outside does not say: all code that it may run.
 
     The parts of an experiment that only look at results are left out, and so are comments.
     """
     yield json.dumps(provenance.versions())
-    yield from (_code(path) for path in _own_files())
+    library = (file for wing in _COMPUTING_WINGS for file in (LIBRARY / wing).rglob("*.py"))
+    yield from map(_code, sorted(library))
+    yield from sorted(map(_code, _reached(experiment.file)))
 
 
-def _own_files() -> list[Path]:
-    """The library's files that compute, and those of loaded modules of no installed package."""
-    library = {file for wing in _COMPUTING_WINGS for file in (LIBRARY / wing).rglob("*.py")}
-    modules = list(sys.modules.values())
-    loaded = {Path(file) for module in modules if (file := getattr(module, "__file__", None))}
-    return sorted(library | {path for path in loaded if _is_own(path) and path.is_file()})
+def _reached(file: Path) -> set[Path]:
+    """A file and, from import to import, those of no installed package that it reaches."""
+    found, todo = set[Path](), [file]
+    while todo:
+        path = todo.pop()
+        if path not in found:
+            found.add(path)
+            todo += filter(_is_own, map(Path, _imported_files(path)))
+    return found
+
+
+def _imported_files(path: Path) -> Iterator[str]:
+    """The files of the modules that a file imports, at its top or in a function."""
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        names = [alias.name for alias in getattr(node, "names", ())]
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{name}" for name in names)]
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            for name in names:
+                module = sys.modules.get(name)
+                if file := getattr(module, "__file__", None):
+                    yield file
 
 
 @functools.cache

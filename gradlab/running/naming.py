@@ -60,20 +60,35 @@ def name(experiment: str, config_name: str, overrides: Sequence[str]) -> str:
 
     loader = GlobalHydra.instance().config_loader()
     parsed = [over for over in _parsed(loader, overrides) if over.key_or_group not in NOT_NAMED]
+    chosen = [over for over in parsed if _is_group(loader, over) and not _as_published(over)]
     values = [over for over in parsed if not _is_group(loader, over)]
-    chosen = [over for over in parsed if over not in values and not _as_published(over)]
-    if values:
-        start = _composed(loader, config_name, chosen)
+    if not chosen and not values:
+        return f"config_name={config_name}" if config_name != experiment else ""
+    start = _composed(loader, config_name, chosen)
+    if not any(over.is_sweep_override() for over in chosen):  # else each choice has its own values
         values = [over for over in values if not _as_composed(over, start)]
-    parts = sorted(
-        f"{over.key_or_group}={str(over.input_line).partition('=')[2]}"
-        for over in [*chosen, *values]
-    )
+    parts = sorted(f"{over.key_or_group}={_text(over)}" for over in [*chosen, *values])
     parts = [f"config_name={config_name}"] * (config_name != experiment) + parts
-    text = ",".join(parts).replace("/", "_").replace(" ", "")
+    text = ",".join(map(_as_file_name, parts))
     if len(text.encode()) <= 200:  # file systems allow 255
         return text
     return f"{text[:180]}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def _text(over: Override) -> str:
+    """What an override sets, as it was typed but for blanks and quotes that mean nothing."""
+    typed = str(over.input_line).partition("=")[2]
+    if not over.is_sweep_override() and isinstance(over.value(), str):
+        return str(over.value())
+    return typed if {"'", '"'} & set(typed) else typed.replace(" ", "")
+
+
+def _as_file_name(text: str) -> str:
+    """A text without what ends or splits a file's name, and other texts stay other ones.
+
+    Not by %, which means something to Slurm in the name of a log.
+    """
+    return "".join(f"~{ord(sign):02X}" if sign in "/% ~\\\0" else sign for sign in text)
 
 
 def _parsed(loader: ConfigLoader, overrides: Sequence[str]) -> list[Override]:
@@ -100,10 +115,14 @@ def _composed(loader: ConfigLoader, config_name: str, chosen: Sequence[Override]
 
 
 def _as_composed(over: Override, start: DictConfig) -> bool:
+    if over.is_sweep_override():
+        return False
+    composed, value = _value_of(over, start), over.value()
+    return bool(value == composed or [value] == composed)
+
+
+def _value_of(over: Override, start: DictConfig) -> Any:
     from omegaconf import OmegaConf
 
     composed: Any = OmegaConf.select(start, over.key_or_group)
-    if OmegaConf.is_config(composed):
-        composed = OmegaConf.to_container(composed)
-    value = over.value()
-    return bool(value == composed or [value] == composed)
+    return OmegaConf.to_container(composed) if OmegaConf.is_config(composed) else composed

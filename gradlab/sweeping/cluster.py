@@ -71,7 +71,7 @@ class Element:
         store = Store(Path(self.store))
         name = Namer(exp, self.computed_by)
         chunks = [[_point(exp, plain, name) for plain in chunk] for chunk in self.points]
-        if sources() == self.sources:
+        if sources(exp) == self.sources:
             # Another device's names: whoever asked for these points finds them by their own.
             asked = [plain["key"] for chunk in self.points for plain in chunk]
             given = [point.key for chunk in chunks for point in chunk]
@@ -139,7 +139,7 @@ def _submit(todo: Todo, chunks: Sequence[Sequence[Point]], queue: Queue) -> None
             asked.sweep.fail_fast,
             "gpu" if asked.cluster.gpus else "cpu",
             computed_by(asked),
-            sources(),
+            sources(todo.exp),
             [[point.plain() for point in chunk] for chunk in chunks[number::width]],
         )
         for number in range(width)

@@ -30,7 +30,7 @@ _PLACES, _SHARES = np.polynomial.hermite_e.hermegauss(7)
 _SHARES = _SHARES / _SHARES.sum()
 
 # log t of an integral over t > 0 by the trapezoidal rule, which converges as exp(-10/step).
-_LOG_T = np.linspace(-12.0, 30.0, 85)
+_LOG_T = np.linspace(-16.0, 34.0, 151)
 
 
 class Growth(NamedTuple):

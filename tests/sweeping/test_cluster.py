@@ -104,6 +104,7 @@ def expected(toy: Toy) -> dict[str, bytes]:
     (folder,) = toy.results.iterdir()
     files = toy.files(folder.name)
     shutil.rmtree(folder)
+    shutil.rmtree(toy.store)
     return files
 
 
@@ -195,6 +196,7 @@ def test_elements_in_this_process_leave_the_same_files(toy: Toy) -> None:
     (folder,) = toy.results.iterdir()
     files = toy.files(folder.name)
     shutil.rmtree(folder)
+    shutil.rmtree(toy.store)
     assert toy.sweep(*SWEEP, "cluster=debug", HERE, *SMALL).status == 0
     assert toy.files(folder.name) == files
 

@@ -87,9 +87,7 @@ def test_what_is_on_disk_is_loaded_and_told_and_what_is_not_says_its_command() -
     gl.sweep("twice", seed=range(2))
     assert gl.load("twice", gain=4.0).data.identical(run.data)
     table = gl.runs()
-    assert set(table.overrides) == {"gain=4.0", "seed=range(0,2)"} | {"seed=0,1"} & set(
-        table.overrides
-    )
+    assert set(table.overrides) == {"gain=4.0", "seed=0,1"}
     assert list(table.whole) == [True, True]
     (run.folder / "claims.json").write_text("[]")
     with pytest.raises(gl.BadInput, match=r"claims\.json"):

@@ -35,7 +35,7 @@ _CALL = re.compile(r'custom_call @"?([^"(\s]+)')
 # Where the library computes, and the parts of an experiment that only look at what was computed.
 LIBRARY = Path(__file__).parent.parent
 _COMPUTING_WINGS = ("arithmetic", "models", "measuring", "theory")
-_LOOKING = ("figure", "caption", "claims", "headlines", "sweep_figure", "sweep_claims")
+_LOOKING = ("figure", "caption", "claims", "FAULTS", "LESSON")
 
 # What the bits depend on besides the program; its own packages are in the program.
 _VERSIONS = ("jax", "jaxlib", "numpy")
@@ -185,12 +185,18 @@ def _is_own(path: Path) -> bool:
 def _code(path: Path) -> str:
     """The name of what a source file does when `compute` is called."""
     tree = ast.parse(path.read_bytes())
-    tree.body = [node for node in tree.body if getattr(node, "name", "") not in _LOOKING]
+    tree.body = [node for node in tree.body if not _names(node) & {*_LOOKING}]
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list) and body and _is_docstring(body[0]):
             body[0] = ast.Pass()
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+
+
+def _names(node: Any) -> set[str]:
+    """What a statement at the top of a file defines."""
+    targets = [getattr(node, "target", None), *getattr(node, "targets", ())]
+    return {getattr(node, "name", ""), *(getattr(target, "id", "") for target in targets)}
 
 
 def _is_docstring(node: Any) -> bool:

@@ -7,7 +7,7 @@ The words of this wing:
     index: where a point is along each swept axis, as an index into an array.
     structure: what points must share to be one compiled program (`points.structure`).
     chunk: points of one structure that are computed together and whose results are one file.
-    store: the chunk files of a sweep's folder, which alone say what is finished (`store.Store`).
+    store: the files of an experiment's finished points, of all its runs (`running.store.Store`).
     element: one task of a job array, to which some of the chunks are dealt (`cluster.Element`).
 """
 

@@ -29,7 +29,10 @@ from gradlab.running.recall import Recall
 
 # Functions outside the program that JAX itself calls by name. What another name does, a callback
 # into Python above all, the program's text does not say.
-_JAX_CALLS = re.compile(r"lapack_|cu|hip|Sharding|SPMD|mhlo|chlo|annotate_|__gpu|tpu_|X64|xla\.")
+_JAX_CALLS = re.compile(
+    r"(lapack|(cu|hip)(solver|blas|dnn|fft|sparse))_|(cu|hip)_(threefry2x32|cholesky_update)"
+    r"|cublas\$|cudnn\$|mhlo\.|chlo\.|xla\.|(Sharding|SPMD\w+|annotate_device_placement)$"
+)
 _CALL = re.compile(r'custom_call @"?([^"(\s]+)')
 
 # Where the library computes, and the parts of an experiment that only look at what was computed.

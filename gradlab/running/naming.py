@@ -62,10 +62,9 @@ def name(experiment: str, config_name: str, overrides: Sequence[str]) -> str:
     parsed = [over for over in _parsed(loader, overrides) if over.key_or_group not in NOT_NAMED]
     chosen = [over for over in parsed if _is_group(loader, over) and not _as_published(over)]
     values = [over for over in parsed if not _is_group(loader, over)]
-    if not chosen and not values:
-        return f"config_name={config_name}" if config_name != experiment else ""
-    start = _composed(loader, config_name, chosen)
-    if not any(over.is_sweep_override() for over in chosen):  # else each choice has its own values
+    # Where a group is swept, each of its choices has values of its own.
+    if values and not any(over.is_sweep_override() for over in chosen):
+        start = _composed(loader, config_name, chosen)
         values = [over for over in values if not _as_composed(over, start)]
     parts = sorted(f"{over.key_or_group}={_text(over)}" for over in [*chosen, *values])
     parts = [f"config_name={config_name}"] * (config_name != experiment) + parts

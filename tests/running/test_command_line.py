@@ -29,7 +29,7 @@ def test_a_run_leaves_its_files_in_the_experiments_folder(rendering_toy: Toy) ->
 def test_the_same_command_leaves_the_same_bytes(rendering_toy: Toy) -> None:
     rendering_toy.run("seed=3")
     files = rendering_toy.files("seed=3")
-    rendering_toy.run("seed=3")
+    rendering_toy.run("seed=3", "sweep.resume=false")
     assert rendering_toy.files("seed=3") == files
 
 

@@ -141,6 +141,19 @@ def test_the_code_of_a_callback_is_in_the_name_and_its_comments_are_not(lab: Pat
     assert name(lab) != before
 
 
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        *((name, True) for name in ("lapack_dgeqrf_ffi", "cusolver_getrf_ffi", "cublas$gemm")),
+        *((name, True) for name in ("cu_threefry2x32_ffi", "Sharding", "hipsolver_syevd_ffi")),
+        *((name, False) for name in ("xla_ffi_python_cpu_callback", "custom_kernel", "curious")),
+        *((name, False) for name in ("hippo", "Sharding_of_mine", "my_lapack_call", "cu_mine")),
+    ],
+)
+def test_only_what_jax_itself_calls_is_known_by_its_name(name: str, known: bool) -> None:
+    assert bool(identity._JAX_CALLS.match(name)) == known
+
+
 # ---- programs that need not be traced again
 
 PROGRAM = """

@@ -2,6 +2,7 @@
 
 import json
 import resource
+import shutil
 import socket
 from typing import Any
 
@@ -19,6 +20,7 @@ from tests.toys import Toy
 def test_a_point_of_a_sweep_has_the_bits_of_the_run_alone(toy: Toy) -> None:
     assert toy.sweep("sigma_w=2.0,3.0", "seed=0,7").status == 0
     data = toy.data("seed=0,7,sigma_w=2.0,3.0")
+    shutil.rmtree(toy.store)  # or the runs alone would be the sweep's points
     for sigma_w in (2.0, 3.0):
         for seed in (0, 7):
             toy.run(f"sigma_w={sigma_w}", f"seed={seed}")
@@ -336,6 +338,7 @@ def test_points_are_grouped_as_their_pytrees_are(toy: Toy) -> None:
 def test_a_sweep_without_axes_is_a_single_run(toy: Toy) -> None:
     toy.sweep("sigma_w=2.0")
     swept = toy.files("sigma_w=2.0")
+    shutil.rmtree(toy.store)
     toy.run("sigma_w=2.0")
     assert toy.files("sigma_w=2.0") == swept
 

@@ -17,6 +17,7 @@ def test_another_launcher_ends_with_the_same_files(toy: Toy, other: str) -> None
     (folder,) = toy.results.iterdir()
     files = toy.files(folder.name)
     shutil.rmtree(folder)
+    shutil.rmtree(toy.store)  # or nothing would be left to compute
     ended = toy.sweep(*failing, f"hydra/launcher={other}")
     assert ended.status == 1
     assert toy.files(folder.name) == files
@@ -32,6 +33,7 @@ def test_another_sweeper_has_its_jobs_joined_too(toy: Toy, monkeypatch: pytest.M
     (folder,) = toy.results.iterdir()
     files = toy.files(folder.name)
     shutil.rmtree(folder)
+    shutil.rmtree(toy.store)  # or nothing would be left to compute
     elsewhere = toy.project / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)

@@ -1,6 +1,7 @@
 """A sweep in processes of its own: interrupted, killed, and run twice at once."""
 
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -60,6 +61,7 @@ def test_a_sweep_killed_at_twenty_moments_ends_as_an_undisturbed_one(toy: Toy) -
     undisturbed = {path.name: path.read_bytes() for path in (toy.store).glob("*.nc")}
     for path in sorted(folder.rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
+    shutil.rmtree(toy.store)
     killed = 0
     while killed < 20:
         process = toy.start(*SWEEP, SLOW)
@@ -78,7 +80,7 @@ def test_a_sweep_killed_at_twenty_moments_ends_as_an_undisturbed_one(toy: Toy) -
     assert status == 0, told
     assert toy.files(folder.name) == files
     assert {p.name: p.read_bytes() for p in (toy.store).glob("*.nc")} == undisturbed
-    assert not list(folder.rglob("*.tmp"))
+    assert not [*folder.rglob("*.tmp"), *toy.store.rglob("*.tmp")]
 
 
 @pytest.mark.slow
@@ -89,4 +91,4 @@ def test_two_processes_make_the_same_sweep_at_once(toy: Toy) -> None:
     together = toy.files(folder.name)
     assert end(toy.start(*SWEEP, SLOW, "sweep.resume=false")).status == 0
     assert toy.files(folder.name) == together
-    assert not list(folder.rglob("*.tmp"))
+    assert not [*folder.rglob("*.tmp"), *toy.store.rglob("*.tmp")]

@@ -32,8 +32,8 @@ from .models import activations as activations
 from .models import chain as chain
 from .models import ensembles as ensembles
 from .models import networks as networks
-from .sweeping.from_python import Run as Run
-from .sweeping.from_python import compare as compare
+from .sweeping.outcomes import Run as Run
+from .sweeping.outcomes import compare as compare
 from .sweeping.from_python import load as load
 from .sweeping.from_python import prune as prune
 from .sweeping.from_python import run as run

@@ -68,7 +68,17 @@ ROOMS: dict[str, tuple[str, ...]] = {
         *("store", "composition", "naming", "usage", "refusals", "single", "command_line"),
     ),
     "sweeping": (
-        *("points", "programs", "join", "overview", "sweep", "cluster", "multirun", "from_python"),
+        *(
+            "points",
+            "programs",
+            "join",
+            "overview",
+            "sweep",
+            "cluster",
+            "outcomes",
+            "multirun",
+            "from_python",
+        ),
     ),
     "calibration": ("workers", "rehearsal", "mutations", "power", "seeds", "__main__"),
     "page": (
@@ -102,7 +112,7 @@ HOMES: dict[str, set[str]] = {
     "matplotlib": {"experiment.figures"},
     "omegaconf": {"running", "sweeping.multirun", "sweeping.from_python", "hydra_plugins"},
     "optax": {"lazy", "measuring.clipping", "measuring.monitor", "measuring.training"},
-    "pandas": {"sweeping.from_python"},
+    "pandas": {"sweeping.from_python", "sweeping.outcomes"},
     "rich": {"running", "sweeping"},
     "scipy": {"theory", "experiment.claim", "calibration.seeds"},
     "submitit": {"sweeping.cluster"},

@@ -15,5 +15,15 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    ["cluster", "from_python", "join", "multirun", "overview", "points", "programs", "sweep"],
+    [
+        "cluster",
+        "from_python",
+        "join",
+        "outcomes",
+        "multirun",
+        "overview",
+        "points",
+        "programs",
+        "sweep",
+    ],
 )

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import html
 import io
 import json
 import re
+import shlex
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,14 +23,13 @@ from gradlab.experiment.loading import Experiment
 from gradlab.running import command_line, composition, machine, naming, refusals
 from gradlab.running.command_line import Task
 from gradlab.running.provenance import Asked
+from gradlab.sweeping.outcomes import Claims, Run
 
 if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
     from omegaconf import DictConfig
 
-    from gradlab.experiment.claim import Claim
-    from gradlab.experiment.figures import Figure
     from gradlab.running.identity import Namer
     from gradlab.running.settings import Settings
 
@@ -40,78 +38,6 @@ _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
 _NO_TEXT = ("null", "true", "false", "inf", "nan")
 
 _CHECKOUT = Path(__file__).parent.parent.parent
-
-
-class Claims(tuple["Claim", ...]):
-    """The claims of a run; a table where it is shown, in a terminal and in a notebook."""
-
-    @property
-    def hold(self) -> bool:
-        """Whether all of them do."""
-        return all(claim.holds for claim in self)
-
-    def _rows(self) -> list[tuple[str, ...]]:
-        return [
-            (
-                "holds" if claim.holds else "FAILS",
-                claim.sentence,
-                f"{claim.measured:.6g} {claim.relation} {claim.expected:.6g}",
-                f"± {sum(claim.tolerance.values()):.2g}",
-                claim.at,
-            )
-            for claim in self
-        ]
-
-    def __repr__(self) -> str:
-        rows = self._rows()
-        widths = [max(map(len, column), default=0) for column in zip(*rows, strict=True)]
-        return "\n".join(
-            "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
-            for row in rows
-        )
-
-    def _repr_html_(self) -> str:
-        cells = ("".join(f"<td>{html.escape(text)}</td>" for text in row) for row in self._rows())
-        head = "".join(f"<th>{name}</th>" for name in ("", "claim", "measured", "allowed", "at"))
-        return f"<table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>"
-
-
-@dataclass(frozen=True, repr=False)
-class Run:
-    """One run of an experiment, as its files hold it.
-
-    Attributes:
-        name: the experiment.
-        folder: where its files are.
-        data: its dataset.
-        claims: its claims, judged.
-        caption: what its figure shows, in a sentence or two.
-    """
-
-    name: str
-    folder: Path
-    data: xr.Dataset
-    claims: Claims
-    caption: str
-    _experiment: Experiment
-
-    @functools.cached_property
-    def figure(self) -> Figure:
-        """The figure, drawn from the dataset."""
-        drawn: Figure = self._experiment.module.figure(self.data)
-        return drawn
-
-    @property
-    def record(self) -> dict[str, Any]:
-        """What it was made with: `run.json`."""
-        return fileset.manifest(self.folder)
-
-    def __repr__(self) -> str:
-        held = sum(claim.holds for claim in self.claims)
-        return f"{self.name}: {held} of {len(self.claims)} claims hold; files in {self.folder}"
-
-    def _repr_html_(self) -> str:
-        return f"<p>{html.escape(repr(self))}</p>{self.claims._repr_html_()}"
 
 
 def run(experiment: str | Path, *overrides: str, **values: Any) -> Run:
@@ -235,46 +161,6 @@ def _row(folder: Path, results: Path) -> dict[str, Any]:
     }
 
 
-def compare(one: Run, other: Run) -> pd.DataFrame:
-    """A row for all that differs between two runs: values, versions, arrays and claims.
-
-    Of an array the largest difference is told, nan where one of both has none.
-    """
-    import pandas as pd
-
-    rows = [
-        *_differing("value", one.record.get("config", {}), other.record.get("config", {})),
-        *_differing("version", one.record.get("versions", {}), other.record.get("versions", {})),
-        *_differing("array", _sizes(one.data), _sizes(other.data)),
-        *_changed(one.data, other.data),
-        *_differing("claim", _verdicts(one.claims), _verdicts(other.claims)),
-    ]
-    return pd.DataFrame(rows, columns=["kind", "name", "one", "other"])
-
-
-def _differing(kind: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> list[list[Any]]:
-    names = dict.fromkeys([*one, *other])
-    pairs = [(name, one.get(name), other.get(name)) for name in names]
-    return [[kind, name, before, after] for name, before, after in pairs if before != after]
-
-
-def _sizes(data: xr.Dataset) -> dict[str, dict[str, int]]:
-    return {str(name): {str(d): n for d, n in array.sizes.items()} for name, array in data.items()}
-
-
-def _changed(one: xr.Dataset, other: xr.Dataset) -> Iterator[list[Any]]:
-    """The largest difference of every array that both have in the same shape."""
-    for name, array in one.data_vars.items():
-        if name in other and array.shape == other[name].shape and not array.equals(other[name]):
-            numbers = array.dtype.kind in "biufc"
-            off = abs(array.values - other[name].values).max() if numbers else None
-            yield ["largest difference", str(name), None, off]
-
-
-def _verdicts(claims: Iterable[Claim]) -> dict[str, str]:
-    return {claim.sentence: "holds" if claim.holds else "FAILS" for claim in claims}
-
-
 def prune(experiment: str | Path, *, dry_run: bool = True) -> list[dict[str, Any]]:
     """What the store holds that today's code would not give, removed unless it is a `dry_run`.
 
@@ -356,8 +242,6 @@ def _text(value: Any) -> str:
 
 
 def _command(exp: Experiment, lines: Sequence[str]) -> str:
-    import shlex
-
     return shlex.join(["python", f"experiments/{exp.name}.py", *lines])
 
 

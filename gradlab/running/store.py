@@ -167,38 +167,44 @@ class Store:
     # ---- which points are where
 
     def _index(self) -> dict[str, list[str]]:
-        """File to the keys of its points; what is not known of a file is read from it."""
-        there = {path.name for path in self.folder.glob("*.nc") if _NAME.fullmatch(path.name)}
-        known = {name: keys for name, keys in self._read_index().items() if name in there}
-        new = {name: self._keys_of(name) for name in sorted(there - known.keys())}
-        index = known | {name: keys for name, keys in new.items() if keys is not None}
+        """File to the keys of its points; a file that is new or was changed is read."""
+        there = {path.name: _stamp(path) for path in self.folder.glob("*.nc")}
+        there = {name: stamp for name, stamp in there.items() if _NAME.fullmatch(name)}
+        known = {
+            name: keys
+            for name, (stamp, keys) in self._read_index().items()
+            if there.get(name) == stamp
+        }
+        new = {name: self._keys_of(name) for name in sorted(there.keys() - known.keys())}
         # What it saves is worth its time only now and then: it grows with all points.
         if sum(map(len, new.values())) > sum(map(len, known.values())) / 8 + 8:
-            self._write_index(index)
-        return index
+            self._write_index({name: (there[name], keys) for name, keys in (known | new).items()})
+        return known | new
 
     def _keys_of(self, name: str) -> list[str]:
         content = self._content(self.folder / name)
         return [] if content is None else [plain["key"] for plain in _told(content)]
 
-    def _read_index(self) -> dict[str, list[str]]:
+    def _read_index(self) -> dict[str, tuple[str, list[str]]]:
         """The index as it was written last; it only saves time, and any fault in it is as none."""
         try:
             head, keys = (self.folder / _INDEX).read_text().splitlines()
-            counts = json.loads(head)
-            starts = np.cumsum([0, *counts.values()]) * 32
+            files_there = json.loads(head)
+            starts = np.cumsum([0, *(count for _, count in files_there.values())]) * 32
             if len(keys) != starts[-1]:
                 return {}
             return {
-                name: [keys[at : at + 32] for at in range(first, last, 32)]
-                for name, first, last in zip(counts, starts[:-1], starts[1:], strict=True)
+                name: (stamp, [keys[at : at + 32] for at in range(first, last, 32)])
+                for (name, (stamp, _)), first, last in zip(
+                    files_there.items(), starts[:-1], starts[1:], strict=True
+                )
             }
         except (OSError, ValueError, TypeError, AttributeError):
             return {}
 
-    def _write_index(self, index: Mapping[str, Sequence[str]]) -> None:
-        head = json.dumps({name: len(keys) for name, keys in index.items()})
-        text = f"{head}\n{''.join(key for keys in index.values() for key in keys)}\n"
+    def _write_index(self, index: Mapping[str, tuple[str, Sequence[str]]]) -> None:
+        head = json.dumps({name: (stamp, len(keys)) for name, (stamp, keys) in index.items()})
+        text = f"{head}\n{''.join(key for _, keys in index.values() for key in keys)}\n"
         try:
             files.write_bytes(self.folder / _INDEX, text.encode())
         except OSError:
@@ -256,6 +262,15 @@ class _Told:
 
 def _without_key(plain: Mapping[str, Any]) -> str:
     return json.dumps({name: value for name, value in plain.items() if name != "key"})
+
+
+def _stamp(path: Path) -> str:
+    """What tells that a file was changed without reading it."""
+    try:
+        told = path.stat()
+        return f"{told.st_size} {told.st_mtime_ns}"
+    except OSError:
+        return ""
 
 
 def _age(path: Path) -> int:

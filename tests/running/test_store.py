@@ -97,6 +97,17 @@ def test_one_flipped_bit_is_seen_set_aside_and_named(
     assert len(store.keys()) == 5
 
 
+def test_a_flipped_bit_is_seen_in_a_file_that_the_index_knows(tmp_path: Path) -> None:
+    store = saved(tmp_path, range(40), range(40, 45))
+    assert len(store.keys()) == 45
+    assert (tmp_path / ".index").is_file()
+    victim = max(tmp_path.glob("*.nc"), key=lambda path: path.stat().st_size)
+    held = bytearray(victim.read_bytes())
+    held[len(held) // 2] ^= 1
+    victim.write_bytes(held)
+    assert store.keys() == {Saved(number).key for number in range(40, 45)}
+
+
 def test_a_file_with_anothers_content_is_set_aside(tmp_path: Path) -> None:
     store = saved(tmp_path, range(3), range(3, 5))
     one, other = sorted(tmp_path.glob("*.nc"))

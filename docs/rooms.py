@@ -23,7 +23,8 @@ WINGS = (
 
 def first_sentence(path: Path) -> str:
     """The first line of a module's docstring."""
-    return (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]
+    text = path.read_text(encoding="utf-8")
+    return (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
 
 
 def rows(folder: Path, indent: str) -> Iterator[str]:
@@ -48,7 +49,7 @@ def tree() -> str:
 
 def page() -> str:
     """docs/architecture.md with the tree of today between its marks."""
-    before, _, rest = PAGE.read_text().partition(START)
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(START)
     after = rest.partition(END)[2]
     return f"{before}{START}\n{tree()}\n{END}{after}"
 

@@ -60,7 +60,6 @@ ELSEWHERE = {
     "measuring.clip_report": (MONITOR, "a report tells what a monitor has kept"),
     "measuring.histogram": (MONITOR, "quantiles, held against a run recorded in full"),
     "sweeping.outcomes": ("sweeping/test_from_python.py", "what a run shows and two differ in"),
-    "running.machine": ("sweeping/test_from_python.py", "JAX's settings, before and after a run"),
     "running.recall": ("running/test_identity.py", "a program that is recalled has its name"),
     "experiment.files": ("experiment/test_dataset.py", "a write is whole or did not happen"),
     "experiment.fileset": ("page/test_page.py", "a set of files is one, or its card says so"),

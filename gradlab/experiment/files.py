@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gradlab.errors import BadInput
+from gradlab.errors import NotWritten
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -33,14 +33,14 @@ def folder_for(path: Path) -> Path:
     """The folder, made where it is missing and proved to be writable.
 
     Raises:
-        BadInput: it cannot be made or written to.
+        NotWritten: it cannot be made or written to.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             return path
     except OSError as error:
-        raise BadInput(
+        raise NotWritten(
             f"results folder '{path}' cannot be written ({error.strerror}); "
             "allowed: a folder that this user may write to"
         ) from error
@@ -51,7 +51,7 @@ def folder_if_needed(path: Path) -> Iterator[None]:
     """`folder_for(path)` around a block; where the block fails, no new empty folder stays.
 
     Raises:
-        BadInput: it cannot be made or written to.
+        NotWritten: it cannot be made or written to.
     """
     new = [place for place in (path, *path.parents) if not place.exists()]
     folder_for(path)
@@ -66,20 +66,35 @@ def folder_if_needed(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its place, whole, when the block ends well."""
+    """A temporary file beside `path` that takes its place, whole, when the block ends well.
+
+    Raises:
+        NotWritten: for want of space, permission or a folder; what stood there stays.
+    """
+    try:
+        with _temporary(path) as temporary:
+            yield temporary
+            # mkstemp makes private files; results are as readable as the user's other files.
+            temporary.chmod(0o666 & ~_umask())
+            _sync(temporary)
+            temporary.replace(path)
+            _sync(path.parent)
+    except OSError as error:
+        raise NotWritten(
+            f"'{path}' cannot be written ({error.strerror or error}); "
+            "allowed: a folder that this user may write to, with space for it"
+        ) from error
+
+
+@contextlib.contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
     prefix = f".{path.name}.{socket.gethostname()}.{os.getpid()}."
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=".tmp")
     os.close(handle)
-    temporary = Path(name)
     try:
-        yield temporary
-        # mkstemp makes private files; results are as readable as the user's other files.
-        temporary.chmod(0o666 & ~_umask())
-        _sync(temporary)
-        temporary.replace(path)
-        _sync(path.parent)
+        yield Path(name)
     finally:
-        temporary.unlink(missing_ok=True)
+        Path(name).unlink(missing_ok=True)
 
 
 def tidy(folder: Path) -> None:

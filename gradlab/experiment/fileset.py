@@ -36,7 +36,7 @@ def digests(folder: Path) -> dict[str, str]:
 def manifest(folder: Path) -> dict[str, Any]:
     """What `run.json` says; empty where there is none that can be read."""
     try:
-        told = json.loads((folder / "run.json").read_text())
+        told = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return told if isinstance(told, dict) else {}

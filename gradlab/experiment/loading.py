@@ -166,19 +166,23 @@ def results(experiment: Experiment, cfg: Any, seed: int) -> dict[str, Any]:
     """The labelled arrays that `compute` returns.
 
     Raises:
-        BadInput: it does with traced values what JAX cannot trace.
+        BadInput: it does with traced values what JAX cannot trace, or needs more memory than
+            there is.
     """
     import jax
 
+    from gradlab.experiment import memory
+
+    given = schema.arrays(cfg), jax.random.key(seed)
     try:
-        arrays: dict[str, Any] = jax.jit(experiment.module.compute)(
-            schema.arrays(cfg), jax.random.key(seed)
-        )
+        program = jax.jit(experiment.module.compute).lower(*given).compile()
     except (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError) as error:
         raise BadInput(
             f"compute of '{experiment.name}' uses numpy, float() or a Python branch on a value "
             "that jax traces; allowed: jax.numpy, or jax.pure_callback around what must be numpy"
         ) from error
+    memory.check(experiment.name, program, jax.devices()[0])
+    arrays: dict[str, Any] = program(*given)
     return arrays
 
 

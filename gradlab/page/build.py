@@ -117,9 +117,11 @@ def _environment() -> jinja2.Environment:
 
 def _common(found: Offers) -> dict[str, Any]:
     return {
-        "css": Markup((HERE / "assets" / "page.css").read_text()),
+        "css": Markup((HERE / "assets" / "page.css").read_text(encoding="utf-8")),
         "script": Markup(
-            "\n".join((HERE / "assets" / f"{name}.js").read_text() for name in SCRIPTS)
+            "\n".join(
+                (HERE / "assets" / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS
+            )
         ),
         "figures": offers.figures(found),
         "plain": numbers.significant,

@@ -136,7 +136,7 @@ def _card(name: str, file: Path | None, results: Path) -> Card:
 def described(file: Path) -> tuple[str, str]:
     """The question and the source in a file's docstring, read without executing the file."""
     try:
-        text = ast.get_docstring(ast.parse(file.read_text())) or ""
+        text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
     except (OSError, SyntaxError, ValueError) as error:
         return file.stem, f"{file.name} cannot be read as Python: {error}"
     question, _, source = text.partition("\n")
@@ -163,7 +163,7 @@ def offer_of(file: Path) -> tuple[Offer, str]:
 
 def _defines(file: Path, name: str) -> bool:
     try:
-        body = ast.parse(file.read_text()).body
+        body = ast.parse(file.read_text(encoding="utf-8")).body
     except (OSError, SyntaxError, ValueError):
         return False  # the card says so
     targets = [target for node in body if isinstance(node, ast.Assign) for target in node.targets]

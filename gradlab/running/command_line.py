@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import logging
 import os
 import shlex
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from gradlab.errors import BadInput
 from gradlab.experiment import loading
 from gradlab.experiment.loading import Experiment
-from gradlab.running import composition, naming, refusals, usage
+from gradlab.running import composition, interrupts, machine, naming, refusals, usage
 from gradlab.running.console import say
 from gradlab.running.interrupts import Interrupts
 from gradlab.running.provenance import Asked
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 CLAIM_FAILED = BAD_INPUT = 1
-INTERRUPTED = 130
+_KEPT = "files of finished runs are kept; to go on"
 
 
 def run(file: str) -> NoReturn:
@@ -34,25 +35,34 @@ def run(file: str) -> NoReturn:
     # Hydra's own reporter prints several lines or a traceback; `refusals` makes it one sentence.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     typed = shlex.join(["python", *sys.argv])
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # an encoding without σ must not end a run
+            stream.reconfigure(errors="backslashreplace")
     try:
-        reads = Reads()
-        with watched(reads):
-            experiment = loading.load_anew(file)
-        if {"--help", "-h"} & set(sys.argv[1:]):
-            # Hydra would look through every config group twice first, for over half a second.
-            sys.stdout.write(usage.text(experiment) + "\n")
-            sys.exit(0)
-        verdicts = _through_hydra(experiment, typed, reads)
+        with interrupts.ending(f"{_KEPT}: {typed}"):
+            verdicts = _verdicts(file, typed)
     except KeyboardInterrupt as stopped:
-        kept = str(stopped) or f"files of finished runs are kept; to go on: {typed}"
-        say(f"interrupted: {kept}")
+        say(f"interrupted: {str(stopped) or f'{_KEPT}: {typed}'}")
         sys.stdout.flush()
         # A thread of jax may still compute: tearing down the interpreter under it ends in a crash.
-        os._exit(INTERRUPTED)
+        os._exit(interrupts.status())
     except BadInput as error:
         say(f"error: {error}")
         sys.exit(BAD_INPUT)
     sys.exit(0 if all(verdicts) else CLAIM_FAILED)
+
+
+def _verdicts(file: str, typed: str) -> list[bool]:
+    """Whether the claims hold of each run that was asked for."""
+    reads = Reads()
+    with watched(reads):
+        experiment = loading.load_anew(file)
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        # Hydra would look through every config group twice first, for over half a second.
+        sys.stdout.write(usage.text(experiment) + "\n")
+        sys.exit(0)
+    with machine.cache_mended():
+        return _through_hydra(experiment, typed, reads)
 
 
 class Task:
@@ -70,12 +80,14 @@ class Task:
     def __call__(self, cfg: DictConfig) -> bool:
         """Whether every claim of a single run holds."""
         from hydra.core.hydra_config import HydraConfig
-        from omegaconf import open_dict
+        from omegaconf import OmegaConf, open_dict
 
         hydra: Any = HydraConfig.instance().cfg
         with open_dict(cfg):
             cfg.hydra = hydra.hydra
-        holds = self.single(cfg, list(hydra.hydra.overrides.task))
+        # As typed: to read them one by one would look up what `${...}` in them stands for.
+        typed: Any = OmegaConf.to_container(hydra.hydra.overrides.task, resolve=False)
+        holds = self.single(cfg, typed)
         if self.errors and hydra.hydra.run.dir != naming.NOT_GIVEN:
             # Hydra makes the folder that it was told of before anything is checked.
             with contextlib.suppress(OSError):  # something stands in it
@@ -84,14 +96,12 @@ class Task:
 
     def single(self, config: DictConfig, overrides: Sequence[str]) -> bool:
         """Whether every claim of the run with these overrides holds."""
-        with Interrupts() as interrupts:
-            try:
-                self.verdicts.append(_single(self, config, overrides))
-            except Exception as error:
-                interrupts.check()
-                # Hydra would print the overrides again and wrap it.
-                self.errors.append(error)
-                return False
+        try:
+            self.verdicts.append(_single(self, config, overrides))
+        except Exception as error:
+            # Hydra would print the overrides again and wrap it.
+            self.errors.append(error)
+            return False
         return self.verdicts[-1]
 
     def asked_for(
@@ -116,7 +126,12 @@ def _single(task: Task, config: DictConfig, overrides: Sequence[str]) -> bool:
     # The values are checked; from here on the heavy imports are worth their time.
     from gradlab.running import single
 
-    return single.run_one(exp, cfg, settings, folder, asked, task.reads)
+    with Interrupts() as told:
+        try:
+            return single.run_one(exp, cfg, settings, folder, asked, task.reads)
+        except Exception:
+            told.check()
+            raise
 
 
 def _through_hydra(experiment: Experiment, command: str, reads: Reads) -> list[bool]:
@@ -128,7 +143,9 @@ def _through_hydra(experiment: Experiment, command: str, reads: Reads) -> list[b
     folder = experiment.config_file.parent
     main = hydra.main(config_path=str(folder), config_name=experiment.name, version_base="1.3")
     try:
-        main(task)()
+        # Several have finished points to tell of, and processes of their own to end.
+        with Interrupts() if words.multirun else contextlib.nullcontext():
+            main(task)()
         if task.errors:
             raise task.errors[0]
     except Exception as error:

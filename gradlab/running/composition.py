@@ -108,7 +108,10 @@ def content(path: Path) -> dict[str, Any]:
 
     if not path.is_file():
         raise BadInput(f"'{path}' does not exist; allowed: a YAML file with a value per key")
-    values = yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
+    values = (
+        yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        or {}
+    )
     return {key: value for key, value in values.items() if key not in ("defaults", "hydra")}
 
 
@@ -126,9 +129,11 @@ def _schema(experiment: Experiment) -> Any:
 
 
 def _fields(known: Sequence[Entry]) -> list[tuple[str, Any, Any]]:
-    # OmegaConf cannot say "a number or a list of numbers": a list is checked by `schema.read`.
-    kinds = [(one.name, Any if one.is_list or one.optional else one.type) for one in known]
-    return [(name, kind, dataclasses.field(default="???")) for name, kind in kinds]
+    def kind(one: Entry) -> Any:
+        # OmegaConf cannot say "a number or a list", and takes 2 for true: `schema.read` checks.
+        return Any if one.is_list or one.optional or one.type is bool else one.type
+
+    return [(one.name, kind(one), dataclasses.field(default="???")) for one in known]
 
 
 def read(experiment: Experiment, values: Mapping[str, Any]) -> tuple[Settings, Any]:

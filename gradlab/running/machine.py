@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import warnings
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from gradlab.lazy import jax
 
@@ -13,6 +17,8 @@ _SET = (
     *("jax_enable_x64", "jax_default_matmul_precision", "jax_compilation_cache_dir"),
     *("jax_persistent_cache_min_compile_time_secs", "jax_persistent_cache_min_entry_size_bytes"),
 )
+
+_UNREADABLE = re.compile(r"persistent compilation cache entry for '([^']+)'")
 
 
 def prepare(precision: str) -> None:
@@ -37,3 +43,39 @@ def set_back() -> Iterator[None]:
     finally:
         for name, value in before.items():
             jax.config.update(name, value)
+
+
+@contextlib.contextmanager
+def cache_mended() -> Iterator[None]:
+    """In the block, an entry of JAX's compilation cache that cannot be read is removed.
+
+    A killed process may leave a part of one, of which every later run would warn.
+    """
+    shown = warnings.showwarning
+
+    def show(message: Warning | str, *where: Any, **more: Any) -> None:
+        entry = _UNREADABLE.search(str(message))
+        if entry is None:
+            shown(message, *where, **more)
+        else:
+            _remove_damaged(Path(str(jax.config.values["jax_compilation_cache_dir"])), entry[1])
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = shown
+
+
+def _remove_damaged(cache: Path, program: str) -> None:
+    """Remove the damaged of a program's entries, all if that cannot be known."""
+    entries = list(cache.glob(f"{program}-*-cache"))
+    for path in [path for path in entries if not _whole(path)] or entries:
+        path.unlink(missing_ok=True)
+
+
+def _whole(path: Path) -> bool:
+    try:
+        return bool(zlib.decompress(path.read_bytes()))
+    except (OSError, zlib.error):
+        return False

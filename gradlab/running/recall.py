@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gradlab.errors import NotWritten
 from gradlab.experiment import files
 
 # What asks somebody else, whose answer may be another one next time.
@@ -53,7 +54,10 @@ def process_start() -> int:
     """The time at which this process began, in nanoseconds; now, where the system does not say."""
     try:
         # A tick more, since it is rounded down; Python takes longer to read its first file.
-        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]) + 1
+        ticks = (
+            int(Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19])
+            + 1
+        )
         age = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - ticks * 10**9 // os.sysconf("SC_CLK_TCK")
     except (OSError, AttributeError, ValueError, IndexError):
         age = 0
@@ -131,7 +135,7 @@ class Recall:
     def _remembered(self) -> dict[str, Any]:
         """What the file says, if every file that it names is as it was."""
         try:
-            held: dict[str, Any] = json.loads(self.path.read_text())
+            held: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8"))
             same = all(_stamp(path) == stamp for path, stamp in held["files"].items())
             return held if same and isinstance(held["programs"], dict) else {}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -144,7 +148,7 @@ class Recall:
             "files": before.get("files", {}) | stamps,
             "programs": before.get("programs", {}) | {asked: name},
         }
-        with contextlib.suppress(OSError):  # it only saves time
+        with contextlib.suppress(NotWritten, OSError):  # it only saves time
             self.path.parent.mkdir(parents=True, exist_ok=True)
             files.write_json(self.path, known)
 

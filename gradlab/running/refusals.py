@@ -11,6 +11,10 @@ from gradlab.experiment import schema
 from gradlab.experiment.loading import Experiment
 from gradlab.running import composition, settings
 
+_AS_TYPED = (
+    "allowed: key=value, with a list as [1,2] and a text that has signs of its own in quotes"
+)
+
 
 def sentence(
     error: Exception, experiment: Experiment, overrides: Sequence[str], folders: Sequence[Path]
@@ -30,12 +34,35 @@ def sentence(
             known = _about_key(cause, experiment, overrides, folders)
             if known:
                 return BadInput(known)
+    wrong = "" if isinstance(error, BadInput) else _unreadable(overrides, experiment)
+    if wrong:
+        return BadInput(wrong)
     if isinstance(error, HydraException | OmegaConfBaseException):
         hydras = [cause for cause in _causes(error) if isinstance(cause, HydraException)]
         said = str(hydras[-1] if hydras else error)
         lines = said.partition("See https")[0].partition("Config search path")[0]
-        return BadInput("; ".join(line.strip() for line in lines.splitlines() if line.strip()))
+        parts = [line.strip().rstrip(".") for line in lines.splitlines() if line.strip()]
+        return BadInput("; ".join(parts))
     return error
+
+
+def _unreadable(overrides: Sequence[str], experiment: Experiment) -> str:
+    """The sentence for the first word that Hydra cannot read as key=value, or empty."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parser, choices = OverridesParser.create(), composition.groups(experiment)
+    for word in overrides:
+        try:
+            (over,) = parser.parse_overrides([word])
+            value = next(over.sweep_iterator()) if over.is_sweep_override() else over.value()
+        except Exception:  # the parser of a text raises what it likes
+            return f"'{word}' cannot be read; {_AS_TYPED}"
+        if not over.key_or_group:
+            return f"'{word}' has no key; {_AS_TYPED}"
+        names = choices.get(over.key_or_group)
+        if names and not over.is_delete() and not isinstance(value, str | list):
+            return schema.unknown(over.key_or_group, word.partition("=")[2], names)
+    return ""
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -49,12 +76,17 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 def _about_key(
     cause: Any, experiment: Experiment, overrides: Sequence[str], folders: Sequence[Path]
 ) -> str:
-    from omegaconf.errors import ValidationError
+    from omegaconf.errors import InterpolationKeyError, ValidationError
 
     name = str(cause.full_key)
     known = composition.entries(experiment)
     if name.startswith("hydra."):
         return ""
+    if isinstance(cause, InterpolationKeyError) and name in known:
+        return (
+            f"{name} is {_given(name, overrides)}, which refers to a key that there is not; "
+            f"allowed: {known[name].allowed()}"
+        )
     if isinstance(cause, ValidationError):
         given = _given(name, overrides)
         below = ", ".join(key for key in known if key.startswith(f"{name}."))

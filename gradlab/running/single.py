@@ -45,6 +45,8 @@ def run_one(
     # What only `compute` can tell of bad input is told after the folder was proved writable.
     with files.folder_if_needed(folder), console.busy(f"{exp.name}: computing"):
         case, data = dataset_of(exp, cfg, settings, reads)
+        files.tidy(folder)
+        dataset.write(folder / "data.nc", data)
     made = {
         "command": asked.command,
         "config": schema.values(cfg),
@@ -52,8 +54,6 @@ def run_one(
         **provenance.made_with(exp.project, settings),
         "wall_time_seconds": round(time.perf_counter() - start, 3),
     }
-    files.tidy(folder)
-    dataset.write(folder / "data.nc", data)
     return _finish(exp, folder, made, asked)
 
 

@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import xarray as xr
 
-from gradlab.errors import BadInput
+from gradlab.errors import BadInput, NotWritten
 from gradlab.experiment import dataset, files
 from gradlab.experiment.dataset import Named
 from gradlab.running.console import say
@@ -51,7 +51,7 @@ class Store:
 
     def save(self, done: Sequence[tuple[Stored, Mapping[str, Named]]], how: Any) -> None:
         """Put the arrays of points of equal structure in one file; `how` they were computed."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        files.folder_for(self.folder)
         points = [point for point, _ in done]
         content = _stacked([arrays for _, arrays in done])
         told = json.dumps([point.plain() for point in points]).encode()
@@ -64,7 +64,7 @@ class Store:
 
     def save_failure(self, point: Stored, error: str, traceback: str) -> None:
         """Note that a point raised, and what it said."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        files.folder_for(self.folder)
         note = {"error": error, "traceback": traceback}
         files.write_json(self.folder / f"{point.key}.failed.json", note)
 
@@ -111,7 +111,7 @@ class Store:
         """Note for points the names by which others ask for them: name to their own key."""
         other = {name: key for name, key in names.items() if name != key}
         if other:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            files.folder_for(self.folder)
             files.write_json(self.folder / f"{digest(other)}.names.json", other)
 
     def _others(self) -> dict[str, str]:
@@ -188,7 +188,7 @@ class Store:
     def _read_index(self) -> dict[str, tuple[str, list[str]]]:
         """The index as it was written last; it only saves time, and any fault in it is as none."""
         try:
-            head, keys = (self.folder / _INDEX).read_text().splitlines()
+            head, keys = (self.folder / _INDEX).read_text(encoding="utf-8").splitlines()
             files_there = json.loads(head)
             starts = np.cumsum([0, *(count for _, count in files_there.values())]) * 32
             if len(keys) != starts[-1]:
@@ -207,7 +207,7 @@ class Store:
         text = f"{head}\n{''.join(key for _, keys in index.values() for key in keys)}\n"
         try:
             files.write_bytes(self.folder / _INDEX, text.encode())
-        except OSError:
+        except NotWritten:
             return  # a folder that may only be read is a store all the same
 
     # ---- what a file holds
@@ -283,7 +283,7 @@ def _age(path: Path) -> int:
 def _json(path: Path) -> dict[str, str]:
     """What a note says; empty where it is none."""
     try:
-        note = json.loads(path.read_text())
+        note = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return note if isinstance(note, dict) else {}

@@ -207,7 +207,9 @@ class Queue(ABC):
 
     def ids(self) -> list[str]:
         """The ids of the elements that were submitted last, by this process or another."""
-        return list(json.loads(self.note.read_text())) if self.note.is_file() else []
+        return (
+            list(json.loads(self.note.read_text(encoding="utf-8"))) if self.note.is_file() else []
+        )
 
     def name(self) -> str:
         """The array in words."""

@@ -137,7 +137,7 @@ def runs(experiment: str | Path | None = None, results: str | Path | None = None
 def _row(folder: Path, results: Path) -> dict[str, Any]:
     told = fileset.manifest(folder)
     try:
-        claims = json.loads((folder / "claims.json").read_text())
+        claims = json.loads((folder / "claims.json").read_text(encoding="utf-8"))
         failed = [claim["sentence"] for claim in claims if claim["verdict"] != "holds"]
     except (OSError, ValueError, TypeError, KeyError):
         claims, failed = [], ["claims.json cannot be read"]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gradlab.errors import BadInput
+from gradlab.errors import BadInput, NotWritten
 from gradlab.experiment import dataset, figures, files, loading
 from gradlab.experiment.loading import Experiment
 from gradlab.running import console, machine, naming, provenance, single
@@ -263,7 +263,7 @@ def in_words(point: Point) -> str:
 
 
 @contextlib.contextmanager
-def telling(sweep: Sweep, store: Store, folder: Path) -> Iterator[None]:
+def telling(sweep: Sweep, store: Store) -> Iterator[None]:
     """An interruption or a full disk inside the block ends with what is kept and how to go on."""
 
     def kept() -> str:
@@ -275,11 +275,8 @@ def telling(sweep: Sweep, store: Store, folder: Path) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         raise Stopped(kept()) from None
-    except OSError as error:
-        raise BadInput(
-            f"results folder '{folder}' cannot be written ({error.strerror}); "
-            f"allowed: a folder with room for the results; {kept()}"
-        ) from error
+    except NotWritten as error:
+        raise BadInput(f"{error}; {kept()}") from error
 
 
 @dataclass(frozen=True)
@@ -331,7 +328,7 @@ def run_sweep(
                 f"'{store.folder}' holds no finished point of these; "
                 "allowed: a sweep that was computed"
             )
-    with telling(sweep, store, folder):
+    with telling(sweep, store):
         try:
             now = settings.redraw or _computed(exp, sweep, store, settings, work)
         except FailFast:

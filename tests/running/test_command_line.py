@@ -98,6 +98,14 @@ def test_a_claim_that_fails_ends_with_status_one_after_all_is_written(toy: Toy) 
         ("sigma_w=inf", "sigma_w is inf; allowed: a finite number"),
         ("sigma_w=1e9", "sigma_w is 1000000000.0; allowed: a finite number"),
         ("w=[]", "w is an empty list; allowed: a finite number"),
+        ("w=[0.5,0.7,0.50]", "w is [0.5, 0.7, 0.5], with 0.5 twice; allowed: each value once"),
+        ("redraw=2", "redraw is 2; allowed: true or false"),
+        ("sweep.resume=yes", "sweep.resume is 'yes'; allowed: true or false"),
+        ("depth=${nope}", "depth is '${nope}', which refers to a key that there is not; allowed"),
+        ("scale=null", "scale 'null' is not known; did you mean 'full'? allowed: full, smoke"),
+        ("w=[1,", "'w=[1,' cannot be read; allowed: key=value"),
+        ("=3", "'=3' has no key; allowed: key=value"),
+        ("depth=10000000 width=65536", "'chaos' needs "),
         ("w=[0.5,two]", "w is [0.5, 'two']; allowed: a finite number"),
         ("activation=sine", "activation is 'sine'; allowed: one of linear, tanh"),
         ("precision=float16", "precision is 'float16'; allowed: one of float32, float64"),
@@ -116,7 +124,7 @@ def test_a_claim_that_fails_ends_with_status_one_after_all_is_written(toy: Toy) 
 def test_bad_input_is_one_sentence_and_nothing_is_written(
     toy: Toy, argument: str, sentence: str
 ) -> None:
-    ended = toy.run(*(argument.split() if "hydra/" in argument else [argument]))
+    ended = toy.run(*argument.split())
     assert ended.status == 1
     assert ended.stderr.startswith("error: ")
     assert sentence in ended.stderr
@@ -147,17 +155,19 @@ def test_a_defect_of_an_experiment_keeps_its_traceback(toy: Toy) -> None:
         toy.run("fail='depth 6 tanh 5'")
 
 
-def test_an_interrupted_run_ends_with_130_and_one_line(toy: Toy) -> None:
+@pytest.mark.parametrize("asked", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_run_that_is_asked_to_end_says_so_in_one_line(toy: Toy, asked: signal.Signals) -> None:
     process = toy.start("fail='sleep 60'")
     while not toy.results.exists():
         assert process.poll() is None
         time.sleep(0.05)
     time.sleep(1.0)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(asked)
     _, told = process.communicate(timeout=60)
-    assert process.returncode == 130, told
+    assert process.returncode == 128 + asked, told
     assert told.splitlines()[-1].startswith("interrupted: ")
     assert "to go on: python experiments/chaos.py" in told.splitlines()[-1]
+    assert not list(toy.project.rglob("*.tmp"))
 
 
 def test_an_interruption_inside_a_callback_of_jax_ends_with_130_too(toy: Toy) -> None:

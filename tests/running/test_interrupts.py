@@ -1,11 +1,30 @@
 import logging
 import os
 import signal
+import subprocess
+import sys
 
 import jax
 import pytest
 
 from gradlab.running.interrupts import Interrupts
+
+SWALLOWED = """
+import os, signal, time
+from gradlab.running.interrupts import Interrupts
+
+class Finalised:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        sum(range(1000))
+
+try:
+    with Interrupts():
+        Finalised()
+        time.sleep(60)
+except KeyboardInterrupt:
+    print("ended")
+"""
 
 
 @pytest.mark.parametrize(("interrupted", "logged"), [(True, 0), (False, 1)])
@@ -36,3 +55,33 @@ def test_ctrl_c_inside_a_callback_is_an_interruption_and_not_told_as_a_failure(
     ):
         block()
     assert len([record for record in caplog.records if record.exc_info]) == logged
+
+
+def told_by(code: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_a_signal_before_anything_is_at_stake_ends_at_once() -> None:
+    ended = told_by(
+        "import os, signal; from gradlab.running import interrupts\n"
+        "with interrupts.ending('nothing yet'): os.kill(os.getpid(), signal.SIGTERM)\n"
+        "print('went on')"
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (143, "", "interrupted: nothing yet\n")
+
+
+def test_one_that_a_finaliser_swallowed_comes_again() -> None:
+    assert told_by(SWALLOWED).stdout == "ended\n"
+
+
+def test_what_was_ignored_stays_so_and_all_is_as_before() -> None:
+    first = signal.getsignal(signal.SIGINT)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interrupts():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            assert signal.getsignal(signal.SIGINT) is not first
+        assert signal.getsignal(signal.SIGINT) is first
+    finally:
+        signal.signal(signal.SIGHUP, before)

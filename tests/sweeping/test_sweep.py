@@ -12,7 +12,7 @@ import pytest
 import xarray as xr
 
 from gradlab.experiment import loading, schema
-from gradlab.running import command_line, store
+from gradlab.running import store
 from gradlab.sweeping import points
 from tests.toys import Toy
 
@@ -388,4 +388,3 @@ def test_the_command_of_a_run_is_told_in_its_manifest(toy: Toy) -> None:
     assert manifest["command"] == "python experiments/chaos.py --multirun seed=0,1"
     assert manifest["sweep"] == {"seed": [0, 1]}
     assert manifest["evaluation"][0]["method"] == "each"
-    assert command_line.INTERRUPTED == 130

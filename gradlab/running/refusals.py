@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,9 +42,20 @@ def sentence(
         hydras = [cause for cause in _causes(error) if isinstance(cause, HydraException)]
         said = str(hydras[-1] if hydras else error)
         lines = said.partition("See https")[0].partition("Config search path")[0]
+        merged = lines.partition("Error merging override ")[2].strip()
+        if merged:
+            return BadInput(f"'{merged}' cannot be set; {_AS_TYPED}")
         parts = [line.strip().rstrip(".") for line in lines.splitlines() if line.strip()]
         return BadInput("; ".join(parts))
+    if isinstance(error, ValueError) and _raised_in(error).startswith(("hydra.", "omegaconf.")):
+        return BadInput(f"{error}; {_AS_TYPED}")
     return error
+
+
+def _raised_in(error: Exception) -> str:
+    """The name of the module in which an error was raised."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals["__name__"])
 
 
 def _unreadable(overrides: Sequence[str], experiment: Experiment) -> str:
@@ -76,17 +88,21 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 def _about_key(
     cause: Any, experiment: Experiment, overrides: Sequence[str], folders: Sequence[Path]
 ) -> str:
-    from omegaconf.errors import InterpolationKeyError, ValidationError
+    from omegaconf.errors import (
+        InterpolationKeyError,
+        InterpolationResolutionError,
+        ValidationError,
+    )
 
     name = str(cause.full_key)
     known = composition.entries(experiment)
     if name.startswith("hydra."):
         return ""
-    if isinstance(cause, InterpolationKeyError) and name in known:
-        return (
-            f"{name} is {_given(name, overrides)}, which refers to a key that there is not; "
-            f"allowed: {known[name].allowed()}"
-        )
+    if isinstance(cause, InterpolationResolutionError) and name in known:
+        missing = isinstance(cause, InterpolationKeyError)
+        what = "refers to a key that there is not" if missing else "cannot be looked up"
+        allowed = known[name].allowed()
+        return f"{name} is {_given(name, overrides)}, which {what}; allowed: {allowed}"
     if isinstance(cause, ValidationError):
         given = _given(name, overrides)
         below = ", ".join(key for key in known if key.startswith(f"{name}."))

@@ -103,6 +103,12 @@ def test_a_claim_that_fails_ends_with_status_one_after_all_is_written(toy: Toy) 
         ("sweep.resume=yes", "sweep.resume is 'yes'; allowed: true or false"),
         ("depth=${nope}", "depth is '${nope}', which refers to a key that there is not; allowed"),
         ("scale=null", "scale 'null' is not known; did you mean 'full'? allowed: full, smoke"),
+        (
+            "depth=${oc.env:GRADLAB_NOPE}",
+            "depth is '${oc.env:GRADLAB_NOPE}', which cannot be looked",
+        ),
+        ("hydra/launcher=1", "Config group override must be a string or a list. Got int; allowed:"),
+        ("hydra.run.dir=[null]", "'hydra.run.dir=[null]' cannot be set; allowed: key=value"),
         ("w=[1,", "'w=[1,' cannot be read; allowed: key=value"),
         ("=3", "'=3' has no key; allowed: key=value"),
         ("depth=10000000 width=65536", "'chaos' needs "),

@@ -113,11 +113,18 @@ _METADATA: dict[str, dict[str, str | None]] = {
 _CAPTION = {"png": "Description", "pdf": "Subject", "svg": "Description"}
 
 
+class _Shown(Figure):
+    """A figure that a notebook shows without pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        return _file(self, "png", "")
+
+
 def panels(
     rows: int = 1, columns: int = 1, *, width: float = PAGE, height: float = 2.5, **options: Any
 ) -> tuple[Figure, list[Axes]]:
     """A figure (inches) and its axes, row by row, each titled with its letter."""
-    figure = Figure(figsize=(width, height))
+    figure = _Shown(figsize=(width, height))
     axes = list(figure.subplots(rows, columns, squeeze=False, **options).flat)
     if len(axes) > 1:
         for letter, axis in zip("abcdefghijkl", axes, strict=False):

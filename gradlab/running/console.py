@@ -81,8 +81,11 @@ def print_table(
 def _stdout(width: int) -> Console:
     from rich.console import Console
 
-    console = Console(file=sys.stdout)
-    return console if console.is_terminal else Console(file=sys.stdout, width=width)
+    # In a notebook what is returned shows itself, and rich would not ask for sys.stdout.
+    console = Console(file=sys.stdout, force_jupyter=False)
+    if console.is_terminal:
+        return console
+    return Console(file=sys.stdout, force_jupyter=False, width=width)
 
 
 class Steps:

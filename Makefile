@@ -14,7 +14,7 @@ QUICK := $(addprefix tests/,arithmetic models measuring theory experiment test_i
 	$(foreach long,product_svd test_spectra.py test_certificate.py,--ignore tests/measuring/$(long))
 
 PYTEST := $(BIN)/python -m pytest
-PARALLEL := -n auto --dist loadfile --max-worker-restart 0
+PARALLEL := -n auto --dist loadgroup --max-worker-restart 0
 
 # Minutes that fresh seeds, and the mutations, of all experiments together may take, and their scale.
 MINUTES := 25

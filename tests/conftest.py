@@ -62,6 +62,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("experiment_file", files, ids=[file.stem for file in files])
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A worker takes a file, and of what runs for every experiment one experiment, as a whole."""
+    for item in items:
+        file = getattr(item, "callspec", None) and item.callspec.params.get("experiment_file")
+        group = f"{item.path.name}:{file.stem}" if file else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--record", type=Path, help="write the outcomes with their date to this file")
 

@@ -50,9 +50,8 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     # One program for all cases of a format, because compiling it takes longer than running it.
     rows = [jax.vmap(functools.partial(one_gradient, name))(entries, tau) for name in formats]
     found = jax.tree.map(lambda *each: jnp.split(jnp.stack(each), np.cumsum(sizes)[:-1], 1), *rows)
-    shape = (len(formats), *parts[0][1].shape)
+    shape, axes = (len(formats), *parts[0][1].shape), "format tau_over_norm norm draw"
     known = [gl.theory.scalar.FORMATS[name] for name in formats]
-    axes = "format tau_over_norm norm draw"
     random = {
         name: gl.named(found[name][0].reshape(shape), axes, long_name=text)
         for name, text in QUANTITIES.items()
@@ -165,7 +164,7 @@ def caption(data: xr.Dataset) -> str:
 
 
 def rounding(data: xr.Dataset) -> xr.DataArray:
-    """The most floats that roundings alone put between optax's entry and the formula's, by format."""
+    """The most floats that roundings alone put between optax and the formula, by format."""
     # In half ulps: root, quotient and product one each, the formula two, and half of the sum's: one
     # of the squares, one of those lost below the smallest normal number, and one for each term. A
     # short format is summed in float32, so that each of two leaves and their sum is rounded once.

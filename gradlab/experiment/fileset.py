@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,11 @@ def close(folder: Path, record: Mapping[str, Any]) -> None:
     )
 
 
-def judged(
-    claims: Sequence[Mapping[str, Any]], headline: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
-    """What claims.json holds: the records of claims and of headline numbers."""
-    return {"layout": CLAIMS_LAYOUT, "claims": list(claims), "headline": list(headline)}
+def judged(claims: Iterable[str], headline: Iterable[str]) -> bytes:
+    """The content of claims.json: the records of claims and of headline numbers, each as JSON."""
+    claim_lines, headline_lines = (",\n".join(filter(None, some)) for some in (claims, headline))
+    text = f'"claims": [\n{claim_lines}\n],\n"headline": [\n{headline_lines}\n]'
+    return f'{{\n"layout": {CLAIMS_LAYOUT},\n{text}\n}}\n'.encode()
 
 
 def read_judged(content: Any) -> tuple[list[Any], list[Any]]:

@@ -200,19 +200,19 @@ def label(experiment: Experiment, cfg: Any, seed: int, arrays: dict[str, Any]) -
     return data
 
 
-def judge(experiment: Experiment, data: xr.Dataset) -> list[Claim]:
-    """The claims of the experiment about a dataset.
+def judge(experiment: Experiment, data: xr.Dataset, part: str = "claims") -> list[Claim]:
+    """The claims of the experiment about a dataset; none where the file has no such part.
 
     Raises:
         BadInput: something else than a claim is among them.
     """
     from gradlab.experiment.claim import Claim
 
-    claims = list(experiment.module.claims(data))
+    claims = list(getattr(experiment.module, part, lambda _: ())(data))
     for claim in claims:
         if not isinstance(claim, Claim):
             raise BadInput(
-                f"claims of '{experiment.name}' yields a {type(claim).__name__}; "
+                f"{part} of '{experiment.name}' yields a {type(claim).__name__}; "
                 "allowed: gl.Claim, or what the functions of gl.claim return"
             )
     return claims

@@ -95,8 +95,10 @@ class Steps:
     def __init__(self, name: str, done: int, total: int) -> None:
         from rich.console import Console
 
-        self._name, self._before, self.done, self._total = name, done, done, total
-        self._begun = self._said = time.monotonic()
+        self._name, self.done, self._total = name, done, total
+        self._said = time.monotonic()
+        # The first point compiles; what it takes says nothing of those after it.
+        self._begun: tuple[float, int] | None = None
         console = Console(stderr=True)
         self._bar = _bar(name, console) if console.is_terminal else None
 
@@ -119,14 +121,23 @@ class Steps:
         if done == self.done:
             return
         self.done = done
-        if self._bar is not None:
-            self._bar.update(self._task, completed=done)
-            return
         now = time.monotonic()
-        if now - self._said >= 1.0 or done == self._total:
+        if now - self._said >= (0.1 if self._bar else 1.0) or done == self._total:
             self._said = now
-            left = (now - self._begun) / (done - self._before) * (self._total - done)
-            say(f"{self._name}: {done} of {self._total} points, {left:.0f} s left")
+            if self._bar is not None:
+                self._bar.update(self._task, completed=done)
+            else:
+                say(f"{self._name}: {done} of {self._total} points{self._left(now)}")
+        if self._begun is None:
+            self._begun = now, done
+
+    def _left(self, now: float) -> str:
+        """The seconds that are left, by the pace since the first point."""
+        if self._begun is None or self.done == self._begun[1]:
+            return ""
+        begun, before = self._begun
+        seconds = (now - begun) / (self.done - before) * (self._total - self.done)
+        return f", {seconds:.0f} s left"
 
 
 def _bar(name: str, console: Console) -> Any:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,13 +97,14 @@ def _finish(exp: Experiment, folder: Path, made: Mapping[str, Any], asked: Asked
                 caption = loading.caption(exp, saved)
             with later(at_the_end):
                 drawn = figures.draw(exp.module.figure, saved, caption)
-        records = None
-        if claims is not None:
-            told = [number.record() for number in numbers]
-            records = fileset.judged([claim.record() for claim in claims], told)
-        write_judged(folder, drawn, records, caption)
+        told = None if claims is None else fileset.judged(*map(_as_json, (claims, numbers)))
+        write_judged(folder, drawn, told, caption)
         write_record(folder, made, asked)
     return claims is not None and all(claim.holds for claim in claims)
+
+
+def _as_json(told: Iterable[Claim | Headline]) -> list[str]:
+    return [json.dumps(one.record(), indent=2, ensure_ascii=False, allow_nan=False) for one in told]
 
 
 def verdicts(
@@ -138,7 +140,7 @@ def later(at_the_end: contextlib.ExitStack) -> Iterator[None]:
 def write_judged(
     folder: Path,
     drawn: Mapping[str, bytes],
-    judged: Mapping[str, Any] | None,
+    judged: bytes | None,
     caption: str = "",
 ) -> None:
     """Put what was judged, a figure in each of its formats and its caption there.
@@ -155,7 +157,7 @@ def write_judged(
     if judged is None:
         (folder / "claims.json").unlink(missing_ok=True)
     else:
-        files.write_json(folder / "claims.json", judged)
+        files.write_bytes(folder / "claims.json", judged)
 
 
 def write_record(folder: Path, made: Mapping[str, Any], asked: Asked) -> None:

@@ -90,6 +90,8 @@ def mean(name: str, draws: Any, unit: str = "", law: float = math.nan) -> Headli
     """The mean over draws, and two standard errors on either side; no interval of one draw."""
     values = np.ravel(draws).astype(float)
     with np.errstate(invalid="ignore"):  # an infinite draw has no standard error: nan
-        found = estimate.mean(values) if values.size > 1 else estimate.Interval(*values, math.nan)
+        found = (
+            estimate.mean(values) if values.size > 1 else estimate.Interval(values.mean(), math.nan)
+        )
         ends = (found.value + side * NUM_ERRORS * found.error for side in (-1, 1))
         return Headline(name, found.value, unit, law, *ends)

@@ -6,7 +6,7 @@ numbers. `range` refuses a step of 0, and `sort` of a range sorts the values tha
 
 # Hydra compares what a function is given with its annotations, which must be types and no texts.
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,8 +35,13 @@ def extend() -> None:
 
 def _functions() -> Any:
     functions = _hydras_own()
-    own = {"linspace": linspace, "geomspace": geomspace, "logspace": logspace}
-    for name, function in {**own, "range": stepped, "sort": ordered}.items():
+    own: dict[str, Callable[..., Any]] = {
+        "linspace": linspace,
+        "geomspace": geomspace,
+        "logspace": logspace,
+    }
+    own |= {"range": stepped, "sort": ordered}
+    for name, function in own.items():
         functions.definitions.pop(name, None)
         functions.register(name=name, func=function)
     return functions
@@ -68,18 +73,17 @@ def logspace(start: Any, stop: Any, num: Any) -> Spaced:
 
 def stepped(start: Any, stop: Any = None, step: Any = 1) -> RangeSweep:
     """From `start` to before `stop`; from 0 where one number is given."""
-    found = grammar_functions.range(*((0, start) if stop is None else (start, stop)), step)
-    text = f"range({found.start},{found.stop},{step})"
-    numbers = (found.start, found.stop, step)
+    start, stop = (0, start) if stop is None else (start, stop)
+    text, numbers = f"range({start},{stop},{step})", (start, stop, step)
     if any(isinstance(one, bool) or not isinstance(one, int | float) for one in numbers):
         raise BadInput(f"{text} is no list of numbers; allowed: range(FIRST,BEFORE,STEP)")
     if step == 0:
         raise BadInput(f"{text} has the step 0; allowed: a step above or below 0")
-    if (found.stop - found.start) / step <= 0:
+    if (stop - start) / step <= 0:
         raise BadInput(
             f"{text} names nothing; allowed: a step that leads from the first number to the second"
         )
-    return found
+    return RangeSweep(start=start, stop=stop, step=step)
 
 
 def ordered(*values: Any, **how: Any) -> Any:

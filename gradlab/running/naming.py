@@ -61,7 +61,7 @@ def _together(hydra: DictConfig) -> list[str]:
 
     zips = [f"zip({','.join(group)})" for group in hydra.sweeper.get("zip") or ()]
     listed = hydra.sweeper.get("points")
-    plain = OmegaConf.to_container(listed) if listed else None
+    plain: Any = OmegaConf.to_container(listed) if listed else None
     return [*zips, *([f"points={Override._get_value_element_as_str(plain)}"] if plain else [])]
 
 

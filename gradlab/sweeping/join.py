@@ -141,7 +141,8 @@ class Joined:
             if name in bare:
                 return
             own_axes = {OWN_AXES: " ".join(map(str, variable.dims))}
-            variable = variable.isel(dict.fromkeys(bare, 0)).assign_attrs(own_axes)
+            variable = variable.isel(dict.fromkeys(bare, 0))
+            variable.attrs = variable.attrs | own_axes
         known = (name, tuple(map(str, variable.dims)))
         if known not in self.columns:
             self.columns[known] = Column.like(variable, len(self.sweep.points))
@@ -170,6 +171,7 @@ class Joined:
             "keys": {key: _kind(values) for key, values in self.sweep.columns.items()},
             "lengths": {name: dim for dim, name in num.items()},
             "optional": optional,
+            "config": list(schema.values(self.sweep.points[0].cfg)),
         }
         told = {
             "config": json.dumps(self.sweep.shared()),
@@ -272,7 +274,7 @@ def _equal(one: Any, other: Any) -> bool:
 def selectable(data: xr.Dataset) -> xr.Dataset:
     """A sweep's dataset whose table, if it has one, is selected from by its swept keys."""
     columns = [str(name) for name, held in data.coords.items() if held.dims == (TABLE,)]
-    return data.set_index({TABLE: columns}) if len(columns) > 1 else data
+    return data.set_index(point=columns) if len(columns) > 1 else data
 
 
 def alone(data: xr.Dataset, **values: Any) -> xr.Dataset:
@@ -332,6 +334,7 @@ def _as_a_run(
     cut = picked.isel(ends)
     given = json.loads(picked.attrs["config"])
     given |= {key: value for key, value in chosen.items() if key not in _SETTINGS}
+    given = {key: given[key] for key in layout["config"] if key in given}
     variables = {
         str(variable.attrs.get(OWN_NAME, name)): _own(variable)
         for name, variable in cut.variables.items()

@@ -99,7 +99,8 @@ def _elements(over: Override, entry: schema.Entry | None) -> Sequence[Any]:
     """The elements of a sweep."""
     value = over.value()
     if isinstance(value, grammar.Spaced) and entry is not None and entry.type is int:
-        return [round(number) for number in value.list]
+        numbers: Any = value.list
+        return [round(number) for number in numbers]
     found: Any = over.sweep_iterator()
     elements: Sequence[Any] = found if isinstance(found, range) else list(found)
     if not elements:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from gradlab.experiment import figures
-from gradlab.sweeping.points import Axis, in_words
+from gradlab.sweeping.points import Axis
 from gradlab.sweeping.summary import FAILS, HOLDS, NOT_MADE, Number, Summary, Verdict
 
 MOST_SERIES, MOST_TICKS, MOST_ROWS, MOST_NAMED, MANY_SEEDS = 6, 9, 12, 3, 100
@@ -71,9 +71,13 @@ def figure(question: str, seen: Summary) -> figures.Figure:
     rows = _strip_rows(seen)
     columns = min(2, max(1, len(numbers)))
     lines = -(-len(numbers) // columns)
-    heights = [max(0.3, 2.35 * lines), 0.5 + 0.24 * len(rows)]
+    lines_of_ticks = max(name.count("\n") for name in labels(seen.sweep.axes[chosen.across]))
+    heights = [max(0.3, 2.35 * lines), 0.55 + 0.24 * len(rows) + 0.1 * lines_of_ticks]
+    told = _told(seen)
+    heights[1] += 0.12 * len(told)
     drawn = figures.Figure(figsize=(figures.PAGE, sum(heights) + 0.35))
-    above, below = drawn.subfigures(2, 1, height_ratios=heights)
+    parts: Any = drawn.subfigures(2, 1, height_ratios=heights)
+    above, below = parts
     if numbers:
         panels = above.subplots(lines, columns, squeeze=False).flat
         for panel, number in itertools.zip_longest(panels, numbers):
@@ -84,6 +88,8 @@ def figure(question: str, seen: Summary) -> figures.Figure:
     else:
         above.text(0.01, 0.3, "no headline numbers: the experiment may define headline(data)")
     _strip(below.subplots(), rows, seen, chosen)
+    if told:
+        below.supxlabel("\n".join(told), x=0.01, ha="left", fontsize=6.5)
     drawn.suptitle("\n".join(textwrap.wrap(question, 105)), x=0.01, ha="left", fontsize=8)
     return drawn
 
@@ -134,6 +140,8 @@ def labels(axis: Axis) -> list[str]:
     rows = zip(*axis.columns.values(), strict=True)
     if len(axis.columns) == 1:
         return [_short(row[0]) for row in rows]
+    if len(axis) > MOST_SERIES:  # of which the table of the data says more
+        return [str(row) for row in range(len(axis))]
     return [
         "\n".join(f"{key}={_short(value)}" for key, value in zip(axis.columns, row, strict=True))
         for row in rows
@@ -154,14 +162,36 @@ def _set_across(axes: figures.Axes, axis: Axis, which: str = "x") -> None:
     numeric, x = is_numeric(axis), places(axis)
     if numeric and is_geometric(x):
         getattr(axes, f"set_{which}scale")("log")
-    if len(axis) <= MOST_TICKS or not numeric:
-        every = max(1, -(-len(axis) // (2 * MOST_TICKS)))
-        names = labels(axis)[::every]
-        turned = which == "x" and max(map(len, names)) * len(names) > 60
-        look: dict[str, Any] = {"rotation": 90, "fontsize": 5.5} if turned else {}
-        getattr(axes, f"set_{which}ticks")(x[::every], names, **look)
+    few_decades = numeric and x.min() > 0 and x.max() < 100 * x.min()
+    if len(axis) <= MOST_TICKS or not numeric or (is_geometric(x) and few_decades):
+        every, look = _thinned(axis, 45) if which == "x" else (_every(axis, MOST_TICKS), {})
+        getattr(axes, f"set_{which}ticks")(x[::every], labels(axis)[::every], **look)
         getattr(axes, f"set_{which}ticks")([], minor=True)
-    getattr(axes, f"set_{which}label")(", ".join(axis.columns))
+    getattr(axes, f"set_{which}label")(_named(axis))
+
+
+def _every(axis: Axis, most: int) -> int:
+    return max(1, -(-len(axis) // most))
+
+
+def _thinned(axis: Axis, room: int) -> tuple[int, dict[str, Any]]:
+    """Every which value has a tick where there is room for so many letters, and its look."""
+    every = _every(axis, 2 * MOST_TICKS)
+    if not is_numeric(axis):
+        turned = _width(labels(axis)[::every]) > 1.4 * room
+        return every, {"rotation": 90, "fontsize": 5.5} if turned else {}
+    while every < len(axis) and _width(labels(axis)[::every]) > room:
+        every += 1
+    return every, {}
+
+
+def _width(names: Sequence[str]) -> int:
+    """How wide names are side by side, in letters."""
+    return len(names) * max(len(line) for name in names for line in name.splitlines())
+
+
+def _named(axis: Axis) -> str:
+    return axis.name if len(axis.columns) == 1 else f"{axis.name} ({', '.join(axis.columns)})"
 
 
 # ---- one number
@@ -256,9 +286,9 @@ def _law(axes: figures.Axes, x: Any, law: Any, look: dict[str, Any]) -> None:
             np.median(row[~np.isnan(row)]) if not np.isnan(row).all() else np.nan for row in known
         ]
     order = np.argsort(x)
-    style = {"color": look["color"], "linewidth": 0.9, "zorder": 1.5}
+    style: dict[str, Any] = {"color": look["color"], "linewidth": 0.9, "zorder": 1.5}
     # One point has no line.
-    mark = {"marker": "_", "markersize": 12} if np.isfinite(line).sum() == 1 else {}
+    mark: dict[str, Any] = {"marker": "_", "markersize": 12} if np.isfinite(line).sum() == 1 else {}
     axes.plot(x[order], np.array(line)[order], **style, **mark)
 
 
@@ -296,7 +326,7 @@ def _at_rims(
     beyond = ~_drawable(values, log) & there
     small = (values < 0) | (np.abs(values) < 1)
     kinds = (
-        (beyond & ~small & ~np.isnan(values), 0.97, "^"),
+        (beyond & ~small & ~np.isnan(values), 0.94, "^"),
         (beyond & small & ~np.isnan(values), 0.03, "v"),
         (beyond & np.isnan(values), 0.03, "x"),
     )
@@ -354,7 +384,8 @@ def _map(
     style: dict[str, Any] = {"shading": "nearest", "cmap": "cividis", "rasterized": True}
     shown = middle[np.ix_(columns, rows)].T
     mesh = axes.pcolormesh(x[columns], y[rows], shown, norm="log" if log else None, **style)
-    axes.figure.colorbar(mesh, ax=axes, label=_name(number), pad=0.02)
+    bar = axes.inset_axes((1.02, 0.0, 0.03, 1.0))
+    axes.figure.colorbar(mesh, cax=bar, label=_name(number))
     law = np.array([[_middle(cell, log) for cell in row] for row in parts["law"]])
     law = law[np.ix_(columns, rows)].T
     if min(law.shape) > 2 and np.isfinite(law).all() and np.ptp(law):
@@ -364,10 +395,10 @@ def _map(
     rims = (np.isposinf, "^"), (np.isneginf, "v"), (np.isnan, "x")
     for test, mark in rims:
         at = np.argwhere((test(parts["value"]) & there).any(axis=2))
-        axes.plot(x[at[:, 0]], y[at[:, 1]], marker=mark, color="k", linestyle="none", markersize=3)
+        axes.plot(x[at[:, 0]], y[at[:, 1]], marker=mark, color="k", linestyle="none", markersize=2)
     for failed, mark in ((seen.failing, "x"), (seen.unfinished, "o")):
         at = np.argwhere(_by_role(failed, seen, chosen).any(axis=2))
-        style = _FAIL | {"marker": mark, "fillstyle": "none", "markersize": 4}
+        style = _FAIL | {"marker": mark, "fillstyle": "none", "markersize": 2}
         axes.plot(x[at[:, 0]], y[at[:, 1]], **style)
 
 
@@ -412,15 +443,15 @@ def _strip(
                 axes.plot(middles, np.full(middles.size, height), mark, color="k", markersize=3)
     axes.set_yticks(range(len(rows)), [words for words, _ in rows], fontsize=6)
     axes.set(xlim=(0, len(swept)), ylim=(len(rows) - 0.5, -0.5))
-    every = max(1, -(-len(swept) // (2 * MOST_TICKS)))
-    names = [text.replace("\n", " ") for text in labels(swept)[::every]]
-    turned = max(map(len, names)) * len(names) > 45
-    look: dict[str, Any] = {"rotation": 90, "fontsize": 5.5} if turned else {}
-    axes.set_xticks(np.arange(0, len(swept), every) + 0.5, names, **look)
+    every, look = _thinned(swept, 70)
+    axes.set_xticks(np.arange(0, len(swept), every) + 0.5, labels(swept)[::every], **look)
     axes.tick_params(length=0)
     for side in ("left", "bottom"):
         axes.spines[side].set_visible(False)
-    axes.set_xlabel(f"{', '.join(swept.columns)}{_told(seen)}")
+    axes.set(xlabel=_named(swept), ylabel=" ")
+    if seen.failing.any():
+        words = "grey: holds; red ×: fails; yellow ·: fails at some of the points"
+        figures.words(axes, 1.0, 1.03, words, ha="right", va="bottom", fontsize=6)
 
 
 def _runs(cells: Any) -> Iterator[tuple[int, int, str, str]]:
@@ -439,17 +470,18 @@ def _look(cell: Any) -> tuple[str, str]:
         return _SHADES[NOT_MADE], ""
     if (made == HOLDS).all():
         return _SHADES[HOLDS], ""
-    return (_SHADES[FAILS], "x") if (made == FAILS).all() else (_SOME, "2")
+    return (_SHADES[FAILS], "x") if (made == FAILS).all() else (_SOME, ".")
 
 
-def _told(seen: Summary) -> str:
-    """What failed, by name."""
-    lines = []
+def _told(seen: Summary) -> list[str]:
+    """What failed, by name, in lines."""
+    lines: list[str] = []
     for failed, what in ((seen.failing, "a claim fails (×)"), (seen.unfinished, "no result (○)")):
         places_of = np.flatnonzero(failed)
         if places_of.size:
-            names = [in_words(seen.point(int(place))) for place in places_of[:MOST_NAMED]]
+            values = [seen.point(int(place)).values for place in places_of[:MOST_NAMED]]
+            names = [" ".join(f"{k}={_short(v)}" for k, v in held.items()) for held in values]
             more = f" and {places_of.size - MOST_NAMED} more" * (places_of.size > MOST_NAMED)
             line = f"{what} at {'; '.join(names)}{more}"
-            lines.append(textwrap.shorten(line, 130, placeholder=" …"))
-    return "".join(f"\n{line}" for line in lines)
+            lines += textwrap.wrap(line, 120)
+    return lines

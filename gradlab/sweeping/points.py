@@ -91,6 +91,7 @@ class Points(Sequence[Point]):
     def __getitem__(self, place: int | slice) -> Point | Sequence[Point]:
         if isinstance(place, slice):
             return Some(self, np.arange(len(self))[place])
+        place = range(len(self))[place]
         index = np.unravel_index(place, self.shape) if self.shape else ()
         return self.at(tuple(map(int, index)))
 

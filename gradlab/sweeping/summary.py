@@ -95,12 +95,16 @@ class Summary:
             known.there[place] = True
             for name, values in known.parts.items():
                 values[place] = getattr(number, name)
+        heard: dict[str, int] = {}
         for claim in claims:
             words = _NUMBER.sub("…", claim.sentence)
-            if words not in self.verdicts:
+            heard[words] = heard.get(words, 0) + 1
+            # Two sentences of one run may differ in their numbers alone.
+            known_as = f"{words} {heard[words]}"
+            if known_as not in self.verdicts:
                 said = np.full(size, NOT_MADE, np.int8)
-                self.verdicts[words] = Verdict(claim.sentence, said)
-            verdict = self.verdicts[words]
+                self.verdicts[known_as] = Verdict(claim.sentence, said)
+            verdict = self.verdicts[known_as]
             verdict.sentence = verdict.sentence if verdict.sentence == claim.sentence else words
             verdict.said[place] = HOLDS if claim.holds else FAILS
             if off(claim) > verdict.off:

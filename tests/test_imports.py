@@ -84,6 +84,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
             "join",
             "summary",
             "gathered",
+            "scales",
+            "strip",
             "overview",
             "sweep",
             "cluster",

@@ -26,6 +26,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "multirun",
         "overview",
         "points",
+        "scales",
+        "strip",
         "programs",
         "summary",
         "sweep",

@@ -341,10 +341,10 @@ def test_an_unseen_experiment_is_swept(unseen: Path) -> None:
     assert done.returncode == 0, done.stderr
     (path,) = (unseen / "results" / "unseen").glob("*/data.nc")
     data = dataset.read(path)
-    assert data.depth.values.tolist() == [5, 5, 8, 8]
-    assert data.seed.values.tolist() == [0, 1, 0, 1]
-    assert data.log_gradient.dims == ("layer", "draw", "sigma_w")
-    assert data.layer_point.values.tolist() == [0] * 6 + [1] * 6 + [2] * 9 + [3] * 9
+    assert data.depth.values.tolist() == [5, 8]
+    assert data.seed.values.tolist() == [0, 1]
+    assert data.log_gradient.dims == ("depth", "seed", "draw", "sigma_w", "layer")
+    assert data.num_layer.values.tolist() == [[6, 6], [9, 9]]
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,11 @@ numbers. `range` refuses a step of 0, and `sort` of a range sorts the values tha
 """
 
 # Hydra compares what a function is given with its annotations, which must be types and no texts.
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -71,7 +73,7 @@ def logspace(start: Any, stop: Any, num: Any) -> Spaced:
         return Spaced(list=np.logspace(start, stop, num).tolist())
 
 
-def stepped(start: Any, stop: Any = None, step: Any = 1) -> RangeSweep:
+def stepped(start: Any, stop: Any = None, step: Any = 1) -> RangeSweep | ChoiceSweep:
     """From `start` to before `stop`; from 0 where one number is given."""
     start, stop = (0, start) if stop is None else (start, stop)
     text, numbers = f"range({start},{stop},{step})", (start, stop, step)
@@ -83,7 +85,13 @@ def stepped(start: Any, stop: Any = None, step: Any = 1) -> RangeSweep:
         raise BadInput(
             f"{text} names nothing; allowed: a step that leads from the first number to the second"
         )
-    return RangeSweep(start=start, stop=stop, step=step)
+    if all(isinstance(one, int) for one in numbers):
+        return RangeSweep(start=start, stop=stop, step=step)
+    # In decimals, as they were typed: 1.3, 0.8 and 0.3, and not a digit beside it.
+    first, end, by = (Decimal(repr(one)) for one in numbers)
+    return ChoiceSweep(
+        list=[float(first + by * row) for row in range(math.ceil((end - first) / by))]
+    )
 
 
 def ordered(*values: Any, **how: Any) -> Any:
@@ -134,7 +142,7 @@ def for_hydra(words: Sequence[str], keys: Sequence[str]) -> list[str]:
 
 
 def spelled(values: Sequence[Any]) -> str:
-    """The shortest words for numbers that a function spaces to their last bit; empty for none."""
+    """The words for numbers that a function spaces to their last bit; empty for none."""
     if isinstance(values, range):
         return f"range({values.start},{values.stop},{values.step})".replace(",1)", ")")
     held = np.asarray(values)
@@ -144,8 +152,8 @@ def spelled(values: Sequence[Any]) -> str:
         step = int(held[1]) - int(held[0])
         stops = range(int(held[0]), int(held[-1]) + step, step) if step else ()
         return spelled(stops) if list(stops) == held.tolist() and isinstance(stops, range) else ""
-    same = [text for text, made in _spacings(held) if np.array_equal(made, held)]
-    return min(same, key=len, default="")
+    same = (text for text, made in _spacings(held) if np.array_equal(made, held))
+    return next(same, "")
 
 
 def _spacings(held: Any) -> Iterator[tuple[str, Any]]:

@@ -69,6 +69,7 @@ def labels(axis: Axis) -> list[str]:
 
 
 def short(value: Any) -> str:
+    """A value in few letters."""
     value = _bare(value)
     if isinstance(value, float):
         return f"{value:.4g}"
@@ -111,4 +112,5 @@ def _width(names: Sequence[str]) -> int:
 
 
 def named(axis: Axis) -> str:
+    """What an axis is called below a panel."""
     return axis.name if len(axis.columns) == 1 else f"{axis.name} ({', '.join(axis.columns)})"

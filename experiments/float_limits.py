@@ -179,7 +179,7 @@ def caption(data: xr.Dataset) -> str:
 def headline(data: xr.Dataset) -> Iterator[gl.Headline]:
     """The growth at the largest width, and what is lost to the formats."""
     last, (plain, rescaled) = data.isel(width=-1), data.first_wrong.transpose("algorithm", ...)
-    error = gl.headline.NUM_ERRORS * np.sqrt(last.variance / data.attrs["depth"])
+    error = gl.headline.HALF_WIDTH * np.sqrt(last.variance / data.attrs["depth"])
     ends = last.growth - error, last.growth + error
     yield gl.Headline("growth of a vector", last.growth, "nats a layer", last.exponent, *ends)
     yield gl.Headline("first product lost", plain.min(), "layers")

@@ -166,7 +166,7 @@ def headline(data: xr.Dataset) -> Iterator[gl.Headline]:
     steps = data.attrs["depth"] * data.sizes["draw"]
     for name, place in (("largest exponent", 0), ("smallest exponent", -1)):
         row = data.isel(direction=place)
-        error = gl.headline.NUM_ERRORS * np.sqrt(row.variance_predicted / steps)
+        error = gl.headline.HALF_WIDTH * np.sqrt(row.variance_predicted / steps)
         value, law = row.exponent.mean("draw"), row.exponent_predicted
         yield gl.Headline(name, value, "nats a layer", law, value - error, value + error)
 

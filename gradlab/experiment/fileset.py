@@ -30,7 +30,7 @@ def close(folder: Path, record: Mapping[str, Any]) -> None:
     )
 
 
-def judged(claims: Iterable[str], headline: Iterable[str]) -> bytes:
+def as_judged(claims: Iterable[str], headline: Iterable[str]) -> bytes:
     """The content of claims.json: the records of claims and of headline numbers, each as JSON."""
     claim_lines, headline_lines = (",\n".join(filter(None, some)) for some in (claims, headline))
     text = f'"claims": [\n{claim_lines}\n],\n"headline": [\n{headline_lines}\n]'

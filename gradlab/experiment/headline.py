@@ -20,7 +20,7 @@ from gradlab.experiment import estimate
 MOST = 4
 
 # Standard errors on either side of a mean: it is beyond them once in twenty times.
-NUM_ERRORS = 2.0
+HALF_WIDTH = 2.0
 
 _NUMBERS = ("value", "law", "low", "high")
 
@@ -93,5 +93,5 @@ def mean(name: str, draws: Any, unit: str = "", law: float = math.nan) -> Headli
         found = (
             estimate.mean(values) if values.size > 1 else estimate.Interval(values.mean(), math.nan)
         )
-        ends = (found.value + side * NUM_ERRORS * found.error for side in (-1, 1))
+        ends = (found.value + side * HALF_WIDTH * found.error for side in (-1, 1))
         return Headline(name, found.value, unit, law, *ends)

@@ -104,7 +104,7 @@ class Namer:
             self._around[precision] = digest([surroundings(), precision, self.method])
             self._programs[known] = self._program(cfg, [known, self._around[precision]])
         inputs = schema.traced_values(cfg)
-        return digests([self._programs[known], self._around[precision], inputs])
+        return named_by_seed([self._programs[known], self._around[precision], inputs])
 
     def _program(self, cfg: Any, known: Any) -> str:
         def traced() -> str:
@@ -210,7 +210,7 @@ def _is_docstring(node: Any) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
 
 
-def digests(content: list[Any]) -> Callable[[int], str]:
+def named_by_seed(content: list[Any]) -> Callable[[int], str]:
     """The names of plain values and one more number after them."""
     begun = hashlib.sha256(json.dumps(content, sort_keys=True, default=str)[:-1].encode())
 

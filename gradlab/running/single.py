@@ -97,7 +97,7 @@ def _finish(exp: Experiment, folder: Path, made: Mapping[str, Any], asked: Asked
                 caption = loading.caption(exp, saved)
             with later(at_the_end):
                 drawn = figures.draw(exp.module.figure, saved, caption)
-        told = None if claims is None else fileset.judged(_as_json(claims), _as_json(numbers))
+        told = None if claims is None else fileset.as_judged(_as_json(claims), _as_json(numbers))
         write_judged(folder, drawn, told, caption)
         write_record(folder, made, asked)
     return claims is not None and all(claim.holds for claim in claims)

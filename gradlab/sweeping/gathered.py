@@ -95,7 +95,7 @@ class Gathered:
         headline = [self.headline[place] for place in sorted(self.headline)]
         if not whole:
             claims = [self.claims[place] for place in sorted(self.claims)]
-        return fileset.judged(claims, headline)
+        return fileset.as_judged(claims, headline)
 
 
 def _lines(records: Iterable[Mapping[str, Any]]) -> str:

@@ -18,12 +18,12 @@ import xarray as xr
 
 from gradlab.errors import BadInput
 from gradlab.experiment import dataset, schema
-from gradlab.sweeping.points import TABLE, Point, Sweep
+from gradlab.sweeping.points import POINT, Point, Sweep
 
 FINISHED = "finished"
 
 # Of the dataset: its axes, and which variables hold the lengths of uneven ones.
-LAYOUT = "sweep_layout"
+SWEEP_LAYOUT = "sweep_layout"
 
 # What a variable says of itself: the lengths beyond which it is missing, and of a run alone its
 # name and axes, and the type of its whole numbers.
@@ -35,7 +35,7 @@ _EXACT = 2**53
 
 
 @dataclass
-class Column:
+class OverPoints:
     """One variable at all points of a sweep.
 
     Attributes:
@@ -53,7 +53,7 @@ class Column:
     there: Any
 
     @classmethod
-    def like(cls, variable: xr.Variable, num_points: int) -> Column:
+    def like(cls, variable: xr.Variable, num_points: int) -> OverPoints:
         """An empty column for variables of this kind."""
         return cls(
             tuple(map(str, variable.dims)),
@@ -115,7 +115,7 @@ class Joined:
     """The results of points as they come in; `data` is all of them."""
 
     sweep: Sweep
-    columns: dict[tuple[str, tuple[str, ...]], Column] = field(default_factory=dict)
+    columns: dict[tuple[str, tuple[str, ...]], OverPoints] = field(default_factory=dict)
     attrs: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -145,7 +145,7 @@ class Joined:
             variable.attrs = variable.attrs | own_axes
         known = (name, tuple(map(str, variable.dims)))
         if known not in self.columns:
-            self.columns[known] = Column.like(variable, len(self.sweep.points))
+            self.columns[known] = OverPoints.like(variable, len(self.sweep.points))
         self.columns[known].put(place, variable.values)
 
     def data(self) -> xr.Dataset:
@@ -175,7 +175,7 @@ class Joined:
         }
         told = {
             "config": json.dumps(self.sweep.shared()),
-            LAYOUT: json.dumps(layout),
+            SWEEP_LAYOUT: json.dumps(layout),
         }
         return xr.Dataset(variables, coords, self.attrs | told)
 
@@ -189,7 +189,7 @@ class Joined:
         done = self._finished
         return {self._free(dim): of for dim, of in found.items() if np.ptp(of[done])}
 
-    def _named(self) -> Iterator[tuple[str, Column]]:
+    def _named(self) -> Iterator[tuple[str, OverPoints]]:
         """The columns by the names that they have beside each other."""
         seen: set[str] = set()
         for (name, dims), column in self.columns.items():
@@ -201,7 +201,7 @@ class Joined:
                 own = f"{own}_values"
             yield own, column
 
-    def _variable(self, name: str, column: Column, lengths: Mapping[str, Any]) -> xr.Variable:
+    def _variable(self, name: str, column: OverPoints, lengths: Mapping[str, Any]) -> xr.Variable:
         dims = tuple(map(self._free, column.dims))
         attrs = dict(column.attrs)
         if dims != column.dims:
@@ -273,7 +273,7 @@ def _equal(one: Any, other: Any) -> bool:
 
 def selectable(data: xr.Dataset) -> xr.Dataset:
     """A sweep's dataset whose table, if it has one, is selected from by its swept keys."""
-    columns = [str(name) for name, held in data.coords.items() if held.dims == (TABLE,)]
+    columns = [str(name) for name, held in data.coords.items() if held.dims == (POINT,)]
     return data.set_index(point=columns) if len(columns) > 1 else data
 
 
@@ -289,8 +289,8 @@ def alone(data: xr.Dataset, **values: Any) -> xr.Dataset:
     Raises:
         BadInput: no point, or more than one, has these values.
     """
-    data = data.reset_index(TABLE) if TABLE in data.dims and TABLE in data.indexes else data
-    layout = json.loads(data.attrs.get(LAYOUT, "{}"))
+    data = data.reset_index(POINT) if POINT in data.dims and POINT in data.indexes else data
+    layout = json.loads(data.attrs.get(SWEEP_LAYOUT, "{}"))
     kinds = layout.get("keys", {})
     for key in values:
         if key not in kinds:
@@ -330,7 +330,7 @@ def _as_a_run(
     lengths, optional = layout["lengths"], layout["optional"]
     ends = {dim: slice(int(picked[name])) for name, dim in lengths.items()}
     absent = {name for has, name in optional.items() if not bool(picked[has])}
-    gone = {*lengths, *optional, *absent, *chosen, FINISHED, TABLE}
+    gone = {*lengths, *optional, *absent, *chosen, FINISHED, POINT}
     cut = picked.isel(ends)
     given = json.loads(picked.attrs["config"])
     given |= {key: value for key, value in chosen.items() if key not in _SETTINGS}
@@ -341,7 +341,7 @@ def _as_a_run(
         if str(name) not in gone
     }
     used = {str(dim) for variable in variables.values() for dim in variable.dims}
-    attrs = {k: v for k, v in picked.attrs.items() if k != LAYOUT}
+    attrs = {k: v for k, v in picked.attrs.items() if k != SWEEP_LAYOUT}
     attrs |= {k: dataset.attribute(v) for k, v in given.items() if k not in used}
     attrs |= {key: value for key, value in chosen.items() if key == "seed"}
     coords = {k: given[k] for k in used & set(given) if k not in variables}

@@ -58,7 +58,7 @@ def key_of(line: str) -> str:
     return line.partition("=")[0].lstrip("+")
 
 
-def parsed(context: HydraContext, arguments: Sequence[str]) -> dict[str, Override]:
+def overrides_of(context: HydraContext, arguments: Sequence[str]) -> dict[str, Override]:
     """Key to its override, the last one of each."""
     parser = OverridesParser.create(config_loader=context.config_loader)
     parsed = {key_of(over.get_key_element()): over for over in parser.parse_overrides([*arguments])}

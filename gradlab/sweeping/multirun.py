@@ -32,7 +32,7 @@ def sweep(context: HydraContext, task: Task, config: DictConfig, arguments: Sequ
     """Whether every point of the multirun was computed and every claim holds."""
     params = config.hydra.sweeper.get("params") or {}
     arguments = [*(f"{key}={value}" for key, value in params.items()), *arguments]
-    parsed = lines.parsed(context, arguments)
+    parsed = lines.overrides_of(context, arguments)
     swept = {key: over for key, over in parsed.items() if over.is_sweep_override()}
     axes = lines.of_overrides(task.experiment, config, swept)
     if not axes:

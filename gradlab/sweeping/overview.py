@@ -25,10 +25,10 @@ from gradlab.sweeping.scales import (
     SMALLEST,
     is_numeric,
     labels,
-    places,
+    positions,
     set_across,
 )
-from gradlab.sweeping.summary import Number, Summary
+from gradlab.sweeping.summary import HeadlineOver, Summary
 
 MOST_SERIES, MANY_SEEDS = 6, 100
 
@@ -93,7 +93,7 @@ def figure(question: str, seen: Summary) -> figures.Figure:
     else:
         above.text(0.01, 0.3, "no headline numbers: the experiment may define headline(data)")
     swept = seen.sweep.axes[chosen.across]
-    strip.draw(below.subplots(), rows, seen, swept, lambda one: _by_role(one, seen, chosen))
+    strip.draw_strip(below.subplots(), rows, seen, swept, lambda one: _by_role(one, seen, chosen))
     if failed:
         below.supxlabel("\n".join(failed), x=0.01, ha="left", fontsize=6.5)
     drawn.suptitle("\n".join(textwrap.wrap(question, 105)), x=0.01, ha="left", fontsize=8)
@@ -113,7 +113,7 @@ def _by_role(values: Any, seen: Summary, chosen: Plan) -> Any:
     return ordered.reshape(shape[chosen.across], num_rows, -1)
 
 
-def _panel(axes: figures.Axes, number: Number, seen: Summary, chosen: Plan) -> None:
+def _panel(axes: figures.Axes, number: HeadlineOver, seen: Summary, chosen: Plan) -> None:
     parts = {name: _by_role(held, seen, chosen) for name, held in number.parts.items()}
     there = _by_role(number.there, seen, chosen)
     swept = seen.sweep.axes[chosen.across]
@@ -126,7 +126,7 @@ def _panel(axes: figures.Axes, number: Number, seen: Summary, chosen: Plan) -> N
     figures.title(axes, number.name)
 
 
-def _name(number: Number) -> str:
+def _name(number: HeadlineOver) -> str:
     return number.unit or number.name
 
 
@@ -148,11 +148,11 @@ def _series(
     axes: figures.Axes,
     parts: dict[str, Any],
     there: Any,
-    number: Number,
+    number: HeadlineOver,
     seen: Summary,
     chosen: Plan,
 ) -> None:
-    x, log = places(seen.sweep.axes[chosen.across]), _is_log(parts["value"][there])
+    x, log = positions(seen.sweep.axes[chosen.across]), _is_log(parts["value"][there])
     names = list(_row_names(seen, chosen))
     for row, (name, look) in enumerate(zip(names, figures.series(len(names)), strict=True)):
         value, law, low, high = (parts[part][:, row] for part in ("value", "law", "low", "high"))
@@ -254,7 +254,7 @@ def _mark_failing(axes: figures.Axes, x: Any, seen: Summary, chosen: Plan) -> No
             axes.plot(x[at], np.full(at.sum(), 1.0), **style, transform=across)
 
 
-def _histogram(axes: figures.Axes, parts: dict[str, Any], number: Number) -> None:
+def _histogram(axes: figures.Axes, parts: dict[str, Any], number: HeadlineOver) -> None:
     """How often each value was found over seeds, and the law."""
     values = parts["value"].ravel()
     shown = values[_drawable(values, log=False)]
@@ -278,13 +278,13 @@ def _map(
     axes: figures.Axes,
     parts: dict[str, Any],
     there: Any,
-    number: Number,
+    number: HeadlineOver,
     seen: Summary,
     chosen: Plan,
 ) -> None:
     """The median over what is left, in colour; the law as contour lines."""
     across, up = (seen.sweep.axes[n] for n in (chosen.across, chosen.rows[0]))
-    x, y, log = places(across), places(up), _is_log(parts["value"][there])
+    x, y, log = positions(across), positions(up), _is_log(parts["value"][there])
     middle = np.array([[_middle(cell, log) for cell in row] for row in parts["value"]])
     columns, rows = np.argsort(x), np.argsort(y)
     style: dict[str, Any] = {"shading": "nearest", "cmap": "cividis", "rasterized": True}

@@ -30,7 +30,7 @@ NOT_ALONE = NOT_NAMED - {"results"} | {"sweep.method", "sweep.batch"}
 NUM_CHUNKS = 50
 
 # The axis of points that are no grid.
-TABLE = "point"
+POINT = "point"
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Axis:
     @property
     def name(self) -> str:
         """The key, or `point` for a table."""
-        return next(iter(self.columns)) if len(self.columns) == 1 else TABLE
+        return next(iter(self.columns)) if len(self.columns) == 1 else POINT
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values())))

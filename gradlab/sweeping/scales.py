@@ -38,7 +38,7 @@ def _bare(value: Any) -> Any:
     return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
-def places(axis: Axis) -> Any:
+def positions(axis: Axis) -> Any:
     """Where the values of an axis stand on a panel."""
     if is_numeric(axis):
         (values,) = axis.columns.values()
@@ -80,7 +80,7 @@ def short(value: Any) -> str:
 
 def set_across(axes: figures.Axes, axis: Axis, which: str = "x") -> None:
     """Scale, ticks and name of one direction of a panel."""
-    numeric, x = is_numeric(axis), places(axis)
+    numeric, x = is_numeric(axis), positions(axis)
     if numeric and is_geometric(x):
         getattr(axes, f"set_{which}scale")("log")
     few_decades = numeric and x.min() > 0 and x.max() < 100 * x.min()

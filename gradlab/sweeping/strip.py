@@ -40,7 +40,7 @@ def _wrapped(verdict: Verdict) -> str:
     return "\n".join(textwrap.wrap(verdict.sentence, 62, max_lines=2, placeholder=" …"))
 
 
-def draw(
+def draw_strip(
     axes: figures.Axes,
     rows: Sequence[tuple[str, Any]],
     seen: Summary,

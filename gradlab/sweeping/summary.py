@@ -21,7 +21,7 @@ _NUMBER = re.compile(r"[-+]?\d+(\.\d+)?(e[-+]?\d+)?")
 
 
 @dataclass
-class Number:
+class HeadlineOver:
     """One headline number at all points; nan where there is none.
 
     Attributes:
@@ -76,7 +76,7 @@ class Summary:
     """
 
     sweep: Sweep
-    numbers: dict[str, Number] = field(default_factory=dict)
+    numbers: dict[str, HeadlineOver] = field(default_factory=dict)
     verdicts: dict[str, Verdict] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -88,7 +88,7 @@ class Summary:
         for number in headline:
             if number.name not in self.numbers:
                 parts = {name: np.full(size, np.nan) for name in ("value", "law", "low", "high")}
-                self.numbers[number.name] = Number(
+                self.numbers[number.name] = HeadlineOver(
                     number.name, number.unit, parts, np.zeros(size, bool)
                 )
             known = self.numbers[number.name]

@@ -86,6 +86,10 @@ def figure(data):
     return drawn
 
 
+def headline(data):
+    yield gl.Headline("length", data.length, law=0.5)
+
+
 def claims(data):
     yield gl.Claim("no neuron leaves [-1, 1]", abs(data.x).max(), 1.0, {}, "tanh", "<=")
     yield gl.Claim("w squared is a square", data.square[0], data.w[0] ** 2, {"rounding": 1e-6}, "")

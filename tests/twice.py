@@ -45,6 +45,10 @@ def figure(data):
     return drawn
 
 
+def headline(data):
+    yield gl.headline.mean("noise", data.noise, "m", law=2.0)
+
+
 def claims(data):
     yield gl.Claim("it is small", float(abs(data.twice).max()), 9.0, {}, "sine", "<=")
 

@@ -87,7 +87,7 @@ def assemble(arrays: Mapping[str, Named], given: Mapping[str, Any]) -> xr.Datase
         for dim, size in sizes.items()
         if dim not in variables
     }
-    attrs = {name: _attribute(value) for name, value in given.items() if name not in coords}
+    attrs = {name: attribute(value) for name, value in given.items() if name not in coords}
     return xr.Dataset(variables, coords, attrs)
 
 
@@ -143,7 +143,8 @@ def _widened(values: Any) -> Any:
     return values.astype("float32") if values.dtype == np.float16 else values
 
 
-def _attribute(value: Any) -> Any:
+def attribute(value: Any) -> Any:
+    """A plain value as an attribute of the dataset holds it."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     if isinstance(value, int) and not -(2**63) <= value < 2**63:

@@ -12,7 +12,7 @@ import importlib
 import importlib.util
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from gradlab.experiment.claim import Claim
+    from gradlab.experiment.headline import Headline
 
 Fault = Callable[["Experiment"], contextlib.AbstractContextManager[None]]
 
@@ -203,22 +204,49 @@ def label(experiment: Experiment, cfg: Any, seed: int, arrays: dict[str, Any]) -
     return data
 
 
-def judge(experiment: Experiment, data: xr.Dataset) -> list[Claim]:
-    """The claims of the experiment about a dataset.
+def judge(experiment: Experiment, data: xr.Dataset, part: str = "claims") -> list[Claim]:
+    """The claims of the experiment about a dataset; none where the file has no such part.
 
     Raises:
         BadInput: something else than a claim is among them.
     """
     from gradlab.experiment.claim import Claim
 
-    claims = list(experiment.module.claims(data))
+    claims = list(getattr(experiment.module, part, lambda _: ())(data))
     for claim in claims:
         if not isinstance(claim, Claim):
             raise BadInput(
-                f"claims of '{experiment.name}' yields a {type(claim).__name__}; "
+                f"{part} of '{experiment.name}' yields a {type(claim).__name__}; "
                 "allowed: gl.Claim, or what the functions of gl.claim return"
             )
     return claims
+
+
+def headline(experiment: Experiment, data: xr.Dataset) -> list[Headline]:
+    """The headline numbers of a run; none where the experiment names none.
+
+    Raises:
+        BadInput: there are more than four, two of one name, or something else among them.
+    """
+    from gradlab.experiment.headline import MOST, Headline
+
+    written: Callable[[xr.Dataset], Iterable[Headline]] | None = getattr(
+        experiment.module, "headline", None
+    )
+    numbers = list(written(data)) if written else []
+    for number in numbers:
+        if not isinstance(number, Headline):
+            raise BadInput(
+                f"headline of '{experiment.name}' yields a {type(number).__name__}; "
+                "allowed: gl.Headline, or what the functions of gl.headline return"
+            )
+    names = [number.name for number in numbers]
+    if len(numbers) > MOST or len({*names}) < len(names):
+        raise BadInput(
+            f"headline of '{experiment.name}' yields {', '.join(names)}; "
+            f"allowed: at most {MOST} numbers, each of another name"
+        )
+    return numbers
 
 
 def caption(experiment: Experiment, data: xr.Dataset) -> str:

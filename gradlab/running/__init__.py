@@ -8,7 +8,16 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     [
-        *("command_line", "composition", "console", "identity", "interrupts", "machine", "naming"),
+        *(
+            "command_line",
+            "composition",
+            "console",
+            "grammar",
+            "identity",
+            "interrupts",
+            "machine",
+            "naming",
+        ),
         *("provenance", "recall", "refusals", "settings", "single", "store", "usage"),
     ],
 )

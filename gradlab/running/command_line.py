@@ -176,6 +176,8 @@ def _words(experiment: Experiment) -> argparse.Namespace:
     """
     from hydra._internal.utils import get_args_parser
 
+    from gradlab.running import grammar
+
     parser = get_args_parser()
     parser.error = _refuse  # type: ignore[method-assign]
     words = parser.parse_intermixed_args()
@@ -199,6 +201,7 @@ def _words(experiment: Experiment) -> argparse.Namespace:
     options = sys.argv[1:]
     for word in words.overrides:
         options.remove(word)
+    words.overrides = grammar.for_hydra(words.overrides, list(composition.entries(experiment)))
     if words.config_path is not None:  # Hydra looks for it beside a file of its own choice
         words.config_path = str((experiment.project / "experiments" / words.config_path).resolve())
         options += ["--config-path", words.config_path]

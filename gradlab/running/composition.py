@@ -31,6 +31,8 @@ def register(experiment: Experiment) -> None:
     """
     from hydra.core.config_store import ConfigStore
 
+    from gradlab.running import grammar
+
     taken = {
         *schema.RESERVED,
         *settings.entries(),
@@ -50,6 +52,7 @@ def register(experiment: Experiment) -> None:
             f"'{experiment.config_file}' has the key 'scales', which is now a folder; allowed: "
             f"configs/scale/{experiment.name}/smoke.yaml"
         )
+    grammar.extend()
     ConfigStore.instance().store(name="schema", node=_schema(experiment))
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from gradlab.experiment.claim import Claim
+    from gradlab.experiment.headline import Headline
 
 Column = tuple[str, dict[str, Any]]
 
@@ -36,10 +37,12 @@ def busy(what: str) -> Iterator[None]:
         yield
 
 
-def judged(question: str, claims: Sequence[Claim], folder: Path) -> None:
-    """Print the claims of one run as a table, and where its files are."""
-    numbers = {"justify": "right", "no_wrap": True}
-    columns = [(name, numbers) for name in ("measured", "", "expected", "tolerance")]
+def judged(
+    question: str, claims: Sequence[Claim], folder: Path, headline: Sequence[Headline] = ()
+) -> None:
+    """Print the claims of one run as a table, its headline numbers, and where its files are."""
+    look = {"justify": "right", "no_wrap": True}
+    columns = [(name, look) for name in ("measured", "", "expected", "tolerance")]
     rows = (
         (
             verdict(claim.holds),
@@ -52,7 +55,8 @@ def judged(question: str, claims: Sequence[Claim], folder: Path) -> None:
         for claim in claims
     )
     held = sum(claim.holds for claim in claims)
-    end = f"{held} of {len(claims)} claims hold; files in {folder}"
+    numbers = [f"{number.name}: {number.words()}" for number in headline]
+    end = "\n".join([*numbers, f"{held} of {len(claims)} claims hold; files in {folder}"])
     print_table(question, [VERDICT, CLAIM, *columns], rows, end, width=120)
 
 
@@ -94,8 +98,10 @@ class Steps:
     def __init__(self, name: str, done: int, total: int) -> None:
         from rich.console import Console
 
-        self._name, self._before, self.done, self._total = name, done, done, total
-        self._begun = self._said = time.monotonic()
+        self._name, self.done, self._total = name, done, total
+        self._said = time.monotonic()
+        # The first point compiles; what it takes says nothing of those after it.
+        self._begun: tuple[float, int] | None = None
         console = Console(stderr=True)
         self._bar = _bar(name, console) if console.is_terminal else None
 
@@ -118,14 +124,23 @@ class Steps:
         if done == self.done:
             return
         self.done = done
-        if self._bar is not None:
-            self._bar.update(self._task, completed=done)
-            return
         now = time.monotonic()
-        if now - self._said >= 1.0 or done == self._total:
+        if now - self._said >= (0.1 if self._bar else 1.0) or done == self._total:
             self._said = now
-            left = (now - self._begun) / (done - self._before) * (self._total - done)
-            say(f"{self._name}: {done} of {self._total} points, {left:.0f} s left")
+            if self._bar is not None:
+                self._bar.update(self._task, completed=done)
+            else:
+                say(f"{self._name}: {done} of {self._total} points{self._left(now)}")
+        if self._begun is None:
+            self._begun = now, done
+
+    def _left(self, now: float) -> str:
+        """The seconds that are left, by the pace since the first point."""
+        if self._begun is None or self.done == self._begun[1]:
+            return ""
+        begun, before = self._begun
+        seconds = (now - begun) / (self.done - before) * (self._total - self.done)
+        return f", {seconds:.0f} s left"
 
 
 def _bar(name: str, console: Console) -> Any:

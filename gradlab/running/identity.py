@@ -16,7 +16,7 @@ import os
 import re
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -94,13 +94,17 @@ class Namer:
 
     def __call__(self, cfg: Any, seed: int, precision: str) -> str:
         """The name of what `compute` gives for this config and seed."""
+        return self.of(cfg, precision)(seed)
+
+    def of(self, cfg: Any, precision: str) -> Callable[[int], str]:
+        """The names of what `compute` gives for this config, by the seed."""
         known = (precision, schema.structure(cfg))
         if known not in self._programs:
             machine.prepare(precision)
             self._around[precision] = digest([surroundings(), precision, self.method])
             self._programs[known] = self._program(cfg, [known, self._around[precision]])
         inputs = schema.traced_values(cfg)
-        return digest([self._programs[known], self._around[precision], inputs, seed])
+        return named_by_seed([self._programs[known], self._around[precision], inputs])
 
     def _program(self, cfg: Any, known: Any) -> str:
         def traced() -> str:
@@ -204,6 +208,18 @@ def _names(node: Any) -> set[str]:
 
 def _is_docstring(node: Any) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+
+
+def named_by_seed(content: list[Any]) -> Callable[[int], str]:
+    """The names of plain values and one more number after them."""
+    begun = hashlib.sha256(json.dumps(content, sort_keys=True, default=str)[:-1].encode())
+
+    def name(number: int) -> str:
+        whole = begun.copy()
+        whole.update(f", {number}]".encode())
+        return whole.hexdigest()[:32]
+
+    return name
 
 
 def digest(content: Any) -> str:

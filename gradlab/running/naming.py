@@ -43,7 +43,10 @@ def folder(
     if typed != NOT_GIVEN:
         return Path(typed).absolute()
     results = experiment.project / settings.results / experiment.name
-    return results / name(experiment.name, str(hydra.job.config_name), overrides)
+    config_name = str(hydra.job.config_name)
+    return results / name(
+        experiment.name, config_name, overrides, _together(hydra) if several else []
+    )
 
 
 def store_folder(experiment: Experiment, settings: Settings) -> Path:
@@ -51,7 +54,20 @@ def store_folder(experiment: Experiment, settings: Settings) -> Path:
     return experiment.project / settings.results / ".store" / experiment.name
 
 
-def name(experiment: str, config_name: str, overrides: Sequence[str]) -> str:
+def _together(hydra: DictConfig) -> list[str]:
+    """What is swept besides single keys, in words: `zip(depth,width)`, and lists of points."""
+    from hydra.core.override_parser.types import Override
+    from omegaconf import OmegaConf
+
+    zips = [f"zip({','.join(group)})" for group in hydra.sweeper.get("zip") or ()]
+    listed = hydra.sweeper.get("points")
+    plain: Any = OmegaConf.to_container(listed) if listed else None
+    return [*zips, *([f"points={Override._get_value_element_as_str(plain)}"] if plain else [])]
+
+
+def name(
+    experiment: str, config_name: str, overrides: Sequence[str], together: Sequence[str] = ()
+) -> str:
     """The readable name of a run: the overrides that change a value, sorted; empty for none.
 
     What is a change is asked of the config that the chosen groups alone compose.
@@ -67,6 +83,7 @@ def name(experiment: str, config_name: str, overrides: Sequence[str]) -> str:
         start = _composed(loader, config_name, chosen)
         values = [over for over in values if not _as_composed(over, start)]
     parts = sorted(f"{over.key_or_group}={_text(over)}" for over in [*chosen, *values])
+    parts += together
     parts = [f"config_name={config_name}"] * (config_name != experiment) + parts
     text = ",".join(map(_as_file_name, parts))
     if len(text.encode()) <= 200:  # file systems allow 255

@@ -28,6 +28,8 @@ def sentence(
     from omegaconf.errors import OmegaConfBaseException
 
     for cause in _causes(error):
+        if isinstance(cause, BadInput):
+            return cause
         if isinstance(cause, MissingConfigException) and cause.options is not None:
             group, _, name = str(cause.missing_cfg_file).rpartition("/")
             return BadInput(schema.unknown(group or "config", name, cause.options))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from gradlab.experiment.claim import Claim
+    from gradlab.experiment.headline import Headline
     from gradlab.running.settings import Settings
 
 # A single run is evaluated in its own program.
@@ -88,28 +90,38 @@ def _finish(exp: Experiment, folder: Path, made: Mapping[str, Any], asked: Asked
     """
     saved = dataset.read(folder / "data.nc")
     with contextlib.ExitStack() as at_the_end:
-        claims = verdicts(exp, folder, saved, at_the_end)
+        claims, numbers = verdicts(exp, folder, saved, at_the_end)
         with console.busy(f"{exp.name}: drawing"):
             caption, drawn = "", {}
             with later(at_the_end):
                 caption = loading.caption(exp, saved)
             with later(at_the_end):
                 drawn = figures.draw(exp.module.figure, saved, caption)
-        records = None if claims is None else [claim.record() for claim in claims]
-        write_judged(folder, drawn, records, caption)
+        told = None if claims is None else fileset.as_judged(_as_json(claims), _as_json(numbers))
+        write_judged(folder, drawn, told, caption)
         write_record(folder, made, asked)
     return claims is not None and all(claim.holds for claim in claims)
 
 
+def _as_json(told: Iterable[Claim | Headline]) -> list[str]:
+    return [json.dumps(one.record(), indent=2, ensure_ascii=False, allow_nan=False) for one in told]
+
+
 def verdicts(
     exp: Experiment, folder: Path, saved: xr.Dataset, at_the_end: contextlib.ExitStack
-) -> list[Claim] | None:
-    """The verdicts, printed; None if they raise, which is then told at the end."""
+) -> tuple[list[Claim] | None, list[Headline]]:
+    """The verdicts and the headline numbers, printed; what raises is told at the end.
+
+    There are no verdicts (None), or no numbers, where they raise.
+    """
+    numbers: list[Headline] = []
+    with later(at_the_end):
+        numbers = loading.headline(exp, saved)
     with later(at_the_end):
         claims = loading.judge(exp, saved)
-        console.judged(exp.question, claims, folder)
-        return claims
-    return None
+        console.judged(exp.question, claims, folder, numbers)
+        return claims, numbers
+    return None, numbers
 
 
 @contextlib.contextmanager
@@ -128,10 +140,10 @@ def later(at_the_end: contextlib.ExitStack) -> Iterator[None]:
 def write_judged(
     folder: Path,
     drawn: Mapping[str, bytes],
-    claims: list[dict[str, Any]] | None,
+    judged: bytes | None,
     caption: str = "",
 ) -> None:
-    """Put the claims, a figure in each of its formats and its caption there.
+    """Put what was judged, a figure in each of its formats and its caption there.
 
     What there is none of is removed: it would be an older run's.
     """
@@ -142,10 +154,10 @@ def write_judged(
             (folder / name).unlink(missing_ok=True)
         else:
             files.write_bytes(folder / name, content)
-    if claims is None:
+    if judged is None:
         (folder / "claims.json").unlink(missing_ok=True)
     else:
-        files.write_json(folder / "claims.json", claims)
+        files.write_bytes(folder / "claims.json", judged)
 
 
 def write_record(folder: Path, made: Mapping[str, Any], asked: Asked) -> None:

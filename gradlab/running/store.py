@@ -85,7 +85,6 @@ class Store:
 
     def forget_failures(self, points: Iterable[Stored]) -> None:
         """Remove the notes of failures, so that the points are tried again."""
-        points = list(points)
         other = self._others()
         for key in self.failures(points):
             (self.folder / f"{other.get(key, key)}.failed.json").unlink(missing_ok=True)

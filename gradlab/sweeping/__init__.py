@@ -18,12 +18,18 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     [
         "cluster",
         "from_python",
+        "gathered",
+        "grid",
+        "lines",
         "join",
         "outcomes",
         "multirun",
         "overview",
         "points",
+        "scales",
+        "strip",
         "programs",
+        "summary",
         "sweep",
     ],
 )

@@ -105,19 +105,20 @@ class Cluster:
 
     def __call__(self, todo: Todo) -> bool:
         """Whether the results can be collected now: false for an array that is left to run."""
-        if not todo.chunks:
+        chunks = list(todo.left())
+        if not chunks:
             return True
         asked = todo.settings.cluster
         queue = _queue(asked, self.folder, self.job_name)
         running = queue.active()
         if not running:
-            _submit(todo, todo.chunks, queue)
+            _submit(todo, chunks, queue)
         if not asked.wait:
             say(f"{todo.exp.name}: {queue.name()} is running; collect with the same command")
             return False
         for turn in range(asked.tries + 1):
-            _watch(todo, queue)
-            lost = _open(todo.chunks, todo.store)
+            _watch(todo, chunks, queue)
+            lost = _open(chunks, todo.store)
             if not lost:
                 break
             if turn < asked.tries:
@@ -148,14 +149,14 @@ def _submit(todo: Todo, chunks: Sequence[Sequence[Point]], queue: Queue) -> None
     say(f"{todo.exp.name}: submitted {queue.name()}: {width} elements, {len(chunks)} chunks")
 
 
-def _watch(todo: Todo, queue: Queue) -> None:
+def _watch(todo: Todo, chunks: Sequence[Sequence[Point]], queue: Queue) -> None:
     """Return when every point is finished or noted as failed, or nothing runs any more."""
-    points = [point for chunk in todo.chunks for point in chunk]
+    points = [point for chunk in chunks for point in chunk]
     before = todo.steps.done
     try:
         while True:
             running = queue.active()  # asked first: what it has finished is on disk
-            left = _open(todo.chunks, todo.store)
+            left = _open(chunks, todo.store)
             todo.steps.reach(before + len(points) - sum(map(len, left)))
             if todo.settings.sweep.fail_fast and todo.store.failures(points):
                 queue.cancel()

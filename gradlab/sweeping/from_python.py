@@ -10,7 +10,6 @@ import contextlib
 import functools
 import io
 import json
-import re
 import shlex
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from gradlab.errors import BadInput
 from gradlab.experiment import fileset, loading, schema
+from gradlab.experiment.headline import recorded
 from gradlab.experiment.loading import Experiment
-from gradlab.running import command_line, composition, machine, naming, refusals
+from gradlab.running import command_line, composition, grammar, machine, naming, refusals
 from gradlab.running.command_line import Task
 from gradlab.running.provenance import Asked
 from gradlab.sweeping.outcomes import Claims, Run
@@ -32,10 +32,6 @@ if TYPE_CHECKING:
 
     from gradlab.running.identity import Namer
     from gradlab.running.settings import Settings
-
-# A text that needs no quotes in Hydra's grammar, and words that are no text there.
-_WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
-_NO_TEXT = ("null", "true", "false", "inf", "nan")
 
 _CHECKOUT = Path(__file__).parent.parent.parent
 
@@ -84,6 +80,8 @@ def sweep(experiment: str | Path, *overrides: str, **values: Any) -> xr.Dataset:
     """The dataset of a sweep: `sweep("residual", depth=[10, 100], seed=range(20))`.
 
     A list, a range or an array is an axis; of a key that lists values, each element is one value.
+    `"zip(depth,width)"` lets two keys go along together, `points=[{"depth": 4, "width": 8}, ...]`
+    lists the points; `gl.alone(data, depth=10, seed=3)` is one of them as a run leaves it.
     The files are those of `--multirun`, its store is that of every run.
 
     Raises:
@@ -94,21 +92,21 @@ def sweep(experiment: str | Path, *overrides: str, **values: Any) -> xr.Dataset:
     from hydra.types import HydraContext, RunMode
 
     from gradlab.experiment import dataset
-    from gradlab.sweeping import multirun
+    from gradlab.sweeping import join, multirun
 
     exp = _found(experiment)
-    swept = {key: value for key, value in values.items() if _is_axis(value)}
-    lines = _typed(overrides, {key: values[key] for key in values.keys() - swept.keys()})
-    lines += [f"{key}={','.join(map(_text, value))}" for key, value in swept.items()]
+    lines = grammar.for_hydra(_swept(overrides, values), list(composition.entries(exp)))
     with _quiet(), machine.set_back(), _hydra(exp, lines):
         loader = GlobalHydra.instance().config_loader()
-        config = loader.load_configuration(exp.name, [], RunMode.MULTIRUN)
-        task = Task(exp, _command(exp, ["--multirun", *lines]), None)
+        hydras = [line for line in lines if line.startswith("hydra.")]
+        lines = [line for line in lines if line not in hydras]
+        config = loader.load_configuration(exp.name, hydras, RunMode.MULTIRUN)
+        task = Task(exp, _command(exp, ["--multirun", *_swept(overrides, values)]), None)
         multirun.sweep(HydraContext(loader, Callbacks()), task, config, lines)
         if task.errors:
             raise task.errors[0]
         settings, _ = composition.read(exp, composition.plain_values(config))
-        folder = naming.folder(exp, settings, config.hydra, lines, bool(swept))
+        folder = naming.folder(exp, settings, config.hydra, lines, several=bool(task.verdicts))
     failures = fileset.manifest(folder).get("failures", [])
     if failures:
         raise BadInput(
@@ -116,11 +114,14 @@ def sweep(experiment: str | Path, *overrides: str, **values: Any) -> xr.Dataset:
             f"{failures[0]['error']}; allowed: values that compute, one by one with "
             f"{failures[0]['command']}"
         )
-    return dataset.read(folder / "data.nc")
+    return join.selectable(dataset.read(folder / "data.nc"))
 
 
 def runs(experiment: str | Path | None = None, results: str | Path | None = None) -> pd.DataFrame:
-    """A row for every run and sweep on disk: its values, verdicts, time, versions and folder."""
+    """A row for every run and sweep on disk: its headline numbers, values, verdicts and versions.
+
+    Each headline number is a column; of a sweep it holds a list, point by point.
+    """
     import pandas as pd
 
     place = Path(results) if results is not None else _project(experiment) / "results"
@@ -136,10 +137,14 @@ def runs(experiment: str | Path | None = None, results: str | Path | None = None
 
 def _row(folder: Path, results: Path) -> dict[str, Any]:
     told = fileset.manifest(folder)
+    numbers: dict[str, Any] = {}
     try:
-        claims = json.loads((folder / "claims.json").read_text(encoding="utf-8"))
+        claims, headline = fileset.read_judged(
+            json.loads((folder / "claims.json").read_text(encoding="utf-8"))
+        )
         failed = [claim["sentence"] for claim in claims if claim["verdict"] != "holds"]
-    except (OSError, ValueError, TypeError, KeyError):
+        numbers = _columns(headline)
+    except (OSError, ValueError, TypeError, KeyError, BadInput):
         claims, failed = [], ["claims.json cannot be read"]
     import pandas as pd
 
@@ -147,6 +152,7 @@ def _row(folder: Path, results: Path) -> dict[str, Any]:
     return {
         "experiment": parts[0],
         "overrides": "/".join(parts[1:]),
+        **numbers,
         "claims": len(claims),
         "failed": failed,
         "whole": not fileset.strangers(folder),
@@ -159,6 +165,18 @@ def _row(folder: Path, results: Path) -> dict[str, Any]:
         "versions": told.get("versions", {}),
         "folder": str(folder),
     }
+
+
+def _columns(headline: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Each headline number by its name: a number of a run, of a sweep one a point."""
+    found: dict[str, Any] = {}
+    for told in headline:
+        number = recorded(told)
+        if "point" in told:
+            found.setdefault(number.name, []).append(number.value)
+        else:
+            found[number.name] = number.value
+    return found
 
 
 def prune(experiment: str | Path, *, dry_run: bool = True) -> list[dict[str, Any]]:
@@ -224,6 +242,26 @@ def _typed(overrides: Sequence[str], values: Mapping[str, Any]) -> list[str]:
     return [*overrides, *(f"{key}={_text(value)}" for key, value in values.items())]
 
 
+def _swept(overrides: Sequence[str], values: Mapping[str, Any]) -> list[str]:
+    """The lines of a sweep: what lists values is an axis, or the points themselves."""
+    axes = {key: value for key, value in values.items() if _is_axis(value)}
+    single = {key: value for key, value in values.items() if key not in axes}
+    return [*_typed(overrides, single), *(f"{key}={_axis(axis)}" for key, axis in axes.items())]
+
+
+def _axis(values: Any) -> str:
+    """Several values in Hydra's grammar: by the function that spaces them, or one by one."""
+    held = values if isinstance(values, range) else list(values)
+    points = [value for value in held if isinstance(value, Mapping)]
+    if points:
+        rows = (",".join(f"{key}:{_text(value)}" for key, value in row.items()) for row in points)
+        return "[" + ",".join(f"{{{row}}}" for row in rows) + "]"
+    spelled = grammar.spelled(held)
+    if not spelled and not held:
+        raise BadInput("an axis of a sweep has no values; allowed: at least one")
+    return spelled or ",".join(map(_text, held))
+
+
 def _is_axis(value: Any) -> bool:
     return isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping)
 
@@ -233,7 +271,7 @@ def _text(value: Any) -> str:
     if _is_axis(value):
         return "[" + ",".join(map(_text, value)) + "]"
     plain = value.item() if hasattr(value, "item") else value
-    if isinstance(plain, str) and _WORD.fullmatch(plain) and plain not in _NO_TEXT:
+    if isinstance(plain, str) and grammar.element(plain) is plain:
         return plain
     if isinstance(plain, str):
         escaped = plain.replace("\\", "\\\\").replace("'", "\\'")
@@ -291,4 +329,5 @@ def _read(exp: Experiment, folder: Path) -> Run:
 
     data = dataset.read(folder / "data.nc")
     claims = Claims(loading.judge(exp, data))
-    return Run(exp.name, folder, data, claims, loading.caption(exp, data), exp)
+    caption, numbers = loading.caption(exp, data), tuple(loading.headline(exp, data))
+    return Run(exp.name, folder, data, claims, caption, numbers, exp)

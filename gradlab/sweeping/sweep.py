@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,19 +18,15 @@ from gradlab.running.console import Steps, say
 from gradlab.running.interrupts import Interrupts
 from gradlab.running.store import Store
 from gradlab.sweeping import overview, points, programs
-from gradlab.sweeping.join import join
-from gradlab.sweeping.overview import Judged
-from gradlab.sweeping.points import Point, Sweep
+from gradlab.sweeping.gathered import Gathered, Unfinished
+from gradlab.sweeping.points import Point, Sweep, in_words
 from gradlab.sweeping.programs import Failure, Method
+from gradlab.sweeping.summary import Summary, Verdict
 
 if TYPE_CHECKING:
-    import xarray as xr
-
+    from gradlab.experiment.claim import Claim
     from gradlab.experiment.dataset import Named
     from gradlab.running.settings import Settings
-
-# A point that has no result or no verdict, and why.
-Unfinished = tuple[Point, Failure]
 
 # Seconds after which points that are finished go to disk though their chunk is not.
 PATIENCE = 60.0
@@ -42,7 +38,7 @@ class Stopped(KeyboardInterrupt):
 
 def compute(
     exp: Experiment,
-    todo: Sequence[Sequence[Point]],
+    todo: Iterable[Sequence[Point]],
     store: Store,
     method: Method,
     fail_fast: bool,
@@ -55,15 +51,24 @@ def compute(
     """
     program = programs.Program(exp.module.compute, method)
     for chunk in todo:
-        if not store.has(chunk):
+        if store.has(chunk):
+            _step(steps, len(chunk))
+        else:
             machine.prepare(chunk[0].precision)
-            _compute_chunk(program, chunk, store, fail_fast)
-        if steps is not None:
-            steps.step(len(chunk))
+            _compute_chunk(program, chunk, store, fail_fast, steps)
+
+
+def _step(steps: Steps | None, count: int) -> None:
+    if steps is not None:
+        steps.step(count)
 
 
 def _compute_chunk(
-    program: programs.Program, chunk: Sequence[Point], store: Store, fail_fast: bool
+    program: programs.Program,
+    chunk: Sequence[Point],
+    store: Store,
+    fail_fast: bool,
+    steps: Steps | None,
 ) -> None:
     done: list[tuple[Point, Mapping[str, Named]]] = []
 
@@ -83,6 +88,7 @@ def _compute_chunk(
                     raise FailFast
             else:
                 done.append((point, outcome))
+            _step(steps, 1)
             if time.monotonic() - saved > PATIENCE:
                 save()
                 saved = time.monotonic()
@@ -92,48 +98,39 @@ class FailFast(Exception):
     """A point raised and `fail_fast` is set."""
 
 
-def missing(sweep: Sweep, store: Store, size: int | None) -> list[list[Point]]:
-    """The points that are not finished, in the chunks of the whole sweep."""
-    return left(points.chunks(sweep.points, size), store)
-
-
-def left(chunks: Sequence[Sequence[Point]], store: Store) -> list[list[Point]]:
-    """What is not finished of the chunks."""
+def left(chunks: Iterable[Sequence[Point]], store: Store) -> Iterator[list[Point]]:
+    """What is not finished of the chunks, one after the other."""
     finished = store.keys()
-    unfinished = ([point for point in chunk if point.key not in finished] for chunk in chunks)
-    return [chunk for chunk in unfinished if chunk]
+    for chunk in chunks:
+        unfinished = [point for point in chunk if point.key not in finished]
+        if unfinished:
+            yield unfinished
 
 
 def collect(
     exp: Experiment, sweep: Sweep, settings: Settings, store: Store, folder: Path, begun: float
 ) -> bool:
     """Join, draw, judge and tell what is finished; whether all is and every claim holds."""
-    found, ways = store.load(sweep.points)
-    done = dataclasses.replace(
-        sweep, points=[point for point in sweep.points if point.key in found]
-    )
-    judged: list[Judged] = []
-    unjudged: list[Unfinished] = []
     with contextlib.ExitStack() as at_the_end:
-        if done.points:
-            judged, unjudged = _finish(exp, done, found, folder, at_the_end)
-        failed = [*_without_result(sweep, store, found), *unjudged]
-        _record(exp, sweep, settings, folder, begun, failed, ways)
-    return not failed and all(claim.holds for _, claims in judged for claim in claims)
+        gathered = Gathered(exp, sweep)
+        gathered.read(store, settings.sweep.chunk)
+        holds = True
+        if gathered.num_finished:
+            holds = _finish(exp, gathered, folder, at_the_end)
+        noted = _noted(gathered.without_result, store)
+        known = {point.key for point, _ in noted}
+        lost = Failure("it was not finished", "")
+        rest = [(one, lost) for one in gathered.without_result if one.key not in known]
+        failed = [*noted, *rest, *gathered.unjudged]
+        _record(exp, sweep, settings, folder, begun, failed, gathered.ways)
+    return holds and not failed
 
 
-def _without_result(sweep: Sweep, store: Store, found: Collection[str]) -> list[Unfinished]:
-    """The points that failed, and those that nobody finished."""
-    noted = _noted(sweep, store)
-    known = {point.key for point, _ in noted} | set(found)
-    lost = Failure("it was not finished", "")
-    left_out = [(point, lost) for point in sweep.points if point.key not in known]
-    return [*noted, *left_out]
-
-
-def _noted(sweep: Sweep, store: Store) -> list[Unfinished]:
-    notes = store.failures(sweep.points)
-    return [(point, Failure(**notes[point.key])) for point in sweep.points if point.key in notes]
+def _noted(unfinished: Iterable[Point], store: Store) -> list[Unfinished]:
+    """The points whose failure was noted, and why."""
+    unfinished = list(unfinished)
+    notes = store.failures(unfinished)
+    return [(point, Failure(**notes[point.key])) for point in unfinished if point.key in notes]
 
 
 def _record(
@@ -158,7 +155,7 @@ def _record(
     manifest = {
         "command": sweep.asked.command,
         "config": sweep.shared(),
-        "sweep": dict(sweep.axes),
+        "sweep": {key: list(values) for key, values in sweep.columns.items()},
         "num_points": len(sweep.points),
         "num_failures": len(failures),
         "evaluation": list(ways),
@@ -174,92 +171,54 @@ def _record(
 
 
 def _finish(
-    exp: Experiment,
-    done: Sweep,
-    found: Mapping[str, Mapping[str, Named]],
-    folder: Path,
-    at_the_end: contextlib.ExitStack,
-) -> tuple[list[Judged], list[Unfinished]]:
-    """Join, judge, tell and draw; what cannot be judged or drawn is told and loses nothing else."""
-    runs = [
-        loading.label(exp, point.cfg, point.seed, dict(found[point.key])) for point in done.points
-    ]
-    joined = join(done, runs)
-    dataset.write(folder / "data.nc", joined.data)
+    exp: Experiment, gathered: Gathered, folder: Path, at_the_end: contextlib.ExitStack
+) -> bool:
+    """Write, tell and draw; whether every claim holds.
+
+    What cannot be judged or drawn is told and loses nothing else.
+    """
+    seen = gathered.seen
+    dataset.write(folder / "data.nc", gathered.joined.data())
     saved = dataset.read(folder / "data.nc")
-    judged, failed = _judged(exp, done, runs, saved if joined.as_one_run else None, at_the_end)
-    if judged:
-        _show(exp, judged, folder)
+    whole: list[Claim] = []
+    holds = not seen.failing.any()
+    with single.later(at_the_end):
+        whole = loading.judge(exp, saved, "sweep_claims")
+        holds = holds and all(claim.holds for claim in whole)
+    _show(exp, seen, whole, folder)
     drawn: dict[str, bytes] = {}
     with console.busy(f"{exp.name}: drawing"), single.later(at_the_end):
-        if joined.as_one_run:
-            drawn = figures.draw(exp.module.figure, saved)
-        elif judged:
-            drawn = figures.draw(lambda _: overview.figure(exp.question, done.axes, judged), saved)
-    records = [
-        ({"point": dict(point.values)} if point else {}) | claim.record()
-        for point, claims in judged
-        for claim in claims
-    ]
-    single.write_judged(folder, drawn, records or None)
-    return judged, failed
+        own = getattr(exp.module, "sweep_figure", None)
+        drawn = figures.draw(own or (lambda _: overview.figure(exp.question, seen)), saved)
+    made = bool(whole or seen.verdicts or seen.numbers)
+    single.write_judged(folder, drawn, gathered.judged(whole) if made else None)
+    return holds
 
 
-def _judged(
-    exp: Experiment,
-    done: Sweep,
-    runs: Sequence[xr.Dataset],
-    whole: xr.Dataset | None,
-    at_the_end: contextlib.ExitStack,
-) -> tuple[list[Judged], list[Unfinished]]:
-    """The verdicts about the sweep as `whole`, or else about each run, and what has none."""
-    if whole is not None:
-        with single.later(at_the_end):
-            return [(None, loading.judge(exp, whole))], []
-        return [], []
-    judged: list[Judged] = []
-    failed: list[Unfinished] = []
-    for point, run in zip(done.points, runs, strict=True):
-        try:
-            judged.append((point, loading.judge(exp, run)))
-        except Exception as error:
-            why = programs.failure(error)
-            failed.append((point, dataclasses.replace(why, error=f"judging it: {why.error}")))
-    return judged, failed
-
-
-def _show(exp: Experiment, judged: Sequence[Judged], folder: Path) -> None:
-    """Print the verdicts: as for a single run, or for each claim over all points."""
-    if judged[0][0] is None:
-        console.judged(exp.question, judged[0][1], folder)
+def _show(exp: Experiment, seen: Summary, whole: Sequence[Claim], folder: Path) -> None:
+    """Print the verdicts: about the sweep as a whole, or each claim's over all points."""
+    if whole:
+        console.judged(exp.question, whole, folder)
         return
     columns = [
         *(console.VERDICT, console.CLAIM),
         ("holds at", {"justify": "right", "no_wrap": True}),
         ("farthest off", {"no_wrap": True}),
     ]
-    claims = [claim for _, claims in judged for claim in claims]
-    end = (
-        f"{sum(claim.holds for claim in claims)} of {len(claims)} claims at {len(judged)} points "
-        f"hold; files in {folder}"
-    )
-    console.print_table(exp.question, columns, map(_row, overview.rows(judged)), end, width=140)
+    held, made = seen.num_claims
+    num_points = len(seen.sweep.points)
+    end = f"{held} of {made} claims at {num_points} points hold; files in {folder}"
+    rows = (_row(seen, verdict) for verdict in seen.verdicts.values())
+    console.print_table(exp.question, columns, rows, end, width=140)
 
 
-def _row(row: overview.Row) -> tuple[str, ...]:
-    held = sum(claim.holds for _, claim in row.claims)
-    point, claim = max(row.claims, key=lambda pair: overview.off(pair[1]))
+def _row(seen: Summary, verdict: Verdict) -> tuple[str, ...]:
     return (
-        console.verdict(held == len(row.claims)),
-        row.sentence,
-        f"{held} of {len(row.claims)}",
-        f"{overview.off(claim):.2g} tolerances at {in_words(point)}",
+        console.verdict(verdict.num_held == verdict.num_made),
+        verdict.sentence,
+        f"{verdict.num_held} of {verdict.num_made}",
+        f"{verdict.off:.2g} tolerances at {in_words(seen.point(verdict.farthest))}",
     )
-
-
-def in_words(point: Point) -> str:
-    """The point in words: `key=value` for each swept key."""
-    return " ".join(point.overrides)
 
 
 @contextlib.contextmanager
@@ -268,7 +227,7 @@ def telling(sweep: Sweep, store: Store) -> Iterator[None]:
 
     def kept() -> str:
         finished = store.keys()
-        done = sum(point.key in finished for point in sweep.points)
+        done = sum(point.key in finished for point in sweep.points) if finished else 0
         return f"{done} of {len(sweep.points)} done; resume with: {sweep.asked.command}"
 
     try:
@@ -281,11 +240,11 @@ def telling(sweep: Sweep, store: Store) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Todo:
-    """The chunks of a sweep that are still to be computed, and where their points go.
+    """The chunks of a sweep, and where their points go.
 
     Attributes:
         exp: the experiment.
-        chunks: the points that are not finished.
+        chunks: all points of the sweep, finished or not.
         store: takes what is finished, and notes what failed.
         settings: how, and where.
         steps: is told of each point that is finished.
@@ -297,6 +256,10 @@ class Todo:
     settings: Settings
     steps: Steps
 
+    def left(self) -> Iterator[list[Point]]:
+        """What is not finished of the chunks, one after the other."""
+        return left(self.chunks, self.store)
+
 
 # What computes chunks: this process, other processes, a cluster. Whether the results are to be
 # collected now, and not later by the same command.
@@ -307,7 +270,7 @@ def here(todo: Todo) -> bool:
     """Compute the chunks in this process."""
     asked = todo.settings.sweep
     method = programs.choose(asked.method, asked.batch)
-    compute(todo.exp, todo.chunks, todo.store, method, asked.fail_fast, todo.steps)
+    compute(todo.exp, todo.left(), todo.store, method, asked.fail_fast, todo.steps)
     return True
 
 
@@ -332,7 +295,7 @@ def run_sweep(
         try:
             now = settings.redraw or _computed(exp, sweep, store, settings, work)
         except FailFast:
-            _record(exp, sweep, settings, folder, begun, _noted(sweep, store))
+            _record(exp, sweep, settings, folder, begun, _noted(sweep.points, store))
             return False
         return collect(exp, sweep, settings, store, folder, begun) if now else True
 
@@ -342,12 +305,12 @@ def _computed(exp: Experiment, sweep: Sweep, store: Store, settings: Settings, w
     files.tidy(store.folder)
     if not settings.sweep.resume:
         store.forget(point.key for point in sweep.points)
-    todo = missing(sweep, store, settings.sweep.chunk)
-    store.forget_failures(point for chunk in todo for point in chunk)
-    total = len(sweep.points)
-    skipped = total - sum(map(len, todo))
+    chunks = points.chunks(sweep.points, settings.sweep.chunk)
+    store.forget_failures(sweep.points)
+    total, finished = len(sweep.points), store.keys()
+    skipped = sum(point.key in finished for point in sweep.points) if finished else 0
     if skipped:
         before = f"{skipped} of {total} points were finished before"
         say(f"{before}; sweep.resume=false computes them again")
     with Steps(exp.name, skipped, total) as steps:
-        return work(Todo(exp, todo, store, settings, steps))
+        return work(Todo(exp, chunks, store, settings, steps))

@@ -20,8 +20,8 @@ from omegaconf import DictConfig
 class GradlabSweeper(Sweeper):
     """All points of a multirun as one object; each is composed once."""
 
-    def __init__(self, params: dict[str, str] | None = None) -> None:
-        self.params = params  # read, like all else, from the config
+    def __init__(self, **given: Any) -> None:
+        self.given_keys = given  # read, like all else, from the config
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -66,7 +66,7 @@ _HERE = "hydra_plugins.gradlab_launcher."
 ConfigStore.instance().store(
     group="hydra/sweeper",
     name="gradlab",
-    node={"_target_": _HERE + "GradlabSweeper", "params": None},
+    node={"_target_": _HERE + "GradlabSweeper", "params": None, "zip": None, "points": None},
 )
 ConfigStore.instance().store(
     group="hydra/launcher", name="gradlab", node={"_target_": _HERE + "GradlabLauncher"}

@@ -206,7 +206,7 @@ def test_a_failing_point_fails_alone_on_a_cluster_too(toy: Toy) -> None:
     ended = toy.sweep("sigma_w=1.0,2.0,3.0", "fail='value 2'", "cluster=debug", HERE)
     assert ended.status == 1
     assert "sigma_w=2.0: ValueError: this value raises" in ended.stderr
-    assert toy.data(next(toy.results.iterdir()).name).sigma_w.values.tolist() == [1.0, 3.0]
+    assert toy.data(next(toy.results.iterdir()).name).finished.values.tolist() == [1, 0, 1]
 
 
 @pytest.mark.slow

@@ -87,8 +87,11 @@ def test_what_is_on_disk_is_loaded_and_told_and_what_is_not_says_its_command() -
     gl.sweep("twice", seed=range(2))
     assert gl.load("twice", gain=4.0).data.identical(run.data)
     table = gl.runs()
-    assert set(table.overrides) == {"gain=4.0", "seed=0,1"}
+    assert set(table.overrides) == {"gain=4.0", "seed=range(0,2)"}
     assert list(table.whole) == [True, True]
+    table = table.set_index("overrides")
+    assert table.noise["gain=4.0"] == run.headline[0].value
+    assert len(table.noise["seed=range(0,2)"]) == 2
     (run.folder / "claims.json").write_text("[]")
     with pytest.raises(gl.BadInput, match=r"claims\.json"):
         gl.load("twice", gain=4.0)
@@ -135,6 +138,19 @@ def test_what_is_not_possible_is_told_in_a_sentence(
         gl.run(experiment, **values)
     assert sentence in str(told.value)
     assert not (lab / "results").exists()
+
+
+def test_axes_are_spaced_zipped_and_listed_from_python_too(lab: Path) -> None:
+    gains = np.geomspace(0.1, 10, 5)
+    data = gl.sweep("twice", gain=gains, seed=range(2))
+    np.testing.assert_array_equal(data.gain, gains)
+    assert (lab / "results" / "twice" / "gain=geomspace(0.1,10.0,5),seed=range(0,2)").is_dir()
+    zipped = gl.sweep("twice", "zip(gain,depth)", gain=[1.0, 2.0], depth=[3, 3], seed=[0, 1])
+    rows = [{"gain": 1.0, "depth": 3}, {"gain": 2.0, "depth": 3}]
+    xr.testing.assert_equal(zipped, gl.sweep("twice", points=rows, seed=[0, 1]))
+    assert zipped.sel(gain=2.0, depth=3, seed=1).sizes["draw"] == 3
+    alone = gl.alone(zipped, gain=2.0, depth=3, seed=0)
+    assert alone.identical(gl.run("twice", gain=2.0).data)
 
 
 def test_presets_and_keys_of_nodes_are_overrides_as_typed() -> None:

@@ -11,7 +11,7 @@ import gradlab as gl
 from gradlab.experiment import schema
 from gradlab.running.provenance import Asked
 from gradlab.sweeping import points
-from gradlab.sweeping.points import Point, Sweep
+from gradlab.sweeping.points import Axis, Point, Sweep
 
 
 @schema.config
@@ -73,7 +73,7 @@ def test_auto_is_chosen_by_the_kind_of_device(method: str, platform: str, meant:
 def test_a_sweep_tells_what_its_points_share_and_how_one_is_run_alone() -> None:
     asked = Asked("python experiments/e.py --multirun depth=3,4 results=here sweep.batch=2")
     fixed = ("w=[0.5]", "results=here", "sweep.batch=2", "sweep.fail_fast=true")
-    sweep = Sweep({"depth": [3, 4]}, [point(3), point(4)], fixed, asked)
+    sweep = Sweep((Axis({"depth": [3, 4]}),), [point(3), point(4)], fixed, asked)
     assert sweep.shared() == {"sigma_w": 1.0, "w": [0.5]}
     # Where files go is part of the command, how a sweep is made is not.
     assert sweep.alone(sweep.points[1]) == (

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import xarray as xr
 
+import gradlab as gl
 from gradlab.experiment import loading, schema
 from gradlab.running import store
-from gradlab.sweeping import points
+from gradlab.sweeping import join, points
 from tests.toys import Toy
 
 
@@ -81,41 +82,82 @@ def test_the_swept_parameters_are_the_axes_of_one_dataset(toy: Toy) -> None:
         *(".hydra", "claims.json", "data.nc", "figure.pdf", "figure.png", "figure.svg"),
         "run.json",
     ]
-    claims = json.loads((folder / "claims.json").read_text())
+    told = json.loads((folder / "claims.json").read_text())
+    claims, headline = told["claims"], told["headline"]
     assert len(claims) == 2 * 12
     assert claims[0]["point"] == {"sigma_w": 2.0, "activation": "tanh", "seed": 0}
+    assert [number["value"] for number in headline] == data.length.values.ravel().tolist()
 
 
-def test_a_list_that_is_an_axis_already_is_joined_along_it(toy: Toy) -> None:
-    assert toy.sweep("w=0.5,0.7,0.9").status == 0
-    swept = toy.data("w=0.5,0.7,0.9")
+def test_a_swept_list_of_one_value_each_is_the_axis_of_its_values(toy: Toy) -> None:
+    assert toy.sweep("w=0.5,0.7,[0.9]").status == 0
+    swept = toy.data("w=0.5,0.7,[0.9]")
     toy.run("w=[0.5,0.7,0.9]")
-    alone = toy.data("w=[0.5,0.7,0.9]")
-    assert swept.square.identical(alone.square)
-    assert swept.x.dims == ("neuron",)
-    claims = json.loads((toy.results / "w=0.5,0.7,0.9" / "claims.json").read_text())
-    assert claims[0]["sentence"] == "no neuron leaves [-1, 1]"
-    assert "point" not in claims[0]
+    together = toy.data("w=[0.5,0.7,0.9]")
+    xr.testing.assert_equal(swept.square, together.square)
+    assert swept.x.dims == ("w", "neuron")
+    toy.run("w=0.7")
+    assert gl.alone(swept, w=0.7).identical(toy.data("w=0.7"))
 
 
-def test_lists_of_several_values_are_laid_end_to_end(toy: Toy) -> None:
-    toy.sweep("w=[0.5,0.6],[0.7,0.8]", "seed=0,1")
-    data = toy.data("seed=0,1,w=[0.5,0.6],[0.7,0.8]")
-    assert data.square.dims == ("seed", "w")
-    assert data.w.values.tolist() == [0.5, 0.6, 0.7, 0.8]
-    assert data.length.dims == ("seed",)  # it does not depend on w, and there is one w an entry
+def test_swept_lists_of_several_values_are_named_by_their_coordinate(toy: Toy) -> None:
+    toy.sweep("w=[0.5,0.6],[0.7,0.8,0.9]", "seed=0,1")
+    data = toy.data("seed=0,1,w=[0.5,0.6],[0.7,0.8,0.9]")
+    assert data.w.values.tolist() == ["[0.5, 0.6]", "[0.7, 0.8, 0.9]"]
+    assert data.square.dims == ("w", "seed", "own_w")
+    assert data.num_own_w.values.tolist() == [[2, 2], [3, 3]]
+    assert np.isnan(data.square.values[0, 0]).tolist() == [False, False, True]
+    toy.run("w=[0.5,0.6]", "seed=1")
+    assert gl.alone(data, w=[0.5, 0.6], seed=1).identical(toy.data("seed=1,w=[0.5,0.6]"))
+
+
+def test_own_axes_of_other_lengths_are_padded_and_each_point_is_the_run_alone(toy: Toy) -> None:
+    toy.sweep("depth=2,4", "activation=tanh,linear", "seed=0,1,2")
+    data = toy.data("activation=tanh,linear,depth=2,4,seed=0,1,2")
+    assert data.first.dims == ("depth", "activation", "seed", "layer")
+    assert data.layer.values.tolist() == [0, 1, 2, 3]
+    assert data.num_layer.sel(depth=2, activation="linear").values.tolist() == [2, 2, 2]
+    assert data.first.attrs["missing_beyond"] == "num_layer"
+    assert np.isnan(data.first.sel(depth=2)[..., 2:]).all()
+    assert np.isfinite(data.first.sel(depth=4)).all()
+    toy.run("depth=2", "activation=linear", "seed=1")
+    alone = toy.data("activation=linear,depth=2,seed=1")
+    assert gl.alone(data, depth=2, activation="linear", seed=1).identical(alone)
+    for wrong in ({"depth": 2}, {"depth": 3, "activation": "tanh", "seed": 0}, {"dept": 2}):
+        with pytest.raises(gl.BadInput, match="allowed"):
+            gl.alone(data, **wrong)
 
 
 def test_a_config_group_is_an_axis(toy: Toy) -> None:
     toy.sweep("scale=smoke,full", "sigma_w=2.0,3.0")
     data = toy.data("scale=smoke,full,sigma_w=2.0,3.0")
-    assert data.scale.values.tolist() == ["smoke", "smoke", "full", "full"]
-    assert data.sigma_w.values.tolist() == [2.0, 3.0, 2.0, 3.0]
-    # Depth 3 at the smoke scale and 6 at the full one: two and two of them end to end.
-    assert data.first.dims == ("layer",)
-    assert data.layer_point.values.tolist() == [0] * 3 + [1] * 3 + [2] * 6 + [3] * 6
-    assert data.layer.values.tolist() == [0, 1, 2] * 2 + [0, 1, 2, 3, 4, 5] * 2
-    assert data.length.dims == ("point",)
+    assert data.scale.values.tolist() == ["smoke", "full"]
+    assert data.first.dims == ("scale", "sigma_w", "layer")
+    # Depth 3 at the smoke scale and 6 at the full one.
+    assert data.num_layer.values.tolist() == [[3, 3], [6, 6]]
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        ("depth=2,4", "width=3,5", "activation=tanh,linear", "zip(depth,width,activation)"),
+        (
+            "points=[{depth:2,width:3,activation:tanh},{depth:4,width:5,activation:linear},"
+            "{depth:2,width:3,activation:tanh}]",
+        ),
+    ],
+)
+def test_points_that_are_no_grid_are_a_table_beside_the_axes(toy: Toy, typed: list[str]) -> None:
+    toy.sweep(*typed, "seed=0,1")
+    (folder,) = toy.results.iterdir()
+    data = toy.data(folder.name)
+    assert data.x.dims == ("point", "seed", "neuron")
+    assert data.depth.dims == data.width.dims == data.activation.dims == ("point",)
+    one = gl.alone(data, depth=4, width=5, activation="linear", seed=1)
+    toy.run("depth=4", "activation=linear", "seed=1")
+    assert one.identical(toy.data("activation=linear,depth=4,seed=1"))
+    picked = join.selectable(data).sel(depth=2, width=3, activation="tanh", seed=0)
+    assert picked.num_neuron == 3
 
 
 def test_one_failing_point_of_a_grid_leaves_a_table_of_the_others(rendering_toy: Toy) -> None:
@@ -126,10 +168,12 @@ def test_one_failing_point_of_a_grid_leaves_a_table_of_the_others(rendering_toy:
     (folder,) = toy.results.iterdir()
     data = toy.data(folder.name)
     assert ended.status == 1
-    assert data.sizes["point"] == 23
-    assert ("linear", 4, 3) not in set(
-        zip(data.activation.values, data.width.values, data.depth.values, strict=True)
-    )
+    assert data.length.dims == ("activation", "width", "depth")
+    missing = np.argwhere(~data.finished.values.astype(bool))
+    assert missing.tolist() == [[1, 1, 1]]
+    assert np.isnan(data.length.sel(activation="linear", width=4, depth=3))
+    with pytest.raises(gl.BadInput, match="was not finished"):
+        gl.alone(data, activation="linear", width=4, depth=3)
     manifest = json.loads((folder / "run.json").read_text())
     (failure,) = manifest["failures"]
     assert failure["point"] == {"activation": "linear", "width": 4, "depth": 3}
@@ -145,7 +189,7 @@ def test_one_failing_point_of_a_grid_leaves_a_table_of_the_others(rendering_toy:
 def test_a_value_that_raises_at_run_time_fails_alone(toy: Toy) -> None:
     ended = toy.sweep("sigma_w=1.0,2.0,3.0", "fail='value 2'", "sweep.chunk=3")
     assert ended.status == 1
-    assert toy.data(next(toy.results.iterdir()).name).sigma_w.values.tolist() == [1.0, 3.0]
+    assert toy.data(next(toy.results.iterdir()).name).finished.values.tolist() == [1, 0, 1]
     assert "sigma_w=2.0: ValueError: this value raises" in ended.stderr
 
 
@@ -153,7 +197,7 @@ def test_a_value_that_raises_at_run_time_fails_alone(toy: Toy) -> None:
 def test_other_methods_compute_the_same_and_isolate_failures_too(toy: Toy, method: str) -> None:
     toy.sweep("sigma_w=0.5,0.6,0.7", "fail='value 0.6'", f"sweep.method={method}", "sweep.chunk=3")
     data = toy.data(next(toy.results.iterdir()).name)
-    assert data.sigma_w.values.tolist() == [0.5, 0.7]
+    assert data.finished.values.tolist() == [1, 0, 1]
     toy.run("sigma_w=0.5")
     # A batched product sums in another order: a few ulps over six layers that contract.
     np.testing.assert_allclose(data.x.values[0], toy.data("sigma_w=0.5").x.values, rtol=1e-13)
@@ -275,6 +319,13 @@ def test_a_full_disk_loses_nothing(toy: Toy) -> None:
         ("sigma_w=range(1,2,0.5)", [1.0, 1.5]),
         ("sigma_w=sort(2,1)", [1.0, 2.0]),
         ("depth=range(2,8,3)", [2, 5]),
+        ("depth=range(8,2,-3)", [8, 5]),
+        ("sigma_w=sort(range(1.3,0,-0.5))", [0.3, 0.8, 1.3]),
+        ("sigma_w=geomspace(1,4,3)", [1.0, 2.0, 4.0]),
+        ("sigma_w=linspace(1,2,3)", [1.0, 1.5, 2.0]),
+        ("sigma_w=logspace(0,0.5,2)", [1.0, 10**0.5]),
+        ("depth=geomspace(2,9,3)", [2, 4, 9]),
+        ("sigma_w=1,1.0,2", [1.0, 2.0]),
         ("activation=tanh,'linear'", ["tanh", "linear"]),
         ("scale=glob(*)", ["full", "smoke"]),
         ("scale=glob([f*,s*],exclude=full)", ["smoke"]),
@@ -300,6 +351,15 @@ def test_the_grammar_is_hydras_own(toy: Toy, typed: str, meant: list[object] | N
         (["depht=1,2"], "'depht'"),
         (["sigma_w=interval(1,2)"], "'sigma_w=interval(1,2)' has no points of its own"),
         (["scale=glob(x*)"], "'scale=glob(x*)' names nothing"),
+        (["seed=range(0,10,0)"], "range(0,10,0) has the step 0; allowed: a step above or below 0"),
+        (["seed=range(5,1)"], "range(5,1,1) names nothing; allowed: a step that leads"),
+        (["sigma_w=geomspace(0,1,3)"], "geomspace(0,1,3) has an end at 0"),
+        (["sigma_w=linspace(0,1)"], "linspace"),
+        (["sigma_w=geomspace(1,2,0.5)"], "allowed: geomspace(FIRST,LAST,HOW_MANY)"),
+        (["depth=2,3", "zip(depth,width)"], "zip(depth,width) names 'width', which is not swept"),
+        (["depth=2,3", "width=2,3,4", "zip(depth,width)"], "has 2 of depth and 3 of width values"),
+        (["points=[{depth:2},{width:3}]"], "each with the same keys"),
+        (["depth=2,3", "points=[{depth:2}]"], "'depth' is swept, and is a key of points"),
         (["scale=smoke,medium"], "'medium'"),
         (["results=a,b"], "'results=a,b' is no sweep of values"),
         (["seed=0,-1"], "seed is -1; allowed: a whole number at least 0"),

@@ -49,6 +49,7 @@ ELSEWHERE = {
     "running.naming": (RUN, "a folder's name follows from a command line"),
     "running.refusals": (RUN, "each sentence follows what was typed"),
     "running.settings": (HYDRA, "the keys that every run has, as Hydra shows them"),
+    "running.question": ("test_package.py", "two files, begun and run by the installed command"),
     "running.single": (RUN, "the files of a run, and its exit status"),
     "running.usage": (RUN, "what --help says, in a process that has no jax"),
     "sweeping.join": (SWEEP, "axes, tables and ends laid to ends, of points that were computed"),

@@ -105,8 +105,10 @@ class Card:
 
 def cards(project: Path, results: Path) -> list[Card]:
     """A card for every experiment of the project and every folder of results, by name."""
-    files = {path.stem: path for path in loading.discover(project)}
+    own = {path.stem: path for path in loading.discover(project)}
     folders = {path.name for path in results.glob("*/") if any(_runs_below(path))}
+    published = {path.stem: path for path in loading.discover(loading.PUBLISHED)}
+    files = {name: published[name] for name in folders & published.keys()} | own
     return [_card(name, files.get(name), results) for name in sorted({*files, *folders})]
 
 
@@ -117,30 +119,20 @@ def _runs_below(folder: Path) -> Iterator[Path]:
 
 
 def _card(name: str, file: Path | None, results: Path) -> Card:
-    question, source = described(file) if file else (name, "")
+    question, source = loading.described(file) if file else (name, "")
     offer, note = offer_of(file) if file else (Offer(), "")
     others = [path for path in _runs_below(results / name) if path != results / name]
     return Card(
         name,
         question,
         source,
-        f"python experiments/{name}.py",
+        " ".join(loading.command(file.parent.parent if file else Path(), name)),
         _run("", results / name, results, () if file else ("its experiment file is gone",)),
         tuple(_run(path.name, path, results, ()) for path in others),
         offer,
         note,
         worth_of(results, name),
     )
-
-
-def described(file: Path) -> tuple[str, str]:
-    """The question and the source in a file's docstring, read without executing the file."""
-    try:
-        text = ast.get_docstring(ast.parse(file.read_text())) or ""
-    except (OSError, SyntaxError, ValueError) as error:
-        return file.stem, f"{file.name} cannot be read as Python: {error}"
-    question, _, source = text.partition("\n")
-    return question.strip() or file.stem, source.strip()
 
 
 def offer_of(file: Path) -> tuple[Offer, str]:

@@ -29,11 +29,16 @@ CLAIM_FAILED = BAD_INPUT = 1
 INTERRUPTED = 130
 
 
-def run(file: str) -> NoReturn:
-    """Make the experiment in `file` a program; ends with an exit status and never returns."""
+def run(file: str, command: Sequence[str] = ("python",)) -> NoReturn:
+    """Make the experiment in `file` a program; ends with an exit status and never returns.
+
+    Args:
+        file: the experiment's.
+        command: the words that were typed before its own.
+    """
     # Hydra's own reporter prints several lines or a traceback; `refusals` makes it one sentence.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    typed = shlex.join(["python", *sys.argv])
+    typed = shlex.join([*command, *sys.argv])
     try:
         reads = Reads()
         with watched(reads):
@@ -134,7 +139,8 @@ def _through_hydra(experiment: Experiment, command: str, reads: Reads) -> list[b
     except Exception as error:
         if task.sweep_folder is not None:
             _forget(task.sweep_folder)
-        folders = [Path(place) for place in (words.config_dir, words.config_path, folder) if place]
+        folders = [Path(place) for place in (words.config_dir, words.config_path) if place]
+        folders += composition.folders(folder)
         told = refusals.sentence(error, experiment, words.overrides, folders)
         if told is error:
             raise

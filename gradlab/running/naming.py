@@ -42,13 +42,13 @@ def folder(
     typed = str(hydra.sweep.dir if several else hydra.run.dir)
     if typed != NOT_GIVEN:
         return Path(typed).absolute()
-    results = experiment.project / settings.results / experiment.name
+    results = experiment.home / settings.results / experiment.name
     return results / name(experiment.name, str(hydra.job.config_name), overrides)
 
 
 def store_folder(experiment: Experiment, settings: Settings) -> Path:
     """Where the finished points of an experiment are, of all its runs and sweeps."""
-    return experiment.project / settings.results / ".store" / experiment.name
+    return experiment.home / settings.results / ".store" / experiment.name
 
 
 def name(experiment: str, config_name: str, overrides: Sequence[str]) -> str:

@@ -29,7 +29,7 @@ class Command(NamedTuple):
     run: Callable[[list[str]], int]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def dispatch(arguments: Sequence[str] | None = None) -> int:
     """The exit status of the command line: 0, or 1 for bad input and claims that fail."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -158,4 +158,4 @@ COMMANDS: dict[str, Command] = {
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(dispatch())

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import pytest
 
 import gradlab
-from gradlab.__main__ import COMMANDS, main
+from gradlab.__main__ import COMMANDS, dispatch
 from gradlab.experiment import loading
 from tests.test_docs import blocks
 
@@ -170,7 +170,7 @@ def test_one_version_is_told_everywhere(project: Path, installed: Installed) -> 
 def test_a_wrong_word_is_answered_in_one_sentence(
     words: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(words) == 1
+    assert dispatch(words) == 1
     told = capsys.readouterr().err
     assert told.startswith("error: ")
     assert told.count("\n") == 1
@@ -181,7 +181,7 @@ def test_every_subcommand_tells_what_it_does_and_tab_continues_it(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     for name, command in COMMANDS.items():
-        assert main([name, "--help"]) == 0
+        assert dispatch([name, "--help"]) == 0
         assert command.does in capsys.readouterr().out
     for words, expected in (
         (["ru"], {"run"}),
@@ -189,9 +189,9 @@ def test_every_subcommand_tells_what_it_does_and_tab_continues_it(
         (["run", "scalar_chain", "num_"], {"num_draws="}),
         (["page", "re"], set()),
     ):
-        assert main(["completion", *words]) == 0
+        assert dispatch(["completion", *words]) == 0
         assert set(capsys.readouterr().out.split()) == expected
-    assert main(["completion"]) == 0
+    assert dispatch(["completion"]) == 0
     assert "complete -o default -F _gradlab gradlab" in capsys.readouterr().out
 
 

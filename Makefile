@@ -39,6 +39,12 @@ figures: .venv/ready  ## every experiment to its figure and its verdict, and the
 page: .venv/ready  ## results/index.html and results/lesson.html, from what is on disk
 	$(BIN)/python -m gradlab.page
 
+docs: .venv/ready  ## the documentation: site/docs, strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+site: docs  ## a folder that any host serves: both pages, the results that they link to, and the documentation
+	$(BIN)/python -m gradlab page --site site
+
 $(EXPERIMENTS): .venv/ready
 	$(BIN)/python experiments/$@.py
 
@@ -84,7 +90,7 @@ format: .venv/ready  ## let ruff put the code in order
 upgrade: UPGRADE := --upgrade
 lock upgrade: .venv/ready  ## the lock by hash, keeping what can stay, or all anew
 	$(BIN)/pip install --quiet uv
-	$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --all-extras --group dev \
+	$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --all-extras --group dev --group docs \
 		$(UPGRADE) --generate-hashes --no-emit-index-url --custom-compile-command "make lock" \
 		--quiet --output-file requirements.lock
 

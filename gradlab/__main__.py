@@ -151,7 +151,9 @@ COMMANDS: dict[str, Command] = {
     "run": Command("NAME [key=value ...] [--multirun]", "run an experiment, or a sweep", _run),
     "list": Command("", "the experiments that can be run from here", _list),
     "new": Command("NAME", "the two files of a new experiment, which works", _new),
-    "page": Command("[RESULTS]", "the gallery and the lesson of a folder of results", _page),
+    "page": Command(
+        "[RESULTS] [--site FOLDER]", "the gallery and the lesson of a folder of results", _page
+    ),
     "audit": Command("...", "what a model of your own does to its gradients", _audit),
     "completion": Command("", 'tab completion: eval "$(gradlab completion)"', _completion),
 }

@@ -101,6 +101,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
             "offers",
             "evidence",
             "build",
+            "site",
             "__main__",
         ),
     ),

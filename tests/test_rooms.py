@@ -44,6 +44,10 @@ ELSEWHERE = {
     "page.numbers": ("page/test_page.py", "digits as the pages show them"),
     "page.offers": (LESSON, "what several experiments offer to one place"),
     "page.readme": ("page/test_page.py", "the table as README has it"),
+    "page.site": (
+        "page/test_page.py",
+        "a folder that any host serves",
+    ),
     "page.vector": ("page/test_page.py", "a figure shrunk for a page"),
     "running.composition": (HYDRA, "what Hydra composed, at Hydra's side"),
     "running.naming": (RUN, "a folder's name follows from a command line"),

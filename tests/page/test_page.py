@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import xarray as xr
 
 from gradlab.errors import BadInput
 from gradlab.experiment import dataset, fileset
-from gradlab.page import __main__, build, gallery, numbers, readme, vector
+from gradlab.page import __main__, build, gallery, numbers, readme, site, vector
 from tests.pages import EVIL, claim, words, write_experiment
 
 SVG = '<svg viewBox="0 0 504 180" xmlns="http://www.w3.org/2000/svg"><path d="M 0 0"/></svg>'
@@ -299,3 +300,12 @@ def test_a_readme_without_marks_is_left_as_it_is(lab: Path) -> None:
 def test_marks_that_are_no_pair_are_refused(lab: Path, text: str) -> None:
     with pytest.raises(BadInput, match="allowed: each once"):
         readme.renewed(text, lab)
+
+
+def test_a_site_holds_what_its_pages_link_to(lab: Path) -> None:
+    main = site.publish(lab, lab / "results", lab / "site")[0]
+    linked = re.findall(r'href="([^"#:]+)"', (lab / "site" / "index.html").read_text())
+
+    assert [path.name for path in main] == ["index.html", "lesson.html"]
+    assert [name for name in linked if not (lab / "site" / name).is_file()] == []
+    assert (lab / "site" / "plain" / "run.json").is_file()

@@ -97,6 +97,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
             "vector",
             "worth",
             "gallery",
+            "still",
             "readme",
             "offers",
             "evidence",

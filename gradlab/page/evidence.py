@@ -97,7 +97,7 @@ class Evidence:
         where = dict(at.where) | ({} if at.along is None else {at.along: along})
         try:
             value = _value(offered.run.data, at, where)
-        except (KeyError, ValueError, IndexError, AttributeError):
+        except (LookupError, ValueError, TypeError, AttributeError):
             return _note(f"the dataset of {offered.experiment} lacks {place}")
         return self._shown(offered, value, POWERS.get(at.scale, LOOKS[look])(value, digits), where)
 

@@ -13,6 +13,12 @@ ALONE := tests/running/test_command_line.py tests/sweeping/test_sweep_launchers.
 QUICK := $(addprefix tests/,arithmetic models measuring theory experiment test_imports.py test_laws.py) \
 	$(foreach long,product_svd test_spectra.py test_certificate.py,--ignore tests/measuring/$(long))
 
+TESTED_WITH := pytest hypothesis mpmath equinox hydra-joblib-launcher
+
+# What the oldest versions that pyproject.toml allows may break: each library is used by one of these.
+OLDEST := $(addprefix tests/,arithmetic models experiment theory/test_products.py measuring/test_jacobians.py \
+	measuring/test_clipping_training.py running/test_hydra.py sweeping/test_from_python.py page/test_page.py)
+
 PYTEST := $(BIN)/python -m pytest
 PARALLEL := -n auto --dist loadgroup --max-worker-restart 0
 
@@ -20,7 +26,7 @@ PARALLEL := -n auto --dist loadgroup --max-worker-restart 0
 MINUTES := 25
 SCALE := smoke
 
-.PHONY: help figures page quick test verify seeds power lint format lock upgrade clean $(EXPERIMENTS)
+.PHONY: help figures page site docs quick test oldest verify seeds power lint format lock upgrade clean $(EXPERIMENTS)
 
 help:  ## this list
 	@sed -n 's/^\([a-z ]*\):[^#]*## /\1: /p' Makefile | awk -F': ' '{printf "make %-13s %s\n", $$1, $$2}'
@@ -33,6 +39,12 @@ figures: .venv/ready  ## every experiment to its figure and its verdict, and the
 page: .venv/ready  ## results/index.html and results/lesson.html, from what is on disk
 	$(BIN)/python -m gradlab.page
 
+docs: .venv/ready  ## the documentation: site/docs, strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+site: docs  ## a folder that any host serves: both pages, the results that they link to, and the documentation
+	$(BIN)/python -m gradlab page --site site
+
 $(EXPERIMENTS): .venv/ready
 	$(BIN)/python experiments/$@.py
 
@@ -42,6 +54,16 @@ quick: lint  ## lint, types, and the tests that matter most while editing
 test: lint  ## lint, types, and all tests
 	$(PYTEST) $(PARALLEL) $(foreach file,$(ALONE),--ignore $(file))
 	$(PYTEST) $(ALONE)
+
+oldest: .venv/ready  ## the tests that matter, with the oldest versions that pyproject.toml allows
+	$(BIN)/pip install --quiet --disable-pip-version-check uv
+	$(PYTHON) -m venv --clear .venv-oldest
+	$(BIN)/uv pip compile pyproject.toml --all-extras --resolution lowest-direct --quiet \
+		--python .venv-oldest/bin/python --no-emit-index-url --no-annotate --output-file .venv-oldest/oldest.txt
+	$(BIN)/uv pip install --quiet --python .venv-oldest/bin/python --requirements .venv-oldest/oldest.txt \
+		--constraints .venv-oldest/oldest.txt $(TESTED_WITH) "setuptools>=80"
+	$(BIN)/uv pip install --quiet --python .venv-oldest/bin/python --no-deps --no-build-isolation --editable .
+	.venv-oldest/bin/python -m pytest -p no:cacheprovider -W default -m "not slow and not verify" $(OLDEST)
 
 verify: .venv/ready  ## what is long and need not run each time; its record is results/verify.md
 	$(PYTEST) $(PARALLEL) -m verify --record results/verify.md tests
@@ -68,7 +90,7 @@ format: .venv/ready  ## let ruff put the code in order
 upgrade: UPGRADE := --upgrade
 lock upgrade: .venv/ready  ## the lock by hash, keeping what can stay, or all anew
 	$(BIN)/pip install --quiet uv
-	$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --all-extras --group dev \
+	$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --all-extras --group dev --group docs \
 		$(UPGRADE) --generate-hashes --no-emit-index-url --custom-compile-command "make lock" \
 		--quiet --output-file requirements.lock
 
@@ -81,4 +103,4 @@ lock upgrade: .venv/ready  ## the lock by hash, keeping what can stay, or all an
 	touch $@
 
 clean:  ## remove .venv and what tools left
-	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-oldest site build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -6,12 +6,15 @@
 from __future__ import annotations
 
 import ast
+import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 HERE = Path(__file__).parent
 PACKAGE = HERE.parent / "gradlab"
 PAGE = HERE / "architecture.md"
+INSTALL = HERE / "install.md"
 START, END = "<!-- rooms -->", "<!-- end of rooms -->"
 
 # From the ground up: a wing imports only wings above it in this list.
@@ -54,5 +57,25 @@ def page() -> str:
     return f"{before}{START}\n{tree()}\n{END}{after}"
 
 
+def versions() -> str:
+    """A row for each library that gradlab needs: the oldest version allowed, and the locked one."""
+    project = tomllib.loads((HERE.parent / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"].values()
+    wanted = [*project["dependencies"], *(line for extra in extras for line in extra)]
+    lock = (HERE.parent / "requirements.lock").read_text()
+    rows = []
+    for name, oldest in (line.partition(",")[0].split(">=") for line in wanted):
+        locked = re.search(rf"^{name.replace('_', '[-_]')}==([\w.]+)", lock, re.MULTILINE)
+        rows.append(f"| {name} | {oldest} | {locked[1] if locked else ''} |")
+    return "\n".join(rows)
+
+
+def install() -> str:
+    """docs/install.md with the versions of today, which stand at its end."""
+    head = "| library | oldest | locked |\n|---|---|---|\n"
+    return f"{INSTALL.read_text().partition(head)[0]}{head}{versions()}\n"
+
+
 if __name__ == "__main__":
     PAGE.write_text(page())
+    INSTALL.write_text(install())

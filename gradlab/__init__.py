@@ -6,5 +6,7 @@ computes that product exactly, predicts it, and holds one against the other.
 
 import lazy_loader
 
+__version__ = "0.1.0"
+
 # The names are listed once, in __init__.pyi, and imported at first use.
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

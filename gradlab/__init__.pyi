@@ -42,3 +42,5 @@ from .sweeping.from_python import prune as prune
 from .sweeping.from_python import run as run
 from .sweeping.from_python import runs as runs
 from .sweeping.from_python import sweep as sweep
+
+__version__: str

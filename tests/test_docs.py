@@ -1,5 +1,6 @@
 """What the documentation says of the tree is true of the tree."""
 
+import ast
 import importlib.util
 import re
 import shlex
@@ -12,7 +13,9 @@ from types import ModuleType
 import jax
 import pytest
 
+import gradlab
 from gradlab.experiment import loading
+from gradlab.running import composition
 from tests.toys import shared_configs
 
 
@@ -28,6 +31,7 @@ def rooms(project: Path) -> ModuleType:
 
 def test_the_page_of_the_rooms_is_that_of_today(rooms: ModuleType) -> None:
     assert rooms.PAGE.read_text() == rooms.page(), "python docs/rooms.py writes it anew"
+    assert rooms.INSTALL.read_text() == rooms.install(), "python docs/rooms.py writes it anew"
 
 
 def test_every_room_says_in_its_first_line_what_it_is(rooms: ModuleType) -> None:
@@ -39,7 +43,7 @@ def test_every_room_says_in_its_first_line_what_it_is(rooms: ModuleType) -> None
 
 
 def test_every_file_that_a_page_names_is_there(project: Path) -> None:
-    pages = [project / "README.md", project / "CONTRIBUTING.md", *(project / "docs").glob("*.md")]
+    pages = [project / "README.md", project / "CONTRIBUTING.md", *(project / "docs").rglob("*.md")]
     for page in pages:
         named = re.findall(
             r"(?<![\w/])(?:docs|tests|configs|benchmarks|gradlab)/[\w/]+\.\w+", page.read_text()
@@ -47,7 +51,11 @@ def test_every_file_that_a_page_names_is_there(project: Path) -> None:
         links = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text())
         wanted = {project / name for name in named} | {page.parent / link for link in links}
         # `make figures` makes the pages, and whoever follows CONTRIBUTING makes its example.
-        made = {path for path in wanted if path.suffix == ".html" or "growth" in str(path)}
+        made = {
+            path
+            for path in wanted
+            if path.suffix == ".html" or re.search("growth|my_question", str(path))
+        }
         assert {str(path) for path in wanted - made if not path.exists()} == set(), page
 
 
@@ -64,7 +72,7 @@ def commands(page: Path) -> list[list[str]]:
 
 
 def test_what_readme_computes_is_what_it_says(project: Path, tmp_path: Path) -> None:
-    first, from_python, second = blocks(project / "README.md", "python")
+    first, engineer, notebook, from_python, second = blocks(project / "README.md", "python")
     done = subprocess.run(
         [sys.executable, "-c", first], capture_output=True, text=True, check=True, cwd=project
     )
@@ -72,19 +80,68 @@ def test_what_readme_computes_is_what_it_says(project: Path, tmp_path: Path) -> 
     assert round(float(done.stdout), 3) == 0.005
     assert "0.005" in first
     assert round(1.1**50) == 117
-    subprocess.run([sys.executable, "-c", second], check=True, cwd=project)
+    subprocess.run([sys.executable, "-c", f"{engineer}\n{second}"], check=True, cwd=project)
     elsewhere = tmp_path / "of_a_user"
     elsewhere.mkdir()
     shutil.copytree(project / "experiments", elsewhere / "experiments")
     shutil.copytree(project / "configs", elsewhere / "configs")
-    subprocess.run([sys.executable, "-c", from_python], check=True, cwd=elsewhere)
-    assert len(list((elsewhere / "results").glob("*/*/run.json"))) == 2
+    subprocess.run([sys.executable, "-c", f"{notebook}\n{from_python}"], check=True, cwd=elsewhere)
+    assert len(list((elsewhere / "results").glob("*/*/run.json"))) == 3
 
 
 def one_point(word: str) -> str:
     """An override of a sweep, cut to the first of its points."""
     first = re.sub(r"^(\w+)=range\((\d+),.*", r"\1=\2", word)
     return re.sub(r"^(\w+)=([^\[(]*?),.*", r"\1=\2", first)
+
+
+def installed_commands(page: Path) -> list[list[str]]:
+    """The command lines of a page that run an experiment by `gradlab run`."""
+    lines = re.findall(r"^ +gradlab run (.*)$", page.read_text(), re.MULTILINE)
+    return [shlex.split(line, comments=True) for line in lines]
+
+
+def test_every_run_that_a_how_to_page_prints_composes(project: Path) -> None:
+    """In one process; Hydra's grammar, groups and keys are asked, and nothing is computed."""
+    pages = [project / "README.md", *sorted((project / "docs").glob("*.md"))]
+    given = [words for page in pages for words in installed_commands(page)]
+    assert len(given) > 10
+    for name, *words in given:
+        if name == "my_question" or "--help" in words:
+            continue
+        experiment = loading.load(loading.find(name, project))
+        lines = [one_point(word) for word in words if word != "--multirun"]
+        composition.composed(experiment, lines)
+
+
+def test_the_documentation_builds_strictly(project: Path, tmp_path: Path) -> None:
+    """No broken link, no name in the reference that is gone."""
+    pytest.importorskip("mkdocs")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", str(tmp_path)],
+        cwd=project,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "reference" / "measuring.html").read_text().count("doc-function") > 30
+
+
+def public(module: ModuleType) -> set[str]:
+    """The functions that a room offers."""
+    body = ast.parse(Path(str(module.__file__)).read_text()).body
+    names = {node.name for node in body if isinstance(node, ast.FunctionDef)}
+    return {name for name in names if not name.startswith("_")}
+
+
+def test_the_library_page_has_an_example_of_each_room(project: Path) -> None:
+    page = (project / "docs" / "library.md").read_text()
+    called = set(re.findall(r"gl\.(\w+)\.(\w+)", page))
+    rooms = ("chain", "ensembles", "jacobians", "chain_rule", "spectra", "certificate", "scaled")
+    for room in (*rooms, "clipping", "monitor", "training", "claim", "grid"):
+        shown = {name for other, name in called if other == room}
+        assert shown & public(getattr(gradlab, room)), room
 
 
 @pytest.mark.parametrize("name", ["README.md", "docs/hydra.md"])

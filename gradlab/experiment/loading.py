@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import functools
 import importlib
@@ -29,6 +30,11 @@ if TYPE_CHECKING:
     from gradlab.experiment.headline import Headline
 
 Fault = Callable[["Experiment"], contextlib.AbstractContextManager[None]]
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+# A wheel carries the published experiments and configs; a checkout has them beside the library.
+PACKED = _PACKAGE / "published"
+PUBLISHED = PACKED if PACKED.is_dir() else _PACKAGE.parent
 
 _PARTS = ("Config", "compute", "figure", "claims")
 
@@ -63,6 +69,16 @@ class Experiment:
     def config_file(self) -> Path:
         """Its values."""
         return self.project / "configs" / f"{self.name}.yaml"
+
+    @property
+    def home(self) -> Path:
+        """The folder that a relative folder of results starts from."""
+        return home(self.project)
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """The words that run it."""
+        return command(self.project, self.name)
 
     @property
     def faults(self) -> dict[str, Fault]:
@@ -125,6 +141,55 @@ def discover(project: Path) -> list[Path]:
     return sorted(
         path for path in (project / "experiments").glob("*.py") if not path.name.startswith("_")
     )
+
+
+def projects(here: Path) -> list[Path]:
+    """The projects that a name is looked for in: from a folder upwards, then the published one."""
+    near = [folder for folder in (here, *here.parents) if (folder / "experiments").is_dir()]
+    return [*near, *({PUBLISHED} - {*near})]
+
+
+def known(here: Path) -> dict[str, Path]:
+    """Each experiment that can be run from a folder by its name, the nearest of those of one."""
+    near = projects(here)
+    nearest = (near[0], PUBLISHED) if near[0] != PUBLISHED else (PUBLISHED,)
+    return {path.stem: path for project in reversed(nearest) for path in discover(project)}
+
+
+def find(name: str | Path, here: Path) -> Path:
+    """The file of an experiment, given by its name or as a file.
+
+    Raises:
+        BadInput: there is no experiment of that name.
+    """
+    if Path(name).suffix == ".py":
+        return _existing(name)
+    for project in projects(here):
+        if (file := project / "experiments" / f"{name}.py").is_file():
+            return file
+    raise BadInput(schema.unknown("experiment", str(name), sorted(known(here))))
+
+
+def described(file: Path) -> tuple[str, str]:
+    """The question and the source in a file's docstring, read without executing the file."""
+    try:
+        text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+    except (OSError, SyntaxError, ValueError) as error:
+        return file.stem, f"{file.name} cannot be read as Python: {error}"
+    question, _, source = text.partition("\n")
+    return question.strip() or file.stem, source.strip()
+
+
+def home(project: Path) -> Path:
+    """Where a project's results belong: in it, or in the current folder if it is the package's."""
+    return Path.cwd() if project == PACKED else project
+
+
+def command(project: Path, name: str) -> tuple[str, ...]:
+    """The words that run an experiment of a project."""
+    if project == PACKED:
+        return ("gradlab", "run", name)
+    return ("python", f"experiments/{name}.py")
 
 
 def _running(path: Path) -> ModuleType | None:

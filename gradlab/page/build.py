@@ -14,13 +14,13 @@ import jinja2
 from markupsafe import Markup
 
 from gradlab.experiment import files, lesson
-from gradlab.page import gallery, numbers, offers, vector
+from gradlab.page import gallery, numbers, offers, still, vector
 from gradlab.page.evidence import Evidence
 from gradlab.page.gallery import Card, Run
 from gradlab.page.offers import Offers, Place
 
 HERE = Path(__file__).parent
-SCRIPTS = ("numbers", "plot", "figure", "chain", "network", "clipping", "begin")
+SCRIPTS = ("numbers", "plot", "figure", "signal", "chain", "network", "clipping", "begin")
 FOLDER = jinja2.FileSystemLoader(HERE / "templates")
 
 # Characters of vector figures that a page may hold; the others it shows from beside it, so that a
@@ -124,6 +124,7 @@ def _common(found: Offers) -> dict[str, Any]:
             )
         ),
         "figures": offers.figures(found),
+        "still": still,
         "plain": numbers.significant,
         "extent": lambda packed: packed["shape"][0],
         "nearest": nearest,

@@ -74,6 +74,7 @@ class Evidence:
 
     offers: Offers
     uses: list[Use] = field(default_factory=list)
+    answers: list[str] = field(default_factory=list)
 
     def number(
         self, name: str, look: str = "plain", digits: int = 4, along: str | None = None
@@ -96,7 +97,7 @@ class Evidence:
         where = dict(at.where) | ({} if at.along is None else {at.along: along})
         try:
             value = _value(offered.run.data, at, where)
-        except (KeyError, ValueError, IndexError, AttributeError):
+        except (LookupError, ValueError, TypeError, AttributeError):
             return _note(f"the dataset of {offered.experiment} lacks {place}")
         return self._shown(offered, value, POWERS.get(at.scale, LOOKS[look])(value, digits), where)
 
@@ -110,12 +111,21 @@ class Evidence:
         )
         said = f"{at.how} over the rest; {said}".strip("; ") if at.how else said
         self.uses.append(Use(shown, experiment, at.variable, said))
-        return Markup('<data value="{}" data-from="{}" title="{}">{}</data>').format(
-            repr(value),
-            f"{experiment}/{at.variable}",
-            f"{experiment}: {at.variable}" + (f" at {said}" if said else ""),
-            shown,
+        source = f"{experiment}: {at.variable}" + (f" at {said}" if said else "")
+        told = Markup("<span>{}</span><span>read from {}</span>").format(repr(value), source)
+        return Markup('<data value="{}" data-from="{}">{}</data>').format(
+            repr(value), f"{experiment}/{at.variable}", self._asked("", shown, told, experiment)
         )
+
+    def _asked(self, kind: str, shown: Markup, told: Markup, experiment: str) -> Markup:
+        """A text that answers a tap, a key or a pointer, by the browser's own popover."""
+        self.answers.append(experiment)
+        name = f"answer-{len(self.answers)}"
+        return Markup(
+            '<button type="button" class="asked{}" popovertarget="{}">{}</button>'
+            '<span popover id="{}" class="answer">{}<span><a href="index.html#{}">{} in the '
+            "gallery</a></span></span>"
+        ).format(kind, name, shown, name, told, experiment, experiment)
 
     def labels(self, name: str) -> list[str]:
         """The texts along the axis of a number's offer; none where they are not there."""
@@ -147,11 +157,20 @@ class Evidence:
                 numbers.significant(worst["measured"]),
                 numbers.significant(worst["expected"]),
             )
-        sentences = "; ".join(claim["sentence"] for claim in found)
-        return Markup(
-            '<span class="verdict inline holds" title="{}">✓'
-            '<span class="spoken"> checked</span></span>'
-        ).format(f"checked by {offered.experiment}: {sentences}")
+        told = Markup("").join(map(_judged, found))
+        shown = Markup('✓<span class="spoken"> checked</span>')
+        return self._asked(" verdict inline holds", shown, told, offered.experiment)
+
+
+def _judged(claim: Mapping[str, Any]) -> Markup:
+    tolerance = sum(map(float, claim["tolerance"].values()))
+    return Markup("<span>{}: measured {}, expected {} {}, tolerance {}</span>").format(
+        claim["sentence"],
+        numbers.significant(claim["measured"]),
+        {"<=": "at most", ">=": "at least"}.get(claim["relation"], ""),
+        numbers.significant(claim["expected"]),
+        numbers.significant(tolerance, 2),
+    )
 
 
 def _value(data: xr.Dataset, at: At, where: Mapping[str, Any]) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -108,8 +108,10 @@ class Card:
 
 def cards(project: Path, results: Path) -> list[Card]:
     """A card for every experiment of the project and every folder of results, by name."""
-    files = {path.stem: path for path in loading.discover(project)}
+    own = {path.stem: path for path in loading.discover(project)}
     folders = {path.name for path in results.glob("*/") if any(_runs_below(path))}
+    published = {path.stem: path for path in loading.discover(loading.PUBLISHED)}
+    files = {name: published[name] for name in folders & published.keys()} | own
     return [_card(name, files.get(name), results) for name in sorted({*files, *folders})]
 
 
@@ -120,30 +122,20 @@ def _runs_below(folder: Path) -> Iterator[Path]:
 
 
 def _card(name: str, file: Path | None, results: Path) -> Card:
-    question, source = described(file) if file else (name, "")
+    question, source = loading.described(file) if file else (name, "")
     offer, note = offer_of(file) if file else (Offer(), "")
     others = [path for path in _runs_below(results / name) if path != results / name]
     return Card(
         name,
         question,
         source,
-        f"python experiments/{name}.py",
+        " ".join(loading.command(file.parent.parent if file else Path(), name)),
         _run("", results / name, results, () if file else ("its experiment file is gone",)),
         tuple(_run(path.name, path, results, ()) for path in others),
         offer,
         note,
         worth_of(results, name),
     )
-
-
-def described(file: Path) -> tuple[str, str]:
-    """The question and the source in a file's docstring, read without executing the file."""
-    try:
-        text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
-    except (OSError, SyntaxError, ValueError) as error:
-        return file.stem, f"{file.name} cannot be read as Python: {error}"
-    question, _, source = text.partition("\n")
-    return question.strip() or file.stem, source.strip()
 
 
 def offer_of(file: Path) -> tuple[Offer, str]:
@@ -180,10 +172,9 @@ def _run(name: str, folder: Path, results: Path, known: tuple[str, ...]) -> Run:
         return Run(name, folder.name, ("it has not been run yet", *known))
     claims, headline = _judged(_json(folder / "claims.json", problems), problems)
     record = _json(folder / "run.json", problems)
-    if not isinstance(record, dict | None):
-        problems.append("run.json is damaged (not an object)")
+    record = _record(record, problems)
     figure, data = _text(folder / "figure.svg", problems), _data(folder / "data.nc", problems)
-    strangers = [] if problems else fileset.strangers(folder)
+    strangers = [] if problems else _strangers(folder, problems)
     if strangers:
         problems.append(
             f"{', '.join(strangers)} is of another run than the rest; run the experiment again"
@@ -193,7 +184,7 @@ def _run(name: str, folder: Path, results: Path, known: tuple[str, ...]) -> Run:
         folder.relative_to(results).as_posix(),
         claims=claims,
         headline=headline,
-        record=record if isinstance(record, dict) else {},
+        record=record,
         figure=figure,
         caption=_caption(folder / "caption.md", problems),
         data=data,
@@ -225,9 +216,46 @@ def _json(path: Path, problems: list[str]) -> Any:
         return None
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         problems.append(f"{path.name} is damaged ({error})")
         return None
+
+
+def _record(content: Any, problems: list[str]) -> dict[str, Any]:
+    """A run's record without the entries that are not what they should be; a sentence for each."""
+    if not isinstance(content, dict):
+        if content is not None:
+            problems.append("run.json is damaged (not an object)")
+        return {}
+    wrong = [name for name, fits in _RECORD.items() if name in content and not fits(content[name])]
+    problems += [f"run.json is damaged ('{name}' is not what a run writes)" for name in wrong]
+    return {name: entry for name, entry in content.items() if name not in wrong}
+
+
+def _is_failures(entry: Any) -> bool:
+    texts = ("error", "command")
+    return isinstance(entry, list) and all(
+        isinstance(one, dict) and all(isinstance(one.get(text), str) for text in texts)
+        for one in entry
+    )
+
+
+# What the page reads of a record.
+_RECORD: dict[str, Callable[[Any], bool]] = {
+    "command": lambda entry: isinstance(entry, str),
+    "failures": _is_failures,
+    "sweep": lambda entry: (
+        isinstance(entry, dict) and all(isinstance(values, list) for values in entry.values())
+    ),
+}
+
+
+def _strangers(folder: Path, problems: list[str]) -> list[str]:
+    try:
+        return fileset.strangers(folder)
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+        problems.append(f"run.json is damaged ({type(error).__name__})")
+        return []
 
 
 _CLAIM = {"sentence", "measured", "expected", "tolerance", "source", "relation", "verdict"}
@@ -251,15 +279,29 @@ def _judged(
 
 def _claims(entries: list[Any], problems: list[str]) -> Iterator[dict[str, Any]]:
     for entry in entries:
-        if (
-            isinstance(entry, dict)
-            and set(entry) >= _CLAIM
-            and isinstance(entry["tolerance"], dict)
-        ):
+        if _is_claim(entry):
             yield entry
         else:
             problems.append("claims.json is damaged (an entry is not a claim)")
             return
+
+
+def _is_claim(entry: Any) -> bool:
+    """Whether an entry has all that a claim writes, each of the kind that it writes."""
+    if not (
+        isinstance(entry, dict)
+        and set(entry) >= _CLAIM
+        and isinstance(entry["tolerance"], dict)
+        and isinstance(entry.get("point", {}), dict)
+        and entry["verdict"] in ("holds", "fails")
+        and all(isinstance(entry[name], str) for name in ("sentence", "source", "relation"))
+    ):
+        return False
+    try:
+        list(map(float, (entry["measured"], entry["expected"], *entry["tolerance"].values())))
+    except (TypeError, ValueError, OverflowError):
+        return False
+    return True
 
 
 def _data(path: Path, problems: list[str]) -> xr.Dataset | None:
@@ -268,4 +310,7 @@ def _data(path: Path, problems: list[str]) -> xr.Dataset | None:
     except BadInput as error:
         missing = not path.exists()
         problems.append("data.nc is missing" if missing else f"data.nc is damaged: {error}")
+        return None
+    except Exception as error:  # a damaged file may raise anything in the libraries that read it
+        problems.append(f"data.nc is damaged ({type(error).__name__})")
         return None

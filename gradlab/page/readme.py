@@ -6,7 +6,6 @@ from pathlib import Path
 
 from gradlab.errors import BadInput
 from gradlab.experiment import files, loading
-from gradlab.page import gallery
 
 BEGIN = "<!-- experiments: this table is made by `make page` from their docstrings -->"
 END = "<!-- end of experiments -->"
@@ -14,7 +13,7 @@ END = "<!-- end of experiments -->"
 
 def table(project: Path) -> str:
     """A row for each experiment of the project: its name, and the first line of its docstring."""
-    rows = [(f"`{file.stem}`", gallery.described(file)[0]) for file in loading.discover(project)]
+    rows = [(f"`{file.stem}`", loading.described(file)[0]) for file in loading.discover(project)]
     lines = [_row("experiment", "question"), "|---|---|", *(_row(*row) for row in rows)]
     return "\n".join(lines)
 

@@ -46,7 +46,14 @@ def worth_of(results: Path, name: str) -> Worth:
             if study == "power":
                 made = f"{record['date']}, scale={record['scale']}, seed={one['seed']}"
                 outcomes = tuple(map(_row, one["outcomes"]))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (
+            OSError,
+            ArithmeticError,
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+        ) as error:
             sentences.append(f"{path.name} is damaged ({type(error).__name__})")
     return Worth(tuple(sentences), outcomes, made)
 

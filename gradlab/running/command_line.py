@@ -30,11 +30,16 @@ CLAIM_FAILED = BAD_INPUT = 1
 _KEPT = "files of finished runs are kept; to go on"
 
 
-def run(file: str) -> NoReturn:
-    """Make the experiment in `file` a program; ends with an exit status and never returns."""
+def run(file: str, command: Sequence[str] = ("python",)) -> NoReturn:
+    """Make the experiment in `file` a program; ends with an exit status and never returns.
+
+    Args:
+        file: the experiment's.
+        command: the words that were typed before its own.
+    """
     # Hydra's own reporter prints several lines or a traceback; `refusals` makes it one sentence.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    typed = shlex.join(["python", *sys.argv])
+    typed = shlex.join([*command, *sys.argv])
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # an encoding without σ must not end a run
             stream.reconfigure(errors="backslashreplace")
@@ -151,7 +156,8 @@ def _through_hydra(experiment: Experiment, command: str, reads: Reads) -> list[b
     except Exception as error:
         if task.sweep_folder is not None:
             _forget(task.sweep_folder)
-        folders = [Path(place) for place in (words.config_dir, words.config_path, folder) if place]
+        folders = [Path(place) for place in (words.config_dir, words.config_path) if place]
+        folders += composition.folders(folder)
         told = refusals.sentence(error, experiment, words.overrides, folders)
         if told is error:
             raise

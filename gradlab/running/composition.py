@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradlab.errors import BadInput
-from gradlab.experiment import schema
+from gradlab.experiment import loading, schema
 from gradlab.experiment.loading import Experiment
 from gradlab.experiment.schema import Entry
 from gradlab.running import settings
@@ -91,14 +91,37 @@ def entries(experiment: Experiment) -> dict[str, Entry]:
 
 def groups(experiment: Experiment) -> dict[str, list[str]]:
     """Each config group of the project, and the names of its choices."""
-    folders = sorted(path for path in experiment.config_file.parent.glob("*/") if path.is_dir())
-    return {folder.name: sorted(path.stem for path in folder.glob("*.yaml")) for folder in folders}
+    found: dict[str, set[str]] = {}
+    for configs in folders(experiment.config_file.parent):
+        for folder in configs.glob("*/"):
+            found.setdefault(folder.name, set()).update(path.stem for path in folder.glob("*.yaml"))
+    return {group: sorted(found[group]) for group in sorted(found)}
+
+
+def of_group(experiment: Experiment, group: str, name: str) -> dict[str, Any]:
+    """The values that one choice of a config group sets."""
+    return content(_first(experiment, f"{group}/{name}.yaml"))
 
 
 def written(experiment: Experiment) -> dict[str, Any]:
     """The values in base.yaml and in the experiment's own file, before any override."""
-    base = content(experiment.config_file.with_name("base.yaml"))
-    return base | content(experiment.config_file)
+    return content(_first(experiment, "base.yaml")) | content(experiment.config_file)
+
+
+def folders(configs: Path) -> list[Path]:
+    """Where Hydra looks for configs: a project's own, and behind them what all experiments share.
+
+    A project that has a `base.yaml` of its own has all it needs.
+    """
+    own = (configs / "base.yaml").is_file() or not (configs.parent / "experiments").is_dir()
+    return [configs] if own else [configs, loading.PUBLISHED / "configs"]
+
+
+def _first(experiment: Experiment, name: str) -> Path:
+    """The config file of that name that Hydra takes."""
+    configs = experiment.config_file.parent
+    held = (folder / name for folder in folders(configs) if (folder / name).is_file())
+    return next(held, configs / name)
 
 
 def content(path: Path) -> dict[str, Any]:
@@ -149,7 +172,7 @@ def read(experiment: Experiment, values: Mapping[str, Any]) -> tuple[Settings, A
     if meant != experiment.name:
         raise BadInput(
             f"this preset is for '{meant}', not for '{experiment.name}'; "
-            f"allowed: python experiments/{meant}.py with it"
+            f"allowed: {' '.join(loading.command(experiment.project, str(meant)))} with it"
         )
     names = {name.partition(".")[0] for name in settings.entries()}
     shared = {name: value for name, value in values.items() if name in names}

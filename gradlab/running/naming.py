@@ -42,7 +42,7 @@ def folder(
     typed = str(hydra.sweep.dir if several else hydra.run.dir)
     if typed != NOT_GIVEN:
         return Path(typed).absolute()
-    results = experiment.project / settings.results / experiment.name
+    results = experiment.home / settings.results / experiment.name
     config_name = str(hydra.job.config_name)
     return results / name(
         experiment.name, config_name, overrides, _together(hydra) if several else []
@@ -51,7 +51,7 @@ def folder(
 
 def store_folder(experiment: Experiment, settings: Settings) -> Path:
     """Where the finished points of an experiment are, of all its runs and sweeps."""
-    return experiment.project / settings.results / ".store" / experiment.name
+    return experiment.home / settings.results / ".store" / experiment.name
 
 
 def _together(hydra: DictConfig) -> list[str]:

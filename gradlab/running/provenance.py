@@ -11,6 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gradlab.experiment import loading
+
 if TYPE_CHECKING:
     from gradlab.running.settings import Settings
 
@@ -57,6 +59,9 @@ def _versions(packages: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def _commit(project: Path) -> str | None:
+    if project == loading.PACKED:  # whatever repository the installed package happens to lie in
+        return None
+
     def git(*arguments: str) -> str:
         done = subprocess.run(
             ["git", "-C", str(project), *arguments], capture_output=True, text=True, check=True

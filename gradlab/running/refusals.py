@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gradlab.errors import BadInput
-from gradlab.experiment import schema
+from gradlab.experiment import loading, schema
 from gradlab.experiment.loading import Experiment
 from gradlab.running import composition, settings
 
@@ -117,7 +117,7 @@ def _about_key(
         if meant != experiment.name:
             return (
                 f"'{typed}' is for '{meant}', not for '{experiment.name}'; "
-                f"allowed: python experiments/{meant}.py {typed}"
+                f"allowed: {' '.join(loading.command(experiment.project, str(meant)))} {typed}"
             )
         if name in values:
             keys = ", ".join(key for key in values if key != composition.FOR)

@@ -19,7 +19,10 @@ class RunKeys:
 
     seed: int = schema.key("seed of all random draws", at_least=0, at_most=2**31 - 1)
     precision: str = schema.key("default float format", choices=("float32", "float64"))
-    results: str = schema.key("folder of the results, absolute or from the project's folder")
+    results: str = schema.key(
+        "folder of the results, absolute or from the project's folder; the current one is that of "
+        "experiments that came with an installed gradlab"
+    )
     redraw: bool = schema.key("draw and judge the data saved before without computing again")
 
 

@@ -24,7 +24,7 @@ def text(experiment: Experiment) -> str:
         [
             experiment.question,
             "",
-            f"  python experiments/{experiment.name}.py [key=value ...] [--multirun]",
+            f"  {' '.join(experiment.command)} [key=value ...] [--multirun]",
             "",
             f"keys, with their values in configs/{experiment.name}.yaml:",
             *(line for name in own for line in rows[name]),
@@ -50,8 +50,7 @@ def _groups(experiment: Experiment) -> Iterator[str]:
     """The choices that this experiment can take: all keys that they set are its own."""
     names = {name.partition(".")[0] for name in composition.entries(experiment)}
     for group, choices in composition.groups(experiment).items():
-        folder = experiment.config_file.parent / group
-        values = {name: composition.content(folder / f"{name}.yaml") for name in choices}
+        values = {name: composition.of_group(experiment, group, name) for name in choices}
         if group in settings.NODES or group == "scale":
             fit = choices
         else:

@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from gradlab.running.identity import Namer
     from gradlab.running.settings import Settings
 
-_CHECKOUT = Path(__file__).parent.parent.parent
-
 
 def run(experiment: str | Path, *overrides: str, **values: Any) -> Run:
     """One run: `run("scalar_chain", w=[0.9, 1.1])`; what was finished before is not computed again.
@@ -124,7 +122,7 @@ def runs(experiment: str | Path | None = None, results: str | Path | None = None
     """
     import pandas as pd
 
-    place = Path(results) if results is not None else _project(experiment) / "results"
+    place = Path(results) if results is not None else _results(experiment)
     names = [Path(experiment).stem] if experiment is not None else ["*"]
     folders = sorted(
         path.parent
@@ -216,26 +214,16 @@ def _is_the_program(experiment: str | Path) -> bool:
 
 
 def _found(experiment: str | Path) -> Experiment:
-    """The experiment of a name, in the nearest project, or in a file."""
-    path = Path(experiment)
-    if path.suffix == ".py":
-        return loading.load_anew(path)
-    file = _project(experiment) / "experiments" / f"{experiment}.py"
-    if not file.is_file():
-        known = [path.stem for path in loading.discover(file.parent.parent)]
-        raise BadInput(schema.unknown("experiment", str(experiment), known))
-    return loading.load_anew(file)
+    """The experiment of a name, in the nearest project that has it, or in a file."""
+    return loading.load_anew(loading.find(experiment, Path.cwd()))
 
 
-def _project(experiment: str | Path | None) -> Path:
-    """The project: the nearest folder upwards with experiments, or the one that gradlab is of."""
-    if experiment is not None and Path(experiment).suffix == ".py":
-        return Path(experiment).resolve().parent.parent
-    here = Path.cwd()
-    near = [folder for folder in (here, *here.parents) if (folder / "experiments").is_dir()]
-    whole = [*near, _CHECKOUT]
-    holding = [folder for folder in whole if (folder / f"experiments/{experiment}.py").is_file()]
-    return (holding or whole)[0]
+def _results(experiment: str | Path | None) -> Path:
+    """The folder of the results of an experiment, or of the nearest project."""
+    nearest = loading.projects(Path.cwd())[0]
+    with contextlib.suppress(BadInput):  # of an experiment that is gone the results may be there
+        nearest = loading.find(experiment, Path.cwd()).parent.parent if experiment else nearest
+    return loading.home(nearest) / "results"
 
 
 def _typed(overrides: Sequence[str], values: Mapping[str, Any]) -> list[str]:
@@ -280,7 +268,7 @@ def _text(value: Any) -> str:
 
 
 def _command(exp: Experiment, lines: Sequence[str]) -> str:
-    return shlex.join(["python", f"experiments/{exp.name}.py", *lines])
+    return shlex.join([*exp.command, *lines])
 
 
 @contextlib.contextmanager
@@ -296,7 +284,7 @@ def _hydra(exp: Experiment, lines: Sequence[str]) -> Iterator[None]:
         with initialize_config_dir(str(folder), job_name=exp.name, version_base="1.3"):
             yield
     except Exception as error:
-        told = refusals.sentence(error, exp, lines, [folder])
+        told = refusals.sentence(error, exp, lines, composition.folders(folder))
         if told is error:
             raise
         raise told from error

@@ -1,4 +1,6 @@
-"""The sweeper and the launcher that Hydra finds by name; `gradlab.sweeping.multirun` does the work.
+"""What Hydra finds by its place: the sweeper, the launcher, and where shared configs are.
+
+`gradlab.sweeping.multirun` and `gradlab.running.composition` do the work.
 
 Hydra 1.3 takes plugins from the namespace `hydra_plugins` alone, and scans it at every start, so
 nothing heavy is imported here.
@@ -7,11 +9,14 @@ nothing heavy is imported here.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn, env_override
 from hydra.plugins.launcher import Launcher
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
@@ -35,6 +40,19 @@ class GradlabSweeper(Sweeper):
 
         with env_override(self.given[2].hydra.job.env_set):
             return multirun.sweep(*self.given, arguments)
+
+
+class GradlabSearchPath(SearchPathPlugin):
+    """What all experiments share, for a project that has only experiments of its own."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Put the published configs behind those of a project without a `base.yaml`."""
+        from gradlab.running import composition
+
+        mains = [entry for entry in search_path.get_path() if entry.provider == "main"]
+        for main in mains:
+            for folder in composition.folders(Path(main.path.removeprefix("file://")))[1:]:
+                search_path.append("gradlab", f"file://{folder}")
 
 
 class GradlabLauncher(Launcher):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import xarray as xr
 
 from gradlab.errors import BadInput
 from gradlab.experiment import dataset, fileset
-from gradlab.page import __main__, build, gallery, numbers, readme, vector
+from gradlab.page import __main__, build, gallery, numbers, readme, site, vector
 from tests.pages import EVIL, claim, words, write_experiment
 
 SVG = '<svg viewBox="0 0 504 180" xmlns="http://www.w3.org/2000/svg"><path d="M 0 0"/></svg>'
@@ -299,3 +300,54 @@ def test_a_readme_without_marks_is_left_as_it_is(lab: Path) -> None:
 def test_marks_that_are_no_pair_are_refused(lab: Path, text: str) -> None:
     with pytest.raises(BadInput, match="allowed: each once"):
         readme.renewed(text, lab)
+
+
+def test_a_site_holds_what_its_pages_link_to(lab: Path) -> None:
+    main = site.publish(lab, lab / "results", lab / "site")[0]
+    linked = re.findall(r'href="([^"#:]+)"', (lab / "site" / "index.html").read_text())
+
+    assert [path.name for path in main] == ["index.html", "lesson.html"]
+    assert [name for name in linked if not (lab / "site" / name).is_file()] == []
+    assert (lab / "site" / "plain" / "run.json").is_file()
+
+
+ODD: tuple[object, ...] = (None, 3, "x", [], {}, [1], {"a": None}, 1e400, "\ud800"[:0], True)
+
+
+@pytest.mark.parametrize(
+    "key", ["measured", "expected", "tolerance", "verdict", "relation", "point"]
+)
+def test_a_malformed_entry_of_a_claim_ends_no_page(lab: Path, key: str) -> None:
+    file = lab / "results" / "plain" / "claims.json"
+    for odd in ODD:
+        file.write_text(json.dumps([claim() | {key: odd}]))
+        (card,) = gallery.cards(lab, lab / "results")
+        page = build.index([card])
+        assert card.run.problems  # whatever is in it: it is of another run than the rest
+        assert "These results are not whole" in words(page)
+        build.lesson_page([card])
+
+
+@pytest.mark.parametrize("key", ["command", "failures", "sweep", "config", "files", "num_points"])
+def test_a_malformed_entry_of_a_record_ends_no_page(lab: Path, key: str) -> None:
+    file = lab / "results" / "plain" / "run.json"
+    told = json.loads(file.read_text())
+    for odd in ODD:
+        file.write_text(json.dumps(told | {key: odd}))
+        page = build.index(gallery.cards(lab, lab / "results"))
+        assert '<article class="card" id="plain">' in page
+
+
+@pytest.mark.parametrize("name", ["claims.json", "run.json", "figure.svg", "data.nc", "caption.md"])
+@pytest.mark.parametrize("bytes_", [b"", b"\xff\xfe", b"[" * 100_000, b"NaN", b"null", b"{}"])
+def test_a_file_of_odd_bytes_ends_no_page(lab: Path, name: str, bytes_: bytes) -> None:
+    (lab / "results" / "plain" / name).write_bytes(bytes_)
+    assert "plain" in index(lab)
+
+
+@pytest.mark.parametrize("study", ["seeds", "power"])
+def test_a_malformed_record_of_a_study_is_told_on_the_card(lab: Path, study: str) -> None:
+    for odd in ODD:
+        text = json.dumps({"experiments": {"plain": odd}})
+        (lab / "results" / f"{study}.json").write_text(text)
+        assert "plain" in index(lab)

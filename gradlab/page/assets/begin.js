@@ -2,13 +2,17 @@ function begin() {
   const given = address.read();
   let asked = null;
   for (const root of document.querySelectorAll("[data-figure]")) {
-    const data = JSON.parse(document.getElementById(`data-${root.dataset.figure}`).textContent);
+    const data = JSON.parse(document.getElementById(`data-${root.dataset.from || root.dataset.figure}`).textContent);
     const figure = new KINDS[root.dataset.figure](root, data);
     root.classList.add("alive");
     asked ??= Object.keys(figure.state()).some((key) => given.has(key)) ? root : null;
-    addEventListener("hashchange", () => { figure.restore(); figure.frame(); figure.draw(); });
+    addEventListener("hashchange", () => { figure.reopen(); });
   }
   asked?.scrollIntoView();
+  document.querySelector("[data-present]")?.addEventListener("click", (event) => {
+    const on = document.body.classList.toggle("present");
+    event.target.setAttribute("aria-pressed", String(on));
+  });
   for (const button of document.querySelectorAll("button[data-copy]"))
     button.addEventListener("click", () => copy(button));
   addEventListener("beforeprint", () =>

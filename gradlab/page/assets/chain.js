@@ -30,14 +30,17 @@ class ChainFigure extends Figure {
       w: String(Number(this.w[this.slider("w").value].toPrecision(12))),
       L: String(this.data.layer[this.slider("L").value]),
       view: String(this.view()),
+      range: this.chosen("range"),
     };
   }
   restore() {
     const given = address.read();
     if (given.has("view")) this.choose("view", given.get("view"));
-    if (given.has("w")) this.slider("w").value = nearest(this.w, Number(given.get("w")));
-    if (given.has("L")) {
-      const depth = Number(given.get("L"));
+    if (given.has("range")) this.choose("range", given.get("range"));
+    const w = this.asked("w", this.w[0], this.w.at(-1));
+    if (w !== null) this.slider("w").value = nearest(this.w, w);
+    const depth = this.asked("L", this.data.layer[0], this.data.layer.at(-1));
+    if (depth !== null) {
       const view = this.data.views.find((v) => v >= depth);
       if (!given.has("view") && view) this.choose("view", String(view));
       this.slider("L").max = this.visible().length - 1;
@@ -45,20 +48,34 @@ class ChainFigure extends Figure {
     }
   }
 
+  press() {
+    this.slider("w").value = nearest(this.w, 1);
+    this.changed();
+  }
+
   changed() {
-    if (this.framed !== this.view()) this.frame();
+    if (this.framed !== this.view()) this.follows();
+    if (this.framed !== this.view() || this.ranged !== this.chosen("range")) this.frame();
     super.changed();
   }
 
-  /** What depends on the range of depths alone. */
+  /** Another range of depths is shown: the depth that is looked at keeps its part of it. */
+  follows() {
+    const { layer } = this.data, part = layer[this.slider("L").value] / this.framed;
+    this.slider("L").max = layer.indexOf(this.view());
+    this.slider("L").value = nearest(layer, part * this.view());
+  }
+
+  /** What depends on the range of depths and of sizes alone. */
   frame() {
     const { plot, data } = this, view = this.framed = this.view();
     const last = data.layer.indexOf(view);
     const all = [...this.w.keys()].map((i) => this.log10[i * this.size + last]);
     const double = data.edges.at(-1);
-    const low = Math.max(Math.min(...all), double?.floor ?? -Infinity);
-    const high = Math.min(Math.max(...all), double?.ceiling ?? Infinity);
-    const margin = 0.05 * (high - low);
+    const wide = (this.ranged = this.chosen("range")) === "formats";
+    const low = wide ? Math.max(Math.min(...all), double?.floor ?? -Infinity) : -10;
+    const high = wide ? Math.min(Math.max(...all), double?.ceiling ?? Infinity) : 10;
+    const margin = wide ? 0.05 * (high - low) : 0;
     plot.x = [0, view];
     plot.y = [low - margin, high + margin];
     plot.drawAxes();
@@ -66,8 +83,11 @@ class ChainFigure extends Figure {
     this.ghosts.setAttribute("d", [...this.w.keys()].filter((i) => i % 20 === 0)
       .map((i) => plot.line([0, ...data.layer], [0, ...row(this.log10, this.size, i)])).join(""));
     this.edges.replaceChildren();
+    const foot = plot.inner.top + plot.h;
+    for (const [y, text] of [[plot.inner.top + 14, "rocket: the gradient diverges \u2191"], [foot - 6, "floor: nothing is left to learn from \u2193"]])
+      element("text", { x: plot.inner.left + 8, y, class: "region" }, this.edges).textContent = text;
     const taken = [];
-    for (const { format, floor, ceiling } of data.edges) {
+    for (const { format, floor, ceiling } of wide ? data.edges : []) {
       for (const edge of [floor, ceiling]) {
         if (edge === null) continue;
         const y = plot.py(edge);
@@ -117,7 +137,7 @@ class ChainFigure extends Figure {
     const { plot, data } = this, count = this.w.length;
     this.marks.replaceChildren();
     const groups = [];
-    data.formats.forEach((format, f) => {
+    if (this.ranged === "formats") data.formats.forEach((format, f) => {
       for (const kind of ["zero", "infinite", "wrong"]) {
         const depth = this.limits[kind][f * count + i];
         if (!(depth <= this.framed)) continue;

@@ -1,11 +1,12 @@
-/** A picture of a grid of values in [0, 1], one pixel each, in shades of grey that suit any paper. */
+/** A picture of a grid of values in [0, 1], one pixel each: more is darker, whatever the paper. */
 function shade(values, rows, columns) {
   const canvas = document.createElement("canvas");
   [canvas.width, canvas.height] = [columns, rows];
   const context = canvas.getContext("2d"), image = context.createImageData(columns, rows);
   for (let i = 0; i < rows * columns; i++) {
     const at = 4 * ((rows - 1 - Math.floor(i / columns)) * columns + (i % columns));
-    image.data.set([128, 128, 128, Math.round(200 * Math.min(1, Math.max(0, values[i])))], at);
+    const grey = Math.round(252 - 150 * Math.min(1, Math.max(0, values[i])));
+    image.data.set([grey, grey, grey, 255], at);
   }
   context.putImageData(image, 0, 0);
   return canvas.toDataURL();
@@ -28,6 +29,7 @@ class ClippingFigure extends Figure {
     const [rows, columns] = d.map.loss.shape, losses = unpack(d.map.loss);
     const most = losses.reduce((a, b) => Math.max(a, b), 0);
     const picture = shade(losses.map((v) => Math.sqrt(v / most)), rows, columns);
+    this.map.front.classList.add("map");
     this.picture = element("image", { href: picture, preserveAspectRatio: "none" }, this.map.front);
     this.plain = element("path", { class: "ghost plain" }, this.map.front);
     this.line = element("path", { class: "measured path", "data-line": "" }, this.map.front);
@@ -52,11 +54,13 @@ class ClippingFigure extends Figure {
   restore() {
     const given = address.read();
     if (given.has("tau")) {
-      const tau = given.get("tau");
-      this.slider("tau").value = tau === "inf" ? this.tau.length - 1
-        : nearest([...this.tau.subarray(0, -1)].map(Math.log), Math.log(Number(tau)));
+      const finite = this.tau.subarray(0, -1);
+      const tau = given.get("tau") === "inf" ? Infinity : this.asked("tau", finite[0], finite.at(-1));
+      if (tau === Infinity) this.slider("tau").value = finite.length;
+      else if (tau !== null) this.slider("tau").value = nearest([...finite].map(Math.log), Math.log(tau));
     }
-    if (given.has("step")) this.slider("step").value = given.get("step");
+    const step = this.asked("step", 0, this.size - 1);
+    if (step !== null) this.slider("step").value = Math.round(step);
   }
 
   frame() {

@@ -25,7 +25,10 @@ class Figure {
       [...root.querySelectorAll("[data-out]")].map((e) => [e.dataset.out, e]));
     this.spoken = root.querySelector("[data-spoken]");
     this.prepare();
+    this.refused = [];
     this.restore();
+    this.refuse();
+    this.root.querySelectorAll("input[type=range]").forEach(unlessScrolled);
     root.addEventListener("input", () => this.changed());
     root.addEventListener("change", () => this.changed());
     this.root.querySelectorAll("[data-step]").forEach((button) =>
@@ -45,6 +48,30 @@ class Figure {
     const radio = [...this.root.querySelectorAll(`input[type=radio][name=${name}]`)]
       .find((r) => r.value === value);
     if (radio) radio.checked = true;
+  }
+
+  /** The address was edited by hand. */
+  reopen() {
+    this.refused = [];
+    this.restore();
+    this.refuse();
+    this.frame();
+    this.draw();
+  }
+
+  /** The number that the address has for a key, null where it has none that can be shown. */
+  asked(key, low, high) {
+    const given = address.read().get(key);
+    if (given === null || given === "") return null;
+    const value = Number(given);
+    if (Number.isFinite(value) && value >= low && value <= high) return value;
+    this.refused.push(`${key} = ${given.slice(0, 40)} cannot be shown; allowed: ${short(low)} to ${short(high)}`);
+    return null;
+  }
+  refuse() {
+    const place = this.root.querySelector("[data-refused]");
+    place.textContent = this.refused.join(". ");
+    place.hidden = !this.refused.length;
   }
 
   changed() {
@@ -70,12 +97,34 @@ class Figure {
       slider.value = index(plot.xAt(event));
       this.changed();
     };
+    // A finger that is to scroll the page begins like one that is to point: its direction tells.
+    let from = null, held = false;
     plot.svg.addEventListener("pointerdown", (event) => {
+      from = event;
+      held = event.pointerType !== "touch";
+      if (!held) return;
       plot.svg.setPointerCapture(event.pointerId);
       move(event);
     });
-    plot.svg.addEventListener("pointermove", (event) => { if (event.buttons) move(event); });
+    plot.svg.addEventListener("pointermove", (event) => {
+      if (!event.buttons || !from) return;
+      const across = Math.abs(event.clientX - from.clientX), down = Math.abs(event.clientY - from.clientY);
+      held ||= across > 8 && across > down;
+      if (held) move(event);
+    });
+    plot.svg.addEventListener("pointercancel", () => { from = null; });
   }
+}
+
+/** A slider under a finger that turned out to scroll the page is put back. */
+function unlessScrolled(slider) {
+  let before = null;
+  slider.addEventListener("pointerdown", () => { before = slider.value; });
+  slider.addEventListener("pointercancel", () => {
+    if (before === null || slider.value === before) return;
+    slider.value = before;
+    slider.dispatchEvent(new Event("input", { bubbles: true }));
+  });
 }
 
 const REGIMES = {

@@ -31,9 +31,10 @@ class NetworkFigure extends Figure {
   restore() {
     const given = address.read();
     if (given.has("activation")) this.choose("activation", given.get("activation"));
-    if (given.has("sigma_w"))
-      this.slider("sigma_w").value = nearest(this.sigma, Number(given.get("sigma_w")));
-    if (given.has("back")) this.slider("back").value = nearest(this.data.back, Number(given.get("back")));
+    const sigma = this.asked("sigma_w", this.sigma[0], this.sigma.at(-1));
+    if (sigma !== null) this.slider("sigma_w").value = nearest(this.sigma, sigma);
+    const back = this.asked("back", this.data.back[0], this.data.back.at(-1));
+    if (back !== null) this.slider("back").value = nearest(this.data.back, back);
   }
 
   changed() {

@@ -44,6 +44,9 @@ function power(log10, decimals) {
 const superscript = (whole) =>
   String(whole).replace(/[-0-9]/g, (c) => "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207b"["0123456789-".indexOf(c)]);
 
+/** A number of a control, without the tail of its binary form. */
+const short = (value) => String(Number(Number(value).toPrecision(6))).replace("-", MINUS);
+
 const grouped = (whole) => String(whole).replace(/\B(?=(\d{3})+$)/g, "\u202f");
 
 /** The index of the entry nearest to a value. */

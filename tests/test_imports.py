@@ -80,7 +80,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
             "from_python",
         ),
     ),
-    "calibration": ("workers", "rehearsal", "mutations", "power", "seeds", "__main__"),
+    "calibration": ("workers", "records", "rehearsal", "mutations", "power", "seeds", "__main__"),
     "page": (
         *(
             "numbers",

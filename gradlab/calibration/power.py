@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import xarray as xr
 
-from gradlab.calibration import mutations, rehearsal
+from gradlab.calibration import mutations, records, rehearsal
 from gradlab.calibration.mutations import Change, Mutation
 from gradlab.calibration.rehearsal import Rehearsal
 from gradlab.calibration.workers import Deadline
@@ -28,7 +28,7 @@ SIZES = tuple(1e-6 * 1.2**step for step in range(72))
 PERCENT = (1, 3, 10)
 
 NOTICED, UNNOTICED, NO_CHANGE = "noticed", "not noticed", "changes nothing"
-RAISES, NOT_TRIED = "raises", "not tried"
+HARMLESS, RAISES, NOT_TRIED = "cannot matter", "raises", "not tried"
 
 # Arrays of a dataset that hold predictions, by what is in their names.
 PREDICTIONS = ("law", "predicted", "theory")
@@ -41,9 +41,11 @@ class Outcome:
     Attributes:
         mutation: what was wrong, in words.
         site: the function that it was planted in; empty for all draws of weights.
-        status: noticed, not noticed, changes nothing, raises, or not tried for want of time.
-        claims: the sentences of the claims that it broke, or what was raised.
+        status: noticed, not noticed, changes nothing, cannot matter (as the experiment says),
+            raises, or not tried for want of time.
+        claims: the sentences of the claims that it broke, what was raised, or why it cannot matter.
         laws: the predictions that it moved, which it must not.
+        date: when it was tried (UTC).
     """
 
     mutation: str
@@ -51,6 +53,12 @@ class Outcome:
     status: str
     claims: tuple[str, ...] = ()
     laws: tuple[str, ...] = ()
+    date: str = ""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What tells it from the others of its experiment."""
+        return self.mutation, self.site
 
 
 @dataclass(frozen=True)
@@ -89,16 +97,33 @@ class Honest:
             claims = self.rehearsal.claims(data)
         except Exception as error:
             words = (str(error).strip().splitlines() or [""])[0]
-            return Outcome(mutation, site, RAISES, (f"{type(error).__name__}: {words}"[:200],))
+            told = (f"{type(error).__name__}: {words}"[:200],)
+            return Outcome(mutation, site, RAISES, told, date=records.now())
         changed = [str(name) for name in self.data if not _same(self.data, data, str(name))]
         laws = tuple(name for name in changed if any(word in name for word in PREDICTIONS))
         broken = {claim.sentence for claim in claims if not claim.holds} - self.broken
-        status = NOTICED if broken else UNNOTICED if changed else NO_CHANGE
-        return Outcome(mutation, site, status, tuple(sorted(broken)), laws)
+        status, told = NO_CHANGE, tuple(sorted(broken))
+        if broken:
+            status = NOTICED
+        elif changed and (why := self.why_harmless(mutation, site)):
+            status, told = HARMLESS, (why,)
+        elif changed:
+            status = UNNOTICED
+        return Outcome(mutation, site, status, told, laws, records.now())
+
+    def why_harmless(self, mutation: str, site: str) -> str:
+        """Why this cannot matter to the claims, by the experiment's own word; empty where none."""
+        harmless = self.rehearsal.experiment.harmless
+        return harmless.get(mutation, harmless.get(site, ""))
 
 
-def under_mutations(file: Path, scale: str, entropy: int, seconds: float) -> Power:
-    """The power of an experiment's claims, as much of it as its time allows."""
+def under_mutations(
+    file: Path, scale: str, entropy: int, seconds: float, before: Power | None
+) -> Power:
+    """The power of an experiment's claims, as much of it as its time allows.
+
+    What was tried longest ago comes first, and what is not reached stays as it was found before.
+    """
     deadline, one = Deadline(seconds), rehearsal.prepared(file, scale)
     seed = next(rehearsal.fresh_seeds(entropy, file.stem))
     standard = mutations.standard()
@@ -106,16 +131,34 @@ def under_mutations(file: Path, scale: str, entropy: int, seconds: float) -> Pow
     honest = run_honestly(one, seed)
     draws = calls.keys() & mutations.of_weights(lambda W: W).keys()
     outcomes, smallest = weights(honest) if draws else ([], None)
-    for mutation in each_name_first(by_themselves(standard, calls)):
-        site = next(iter(mutation.sites)) if len(mutation.sites) == 1 else ""
+    known = {outcome.key: outcome for outcome in before.outcomes} if before else {}
+    for mutation in oldest_first(each_name_first(by_themselves(standard, calls)), known):
+        asked = Outcome(mutation.name, site_of(mutation), NOT_TRIED)
         if deadline.is_over:
-            outcomes.append(Outcome(mutation.name, site, NOT_TRIED))
+            outcomes.append(known.get(asked.key, asked))
             continue
         with planted(one, mutation.sites):
-            outcomes.append(honest.outcome(mutation.name, site, lambda: computed(one, seed)))
+            outcomes.append(honest.outcome(*asked.key, lambda: computed(one, seed)))
     tried = {outcome.mutation for outcome in outcomes}
     missing = dict.fromkeys(m.name for m in standard if m.name not in tried)
     return Power(seed, tuple(sorted(honest.broken)), tuple(outcomes), tuple(missing), smallest)
+
+
+def site_of(mutation: Mutation) -> str:
+    """The function that it is planted in; empty where there are several."""
+    return next(iter(mutation.sites)) if len(mutation.sites) == 1 else ""
+
+
+def oldest_first(
+    found: Sequence[Mutation], known: Mapping[tuple[str, str], Outcome]
+) -> list[Mutation]:
+    """Those never tried, then by the time since they were; otherwise as they come."""
+
+    def last_tried(mutation: Mutation) -> str:
+        outcome = known.get((mutation.name, site_of(mutation)))
+        return outcome.date if outcome else ""
+
+    return sorted(found, key=last_tried)
 
 
 def each_name_first(found: Sequence[Mutation]) -> list[Mutation]:
@@ -263,6 +306,26 @@ def wrong(found: Mapping[str, Power]) -> list[str]:
     ]
 
 
+def restored(plain: Mapping[str, Any]) -> Power:
+    """What a record says of one experiment."""
+    outcomes = (
+        Outcome(
+            *(one[name] for name in ("mutation", "site", "status")),
+            *(tuple(one[name]) for name in ("claims", "laws")),
+            one["date"],
+        )
+        for one in plain["outcomes"]
+    )
+    smallest = plain["smallest"]
+    return Power(
+        plain["seed"],
+        tuple(plain["broken"]),
+        tuple(outcomes),
+        tuple(plain["not_called"]),
+        None if smallest is None else float(smallest),
+    )
+
+
 def outcomes_record(found: Mapping[str, Power]) -> dict[str, Any]:
     """The outcomes as JSON holds them; infinity as text, which JSON lacks."""
     experiments = {name: asdict(power) for name, power in found.items()}
@@ -275,15 +338,15 @@ def outcomes_record(found: Mapping[str, Power]) -> dict[str, Any]:
 def outcomes_page(found: Mapping[str, Power]) -> str:
     """The outcomes as Markdown: a line for each experiment, then a table for each."""
     lines = [
-        "| experiment | smallest error of the weights' scale | noticed | not noticed |",
-        "|---|--:|--:|---|",
+        "| experiment | smallest error of the weights' scale | noticed | not noticed | not tried |",
+        "|---|--:|--:|---|--:|",
     ]
     for name, power in found.items():
         kinds = [outcome.status for outcome in power.outcomes]
         missed = [shown(outcome) for outcome in power.outcomes if outcome.status == UNNOTICED]
         lines.append(
             f"| {name} | {percent(power.smallest)} | {kinds.count(NOTICED)} | "
-            f"{'; '.join(missed) or 'none'} |"
+            f"{'; '.join(missed) or 'none'} | {kinds.count(NOT_TRIED) or ''} |"
         )
     for name, power in found.items():
         lines += ["", f"## {name}", "", f"Seed {power.seed}; never called: "]

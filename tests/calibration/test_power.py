@@ -57,6 +57,24 @@ def test_every_name_comes_once_before_any_comes_twice() -> None:
     assert power.each_name_first(found) == [found[0], found[2], found[1]]
 
 
+def test_what_was_never_tried_comes_first_and_then_what_was_tried_longest_ago() -> None:
+    found = [Mutation(name, {"site": lambda honest: honest}) for name in "abc"]
+    known = {
+        (name, "site"): Outcome(name, "site", power.NOTICED, date=date)
+        for name, date in (("a", "2026-02-01 00:00:00"), ("b", "2026-01-31 23:59:59"))
+    }
+
+    assert power.oldest_first(found, known) == [found[2], found[1], found[0]]
+
+
+def test_what_a_record_says_is_what_was_recorded() -> None:
+    outcome = Outcome("a layer more", "chain.states", power.HARMLESS, ("why",), ("law",), "2026")
+    for smallest in (None, np.inf, 0.01):
+        found = Power(3, ("s",), (outcome,), ("a bias dropped",), smallest)
+        record = power.outcomes_record({"toy": found})
+        assert power.restored(json.loads(json.dumps(record))["experiments"]["toy"]) == found
+
+
 def test_a_mutation_that_moves_a_law_makes_the_record_wrong() -> None:
     outcome = Outcome("a layer more", "chain.states", power.NOTICED, ("s",), ("log10_law",))
     found = {"toy": Power(1, (), (outcome,), ("a bias dropped",), np.inf)}
@@ -69,7 +87,7 @@ def test_a_mutation_that_moves_a_law_makes_the_record_wrong() -> None:
     text = power.outcomes_page(found)
     assert "never called: a bias dropped." in text
     assert "| a layer more (`chain.states`) | noticed | s |" in text
-    assert "| toy | above 42 % | 1 | none |" in text
+    assert "| toy | above 42 % | 1 | none |  |" in text
 
 
 EXPERIMENT = '''"""How long is a product?"""
@@ -109,6 +127,7 @@ def claims(data):
 
 
 FAULTS = {}
+HARMLESS = {"chain.Chain.__call__": "no claim is about the output"}
 '''
 
 
@@ -125,7 +144,14 @@ def test_what_became_of_each_mutation_of_a_project_is_recorded(
     assert one["smallest"] == power.SIZES[0]
     assert became["a layer more", "jacobians.log_norms"] == power.NOTICED
     assert became["a Jacobian transposed", "jacobians.log_norms"] == power.NO_CHANGE
-    assert became["a layer less", "chain.Chain.__call__"] == power.UNNOTICED
+    assert became["a layer less", "chain.Chain.__call__"] == power.HARMLESS
     assert became["a bias dropped", ""] == power.NO_CHANGE
     assert {"the loss halved", "each draw used twice"} <= set(one["not_called"])
-    assert set(became.values()) <= {power.NOTICED, power.UNNOTICED, power.NO_CHANGE}
+    assert became["each matrix used for two layers", ""] == power.UNNOTICED
+    assert not set(became.values()) & {power.RAISES, power.NOT_TRIED}
+
+    assert __main__.calibrate(["power", "--minutes", "0", "--seed", "4"]) == 0
+    again = json.loads(Path("results/power.json").read_text())["experiments"]["chaos"]
+    kept = [out for out in again["outcomes"] if not out["mutation"].startswith("weights")]
+    assert {(out["mutation"], out["site"]): out["status"] for out in kept}.items() <= became.items()
+    assert power.NOT_TRIED not in [out["status"] for out in kept]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gradlab.calibration import power, records, seeds, workers
+from gradlab.calibration import outcomes, power, records, seeds, workers
 from gradlab.errors import BadInput
 from gradlab.experiment import loading
 
@@ -30,8 +30,8 @@ STUDIES = {
         *(seeds.counts_record, seeds.counts_page, seeds.beyond),
     ),
     "power": Study(
-        *(power.under_mutations, power.restored),
-        *(power.outcomes_record, power.outcomes_page, power.wrong),
+        *(power.under_mutations, outcomes.restored),
+        *(outcomes.as_record, outcomes.as_page, outcomes.wrong),
     ),
 }
 

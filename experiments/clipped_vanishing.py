@@ -243,6 +243,9 @@ FAULTS = {
 }
 ANY = "what a clip does, it does to any gradient of any network"
 HARMLESS = dict.fromkeys(("chain.Chain.__call__", "training.loss", "training.train"), ANY) | {
+    "training.norms_by_layer": "both sides of each claim are by its layers",
+    "clipping.optax_clip": "whatever its factor is, it is one for all layers",
+    "computed in another format": "a rounding is far below the error of the sampling",
     "a Jacobian transposed": "a Gaussian matrix is as likely as its transpose",
     "each matrix used for two layers": "of two layers that share one, each has the law of its own",
 }

@@ -228,7 +228,7 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
             # Roundings, if independent, turn a product by about its unit over √width along any one
             # direction (Higham and Mary 2019). It is halved where what is left is as little: in the
             # words of `window`, with a probability of about two units a layer.
-            chance=min(0.5, 2 * max(units) * depth * data.sizes["width"]),
+            chance=min(0.5, 2 * float(units[long].max()) * depth * data.sizes["width"]),
         )
 
 

@@ -143,7 +143,7 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     """What clipping promises of every step, and what it saves."""
     eps = float(np.finfo(data.loss.dtype).eps)
     freak = int(data.attrs["freak_step"])
-    depth, width = (int(data.attrs[name]) for name in ("depth", "width"))
+    depth, width, num_digits = (int(data.attrs[name]) for name in ("depth", "width", "batch_size"))
     # The norm of a step is the root of a rounded sum of n squares (Higham 2002, section 3.1); an
     # entry of it is rounded when it is clipped and when it is multiplied by the learning rate.
     relative = {"sums": depth * width * (width + 1) * eps / 4, "entries": 2 * eps}
@@ -189,11 +189,12 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
         sampling=gl.claim.sampling(asked * np.sqrt(tail)),
     )
     # One digit of the batch that is taken for another makes the step as long as gain/batch of its
-    # usual ones. Of a calibrated network at least (loss - log 2)/log 9 are (Fano 1961).
+    # usual ones. Who is right with a probability, and knows it, has this loss at most (Fano 1961).
     plain, gain = data.isel(threshold=0).sel(kind="freak"), data.attrs["freak_gain"]
-    right = 1 - (float(plain.loss[freak]) - np.log(2)) / np.log(9)
-    chance = max(0.0, right) ** data.attrs["batch_size"]
-    enough = data.attrs["activation"] in UNBOUNDED and gain >= freak * data.attrs["batch_size"]
+    right = np.linspace(0.1, 1, 1000)[:-1]
+    most = -right * np.log(right) - (1 - right) * np.log((1 - right) / 9)
+    chance = float(right[most >= float(plain.loss[freak])].max(initial=0.1)) ** num_digits
+    enough = data.attrs["activation"] in UNBOUNDED and gain >= freak * num_digits
     if enough and chance < 0.01:
         yield gl.claim.at_least(
             "not clipped, the freak step is longer than all steps before it together",

@@ -198,8 +198,7 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
             finite_width=data.log_arriving_beyond,
             rounding=num_entries * eps,  # of norms, as above, and of a matrix times a vector
         )
-    # A bias is nothing to relu's slopes, but a part of every length. That two layers share a
-    # matrix, neither sees: each alone has the law of its own.
+    # A bias is nothing to relu's slopes, but a part of every length.
     yield gl.claim.everywhere(
         "the weights and biases are of the size asked for: |z| has its law, given the layer before",
         *(data.length.mean(), data.log_mean, CHI),
@@ -240,6 +239,14 @@ FAULTS = {
     "a layer's gradient taken for the next one's": gl.fault.result(
         "jacobians.log_gradient_norms", lambda logs: jnp.roll(logs, 1)
     ),
+}
+ANY = "what a clip does, it does to any gradient of any network"
+HARMLESS = dict.fromkeys(("chain.Chain.__call__", "training.loss", "training.train"), ANY) | {
+    "training.norms_by_layer": "both sides of each claim are by its layers",
+    "clipping.optax_clip": "whatever its factor is, it is one for all layers",
+    "computed in another format": "a rounding is far below the error of the sampling",
+    "a Jacobian transposed": "a Gaussian matrix is as likely as its transpose",
+    "each matrix used for two layers": "of two layers that share one, each has the law of its own",
 }
 
 LESSON = gl.lesson.Offer(claims={"clipping revives nothing": "clipping leaves the ratio"})

@@ -148,7 +148,7 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     """What clipping promises of every step, and what it saves."""
     eps = float(np.finfo(data.loss.dtype).eps)
     freak = int(data.attrs["freak_step"])
-    depth, width = (int(data.attrs[name]) for name in ("depth", "width"))
+    depth, width, num_digits = (int(data.attrs[name]) for name in ("depth", "width", "batch_size"))
     # The norm of a step is the root of a rounded sum of n squares (Higham 2002, section 3.1); an
     # entry of it is rounded when it is clipped and when it is multiplied by the learning rate.
     relative = {"sums": depth * width * (width + 1) * eps / 4, "entries": 2 * eps}
@@ -193,11 +193,18 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
         *(np.cbrt(data.mean_square), asked * (1 - tail), DRAWN),
         sampling=gl.claim.sampling(asked * np.sqrt(tail)),
     )
-    if data.attrs["activation"] in UNBOUNDED:
-        plain = data.step_size.sel(kind="freak").isel(threshold=0)
+    # One digit of the batch that is taken for another makes the step as long as gain/batch of its
+    # usual ones. Who is right with a probability, and knows it, has this loss at most (Fano 1961).
+    plain, gain = data.isel(threshold=0).sel(kind="freak"), data.attrs["freak_gain"]
+    right = np.linspace(0.1, 1, 1000)[:-1]
+    most = -right * np.log(right) - (1 - right) * np.log((1 - right) / 9)
+    chance = float(right[most >= float(plain.loss[freak])].max(initial=0.1)) ** num_digits
+    enough = data.attrs["activation"] in UNBOUNDED and gain >= freak * num_digits
+    if enough and chance < 0.01:
         yield gl.claim.at_least(
             "not clipped, the freak step is longer than all steps before it together",
-            *(plain[freak], plain[:freak].sum(), ZHANG),
+            *(plain.step_size[freak], plain.step_size[:freak].sum(), ZHANG),
+            chance=chance,
         )
 
 
@@ -210,6 +217,14 @@ FAULTS = {
     "freak batch a step early": gl.fault.argument("training.with_freak", step=lambda k: k - 1),
     "freak batch forgotten": gl.fault.argument("training.with_freak", gain=lambda gain: 1.0),
 }
+ANY = "what a clip does, it does to any gradient of any network"
+HARMLESS = dict.fromkeys(
+    (
+        *("each matrix used for two layers", "chain.Chain.__call__", "training.cross_entropy"),
+        *("training.loss", "training.norms_by_layer", "training.train"),
+    ),
+    ANY,
+)
 
 
 if __name__ == "__main__":

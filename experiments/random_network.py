@@ -217,6 +217,7 @@ FAULTS = {
     ),
     "a factor left out": gl.fault.result("chain_rule.log_lengths", lambda logs: logs[:-1]),
 }
+HARMLESS = {"the loss halved": "a rate is a ratio of gradients"}
 
 
 TANH = {"activation": "tanh", "kind": "plain", "back": "last"}

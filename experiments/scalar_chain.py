@@ -225,6 +225,7 @@ FAULTS = {
     "residual branch dropped": gl.fault.argument("ensembles.residual", factor=lambda f: 0.0 * f),
     "read backwards": gl.fault.result("jacobians.log_gradient_norms", lambda logs: logs[::-1]),
 }
+HARMLESS = {"the loss halved": "each gradient is over that of the last layer"}
 
 LESSON = gl.lesson.Offer(
     numbers={

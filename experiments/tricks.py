@@ -22,7 +22,10 @@ KINDS |= dict.fromkeys(FIELD, "mean field") | {"LSTM": "bound"}
 SOURCE = "the source text: every trick is a way to keep the product of Jacobians near 1"
 LAWS = "Hanin and Nica 2020 (relu); Schoenholz 2017; Yang 2017, 2019; gradlab.theory.normalisation"
 GERS = "Gers et al. 2000: dc'/dc = f, the logistic of its bias where the weights are 0"
-PASCANU = "Pascanu, Mikolov and Bengio 2013, algorithm 1: one factor for all layers"
+ONE = (
+    "one factor for all (Pascanu et al. 2013, algorithm 1), or in each layer: relu(a z) = a relu(z)"
+)
+SAME = {CLIPPING: "clipping changes no product", "He": "He's is the plain product, √2/σ_w larger"}
 
 
 @gl.config
@@ -196,11 +199,12 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     # The first layers behind a batch are not yet those that batch_norm_factor is about.
     settled = (data.network != "batch norm") | (data.layer <= data.attrs["depth"] // 2)
     law, gated = (data.log10, data.log10_law), data.network == "LSTM"
+    # Of v W, and of an orthogonal W, √width eps width (Higham 2002, sections 3.5 and 19.3).
+    rounding = 2 * eps * data.attrs["width"] ** 1.5 * data.layer / gl.LN10
     yield gl.claim.mean(
         *("what arrives follows its law at every depth", *law, LAWS),
         where=settled & ~gated,
-        # Of v W, and of an orthogonal W, √width eps width (Higham 2002, sections 3.5 and 19.3).
-        rounding=2 * eps * data.attrs["width"] ** 1.5 * data.layer / gl.LN10,
+        rounding=rounding,
         # A mean log is off its limit by c/width: by what half the width changes.
         finite_width=np.abs(half.mean("draw") - mean).fillna(0.0),
         half_width_sampling=gl.claim.sampling(half_error, half.sizes["draw"]),
@@ -208,14 +212,18 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     if gated.any():
         bound = "an LSTM lets its forget gate's share through", *law, GERS
         yield gl.claim.mean(*bound, relation=">=", where=gated)
-    if CLIPPING in data.network:
-        rounding = 4 * eps * (np.abs(plain.log10) + np.abs(np.log10(data.attrs["tau"])) + 1)
-        logs = data.log10.sel(network=CLIPPING), plain.log10
-        yield gl.claim.everywhere("clipping changes no product", *logs, PASCANU, rounding=rounding)
-    # What who sees no digit gains by one batch's own labels (Miller 1955).
-    allowed = {"where": none, "labels_of_a_batch": 9 / (2 * data.attrs["batch_size"])}
+    # The same draws: clipped, or with larger weights, which relu passes on unless a sign changes.
+    taken = rounding + 4 * eps * (np.abs(plain.log10) + np.abs(np.log10(data.attrs["tau"])) + 1)
+    signs = min(0.5, float(eps * data.attrs["width"] ** 1.5 * plain.log10.size))
+    for name, factor, chance in (CLIPPING, 1.0, 0.0), ("He", 2**0.5 / data.attrs["sigma_w"], signs):
+        if name in data.network:
+            logs = data.log10.sel(network=name), plain.log10 + data.layer * np.log10(factor)
+            yield gl.claim.everywhere(SAME[name], *logs, ONE, rounding=taken, chance=chance)
+    last_steps = max(1, data.attrs["num_steps"] // 10)
+    gain = gl.estimate.label_gain(10, data.attrs["batch_size"], last_steps)
+    allowed = {"labels_of_a_batch": gain.value, "sampling": gl.claim.sampling(gain.error)}
     guessing = "without a trick the loss stays that of guessing", data.loss, gl.LN10, SOURCE
-    yield gl.claim.everywhere(*guessing, **allowed)
+    yield gl.claim.everywhere(*guessing, where=none, **allowed)
     if not none.all():  # the plain chain comes first
         far, moved = np.abs(mean.isel(layer=-1)), data.log10_moved
         error = data.log10.isel(layer=-1).std("draw", ddof=1) / half.sizes["draw"] ** 0.5
@@ -244,6 +252,12 @@ FAULTS = {
         "network", name=lambda name: "residual" if name == PLAIN else name
     ),
     "signs": gl.fault.argument("training.train", optimizer=lambda _: optax.sign_sgd(1e-3)),
+}
+ALIKE = "all networks are trained alike, and held against each other"
+HARMLESS = dict.fromkeys(("chain.Chain.__call__", "training.loss", "training.train"), ALIKE) | {
+    "a Jacobian transposed": "a Gaussian matrix is as likely as its transpose",
+    "each matrix used for two layers": "but for 1/width, no layer's law knows of another layer",
+    "the loss halved": "what arrives is a ratio",
 }
 
 if __name__ == "__main__":

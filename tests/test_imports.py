@@ -99,7 +99,17 @@ ROOMS: dict[str, tuple[str, ...]] = {
             "from_python",
         ),
     ),
-    "calibration": ("workers", "rehearsal", "mutations", "power", "seeds", "__main__"),
+    "calibration": (
+        "workers",
+        "records",
+        "rehearsal",
+        "mutations",
+        "outcomes",
+        "variants",
+        "power",
+        "seeds",
+        "__main__",
+    ),
     "page": (
         *(
             "numbers",

@@ -9,5 +9,6 @@ them.
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
-    __name__, ["mutations", "power", "seeds", "rehearsal", "workers"]
+    __name__,
+    ["mutations", "variants", "outcomes", "power", "seeds", "rehearsal", "records", "workers"],
 )

@@ -6,28 +6,33 @@ import argparse
 import secrets
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gradlab.calibration import power, seeds, workers
+from gradlab.calibration import outcomes, power, records, seeds, workers
 from gradlab.errors import BadInput
-from gradlab.experiment import files, loading
+from gradlab.experiment import loading
 
 
 class Study(NamedTuple):
     """What is done with each experiment, how it is recorded, and what is bad about the whole."""
 
     task: workers.Assignment
+    restored: Callable[[Mapping[str, Any]], Any]
     record: Callable[[Mapping[str, Any]], dict[str, Any]]
     page: Callable[[Mapping[str, Any]], str]
     wrong: Callable[[Mapping[str, Any]], Sequence[Any]]
 
 
 STUDIES = {
-    "seeds": Study(seeds.on_fresh_seeds, seeds.counts_record, seeds.counts_page, seeds.beyond),
-    "power": Study(power.under_mutations, power.outcomes_record, power.outcomes_page, power.wrong),
+    "seeds": Study(
+        *(seeds.on_fresh_seeds, seeds.restored),
+        *(seeds.counts_record, seeds.counts_page, seeds.beyond),
+    ),
+    "power": Study(
+        *(power.under_mutations, outcomes.restored),
+        *(outcomes.as_record, outcomes.as_page, outcomes.wrong),
+    ),
 }
 
 
@@ -35,26 +40,47 @@ def calibrate(arguments: Sequence[str]) -> int:
     """The exit status: 0 where all ran, no claim fails more often than stated, no law moves."""
     given = parser().parse_args(arguments)
     try:
-        files = asked(given.experiment)
-        entropy = secrets.randbits(31) if given.seed is None else given.seed
+        known = {file.stem: file for file in loading.discover(Path.cwd())}
+        names = asked(given.experiment, known)
         study = STUDIES[given.study]
-        found: dict[str, Any] = {}
-        raised = False
-        for name, one in workers.each(study.task, files, given.scale, entropy, given.minutes):
-            if isinstance(one, BaseException):
-                raised = True
-                sys.stderr.write(f"error: {name} raises {type(one).__name__}: {one}\n")
-                continue
-            found[name] = one
-            # Written each time: what was found is kept when the rest is stopped.
-            in_order = {file.stem: found[file.stem] for file in files if file.stem in found}
-            made = vars(given) | {"seed": entropy}
-            save(Path(given.results), given.study, study, in_order, made)
-            sys.stderr.write(f"{given.study}: {name}, {len(found)} of {len(files)}\n")
+        path = records.path_of(Path(given.results), given.study, given.scale)
+        entries = records.read(path, study.restored)
+        raised, now = study_each(given, study, path, known, names, entries)
     except BadInput as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
-    return 1 if raised or study.wrong(found) else 0
+    return 1 if raised or study.wrong(now) else 0
+
+
+def study_each(
+    given: argparse.Namespace,
+    study: Study,
+    path: Path,
+    known: Mapping[str, Path],
+    names: Sequence[str],
+    entries: dict[str, records.Entry],
+) -> tuple[bool, dict[str, Any]]:
+    """Whether any experiment raised, and what was found now; each is recorded when it ends."""
+    entropy = secrets.randbits(31) if given.seed is None else given.seed
+    raised, now = False, dict[str, Any]()
+    assigned = [
+        (known[name], entries[name].found if name in entries else None)
+        for name in records.oldest_first(names, entries)
+    ]
+    for name, one in workers.each(study.task, assigned, given.scale, entropy, given.minutes):
+        if isinstance(one, BaseException):
+            raised = True
+            sys.stderr.write(f"error: {name} raises {type(one).__name__}: {one}\n")
+            continue
+        now[name] = one
+        # Read again: another process may have recorded another experiment meanwhile.
+        entries = records.read(path, study.restored)
+        entries[name] = records.Entry(records.made_now(entropy, given.scale), one)
+        entries = {each: entries[each] for each in known if each in entries}
+        found = {each: entry.found for each, entry in entries.items()}
+        records.write(path, entries, study.record(found), study.page(found), given.study)
+        sys.stderr.write(f"{given.study}: {name}, {len(now)} of {len(names)}\n")
+    return raised, now
 
 
 def parser() -> argparse.ArgumentParser:
@@ -69,41 +95,18 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def asked(names: Sequence[str]) -> list[Path]:
-    """The files of the experiments of those names in this project, of all where there are none.
+def asked(names: Sequence[str], known: Mapping[str, Path]) -> list[str]:
+    """The names of the experiments that were asked for, of all where none was.
 
     Raises:
         BadInput: there is no such experiment.
     """
-    known = {file.stem: file for file in loading.discover(Path.cwd())}
     strangers = [name for name in names if name not in known]
     if strangers or not known:
         raise BadInput(
             f"experiment '{', '.join(strangers)}' does not exist; allowed: {', '.join(known)}"
         )
-    return [known[name] for name in names or known]
-
-
-def save(
-    results: Path, name: str, study: Study, found: Mapping[str, Any], given: Mapping[str, Any]
-) -> None:
-    """Put the record into the folder of results, as JSON and to read.
-
-    The page shows that of the small scale; another scale's stands beside it.
-    """
-    made = {
-        "date": f"{datetime.now(UTC):%Y-%m-%d}",
-        "seed": given["seed"],
-        "scale": given["scale"],
-        "minutes": given["minutes"],
-        "jax": version("jax"),
-    }
-    file = name if made["scale"] == "smoke" else f"{name}_{made['scale']}"
-    folder = files.folder_for(results)
-    files.write_json(folder / f"{file}.json", made | study.record(found))
-    again = f"python -m gradlab.calibration {name} --scale {made['scale']} --seed {made['seed']}"
-    head = f"# make {name}, {made['date']}\n\n`{again}`, {made['minutes']:g} minutes.\n\n"
-    files.write_bytes(folder / f"{file}.md", f"{head}{study.page(found)}\n".encode())
+    return list(names or known)
 
 
 if __name__ == "__main__":

@@ -51,7 +51,10 @@ def standard() -> list[Mutation]:
     drawn = [
         Mutation("a bias dropped", biases_dropped()),
         Mutation("each matrix used for two layers", of_weights(_each_twice)),
-        Mutation("each draw used twice", {"grid.over_draws": then(_each_twice)}),
+        Mutation(
+            "each draw used twice",
+            {"grid.over_draws": then(lambda draws: jax.tree.map(_twice, draws))},
+        ),
     ]
     return drawn + [
         Mutation(name, {target: made})
@@ -180,13 +183,14 @@ def biases_dropped() -> dict[str, Change]:
 
 
 def _each_twice(tree: Any) -> Any:
-    """Each second entry along the first axis replaced by the one before it; a matrix as it is."""
-
-    def twice(leaf: Array) -> Array:
-        return leaf[jnp.arange(len(leaf)) // 2 * 2]
-
+    """Each second matrix of a stack replaced by the one before it; a single one as it is."""
     is_matrix = isinstance(tree, jax.Array) and tree.ndim == 2
-    return tree if is_matrix else jax.tree.map(twice, tree)
+    return tree if is_matrix else jax.tree.map(_twice, tree)
+
+
+def _twice(leaf: Array) -> Array:
+    """Each second entry along the first axis replaced by the one before it."""
+    return leaf[jnp.arange(len(leaf)) // 2 * 2]
 
 
 # ---- the layers of a model

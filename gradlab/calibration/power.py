@@ -2,75 +2,42 @@
 
 A mutation is planted in one function at a time, in the compiled program of a whole run: one that
 the run never called is told apart from one that no claim noticed, and so is one that changes no
-array at all. The scale of the weights is an argument of its program, so that bisection compiles
-once.
+array at all. Which mutation of a function is planted is an argument of its program, and so is the
+scale of the weights: it is compiled once.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 import xarray as xr
 
-from gradlab.calibration import mutations, rehearsal
+from gradlab.calibration import mutations, records, rehearsal, variants
 from gradlab.calibration.mutations import Change, Mutation
+from gradlab.calibration.outcomes import (
+    HARMLESS,
+    NO_CHANGE,
+    NOT_TRIED,
+    NOTICED,
+    RAISES,
+    SIZES,
+    UNNOTICED,
+    Outcome,
+    Power,
+)
 from gradlab.calibration.rehearsal import Rehearsal
 from gradlab.calibration.workers import Deadline
 from gradlab.experiment import fault
 
-# Each a fifth larger than the one before, from a millionth on.
-SIZES = tuple(1e-6 * 1.2**step for step in range(72))
 PERCENT = (1, 3, 10)
-
-NOTICED, UNNOTICED, NO_CHANGE = "noticed", "not noticed", "changes nothing"
-RAISES, NOT_TRIED = "raises", "not tried"
 
 # Arrays of a dataset that hold predictions, by what is in their names.
 PREDICTIONS = ("law", "predicted", "theory")
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one mutation.
-
-    Attributes:
-        mutation: what was wrong, in words.
-        site: the function that it was planted in; empty for all draws of weights.
-        status: noticed, not noticed, changes nothing, raises, or not tried for want of time.
-        claims: the sentences of the claims that it broke, or what was raised.
-        laws: the predictions that it moved, which it must not.
-    """
-
-    mutation: str
-    site: str
-    status: str
-    claims: tuple[str, ...] = ()
-    laws: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Power:
-    """What an experiment notices.
-
-    Attributes:
-        seed: of all its runs.
-        broken: the claims that the honest run breaks, of which nothing can be said.
-        outcomes: of the mutations whose functions it calls.
-        not_called: the mutations of which it calls no function.
-        smallest: the smallest relative error of the weights' scale that a claim notices, too large
-            and too small; None where it draws none, infinite where not even half of it is noticed.
-    """
-
-    seed: int
-    broken: tuple[str, ...]
-    outcomes: tuple[Outcome, ...]
-    not_called: tuple[str, ...]
-    smallest: float | None
 
 
 @dataclass(frozen=True)
@@ -89,45 +56,108 @@ class Honest:
             claims = self.rehearsal.claims(data)
         except Exception as error:
             words = (str(error).strip().splitlines() or [""])[0]
-            return Outcome(mutation, site, RAISES, (f"{type(error).__name__}: {words}"[:200],))
+            told = (f"{type(error).__name__}: {words}"[:200],)
+            return Outcome(mutation, site, RAISES, told, date=records.now())
         changed = [str(name) for name in self.data if not _same(self.data, data, str(name))]
         laws = tuple(name for name in changed if any(word in name for word in PREDICTIONS))
         broken = {claim.sentence for claim in claims if not claim.holds} - self.broken
-        status = NOTICED if broken else UNNOTICED if changed else NO_CHANGE
-        return Outcome(mutation, site, status, tuple(sorted(broken)), laws)
+        status, told = NO_CHANGE, tuple(sorted(broken))
+        if broken:
+            status = NOTICED
+        elif changed and (why := self.why_harmless(mutation, site)):
+            status, told = HARMLESS, (why,)
+        elif changed:
+            status = UNNOTICED
+        return Outcome(mutation, site, status, told, laws, records.now())
+
+    def why_harmless(self, mutation: str, site: str) -> str:
+        """Why this cannot matter to the claims, by the experiment's own word; empty where none."""
+        harmless = self.rehearsal.experiment.harmless
+        return harmless.get(mutation, harmless.get(site, ""))
 
 
-def under_mutations(file: Path, scale: str, entropy: int, seconds: float) -> Power:
-    """The power of an experiment's claims, as much of it as its time allows."""
+def under_mutations(
+    file: Path, scale: str, entropy: int, seconds: float, before: Power | None
+) -> Power:
+    """The power of an experiment's claims, as much of it as its time allows.
+
+    What was tried longest ago comes first, and what is not reached stays as it was found before.
+    """
     deadline, one = Deadline(seconds), rehearsal.prepared(file, scale)
     seed = next(rehearsal.fresh_seeds(entropy, file.stem))
     standard = mutations.standard()
     calls = calls_traced(one, seed, standard)
     honest = run_honestly(one, seed)
     draws = calls.keys() & mutations.of_weights(lambda W: W).keys()
-    outcomes, smallest = weights(honest) if draws else ([], None)
-    for mutation in each_name_first(by_themselves(standard, calls)):
-        site = next(iter(mutation.sites)) if len(mutation.sites) == 1 else ""
+    found = by_themselves(standard, calls)
+    of_weights = [mutation for mutation in found if draws and len(mutation.sites) > 1]
+    outcomes, smallest = weights(honest, of_weights) if draws else ([], None)
+    known = {outcome.key: outcome for outcome in before.outcomes} if before else {}
+    others = [mutation for mutation in found if mutation not in of_weights]
+    for group in oldest_first(variants.groups(others), known):
+        asked = [Outcome(mutation.name, site_of(mutation), NOT_TRIED) for mutation in group]
         if deadline.is_over:
-            outcomes.append(Outcome(mutation.name, site, NOT_TRIED))
-            continue
-        with planted(one, mutation.sites):
-            outcomes.append(honest.outcome(mutation.name, site, lambda: computed(one, seed)))
+            outcomes += [known.get(outcome.key, outcome) for outcome in asked]
+        else:
+            outcomes += together(honest, group)
     tried = {outcome.mutation for outcome in outcomes}
     missing = dict.fromkeys(m.name for m in standard if m.name not in tried)
     return Power(seed, tuple(sorted(honest.broken)), tuple(outcomes), tuple(missing), smallest)
 
 
-def each_name_first(found: Sequence[Mutation]) -> list[Mutation]:
-    """Each mutation in one function, then each in its next: time may end before all are tried."""
-    names = [mutation.name for mutation in found]
-    places = sorted(range(len(found)), key=lambda place: names[:place].count(names[place]))
-    return [found[place] for place in places]
+def site_of(mutation: Mutation) -> str:
+    """The function that it is planted in; empty where there are several."""
+    return next(iter(mutation.sites)) if len(mutation.sites) == 1 else ""
 
 
-def run_honestly(one: Rehearsal, seed: int) -> Honest:
+def oldest_first(
+    found: Sequence[list[Mutation]], known: Mapping[tuple[str, str], Outcome]
+) -> list[list[Mutation]]:
+    """The groups with one that was never tried, then by the time since; the larger ones first."""
+
+    def age(group: list[Mutation]) -> tuple[str, int]:
+        keys = [(mutation.name, site_of(mutation)) for mutation in group]
+        return min(known[key].date if key in known else "" for key in keys), -len(group)
+
+    return sorted(found, key=age)
+
+
+def together(honest: Honest, group: Sequence[Mutation]) -> list[Outcome]:
+    """The outcome of each mutation, by one program for all of them that can be traced."""
+    one, seed = honest.rehearsal, honest.seed
+    able = [mutation for mutation in group if traces(one, seed, mutation)]
+    found = [alone(honest, mutation) for mutation in group if mutation not in able]
+    if len(able) < 2:
+        return found + [alone(honest, mutation) for mutation in able]
+    with picking(one, lambda picked: variants.planted_together(able, picked)) as arrays:
+        # The same program, which may round otherwise than that of an honest run.
+        like = run_honestly(one, seed, lambda: arrays(seed, 0))
+        return found + [
+            like.outcome(mutation.name, site_of(mutation), lambda pick=pick: arrays(seed, pick))
+            for pick, mutation in enumerate(able, 1)
+        ]
+
+
+def alone(honest: Honest, mutation: Mutation) -> Outcome:
+    """The outcome of a mutation in a program of its own."""
+    one, seed = honest.rehearsal, honest.seed
+    with planted(one, mutation.sites):
+        return honest.outcome(mutation.name, site_of(mutation), lambda: computed(one, seed))
+
+
+def traces(one: Rehearsal, seed: int, mutation: Mutation) -> bool:
+    """Whether the experiment can be traced with it."""
+    with planted(one, mutation.sites):
+        try:
+            jax.eval_shape(one.experiment.module.compute, one.arguments, jax.random.key(seed))
+        except Exception:
+            return False
+    return True
+
+
+def run_honestly(one: Rehearsal, seed: int, arrays: Callable[[], Any] | None = None) -> Honest:
     """The run with nothing planted."""
-    data = one.data(seed, computed(one, seed))
+    data = one.data(seed, arrays() if arrays else computed(one, seed))
     broken = frozenset(claim.sentence for claim in one.claims(data) if not claim.holds)
     return Honest(one, seed, data, broken)
 
@@ -198,18 +228,25 @@ def by_themselves(standard: Sequence[Mutation], calls: Calls) -> list[Mutation]:
     ]
 
 
-# ---- the scale of the weights
+# ---- the weights
 
 
-def weights(honest: Honest) -> tuple[list[Outcome], float]:
-    """The outcomes of weights that are some percent too large, and the smallest error noticed."""
-    with weights_scaled(honest.rehearsal) as arrays:
+def weights(honest: Honest, mutated: Sequence[Mutation]) -> tuple[list[Outcome], float]:
+    """The outcomes of weights that are some percent too large, and of the mutations of all weights.
+
+    Then the smallest error of their scale that is noticed. One program serves for all.
+    """
+    with weights_scaled(honest.rehearsal, mutated) as arrays:
+        like = run_honestly(honest.rehearsal, honest.seed, lambda: arrays(honest.seed, 1.0))
 
         def outcome(error: float) -> Outcome:
             name = f"weights {100 * error:g} % too large"
-            return honest.outcome(name, "", lambda: arrays(honest.seed, 1 + error))
+            return like.outcome(name, "", lambda: arrays(honest.seed, 1 + error))
 
-        outcomes = [outcome(percent / 100) for percent in PERCENT]
+        outcomes = [outcome(percent / 100) for percent in PERCENT] + [
+            like.outcome(mutation.name, "", lambda pick=pick: arrays(honest.seed, 1.0, pick))
+            for pick, mutation in enumerate(mutated, 1)
+        ]
         smallest = max(
             smallest_noticed(
                 [sign * size for size in SIZES], lambda error: outcome(error).status == NOTICED
@@ -220,18 +257,53 @@ def weights(honest: Honest) -> tuple[list[Outcome], float]:
 
 
 @contextlib.contextmanager
-def weights_scaled(one: Rehearsal) -> Iterator[Callable[[int, float], dict[str, Any]]]:
-    """What `compute` returns of a seed and a factor of all weights, by one program for all."""
+def weights_scaled(
+    one: Rehearsal, mutated: Sequence[Mutation] = ()
+) -> Iterator[Callable[..., dict[str, Any]]]:
+    """What `compute` returns of a seed, a factor of all weights, and which mutation is picked."""
+
+    def sites(picked: Callable[[], Any]) -> dict[str, Change]:
+        def scaled(W: Any) -> Any:
+            return (picked()[0] * W).astype(W.dtype)
+
+        scale = mutations.of_weights(scaled)
+        picks = variants.planted_together(mutated, lambda: picked()[1])
+        return {
+            target: _both(scale.get(target, _same_function), picks.get(target, _same_function))
+            for target in scale | picks
+        }
+
+    with picking(one, sites) as arrays:
+        yield lambda seed, factor, pick=0: arrays(seed, (factor, pick))
+
+
+def _same_function(honest: fault.Function) -> fault.Function:
+    return honest
+
+
+def _both(first: Change, second: Change) -> Change:
+    return lambda honest: second(first(honest))
+
+
+@contextlib.contextmanager
+def picking(
+    one: Rehearsal, sites: Callable[[Callable[[], Any]], Mapping[str, Change]]
+) -> Iterator[Callable[[int, Any], dict[str, Any]]]:
+    """What `compute` returns of a seed and a pick, by one program for all picks.
+
+    Args:
+        one: the experiment.
+        sites: from a function that gives the pick, as it is traced, to what is planted.
+    """
     now, compute = dict[str, Any](), one.experiment.module.compute
 
-    def scaled(cfg: Any, key: Any, factor: Any) -> Any:
-        now["factor"] = factor
+    def program(cfg: Any, key: Any, pick: Any) -> Any:
+        now["pick"] = pick
         return compute(cfg, key)
 
-    program = jax.jit(scaled)
-    sites = mutations.of_weights(lambda W: (now["factor"] * W).astype(W.dtype))
-    with planted(one, sites):
-        yield lambda seed, factor: program(one.arguments, jax.random.key(seed), factor)
+    compiled = jax.jit(program)
+    with planted(one, sites(lambda: now["pick"])):
+        yield lambda seed, pick: compiled(one.arguments, jax.random.key(seed), pick)
 
 
 def smallest_noticed(errors: Sequence[float], noticed: Callable[[float], bool]) -> float:
@@ -248,62 +320,3 @@ def smallest_noticed(errors: Sequence[float], noticed: Callable[[float], bool]) 
 def _same(one: xr.Dataset, other: xr.Dataset, name: str) -> bool:
     """Whether an array has the same bits in two datasets; texts and numbers alike."""
     return name in other and bool(one[name].identical(other[name]))
-
-
-# ---- the record
-
-
-def wrong(found: Mapping[str, Power]) -> list[str]:
-    """The mutations that moved a prediction: they measure nothing."""
-    return [
-        f"{name}: {outcome.mutation} in {outcome.site} moves {', '.join(outcome.laws)}"
-        for name, power in found.items()
-        for outcome in power.outcomes
-        if outcome.laws
-    ]
-
-
-def outcomes_record(found: Mapping[str, Power]) -> dict[str, Any]:
-    """The outcomes as JSON holds them; infinity as text, which JSON lacks."""
-    experiments = {name: asdict(power) for name, power in found.items()}
-    for plain in experiments.values():
-        if plain["smallest"] == float("inf"):
-            plain["smallest"] = "inf"
-    return {"wrong": wrong(found), "experiments": experiments}
-
-
-def outcomes_page(found: Mapping[str, Power]) -> str:
-    """The outcomes as Markdown: a line for each experiment, then a table for each."""
-    lines = [
-        "| experiment | smallest error of the weights' scale | noticed | not noticed |",
-        "|---|--:|--:|---|",
-    ]
-    for name, power in found.items():
-        kinds = [outcome.status for outcome in power.outcomes]
-        missed = [shown(outcome) for outcome in power.outcomes if outcome.status == UNNOTICED]
-        lines.append(
-            f"| {name} | {percent(power.smallest)} | {kinds.count(NOTICED)} | "
-            f"{'; '.join(missed) or 'none'} |"
-        )
-    for name, power in found.items():
-        lines += ["", f"## {name}", "", f"Seed {power.seed}; never called: "]
-        lines[-1] += f"{', '.join(power.not_called) or 'none'}."
-        lines += [f"\nBroken without a mutation: {'; '.join(power.broken)}."] * bool(power.broken)
-        lines += ["", "| mutation | outcome | claims |", "|---|---|---|"]
-        lines += [
-            f"| {shown(outcome)} | {outcome.status} | {'; '.join(outcome.claims)} |"
-            for outcome in power.outcomes
-        ]
-    return "\n".join([*lines, *(f"\nA law was moved: {text}." for text in wrong(found))])
-
-
-def shown(outcome: Outcome) -> str:
-    """The mutation and where it was planted."""
-    return outcome.mutation + (f" (`{outcome.site}`)" if outcome.site else "")
-
-
-def percent(size: float | None) -> str:
-    """A relative size in percent; what none is, in words."""
-    if size is None:
-        return "no weights"
-    return f"{100 * size:.2g} %" if size < float("inf") else f"above {100 * SIZES[-1]:.0f} %"

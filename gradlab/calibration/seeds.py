@@ -60,8 +60,9 @@ class Seeds:
     counts: tuple[Count, ...]
 
 
-def on_fresh_seeds(file: Path, scale: str, entropy: int, seconds: float) -> Seeds:
+def on_fresh_seeds(file: Path, scale: str, entropy: int, seconds: float, before: Any) -> Seeds:
     """As many fresh seeds of an experiment as its time allows, at least two, each judged."""
+    del before  # other seeds are another sample
     one = rehearsal.prepared(file, scale)
     deadline, judged = Deadline(seconds), []
     for seed in islice(rehearsal.fresh_seeds(entropy, file.stem), NUM_SEEDS):
@@ -69,6 +70,18 @@ def on_fresh_seeds(file: Path, scale: str, entropy: int, seconds: float) -> Seed
         if deadline.is_over and len(judged) > 1:
             break
     return Seeds(len(judged), tuple(counts(judged)))
+
+
+def restored(plain: Mapping[str, Any]) -> Seeds:
+    """What a record says of one experiment."""
+    every = (
+        Count(
+            *(one[name] for name in ("sentence", "made", "failed", "chance")),
+            tuple(one["failing"]),
+        )
+        for one in plain["claims"]
+    )
+    return Seeds(plain["num_seeds"], tuple(every))
 
 
 def counts(judged: Iterable[tuple[int, Sequence[Claim]]]) -> list[Count]:

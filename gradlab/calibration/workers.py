@@ -2,6 +2,8 @@
 
 A process that ends takes its compiled programs with it. All together take a given time, however
 many there are: each has the same share of what is left, so that what one leaves goes to the rest.
+This is where it is decided that `make verify` ends within the hour: more experiments make each
+share smaller, and what does not fit into it is left for the next time (records).
 """
 
 from __future__ import annotations
@@ -14,8 +16,9 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from pathlib import Path
 from typing import Any
 
-# From the file of an experiment, a scale, the entropy of its seeds and its time in seconds.
-Assignment = Callable[[Path, str, int, float], Any]
+# From the file of an experiment, a scale, the entropy of its seeds, its time in seconds, and what
+# was found before.
+Assignment = Callable[[Path, str, int, float, Any], Any]
 
 
 class Deadline:
@@ -31,27 +34,32 @@ class Deadline:
 
 
 def each(
-    task: Assignment, files: Sequence[Path], scale: str, entropy: int, minutes: float
+    task: Assignment,
+    assigned: Sequence[tuple[Path, Any]],
+    scale: str,
+    entropy: int,
+    minutes: float,
 ) -> Iterator[tuple[str, Any]]:
     """The name of each experiment and what `task` found, or raised, in the order in which they end.
 
     Args:
         task: what is to be done with each file.
-        files: of the experiments.
+        assigned: the files of the experiments, each with what was found before; in this order.
         scale: the scale of their configs.
         entropy: of the seeds.
         minutes: for all together.
     """
-    count = min(len(files), os.cpu_count() or 1)
-    end, waiting = time.monotonic() + 60 * minutes, list(files)
+    count = min(len(assigned), os.cpu_count() or 1)
+    end, waiting = time.monotonic() + 60 * minutes, list(assigned)
     running: dict[Future[Any], str] = {}
     spawn = multiprocessing.get_context("spawn")  # a fork would inherit the threads of jax
     with ProcessPoolExecutor(count, spawn, max_tasks_per_child=1) as pool:
         while waiting or running:
             while waiting and len(running) < count:
                 share = (end - time.monotonic()) * count / (len(waiting) + len(running))
-                file = waiting.pop(0)
-                running[pool.submit(task, file, scale, entropy, max(share, 0.0))] = file.stem
+                file, before = waiting.pop(0)
+                given = file, scale, entropy, max(share, 0.0), before
+                running[pool.submit(task, *given)] = file.stem
             ended, _ = wait(running, return_when=FIRST_COMPLETED)
             for done in ended:
                 yield running.pop(done), done.exception() or done.result()

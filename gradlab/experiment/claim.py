@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -263,8 +264,12 @@ def mean(
 
     Sampling is the first of its causes: as many standard errors, which are estimated from the same
     draws, as make it no more likely than `NUM_ERRORS` of a normal that any place is beyond them.
+    Draws that were used twice have an error that cannot be known: then the claim fails.
     """
-    value, error = estimate.mean(draws.transpose(over, ...).values)
+    rows = draws.transpose(over, ...).values
+    value, error = estimate.mean(rows)
+    if _are_twins(rows):
+        value = np.full_like(value, np.nan)
     like = draws.isel({over: 0}, drop=True)
     of_mean = sampling(like.copy(data=np.asarray(error)), draws.sizes[over])
     return everywhere(
@@ -277,6 +282,13 @@ def mean(
         chance=chance,
         **{"sampling": of_mean} | causes,
     )
+
+
+def _are_twins(rows: Any) -> bool:
+    """Whether every row has another of the same bits (one may be over), while not all are alike."""
+    alike = Counter(np.ascontiguousarray(row).tobytes() for row in rows)
+    single = sum(number == 1 for number in alike.values())
+    return len(alike) > 1 and single <= len(rows) % 2
 
 
 def chi_squared(sentence: str, scores: Any, source: str) -> Claim:

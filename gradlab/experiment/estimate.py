@@ -43,6 +43,17 @@ def slope(x: ArrayLike, y: ArrayLike) -> Interval:
     return Interval(value, np.sqrt(variance / squares))
 
 
+def label_gain(num_classes: int, batch_size: int, num_batches: int) -> Interval:
+    """What who sees no input can gain, in nats, by knowing how often each label is in a batch.
+
+    In the mean over batches: 2 batch_size times it is chi² of num_classes - 1 (Miller 1955).
+    """
+    degrees = (num_classes - 1) * num_batches
+    return Interval(
+        *(x / (2 * batch_size * num_batches) for x in (degrees, math.sqrt(2 * degrees)))
+    )
+
+
 def crossing(x: ArrayLike, y: ArrayLike, level: float = 0.0) -> float:
     """The first x at which y passes `level`, by straight lines between points; nan where none."""
     places, above = np.asarray(x, dtype=float), np.asarray(y, dtype=float) - level

@@ -85,6 +85,11 @@ class Experiment:
         """Planted faults, each of which must break a claim."""
         return getattr(self.module, "FAULTS", {})
 
+    @property
+    def harmless(self) -> dict[str, str]:
+        """Why a mutation (gradlab.calibration), or any of a function, cannot matter to a claim."""
+        return getattr(self.module, "HARMLESS", {})
+
 
 def load(file: str | Path) -> Experiment:
     """The experiment in a file; the running program itself is not executed a second time.

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 # What became of a mutation, as the record has it.
-NOTICED, UNNOTICED = "noticed", "not noticed"
+NOTICED, UNNOTICED, HARMLESS = "noticed", "not noticed", "cannot matter"
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ def worth_of(results: Path, name: str) -> Worth:
                 continue
             sentences += told(one)
             if study == "power":
-                made = f"{record['date']}, scale={record['scale']}, seed={one['seed']}"
+                date, scale = one["made"]["date"], one["made"]["scale"]
+                made = f"{date.partition(' ')[0]}, scale={scale}, seed={one['seed']}"
                 outcomes = tuple(map(_row, one["outcomes"]))
         except (
             OSError,
@@ -73,12 +74,17 @@ def _power(one: Mapping[str, Any]) -> list[str]:
     ]
     would = [*_scale(one["smallest"]), *noticed]
     sentences = [f"Would notice {'; '.join(would)}."] if would else []
-    return sentences + ([f"Not: {'; '.join(missed)}."] if missed else [])
+    sentences += [f"Not: {'; '.join(missed)}."] if missed else []
+    reasons: dict[str, dict[str, None]] = {}  # each with the mutations, once each
+    for outcome in one["outcomes"]:
+        if outcome["status"] == HARMLESS:
+            reasons.setdefault(outcome["claims"][0], {})[outcome["mutation"]] = None
+    return sentences + [f"{', '.join(them)}: {why}." for why, them in reasons.items()]
 
 
 def _statuses(found: Sequence[Mapping[str, Any]]) -> set[str]:
     """How the runs ended in which something was wrong and could be judged."""
-    return {outcome["status"] for outcome in found} & {NOTICED, UNNOTICED}
+    return {outcome["status"] for outcome in found} & {NOTICED, UNNOTICED, HARMLESS}
 
 
 def _scale(smallest: Any) -> list[str]:

@@ -7,9 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from gradlab.calibration import __main__, power
+from gradlab.calibration import __main__, outcomes, power
 from gradlab.calibration.mutations import Mutation
-from gradlab.calibration.power import Outcome, Power
+from gradlab.calibration.outcomes import Outcome, Power
 from gradlab.calibration.rehearsal import Rehearsal
 from gradlab.experiment import loading
 from gradlab.running import composition
@@ -51,25 +51,38 @@ def test_a_function_is_mutated_where_it_is_not_called_by_another_that_is() -> No
     assert power.by_themselves(standard, {}) == []
 
 
-def test_every_name_comes_once_before_any_comes_twice() -> None:
-    found = [Mutation(name, {site: lambda honest: honest}) for name, site in ("aa", "ab", "ba")]
+def test_what_was_never_tried_comes_first_and_then_what_was_tried_longest_ago() -> None:
+    found = [Mutation(name, {"site": lambda honest: honest}) for name in "abc"]
+    known = {
+        (name, "site"): Outcome(name, "site", outcomes.NOTICED, date=date)
+        for name, date in (("a", "2026-02-01 00:00:00"), ("b", "2026-01-31 23:59:59"))
+    }
 
-    assert power.each_name_first(found) == [found[0], found[2], found[1]]
+    groups = [found[:1], found[1:2], found[2:]]
+    assert power.oldest_first(groups, known) == [found[2:], found[1:2], found[:1]]
+    assert power.oldest_first([found[:1], found[1:]], known) == [found[1:], found[:1]]
+
+
+def test_what_a_record_says_is_what_was_recorded() -> None:
+    outcome = Outcome("a layer more", "chain.states", outcomes.HARMLESS, ("why",), ("law",), "2026")
+    for smallest in (None, np.inf, 0.01):
+        found = Power(3, ("s",), (outcome,), ("a bias dropped",), smallest)
+        record = outcomes.as_record({"toy": found})
+        assert outcomes.restored(json.loads(json.dumps(record))["experiments"]["toy"]) == found
 
 
 def test_a_mutation_that_moves_a_law_makes_the_record_wrong() -> None:
-    outcome = Outcome("a layer more", "chain.states", power.NOTICED, ("s",), ("log10_law",))
+    outcome = Outcome("a layer more", "chain.states", outcomes.NOTICED, ("s",), ("log10_law",))
     found = {"toy": Power(1, (), (outcome,), ("a bias dropped",), np.inf)}
 
-    assert power.wrong(found) == ["toy: a layer more in chain.states moves log10_law"]
+    assert outcomes.wrong(found) == ["toy: a layer more in chain.states moves log10_law"]
     assert (
-        json.loads(json.dumps(power.outcomes_record(found)))["experiments"]["toy"]["smallest"]
-        == "inf"
+        json.loads(json.dumps(outcomes.as_record(found)))["experiments"]["toy"]["smallest"] == "inf"
     )
-    text = power.outcomes_page(found)
+    text = outcomes.as_page(found)
     assert "never called: a bias dropped." in text
     assert "| a layer more (`chain.states`) | noticed | s |" in text
-    assert "| toy | above 42 % | 1 | none |" in text
+    assert "| toy | above 42 % | 1 | none |  |" in text
 
 
 EXPERIMENT = '''"""How long is a product?"""
@@ -109,6 +122,7 @@ def claims(data):
 
 
 FAULTS = {}
+HARMLESS = {"chain.Chain.__call__": "no claim is about the output"}
 '''
 
 
@@ -122,10 +136,17 @@ def test_what_became_of_each_mutation_of_a_project_is_recorded(
     assert __main__.calibrate(["power", "--minutes", "60", "--seed", "3"]) == 0
     one = json.loads(Path("results/power.json").read_text())["experiments"]["chaos"]
     became = {(out["mutation"], out["site"]): out["status"] for out in one["outcomes"]}
-    assert one["smallest"] == power.SIZES[0]
-    assert became["a layer more", "jacobians.log_norms"] == power.NOTICED
-    assert became["a Jacobian transposed", "jacobians.log_norms"] == power.NO_CHANGE
-    assert became["a layer less", "chain.Chain.__call__"] == power.UNNOTICED
-    assert became["a bias dropped", ""] == power.NO_CHANGE
+    assert one["smallest"] == outcomes.SIZES[0]
+    assert became["a layer more", "jacobians.log_norms"] == outcomes.NOTICED
+    assert became["a Jacobian transposed", "jacobians.log_norms"] == outcomes.NO_CHANGE
+    assert became["a layer less", "chain.Chain.__call__"] == outcomes.HARMLESS
+    assert became["a bias dropped", ""] == outcomes.NO_CHANGE
     assert {"the loss halved", "each draw used twice"} <= set(one["not_called"])
-    assert set(became.values()) <= {power.NOTICED, power.UNNOTICED, power.NO_CHANGE}
+    assert became["each matrix used for two layers", ""] == outcomes.UNNOTICED
+    assert not set(became.values()) & {outcomes.RAISES, outcomes.NOT_TRIED}
+
+    assert __main__.calibrate(["power", "--minutes", "0", "--seed", "4"]) == 0
+    again = json.loads(Path("results/power.json").read_text())["experiments"]["chaos"]
+    kept = [out for out in again["outcomes"] if not out["mutation"].startswith("weights")]
+    assert {(out["mutation"], out["site"]): out["status"] for out in kept}.items() <= became.items()
+    assert outcomes.NOT_TRIED not in [out["status"] for out in kept]

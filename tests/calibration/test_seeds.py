@@ -71,12 +71,19 @@ def test_the_record_of_a_project_names_its_seed_and_holds_every_claim(
 
     assert __main__.calibrate(command) == 0
     made = json.loads(Path("results/seeds.json").read_text())
-    assert made["seed"] == 3
+    assert made["experiments"]["chaos"]["made"]["seed"] == 3
     assert made["experiments"]["chaos"]["num_seeds"] == 2
     assert [one["failed"] for one in made["experiments"]["chaos"]["claims"]] == [0, 0]
-    assert "`python -m gradlab.calibration seeds --scale smoke --seed 3`" in Path(
+    assert "`python -m gradlab.calibration seeds chaos --scale smoke --seed 3`" in Path(
         "results/seeds.md"
     ).read_text(encoding="utf-8")
+
+
+def test_what_a_record_says_is_what_was_recorded() -> None:
+    found = Seeds(9, (Count("a", 9, 1, 0.25, (6,)), Count("b", 2, 0, 0.0)))
+    plain = json.loads(json.dumps(seeds.counts_record({"toy": found})))["experiments"]["toy"]
+
+    assert seeds.restored(plain) == found
 
 
 def test_an_experiment_that_there_is_not_is_one_sentence(

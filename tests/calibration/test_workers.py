@@ -10,18 +10,24 @@ from gradlab.calibration import workers
 from gradlab.calibration.workers import Deadline
 
 
-def told(file: Path, scale: str, entropy: int, seconds: float) -> tuple[str, int, float, int]:
-    return f"{file} {scale}", entropy, seconds, os.getpid()
+def told(
+    file: Path, scale: str, entropy: int, seconds: float, before: str
+) -> tuple[str, int, float, int]:
+    return f"{file} {scale} {before}", entropy, seconds, os.getpid()
 
 
 @pytest.mark.slow
 def test_each_file_has_a_process_and_a_share_and_all_shares_fit_into_the_time() -> None:
     names = ["a", "b", "c", "d"]
-    found = dict(workers.each(told, [Path(name) for name in names], "smoke", 7, 1.0))
+    found = dict(
+        workers.each(told, [(Path(name), name.upper()) for name in names], "smoke", 7, 1.0)
+    )
     count = min(len(names), os.cpu_count() or 1)
 
     assert sorted(found) == names
-    assert [found[name][:2] for name in names] == [(f"{name} smoke", 7) for name in names]
+    assert [found[name][:2] for name in names] == [
+        (f"{name} smoke {name.upper()}", 7) for name in names
+    ]
     assert len({found[name][3] for name in names}) == len(names)
     shares = [found[name][2] for name in names]
     assert 0 < shares[0] <= 60 * count / len(names)

@@ -81,6 +81,19 @@ def test_a_mean_is_judged_by_its_own_standard_error() -> None:
     assert math.isclose(right.tolerance["sampling"], 4 * 0.5 / 20, rel_tol=0.2)
 
 
+@pytest.mark.parametrize("number", [4, 5, 8])
+def test_draws_that_were_used_twice_say_nothing(number: int) -> None:
+    draws = np.random.default_rng(0).normal(size=(number, 3))
+    for rows, holds in (
+        (draws, True),
+        (draws[np.arange(number) // 2 * 2], False),
+        (np.where(np.arange(number)[:, None] < number - 2, 0.1, draws), True),  # most are alike
+        (np.zeros((number, 3)), True),  # as are all
+    ):
+        named = xr.DataArray(rows, dims=("draw", "place"))
+        assert gl.claim.mean("s", named, named.mean("draw"), "source").holds is holds
+
+
 def test_few_draws_fail_no_more_often_than_many() -> None:
     rng = np.random.default_rng(1)
     draws = xr.DataArray(rng.normal(size=(3, 20_000)), dims=("draw", "w"))

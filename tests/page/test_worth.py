@@ -22,10 +22,9 @@ def index(project: Path) -> str:
 
 
 POWER = {
-    "date": "2026-01-02",
-    "scale": "smoke",
     "experiments": {
         "plain": {
+            "made": {"date": "2026-01-02 03:04:05", "scale": "smoke"},
             "seed": 7,
             "smallest": 0.00412,
             "outcomes": [
@@ -36,6 +35,7 @@ POWER = {
                     ("a layer more", "chain.states", "noticed", ["one is one"]),
                     ("a layer more", "jacobians.product", "not noticed", []),
                     ("the loss halved", "training.loss", "changes nothing", []),
+                    ("a layer less", "chain.states", "cannot matter", ["it is of no account"]),
                 )
             ],
         }
@@ -59,6 +59,7 @@ def test_a_card_tells_what_its_claims_are_worth(lab: Path) -> None:
 
     assert "Would notice weights off by 0.41 %; a bias dropped." in text
     assert "Not: a layer more (jacobians.product)." in text
+    assert "a layer less: it is of no account." in text
     assert "By chance a claim fails at most once in 10,000 runs: 1 failure on 200 fresh" in text
     assert "wrong at a time (2026-01-02, scale=smoke, seed=7)" in text
     assert "the loss halvedtraining.losschanges nothing" in text

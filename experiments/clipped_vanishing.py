@@ -53,20 +53,18 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     threshold = jnp.concatenate([jnp.array([jnp.inf]), cfg.tau])
     run = partial(trained, cfg, network(cfg, keys[0]), batches, train)
     moved, gradient = jax.vmap(run)(threshold)
-    size = jnp.linalg.norm(gradient, axis=-1, keepdims=True)
-    kept = jnp.minimum(1, threshold[:, None, None] / size)
-    reach = cfg.learning_rate * jnp.sum(kept * gradient, axis=1)
+    kept = jnp.minimum(1, threshold[:, None] / jnp.linalg.norm(gradient, axis=-1))
+    reach = cfg.learning_rate * jnp.sum(kept[..., None] * gradient, axis=1)
     one = partial(one_chain, cfg, train)
     arriving, length = gl.grid.over_draws(one, key_chains, cfg.num_chains)
     (law, beyond), theory = growth(cfg), gl.theory.products
-    after = jnp.stack([clipped[name] for name in CLIPS])
     most = jnp.max(gradient / gradient[..., -1:], axis=1)
     return {
         "threshold": gl.named(threshold, "threshold", long_name="clipping threshold τ"),
         "layer": gl.named(jnp.arange(1, cfg.depth + 1), "layer"),
         "clip": gl.named(list(CLIPS), "clip"),
         "share": gl.named(clipped["as it is"], "draw layer", long_name="gradient over the last's"),
-        "share_clipped": gl.named(after, "clip draw layer", long_name="clipped"),
+        "share_clipped": gl.named(jnp.stack([clipped[name] for name in CLIPS]), "clip draw layer"),
         "moved": gl.named(moved, "threshold layer", long_name="length of a layer's way"),
         "most": gl.named(most, "threshold layer", long_name="largest share, before the clip"),
         "log_arriving": gl.named(arriving, "chain layer", long_name="log |v J_L ... J_(l+1)|/|v|"),
@@ -86,17 +84,12 @@ def network(cfg: Config, key: jax.Array) -> gl.chain.Chain:
     return gl.ensembles.random(key, cfg.depth, cfg.width, phi, cfg.sigma_w, cfg.sigma_b, **options)
 
 
-def logits(model: gl.chain.Chain, image: jax.Array) -> jax.Array:
-    """The ten logits of an image, whose pixels are followed by zeros up to the width."""
-    return model(jnp.pad(image, (0, model.params.b.shape[-1] - image.size)))[:10]
-
-
 def shares(cfg: Config, model: gl.chain.Chain, data: gl.training.Data) -> dict[str, jax.Array]:
     """The layers' gradient norms over the last one's, `(depth,)`: as they are, and clipped."""
-    grads = jax.grad(lambda model: gl.training.loss(logits, model, data))(model)
-    tau = cfg.ratio * gl.training.fast_norm(grads)
-    found = {"as it is": grads, "formula": gl.clipping.clip(grads, tau)}
-    found["optax"] = gl.clipping.optax_clip(grads, tau)
+    grads = jax.grad(partial(gl.training.loss, gl.training.ten_logits))(model, data)
+    tau, clip = cfg.ratio * gl.training.fast_norm(grads), gl.clipping
+    both = {"formula": clip.clip(grads, tau), "optax": clip.optax_clip(grads, tau)}
+    found = {"as it is": grads} | both
     sizes = {name: gl.training.norms_by_layer(each) for name, each in found.items()}
     return {name: size / size[-1] for name, size in sizes.items()}
 
@@ -109,8 +102,7 @@ def one_chain(cfg: Config, data: gl.training.Data, key: jax.Array) -> tuple[jax.
     key_chain, key_digit, key_back = jax.random.split(key, 3)
     model, phi = network(cfg, key_chain), gl.activations.PHI[cfg.activation]
     digit = data.x[jax.random.randint(key_digit, (), 0, len(data.y))]
-    x = jnp.pad(digit, (0, cfg.width - digit.size))
-    v = jax.random.normal(key_back, x.shape)
+    x, v = jnp.pad(digit, (0, cfg.width - digit.size)), jax.random.normal(key_back, (cfg.width,))
     logs = gl.jacobians.log_gradient_norms(model, x, lambda z: jnp.vdot(v, z))[1:]
     z = gl.chain.states(model, x)
     mean = cfg.sigma_w**2 * jnp.mean(jnp.square(phi(z[:-1])), axis=1) + cfg.sigma_b**2
@@ -136,9 +128,9 @@ def trained(
     """How far each layer went, `(depth,)`, and its gradients' norms, `(num_steps, depth)`."""
     import optax
 
-    clip = gl.clipping.clip_by_global_norm(tau)
-    descent = optax.chain(clip, optax.sgd(cfg.learning_rate))
-    seen = gl.training.train(logits, model, descent, data, batches)
+    clip, descent = gl.clipping.clip_by_global_norm(tau), optax.sgd(cfg.learning_rate)
+    to_logits = gl.training.ten_logits
+    seen = gl.training.train(to_logits, model, optax.chain(clip, descent), data, batches)
     moved = jax.tree.map(jnp.subtract, seen.params, model)
     return gl.training.norms_by_layer(moved), seen.gradient
 
@@ -146,9 +138,9 @@ def trained(
 def figure(data: xr.Dataset) -> gl.Figure:
     """The shares, clipped on unclipped, and how far the layers of a clipped training went."""
     fig, (gradients, ways) = gl.figures.panels(1, 2, height=2.7)
-    plain, formula, optax = gl.figures.series(3)
+    plain, *others = gl.figures.series(3)
     gl.figures.band(gradients, data.layer, data.share, plain | {"markersize": 6}, "as it is")
-    for name, look, mark in (("formula", formula, "x"), ("optax", optax, "+")):
+    for name, look, mark in zip(CLIPS, others, "x+", strict=True):
         look |= {"marker": mark, "markersize": 5}
         share = data.share_clipped.sel(clip=name).median("draw")
         gl.figures.measured(gradients, data.layer, share, look, f"clipped, {name}")
@@ -156,27 +148,34 @@ def figure(data: xr.Dataset) -> gl.Figure:
     gl.figures.predicted(gradients, data.layer, law, "law of what arrives of dL/dz")
     gradients.set(yscale="log", xlabel="layer", ylabel="gradient over the last layer's")
     gradients.legend(title="median in all draws", loc="lower right")
-    gl.figures.title(gradients, "clipping multiplies all layers by one number")
     looks = gl.figures.shades(data.sizes["threshold"])
     for tau, look in zip(data.threshold.values, looks, strict=True):
         label = f"τ = {tau:g}" if np.isfinite(tau) else "not clipped"
         gl.figures.measured(ways, data.layer, data.moved.sel(threshold=tau), look, label)
     ways.set(yscale="log", xlabel="layer", ylabel="length of the way in training")
     ways.legend(loc="upper left")
-    gl.figures.title(ways, "so the first layers learn no better")
+    told = "clipping multiplies all layers by one number", "so the first layers learn no better"
+    gl.figures.titles(fig, *told)
     return fig
 
 
 def caption(data: xr.Dataset) -> str:
     """What is left in the first layer, before and after."""
-    first = data.isel(layer=0)
-    before, after = float(first.share.median()), first.share_clipped.median("draw")
+    first = data.isel(layer=0).median("draw")
     worst = float(np.abs(data.share_clipped / data.share - 1).max())
     return (
-        f"In a chain of {data.sizes['layer']} layers the first one's gradient is {before:.2g} of "
-        f"the last one's; clipped to {data.attrs['ratio']:g} of its norm it is still "
-        f"{float(after.sel(clip='formula')):.2g}: no share changes by more than {worst:.0e}."
+        f"In a chain of {data.sizes['layer']} layers the first one's gradient is {first.share:.2g} "
+        f"of the last one's; clipped to {data.attrs['ratio']:g} of its norm it is still "
+        f"{first.share_clipped[0]:.2g}: no share changes by more than {worst:.0e}."
     )
+
+
+def headline(data: xr.Dataset) -> Iterator[gl.Headline]:
+    """What arrives at layer 1, and its share of the last one's gradient after a clip."""
+    first, unit = data.isel(layer=0), "decades"
+    law = first.log_arriving_law / gl.LN10
+    yield gl.headline.mean("gradient that arrives", first.log_arriving / gl.LN10, unit, law)
+    yield gl.headline.mean("share of layer 1, clipped", np.log10(first.share_clipped), unit)
 
 
 def claims(data: xr.Dataset) -> Iterator[gl.Claim]:

@@ -46,14 +46,12 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     norm = 10 ** jnp.linspace(jnp.log10(cfg.norm_from), jnp.log10(cfg.norm_to), cfg.num_norms)
     parts = [random_cases(cfg, norm, key), equal_cases(cfg, key), special_cases(cfg)]
     entries = jnp.concatenate([entries.reshape(-1, cfg.num_entries) for entries, _ in parts])
-    tau = jnp.concatenate([tau.ravel() for _, tau in parts])
-    ends = np.cumsum([tau.size for _, tau in parts])[:-1]
+    tau, sizes = jnp.concatenate([tau.ravel() for _, tau in parts]), [t.size for _, t in parts]
     # One program for all cases of a format, because compiling it takes longer than running it.
     rows = [jax.vmap(functools.partial(one_gradient, name))(entries, tau) for name in formats]
-    found = jax.tree.map(lambda *each: jnp.split(jnp.stack(each), ends, axis=1), *rows)
-    shape = (len(formats), *parts[0][1].shape)
+    found = jax.tree.map(lambda *each: jnp.split(jnp.stack(each), np.cumsum(sizes)[:-1], 1), *rows)
+    shape, axes = (len(formats), *parts[0][1].shape), "format tau_over_norm norm draw"
     known = [gl.theory.scalar.FORMATS[name] for name in formats]
-    axes = "format tau_over_norm norm draw"
     random = {
         name: gl.named(found[name][0].reshape(shape), axes, long_name=text)
         for name, text in QUANTITIES.items()
@@ -86,8 +84,7 @@ def random_cases(cfg: Config, norm: jax.Array, key: jax.Array) -> tuple[jax.Arra
     """Gradients and thresholds over the axes (tau_over_norm, norm, draw)."""
     directions = jax.random.normal(key, (cfg.num_draws, cfg.num_entries))
     directions /= jnp.linalg.norm(directions, axis=1, keepdims=True)
-    shape = (cfg.tau_over_norm.size, cfg.num_norms, cfg.num_draws)
-    size = jnp.broadcast_to(norm[:, None], shape)
+    size = jnp.broadcast_to(norm[:, None], (cfg.tau_over_norm.size, cfg.num_norms, cfg.num_draws))
     return size[..., None] * directions, size * cfg.tau_over_norm[:, None, None]
 
 
@@ -107,12 +104,10 @@ def special_cases(cfg: Config) -> tuple[jax.Array, jax.Array]:
 
 def one_gradient(dtype: str, entries: jax.Array, tau: jax.Array) -> dict[str, jax.Array]:
     """The quantities of one gradient `(num_entries,)` and one threshold in one format."""
-    flat = entries.astype(dtype)
-    tau = tau.astype(jnp.promote_types(dtype, jnp.float32))
+    flat, tau = entries.astype(dtype), tau.astype(jnp.promote_types(dtype, jnp.float32))
     result = gl.clipping.compare({"W": flat[:3], "b": flat[3:]}, tau)
     formula, by_optax = (jnp.concatenate([t["W"], t["b"]]) for t in (result.formula, result.optax))
     below = gl.theory.clipping.ulps_below(flat, tau, formula)
-    two = jnp.stack([formula[:2], by_optax[:2]]).astype(entries.dtype)
     return {
         "below": jnp.max(below),
         "above": jnp.max(-below),
@@ -121,7 +116,7 @@ def one_gradient(dtype: str, entries: jax.Array, tau: jax.Array) -> dict[str, ja
         "left": result.norm_optax / result.norm,
         "size": result.norm,
         "smallest": jnp.min(jnp.abs(formula)).astype(float),
-        "first_two": two,
+        "first_two": jnp.stack([formula[:2], by_optax[:2]]).astype(entries.dtype),
     }
 
 
@@ -169,14 +164,19 @@ def caption(data: xr.Dataset) -> str:
 
 
 def rounding(data: xr.Dataset) -> xr.DataArray:
-    """The most floats that roundings alone put between optax's entry and the formula's, by format.
-
-    In half ulps: root, quotient and product one each, the formula two, and half of the sum's: one
-    of the squares, one of those lost below the smallest normal number, and one for each term. A
-    short format is summed in float32, so that each of two leaves and their sum is rounded once.
-    """
+    """The most floats that roundings alone put between optax and the formula, by format."""
+    # In half ulps: root, quotient and product one each, the formula two, and half of the sum's: one
+    # of the squares, one of those lost below the smallest normal number, and one for each term. A
+    # short format is summed in float32, so that each of two leaves and their sum is rounded once.
     terms = 2 + (data.eps <= 2.0**-23) * (data.attrs["num_entries"] - 2)
     return 5 + (2 + terms) / 2
+
+
+def headline(data: xr.Dataset) -> Iterator[gl.Headline]:
+    """How far the formula is off, and how often optax is."""
+    finite, wrong = np.isfinite(data["size"]), ~(data.ulps <= rounding(data))
+    yield gl.Headline("formula off by at most", data.below.where(finite).max(), "ulps")
+    yield gl.Headline("wrong in optax", 100 * wrong.where(finite).mean(), "%")
 
 
 def claims(data: xr.Dataset) -> Iterator[gl.Claim]:

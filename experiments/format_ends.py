@@ -34,26 +34,19 @@ class Config:
     error: float = gl.key("relative error at which a product is wrong", above=0, at_most=1)
 
 
-def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
+def compute(cfg: Config, _: jax.Array) -> dict[str, gl.Named]:
     """The line of every w, and the depths at which formats fail, measured and predicted."""
-    del key  # nothing is drawn
     layers, names = gl.grid.depths(cfg.depth, 200, every=100), gl.grid.formats(cfg.dtype)
     w = jnp.linspace(cfg.from_w, cfg.to_w, cfg.num_w)
     measured = jnp.stack([jax.vmap(lambda w, n=n: failures(w, cfg, n))(w) for n in names])
     *predicted, uncertainty = zip(*(expected(w, cfg.error, name) for name in names), strict=True)
-    axes = "format w"
+    axes, lines = "format w", jax.vmap(lambda w: log10_product(w, layers))(w)
     return {
         "w": gl.named(w, "w", long_name="weight w"),
         "layer": gl.named(jnp.array(layers), "layer", long_name="depth L"),
         "format": gl.named(names, "format"),
-        "log10_product": gl.named(
-            jax.vmap(lambda w: log10_product(w, layers))(w),
-            *("w", "layer"),
-            long_name="log10 |J_L ... J_1|",
-        ),
-        "uncertainty": gl.named(
-            jnp.stack(uncertainty), axes, long_name="roundings", units="layers"
-        ),
+        "log10_product": gl.named(lines, "w layer", long_name="log10 |J_L ... J_1|"),
+        "uncertainty": gl.named(jnp.stack(uncertainty), axes, long_name="roundings, layers"),
     } | {
         name + suffix: gl.named(values, axes, long_name=text + said, units="layers")
         for (name, text), seen, law in zip(
@@ -157,6 +150,13 @@ def caption(data: xr.Dataset) -> str:
         "not before. Lines: where w^L leaves the range; dashed: the earliest at which roundings "
         f"can add up; arrowheads at the upper rim: not within {data.attrs['depth']} layers."
     )
+
+
+def headline(data: xr.Dataset) -> Iterator[gl.Headline]:
+    """Where the last format named is 0 and wrong, at the weight nearest to 0.9."""
+    row = data.sel(w=0.9, method="nearest").isel(format=-1)
+    yield gl.Headline("first 0", row.first_zero, "layers", row.first_zero_predicted)
+    yield gl.Headline("first error", row.first_wrong, "layers")
 
 
 def claims(data: xr.Dataset) -> Iterator[gl.Claim]:

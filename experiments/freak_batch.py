@@ -75,11 +75,6 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     }
 
 
-def logits(model: gl.chain.Chain, image: jax.Array) -> jax.Array:
-    """The ten logits of an image, whose pixels are followed by zeros up to the width."""
-    return model(jnp.pad(image, (0, model.params.b.shape[-1] - image.size)))[:10]
-
-
 def trained(
     cfg: Config, model: Any, steps: Any, tau: jax.Array, train: Any, held_out: Any
 ) -> tuple[jax.Array, ...]:
@@ -87,12 +82,12 @@ def trained(
     import optax
 
     seen = gl.training.train(
-        logits,
+        gl.training.ten_logits,
         model,
         optax.chain(gl.clipping.clip_by_global_norm(tau), optax.sgd(cfg.learning_rate)),
         train,
         steps,
-        watch=lambda model: gl.training.loss(logits, model, held_out),
+        watch=lambda model: gl.training.loss(gl.training.ten_logits, model, held_out),
     )
     return seen.watched, seen.step_size, seen.distance, jnp.linalg.norm(seen.gradient, axis=1)
 
@@ -137,6 +132,16 @@ def caption(data: xr.Dataset) -> str:
         f"{float(step[1]):.2g} long and it is {float(end[1]):.2g} nats. "
         "Thin lines: without it; arrowheads: beyond the panel, or no number."
     )
+
+
+def headline(data: xr.Dataset) -> Iterator[gl.Headline]:
+    """The freak step and the loss at the end, not clipped and at the first threshold."""
+    run = data.sel(kind="freak")
+    for place, name in enumerate(("", ", clipped")):
+        row, freak = run.isel(threshold=place), int(data.attrs["freak_step"])
+        law = row.longest.where(np.isfinite(row.threshold))
+        yield gl.Headline(f"freak step{name}", row.step_size[freak], law=law)
+        yield gl.Headline(f"loss at the end{name}", row.loss[-1], "nats")
 
 
 def claims(data: xr.Dataset) -> Iterator[gl.Claim]:

@@ -28,9 +28,7 @@ class Config:
 
     activation: gl.Strings
     dtype: gl.Strings
-    depth: int = gl.key(
-        "number of layers, the linear read-out among them", at_least=2, at_most=1000
-    )
+    depth: int = gl.key("layers, the linear read-out among them", at_least=2, at_most=1000)
     width: gl.Ints = gl.key(
         "widths of the hidden layers, in equal shares", at_least=1, at_most=1024
     )
@@ -119,11 +117,8 @@ def measure(
         off = jax.tree.map(jnp.subtract, by_product, by_jax)
         size, of_product, of_off = map(gl.training.norms_by_layer, (by_jax, by_product, off))
         of_examples = jnp.mean(jax.vmap(gl.training.norms_by_layer)(examples), axis=0)
-        found = (
-            *(jnp.log10(size), jnp.log10(of_product)),
-            *(of_off / size / gl.scaled.eps(dtype), of_examples / size),
-        )
-        return jnp.stack(found).astype(float)
+        logs, eps = (jnp.log10(size), jnp.log10(of_product)), gl.scaled.eps(dtype)
+        return jnp.stack([*logs, of_off / size / eps, of_examples / size]).astype(float)
 
     return gl.grid.over_draws(
         lambda key: jax.lax.map(partial(one, key), cfg.sigma_w), key, cfg.num_draws
@@ -132,11 +127,8 @@ def measure(
 
 def chain_rule(model: list[Any], x: jax.Array, y: jax.Array) -> list[Any]:
     """The gradient for one example by the product of Jacobians, shaped as the model."""
-
-    def loss(z: jax.Array) -> jax.Array:
-        return gl.training.cross_entropy(z[None], y[None])
-
-    return gl.chain_rule.weight_gradients(model, x, loss)
+    loss = gl.training.cross_entropy
+    return gl.chain_rule.weight_gradients(model, x, lambda z: loss(z[None], y[None]))
 
 
 def mean_over_batch(examples: list[Any]) -> list[Any]:
@@ -199,6 +191,14 @@ def caption(data: xr.Dataset) -> str:
 def held(data: xr.Dataset) -> xr.DataArray:
     """Whether the format holds the gradient to its last digit, and so does not underflow."""
     return data.log10_by_jax > data.log10_smallest
+
+
+def headline(data: xr.Dataset) -> Iterator[gl.Headline]:
+    """The largest difference, and what is left of a gradient in layer 1, in the last format."""
+    largest, logs = data.difference.where(held(data)).max(), data.log10_by_product.isel(format=-1)
+    yield gl.Headline("largest difference", largest, "eps")
+    left = logs.isel(layer=0) - logs.isel(layer=-1)
+    yield gl.headline.mean("gradient of layer 1 over the last", left, "decades")
 
 
 def claims(data: xr.Dataset) -> Iterator[gl.Claim]:

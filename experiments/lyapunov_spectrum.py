@@ -161,6 +161,16 @@ def caption(data: xr.Dataset) -> str:
     )
 
 
+def headline(data: xr.Dataset) -> Iterator[gl.Headline]:
+    """The first and the last exponent, in the mean over draws."""
+    steps = data.attrs["depth"] * data.sizes["draw"]
+    for name, place in (("largest exponent", 0), ("smallest exponent", -1)):
+        row = data.isel(direction=place)
+        error = gl.headline.NUM_ERRORS * np.sqrt(row.variance_predicted / steps)
+        value, law = row.exponent.mean("draw"), row.exponent_predicted
+        yield gl.Headline(name, value, "nats a layer", law, value - error, value + error)
+
+
 def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     """Means and variances of all directions and draws at once, in chi squared, and the sum."""
     for z, noun in zip(scores(data), ("exponents", "variances of the increments"), strict=True):

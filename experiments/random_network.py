@@ -46,15 +46,10 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         return jnp.stack([jnp.stack([of(phi, kind) for kind in KINDS]) for phi in phis])
 
     def one(key: jax.Array) -> jax.Array:  # the same unit weights in every network
-        def measured(phi: Any, kind: str, sigma_w: jax.Array) -> jax.Array:
-            return decades(network(key, cfg, phi, sigma_w, kind))
+        return stacked(lambda *of: jax.vmap(partial(decades, key, cfg, *of))(cfg.sigma_w))
 
-        return stacked(lambda phi, kind: jax.vmap(partial(measured, phi, kind))(cfg.sigma_w))
-
-    def by_hand(phi: Any, kind: str) -> jax.Array:
-        first = jax.random.split(key, cfg.num_draws)[0]
-        return literal(network(first, cfg, phi, cfg.sigma_w[0], kind))
-
+    first = jax.random.split(key, cfg.num_draws)[0]
+    by_hand = stacked(lambda *of: literal(first, cfg, *of, cfg.sigma_w[0]))
     draws = gl.grid.over_draws(one, key, cfg.num_draws)
     low, median, high = jnp.quantile(draws, jnp.array([0.25, 0.5, 0.75]), axis=0)
     finite, beyond = jnp.moveaxis(stacked(partial(laws, cfg)), -1, 0) / gl.LN10
@@ -71,27 +66,27 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         "rate_law": gl.named(finite, law, long_name="its law at this width"),
         "rate_beyond": gl.named(beyond, law, long_name="the size of what that leaves out"),
         "log10_fast": gl.named(draws[0, :, :, 0, -1], "activation kind", long_name="one network"),
-        "log10_literal": gl.named(stacked(by_hand), "activation kind", long_name="by all J_k"),
+        "log10_literal": gl.named(by_hand, "activation kind", long_name="by all J_k"),
         "chi_1": gl.named(chi_1, "activation sigma_w", long_name="chi_1"),
         "log10_predicted": gl.named(predicted, "activation sigma_w back", long_name="by chi_1"),
     }
 
 
-def decades(drawn: Any) -> jax.Array:
+def decades(*drawn: Any) -> jax.Array:
     """`log10 |dL/dz_l| / |dL/dz_L|`, backwards in l, `(depth + 1,)`."""
-    model, x, direction = drawn
+    model, x, direction = network(*drawn)
     norms = gl.jacobians.log_gradient_norms(model, x, lambda z: direction @ z)
     return (norms - norms[-1])[::-1] / gl.LN10
 
 
-def literal(drawn: Any) -> jax.Array:
+def literal(*drawn: Any) -> jax.Array:
     """The last of `decades` by the chain rule as it is written, `()`."""
-    model, x, direction = drawn
+    model, x, direction = network(*drawn)
     logs = gl.chain_rule.log_lengths(direction, gl.chain_rule.products(model, x).products)
     return (logs[-1] - jnp.log(jnp.linalg.norm(direction))) / gl.LN10
 
 
-def network(key: jax.Array, cfg: Config, phi: Any, sigma_w: jax.Array, kind: str) -> Any:
+def network(key: jax.Array, cfg: Config, phi: Any, kind: str, sigma_w: jax.Array) -> Any:
     """A plain or a residual chain with Gaussian weights, its input, and dL/dz_L."""
     key_chain, key_input, key_loss = jax.random.split(key, 3)
     drawn = key_chain, cfg.depth, cfg.width, phi, sigma_w, cfg.sigma_b
@@ -113,8 +108,8 @@ def laws(cfg: Config, phi: Any, kind: str) -> jax.Array:
             infinite, first, second = theory.plain(phi, q_1, *deviations, *sizes)
         else:
             infinite, first, second = theory.residual_branch(phi, square, *deviations, 1.0, *sizes)
-            if phi is not gl.activations.PHI["linear"]:
-                second += jnp.abs(first)  # which is known in size alone
+            # Of a branch that is not linear the first order is known in size alone.
+            second += (phi is not gl.activations.PHI["linear"]) * jnp.abs(first)
         return jnp.stack([infinite + first, second]).mean(axis=1)
 
     found: jax.Array = jax.lax.map(one, cfg.sigma_w)
@@ -124,12 +119,11 @@ def laws(cfg: Config, phi: Any, kind: str) -> jax.Array:
 def figure(data: xr.Dataset) -> gl.Figure:
     """A layer's factor over sigma_w (medians, quartiles) on its laws, one panel an activation."""
     fig, panels = gl.figures.panels(1, data.sizes["activation"], height=2.6, sharey=True)
-    looks = [{"color": "0.25", "marker": "o"}, {"color": gl.figures.COLOURS[3], "marker": "^"}]
-    shown = 10.0**data.rate
-    low, high = float(shown.min()) / 1.3, float(shown.max()) * 1.4
+    looks = {"plain": {"color": "0.25", "marker": "o"}, "residual": {"color": "C3", "marker": "^"}}
+    low, high = 10.0 ** data.rate.min().item() / 1.3, 10.0 ** data.rate.max().item() * 1.4
     for axes, name in zip(panels, data.activation.values, strict=True):
         gl.figures.regions(axes, min(low, 0.5), max(high, 2.0))
-        for kind, look in zip(KINDS, looks, strict=True):
+        for kind, look in looks.items():
             row = data.sel(activation=name, kind=kind)
             gl.figures.predicted(axes, data.sigma_w, 10.0**row.rate_law, color=look["color"])
             gl.figures.band(axes, data.sigma_w, 10.0**row.rate, look, share=0.5)
@@ -137,8 +131,7 @@ def figure(data: xr.Dataset) -> gl.Figure:
         gl.figures.title(axes, str(name))
         if not np.isfinite(row.rate_law).all():
             gl.figures.words(axes, 0.03, 0.86, "residual: no law known")
-    marks = dict(zip(KINDS, looks, strict=True))
-    gl.figures.key(panels[0], marks, title="marks on their laws", loc="lower left")
+    gl.figures.key(panels[0], looks, title="marks on their laws", loc="lower left")
     panels[0].set_ylabel("what a layer multiplies\nthe typical gradient by")
     return fig
 
@@ -153,6 +146,13 @@ def caption(data: xr.Dataset) -> str:
         σ_w = {float(data.sigma_w[-1]):g}; with a residual branch it vanishes nowhere. Marks and
         bands: medians and quartiles of {data.sizes["draw"]} draws; lines: √χ_1 a layer less what
         the width takes, and √(1 + χ) for residual layers whose activation has an even slope."""
+
+
+def headline(data: xr.Dataset) -> Iterator[gl.Headline]:
+    """The growth of both networks, at the first activation and sigma_w."""
+    for kind in KINDS:
+        row = data.sel(kind=kind).isel(activation=0, sigma_w=0)
+        yield gl.headline.mean(f"growth, {kind}", row.rate, "decades a layer back", row.rate_law)
 
 
 def claims(data: xr.Dataset) -> Iterator[gl.Claim]:

@@ -2,8 +2,8 @@
 
 He, Zhang, Ren and Sun 2016: a layer z + F(z) has the Jacobian I + F', so the product over layers
 keeps the identity in every factor. Often said: it can never vanish. Exactly: it cannot while every
-‖F'‖ is below 1 (no singular value is then below the product of 1 - ‖F'‖), and it does vanish where
-F' has an eigenvalue at -1. Both are computed here: the promise, and its edge.
+‖F'‖ is below 1 (no singular value is then below the product of 1 - ‖F'‖), and it does where F' has
+an eigenvalue at -1.
 """
 
 from __future__ import annotations
@@ -42,20 +42,19 @@ class Config:
 
 def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     """Spectra and gradients of both chains, the bound, the linear law, and the edge at -1."""
-    key_chains, key_linear, key_edge = jax.random.split(key, 3)
+    key_both, key_linear, key_edge = jax.random.split(key, 3)
     depths = gl.grid.depths(cfg.depth, 8)
     one = partial(both, cfg, depths)
-    values, gradient, norm = gl.grid.over_draws(one, key_chains, cfg.num_draws)
+    values, gradient, norm = gl.grid.over_draws(one, key_both, cfg.num_draws)
     up_to_here = jnp.where(jnp.tri(cfg.depth, dtype=bool), norm[:, None, :], 0.0)
     (law, beyond), squares = laws(cfg), linear_squares(cfg, depths, key_linear)
-    layer = jnp.arange(1, cfg.depth + 1)
     fine = jnp.linspace(jnp.min(cfg.w), jnp.max(cfg.w), 400)
     edge, nats = gl.theory.residual.log10_scalar_product, {"units": "nats"}
     at = "draw kind depths direction", "draw kind layer", "kind layer", "draw layer"
     return {
         "kind": gl.named(list(KINDS), "kind"),
         "depths": gl.named(jnp.array(depths), "depths", long_name="depth L"),
-        "layer": gl.named(layer, "layer", long_name="depth L"),
+        "layer": gl.named(jnp.arange(1, cfg.depth + 1), "layer", long_name="depth L"),
         "log_singular_values": gl.named(values, at[0], long_name="of J_L ... J_1", **nats),
         "log_gradient": gl.named(gradient, at[1], long_name="log |v J_L ... J_1|, |v| = 1", **nats),
         "log_gradient_law": gl.named(law, at[2], long_name="to first order in 1/width", **nats),
@@ -92,10 +91,8 @@ def branch_norms(J: jax.Array) -> jax.Array:
 
 
 def laws(cfg: Config) -> tuple[jax.Array, jax.Array]:
-    """The mean log gradient to first order in 1/width, and what is left out, `(2, depth)` each.
-
-    The input has mean square 1. For the residual chain phi must be odd, as tanh is.
-    """
+    """The mean log gradient to first order in 1/width, and what is left out, `(2, depth)` each."""
+    # The input has mean square 1, and for the residual chain phi must be odd, as tanh is.
     theory, phi = gl.theory.finite_width, gl.activations.PHI[cfg.activation]
     sigmas, sizes = (cfg.sigma_w, cfg.sigma_b), (cfg.width, cfg.depth)
     plain = theory.plain(phi, cfg.sigma_w**2 + cfg.sigma_b**2, *sigmas, *sizes)
@@ -114,22 +111,18 @@ def linear_squares(cfg: Config, depths: tuple[int, ...], key: jax.Array) -> jax.
         logs = 2 * gl.jacobians.log_norms(model, jnp.ones(cfg.width))[at - 1] - jnp.log(cfg.width)
         return jnp.exp(logs - gl.theory.residual.log_linear_second_moment(cfg.s, at))
 
-    squares: jax.Array = gl.grid.over_draws(one, key, cfg.num_linear)
-    return squares
+    return gl.grid.over_draws(one, key, cfg.num_linear)
 
 
 def left(cfg: Config, key: jax.Array) -> jax.Array:
-    """log10 of what is left of a direction in which F' has the eigenvalue w, `(w, 2)`.
-
-    First for a scalar chain, then for one direction of a wide chain whose other ones are random.
-    """
+    """log10 of what is left of a direction in which F' has the eigenvalue w, `(w, 2)`."""
+    # First for a scalar chain, then for one direction of a wide chain whose other ones are random.
     keys, first = jax.random.split(key, cfg.depth_edge), jnp.eye(cfg.width)[0]
 
     def one(w: jax.Array) -> jax.Array:
         wide = gl.chain.linear(jax.vmap(lambda key: layer(key, w, cfg))(keys))
         along = gl.jacobians.log_norms([lambda t: t * first, wide], jnp.ones(1))
-        scalar = gl.ensembles.scalar_residual(w, cfg.depth_edge)
-        alone = gl.jacobians.log_norms(scalar, jnp.ones(1))
+        alone = gl.jacobians.log_norms(gl.ensembles.scalar_residual(w, cfg.depth_edge), jnp.ones(1))
         return jnp.stack([alone[-1], along[-1]]) / gl.LN10
 
     return jax.lax.map(one, cfg.w)
@@ -147,13 +140,13 @@ def figure(data: xr.Dataset) -> gl.Figure:
     depth, bound = data.attrs["depth"], data.log_bound.median("draw") / gl.LN10
     seen = data.isel(layer=slice(0, None, max(1, depth // 12)))
     smallest = data.log_singular_values.isel(direction=-1) / gl.LN10
-    gradients.set(xlim=(0, depth), xlabel="depth L", ylabel="decades")
-    least.set(xlim=(0, depth), xlabel="depth L", ylabel="decades")
     for kind, look in zip(KINDS, gl.figures.series(2), strict=True):
         gl.figures.band(gradients, seen.layer, seen.log_gradient.sel(kind=kind) / gl.LN10, look)
         gl.figures.predicted(gradients, data.layer, data.log_gradient_law.sel(kind=kind) / gl.LN10)
         gl.figures.band(least, data.depths, smallest.sel(kind=kind), look)
     gl.figures.bound(least, data.layer, bound)
+    for axes in (gradients, least):
+        axes.set(xlim=(0, depth), xlabel="depth L", ylabel="decades")
     gl.figures.ends(gradients, depth, data.log_gradient.median("draw").isel(layer=-1) / gl.LN10)
     ends = [*smallest.isel(depths=-1).median("draw").values, bound[-1]]
     gl.figures.ends(least, depth, xr.DataArray(ends, {"row": [*KINDS, "bound"]}, "row"))
@@ -163,9 +156,8 @@ def figure(data: xr.Dataset) -> gl.Figure:
         gl.figures.measured(edge, data.w, data.log10_edge.sel(edge=name), look, label=name)
     edge.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, handletextpad=0.1)
     edge.set(xlabel="eigenvalue w of F'", ylabel="decades")
-    gl.figures.title(gradients, "the gradient that arrives")
-    gl.figures.title(least, "the direction kept least")
-    gl.figures.title(edge, "w = -1: nothing is left")
+    told = "the gradient that arrives", "the direction kept least", "w = -1: nothing is left"
+    gl.figures.titles(fig, *told)
     return fig
 
 
@@ -177,6 +169,14 @@ def caption(data: xr.Dataset) -> str:
         identity, {residual} with it, and no direction falls below the product of 1 - ‖F'‖ (dashed);
         but one in which F' has the eigenvalue w keeps |1 + w|^{data.attrs["depth_edge"]}: nothing
         at w = -1. Bands hold all draws, black lines are laws."""
+
+
+def headline(data: xr.Dataset) -> Iterator[gl.Headline]:
+    """What is left through both chains, and of the residual one's least direction."""
+    for kind in KINDS:
+        row = data.sel(kind=kind).isel(layer=-1, depths=-1, direction=-1) / gl.LN10
+        yield gl.headline.mean(f"left, {kind}", row.log_gradient, "decades", row.log_gradient_law)
+    yield gl.headline.mean("kept least, residual", row.log_singular_values, "decades")
 
 
 def claims(data: xr.Dataset) -> Iterator[gl.Claim]:

@@ -102,8 +102,7 @@ def law(cfg: Config) -> tuple[jax.Array, jax.Array]:
     skip = theory.residual_branch(phi, 1.0, branch, bias, cfg.factor, *sizes)
     # Of a branch that is not linear the first order in 1/width is known in size alone.
     growths.append(skip._replace(second=skip.second + jnp.abs(skip.first)))
-    parts = [theory.arriving(growth) for growth in growths]
-    stack = jax.tree.map(lambda *each: jnp.stack(each) / gl.LN10, *parts)
+    stack = jax.tree.map(lambda *each: jnp.stack(each) / gl.LN10, *map(theory.arriving, growths))
     return stack.infinite + stack.first, stack.second
 
 
@@ -120,10 +119,9 @@ def draw_lines(axes: gl.Axes, data: xr.Dataset) -> None:
     near = data.sel(layer=data.layer <= 100)
     marked = near.sel(layer=near.layer % 5 == 0)
     for w in near.w.values[near.w.values > 0]:  # the others have the same magnitude
-        colour = gl.figures.regime(w)
+        colour, marks = gl.figures.regime(w), 10.0 ** marked.log10_product.sel(w=w)
         look: dict[str, Any] = {"color": colour, "alpha": 1.0 if w in TEXTBOOK_W else 0.35}
         gl.figures.predicted(axes, near.layer, 10.0 ** near.log10_predicted.sel(w=w), **look)
-        marks = 10.0 ** marked.log10_product.sel(w=w)
         gl.figures.measured(axes, marked.layer, marks, look | {"marker": "o", "clip_on": True})
         end = min(100.0, 5.7 / max(abs(math.log10(w)), 1e-9))
         gl.figures.named(axes, end, w**end, f"w = {w:g}", colour, fontsize=6)
@@ -131,8 +129,7 @@ def draw_lines(axes: gl.Axes, data: xr.Dataset) -> None:
         value = textbook(data, w)
         axes.plot(50, value, "o", color="0.1", markersize=7, fillstyle="none", zorder=4)
         text = f"${w:g}^{{50}}$ = {value:.{1 if value < 1 else 3}g}"
-        place = {"xytext": (-6, height), "ha": "right", "fontsize": 9}
-        gl.figures.named(axes, 50, value, text, "0.1", **place)
+        gl.figures.named(axes, 50, value, text, "0.1", xytext=(-6, height), ha="right", fontsize=9)
     gl.figures.words(axes, 0.62, 0.555, "the knife edge", fontsize=9, style="italic", ha="center")
     gl.figures.regions(axes, 1e-6, 1e6)
     axes.set(xlim=(0, 100), xlabel="depth L", ylabel=r"size of the product $|J_L \cdots J_1|$")
@@ -146,9 +143,8 @@ def draw_networks(axes: gl.Axes, data: xr.Dataset) -> None:
     look.regions(axes, 1e-6, 1e6)
     heights = ("center", "top", "center", "bottom")
     for name, colour, mark, va in zip(NETWORKS, colours, "osD^", heights, strict=True):
-        row = data.sel(network=name)
+        row, seen = data.sel(network=name), {"color": colour, "marker": mark}
         look.predicted(axes, layer, 10.0**row.log10_law, color=colour)
-        seen = {"color": colour, "marker": mark}
         look.band(axes, layer, 10.0**row.log10_gradient, seen, share=0.5)
         text = f"{name}\n$\\sigma_w$ = {float(row.sigma_w):.2g}"
         look.named(axes, 1, float(10.0 ** row.log10_law[0]), text, colour, va=va)
@@ -165,14 +161,19 @@ def textbook(data: xr.Dataset, w: float) -> float:
 
 def caption(data: xr.Dataset) -> str:
     """The message, with what was measured."""
-    first = 10.0 ** data.log10_gradient.isel(network_layer=0).median("draw")
-    small, edge, large, skip = (f"{float(first.sel(network=name)):.1g}" for name in NETWORKS)
+    low, edge, high, skip = (f"{10.0**x:.1g}" for x in data.log10_gradient[:, :, 0].median("draw"))
     return f"""Fifty factors of 0.9 leave {textbook(data, 0.9):.3f} of a gradient and fifty of 1.1
         make it {textbook(data, 1.1):.0f} times as large; only at 1, the knife edge, does it stay.
-        In {data.network_layer.size} layers that read digits the first one's gradient is {small} of
-        the last one's with small weights, {large} with large ones, {edge} at the critical scale,
+        In {data.network_layer.size} layers that read digits the first one's gradient is {low} of
+        the last one's with small weights, {high} with large ones, {edge} at the critical scale,
         and {skip} with a residual branch around the small ones (marks and bands: median and half
         of {data.draw.size} draws; lines: theory)."""
+
+
+def headline(data: xr.Dataset) -> Iterator[gl.Headline]:
+    """The product of the first w at the full depth."""
+    end = data.isel(w=0, layer=-1)
+    yield gl.Headline("product, first w", end.log10_product, "decades", end.log10_predicted)
 
 
 def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
@@ -240,8 +241,7 @@ LESSON = gl.lesson.Offer(
         "limit at one": "1^L tends to 1",
         "limit above one": "1.1^L tends",
         "no limit at minus one": "(-1)^L",
-        "slope below one": "is L log10|w|",
-        "slope above one": "is L log10|w|",
+        **dict.fromkeys(("slope below one", "slope above one"), "is L log10|w|"),
     },
 )
 

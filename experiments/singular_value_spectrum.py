@@ -98,11 +98,7 @@ def by_every_method(J: jax.Array, depths: tuple[int, ...]) -> jax.Array:
     at = jnp.array(depths) - 1
     growth = jnp.cumsum(gl.spectra.log_growth(model, x), axis=0)[at]
     return jnp.stack(
-        [
-            gl.spectra.log_singular_values(model, x, depths),
-            svd_of_product(model, x, at),
-            growth,
-        ]
+        [gl.spectra.log_singular_values(model, x, depths), svd_of_product(model, x, at), growth]
     )
 
 
@@ -159,6 +155,15 @@ def caption(data: xr.Dataset) -> str:
         "nats off; the graded factorisation is right to "
         f"{float(off.sel(algorithm='graded')):.0e} nats."
     )
+
+
+def headline(data: xr.Dataset) -> Iterator[gl.Headline]:
+    """The weakest direction at the full depth by the graded method, and how far others are off."""
+    last = data.isel(direction=-1, depths=-1, format=-1)
+    exact, (graded, *others) = last.log_sigma_true / gl.LN10, last.log_sigma / gl.LN10
+    yield gl.Headline("weakest direction", graded, "decades", exact)
+    for name, found in zip(("SVD", "forward QR"), others, strict=True):
+        yield gl.Headline(f"error of {name}", found - exact, "decades")
 
 
 def claims(data: xr.Dataset) -> Iterator[gl.Claim]:

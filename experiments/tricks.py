@@ -73,11 +73,9 @@ def network(name: str, cfg: Config, key: jax.Array, depth: int, width: int) -> g
 
 
 def arriving(name: str, cfg: Config, key: jax.Array, width: int) -> jax.Array:
-    """`log10 |v J_L ... J_(L-m+1)| / |v|` for m = 1 ... L, `(num_draws, depth)`.
+    """`log10 |v J_L ... J_(L-m+1)| / |v|` for m = 1 ... L, `(num_draws, depth)`."""
 
-    v is a random gradient that has come back through one more layer.
-    """
-
+    # v is a random gradient that has come back through one more layer.
     def one(key: jax.Array) -> jax.Array:
         key_chain, key_batch, key_back = jax.random.split(key, 3)
         model = network(name, cfg, key_chain, cfg.depth + 1, width)
@@ -88,8 +86,7 @@ def arriving(name: str, cfg: Config, key: jax.Array, width: int) -> jax.Array:
         norms = clipped(norms, cfg.tau) if name == CLIPPING else norms
         return (norms - norms[-2])[-3::-1] / gl.LN10
 
-    logs: jax.Array = gl.grid.over_draws(one, key, cfg.num_draws)
-    return logs
+    return gl.grid.over_draws(one, key, cfg.num_draws)
 
 
 def clipped(log_norms: jax.Array, tau: float) -> jax.Array:
@@ -101,7 +98,6 @@ def clipped(log_norms: jax.Array, tau: float) -> jax.Array:
 def log_laws(cfg: Config) -> dict[str, jax.Array]:
     """The law of what arrives, log10, by network, `(depth,)`: a layer's log, summed up."""
     theory, phi, sizes = gl.theory, gl.activations.PHI, (cfg.width, cfg.depth)
-    batch_norm = theory.normalisation.batch_norm_factor
     he = theory.products.relu_log_mean(cfg.width) / 2
     tanh = (phi["tanh"], 1.0, 1.0, 0.0)  # an input of mean square 1, sigma_w and sigma_b
     logs = {
@@ -111,7 +107,8 @@ def log_laws(cfg: Config) -> dict[str, jax.Array]:
         "Xavier": theory.finite_width.plain(*tanh, *sizes).infinite,
         "residual": theory.finite_width.residual_branch(*tanh, cfg.factor, *sizes).infinite,
         "layer norm": jnp.log(theory.normalisation.layer_norm_factor(phi["relu"])) / 2,
-        "batch norm": jnp.log(batch_norm(phi["relu"], cfg.batch_size)) / 2,
+        "batch norm": jnp.log(theory.normalisation.batch_norm_factor(phi["relu"], cfg.batch_size))
+        / 2,
         "LSTM": jax.nn.log_sigmoid(cfg.forget_bias),
     }
     last_first = {name: jnp.broadcast_to(log, cfg.depth)[::-1] for name, log in logs.items()}
@@ -142,8 +139,7 @@ def trained(name: str, cfg: Config, key: jax.Array) -> tuple[jax.Array, jax.Arra
         moved = jnp.linalg.norm(W[1] - W[0]) / jnp.linalg.norm(W[0])
         return jnp.log10(moved), jnp.mean(run.loss[-max(1, cfg.num_steps // 10) :])
 
-    found: tuple[jax.Array, jax.Array] = gl.grid.over_draws(one, key, cfg.num_runs)
-    return found
+    return gl.grid.over_draws(one, key, cfg.num_runs)
 
 
 def figure(data: xr.Dataset) -> gl.Figure:
@@ -166,9 +162,7 @@ def figure(data: xr.Dataset) -> gl.Figure:
     gl.figures.rule(loss, x=gl.LN10)  # of who guesses one of ten digits
     moved.set(yticks=range(len(names)), yticklabels=names, ylabel=" ", xlabel="log10 |ΔW|/|W|")
     loss.set(yticks=[], ylabel=" ", xlabel="nats; grey: guessing")
-    gl.figures.title(product, "the gradient on its way back")
-    gl.figures.title(moved, "layer 1 moves")
-    gl.figures.title(loss, "loss at the end")
+    gl.figures.titles(fig, "the gradient on its way back", "layer 1 moves", "loss at the end")
     return fig
 
 
@@ -182,6 +176,14 @@ def caption(data: xr.Dataset) -> str:
         too small, clipped or not, and {low} to {high} with a trick. In {data.attrs["num_steps"]}
         steps the first layer changes by {still} of itself without one, by {least} or more with
         one. Bands hold all draws; black lines are laws, of the kind in brackets."""
+
+
+def headline(data: xr.Dataset) -> Iterator[gl.Headline]:
+    """What arrives through the plain chain, and through the one that keeps it nearest to 1."""
+    end = data.isel(layer=-1).where(data.network != "LSTM")  # of which a bound is known alone
+    for name, place in ((PLAIN, 0), ("best", int(np.abs(end.log10.mean("draw")).argmin()))):
+        row = end.isel(network=place)
+        yield gl.headline.mean(f"arrives, {name}", row.log10, "decades", row.log10_law)
 
 
 def claims(data: xr.Dataset) -> Iterator[gl.Claim]:

@@ -40,14 +40,15 @@ class Config:
 def compute(cfg: Config, _: jax.Array) -> dict[str, gl.Named]:
     """The wall's steepness, one descent for each threshold, and a map of the loss."""
     wall = gl.theory.clipping
-    w = jnp.linspace(cfg.w_from, cfg.w_to, cfg.num_w)
+    w, side = (jnp.linspace(*ends, cfg.num_w) for ends in ((cfg.w_from, cfg.w_to), (-0.5, 0.5)))
     steep = jax.vmap(lambda w, b: steepness(cfg, w, b))(w, wall.wall_offset(w, cfg.start))
     norm_law = wall.wall_gradient(w, cfg.start, cfg.target, cfg.depth)
     laws = jnp.log10(norm_law), cfg.depth * jnp.log10(wall.wall_factor(w, cfg.start))
     tau = jnp.append(jnp.geomspace(cfg.tau_from, cfg.tau_to, cfg.num_tau), jnp.inf)
-    side = cfg.map_size * jnp.linspace(-0.5, 0.5, cfg.num_w)
-    plane = jnp.meshgrid(cfg.first_w + side, cfg.first_b + side, indexing="ij")
-    loss_map = jnp.vectorize(lambda w, b: at_point(cfg, w, b)[0])(*plane)
+    sides = [first + cfg.map_size * side for first in (cfg.first_w, cfg.first_b)]
+    loss_map = jnp.vectorize(lambda w, b: at_point(cfg, w, b)[0])(
+        *jnp.meshgrid(*sides, indexing="ij")
+    )
     descents = jax.vmap(lambda tau: descend(cfg, tau))(tau)
     return {
         "tau": gl.named(tau, "tau", long_name="clipping threshold"),
@@ -56,8 +57,8 @@ def compute(cfg: Config, _: jax.Array) -> dict[str, gl.Named]:
         "log10_steepness": gl.named(steep, "w_line what"),
         "log10_law": gl.named(jnp.stack(laws, axis=1), "w_line what"),
         "growth": gl.named(wall.wall_growth(w, cfg.start, cfg.depth), "w_line", long_name="dx/db"),
-        "w_map": gl.named(cfg.first_w + side, "w_map", long_name="weight w"),
-        "b_map": gl.named(cfg.first_b + side, "b_map", long_name="bias b"),
+        "w_map": gl.named(sides[0], "w_map", long_name="weight w"),
+        "b_map": gl.named(sides[1], "b_map", long_name="bias b"),
         "loss_map": gl.named(loss_map, "w_map b_map", long_name="loss"),
         "rate": gl.named(cfg.learning_rate, "", long_name="learning rate"),
         **{name: gl.named(descents.pop(name), "tau step entry") for name in ("gradient", "change")},
@@ -73,13 +74,10 @@ def neuron(cfg: Config, w: jax.Array, b: jax.Array) -> gl.chain.Chain:
 
 def at_point(cfg: Config, w: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The loss and its gradient in (w, b), `(2,)`: the sum of what every step contributes."""
-
-    def error(last: jax.Array) -> jax.Array:
-        return jnp.sum((gl.activations.PHI["logistic"](last) - cfg.target) ** 2)
-
-    model, x = neuron(cfg, w, b), jnp.full(1, cfg.start)
-    parts = gl.jacobians.weight_gradients(model, x, error)
-    return error(model(x)), jnp.stack([jnp.sum(part) for part in parts])
+    model, x, phi = neuron(cfg, w, b), jnp.full(1, cfg.start), gl.activations.PHI["logistic"]
+    parts = gl.jacobians.weight_gradients(model, x, lambda z: jnp.sum((phi(z) - cfg.target) ** 2))
+    loss = jnp.sum((phi(model(x)) - cfg.target) ** 2)
+    return loss, jnp.stack([jnp.sum(part) for part in parts])
 
 
 def steepness(cfg: Config, w: jax.Array, b: jax.Array) -> jax.Array:
@@ -118,23 +116,18 @@ def figure(data: xr.Dataset) -> gl.Figure:
         for axes, x, y in ((chart, run.w, run.b), (losses, data.step, run.loss)):
             axes.plot(x, y, color=colour, marker="o", markersize=2, linewidth=0.9)
     draw_ends(chart, *two(data))
-    gl.figures.title(chart, "descent into the wall")
     gl.figures.words(losses, 0.97, 0.86, "plain", color=PLAIN, ha="right")
     gl.figures.words(losses, 0.05, 0.1, "clipped", color=CLIPPED)
     losses.set(yscale="log", xlabel="step", ylabel="loss")
-    gl.figures.title(losses, "what comes of it")
     for what, (colour, mark) in enumerate(((NORM, "s"), (PRODUCT, "^"))):
         found, law = (10 ** data[f"log10_{kind}"][:, what] for kind in ("steepness", "law"))
         gl.figures.predicted(steep, data.w_line, law)
         gl.figures.measured(steep, data.w_line, found, {"color": colour, "marker": mark})
     gl.figures.words(steep, 0.05, 0.52, "norm of the\ngradient", color=NORM)
     gl.figures.words(steep, 0.45, 0.12, "product of the\nJacobians", color=PRODUCT)
-    steep.set(
-        yscale="log",
-        xlabel="weight w, x₀ a fixed point",
-        ylabel="on the wall (lines: closed forms)",
-    )
-    gl.figures.title(steep, "why it is steep")
+    steep.set(yscale="log", xlabel="weight w, x₀ a fixed point")
+    steep.set_ylabel("on the wall (lines: closed forms)")
+    gl.figures.titles(fig, "descent into the wall", "what comes of it", "why it is steep")
     return fig
 
 
@@ -157,6 +150,13 @@ def caption(data: xr.Dataset) -> str:
         f"{plain.loss[0]:.2g} at the start, ends at {plain.loss[-1]:.2g} without clipping and at "
         f"{clipped.loss[-1]:.2g} with τ = {clipped.tau:.2g}."
     )
+
+
+def headline(data: xr.Dataset) -> Iterator[gl.Headline]:
+    """The steepest place of the wall, and how far one step throws the weights."""
+    steep = data.isel(what=0).max("w_line")
+    yield gl.Headline("steepest gradient", steep.log10_steepness, "decades", steep.log10_law)
+    yield gl.Headline("longest step, plain", data.step_size[-1].max())
 
 
 def claims(data: xr.Dataset) -> Iterator[gl.Claim]:

@@ -9,11 +9,13 @@ from .experiment import schema as schema
 from .experiment.dataset import Named as Named
 from .experiment.dataset import named as named
 from .experiment.claim import Claim as Claim
+from .experiment.headline import Headline as Headline
 from .experiment.figures import Axes as Axes
 from .experiment.figures import Figure as Figure
 from .experiment import claim as claim
 from .experiment import fault as fault
 from .experiment import grid as grid
+from .experiment import headline as headline
 from .experiment.estimate import LN10 as LN10
 from .experiment.schema import Floats as Floats
 from .experiment.schema import Ints as Ints

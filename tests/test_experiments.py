@@ -15,6 +15,7 @@ import xarray as xr
 
 from gradlab.experiment import dataset, figures, loading
 from gradlab.experiment.claim import Claim
+from gradlab.experiment.headline import recorded
 from gradlab.experiment.loading import Experiment
 from gradlab.running import composition
 from gradlab.running.settings import Settings
@@ -89,6 +90,20 @@ def test_every_tolerance_names_a_cause_and_every_claim_a_source(experiment_file:
 
     assert [claim.sentence for claim in claims if not claim.source] == []
     assert [claim.sentence for claim in claims if "" in claim.tolerance] == []
+
+
+def test_a_run_has_one_to_four_headline_numbers_of_its_data(exp: Experiment) -> None:
+    _, data, _ = honest(exp.project / "experiments" / f"{exp.name}.py")
+    with jax.numpy_rank_promotion("allow"):
+        numbers = loading.headline(exp, data)
+
+    assert 1 <= len(numbers) <= 4
+    assert [number.name for number in numbers if not number.low <= number.value <= number.high] == [
+        number.name for number in numbers if not number.has_interval
+    ]
+    assert [recorded(number.record()).record() for number in numbers] == [
+        number.record() for number in numbers
+    ]
 
 
 def test_the_figure_is_drawn_from_disk_and_has_the_same_bytes_twice(exp: Experiment) -> None:
@@ -314,7 +329,8 @@ def test_a_claim_that_fails_ends_the_program_with_1_after_everything_is_written(
 
     assert done.returncode == 1
     assert {path.name for path in folder.iterdir()} == RESULT
-    verdicts = [claim["verdict"] for claim in json.loads((folder / "claims.json").read_text())]
+    claims = json.loads((folder / "claims.json").read_text())["claims"]
+    verdicts = [claim["verdict"] for claim in claims]
     assert verdicts == ["fails", "fails"]
     assert "Traceback" not in done.stderr
 

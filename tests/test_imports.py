@@ -57,6 +57,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
             "dataset",
             "estimate",
             "claim",
+            "headline",
             "loading",
             "fault",
             "figures",

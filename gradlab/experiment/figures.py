@@ -54,6 +54,7 @@ __all__ = [
     "shades",
     "surface",
     "title",
+    "titles",
     "words",
 ]
 
@@ -128,6 +129,12 @@ def panels(
 def title(axes: Axes, text: str) -> None:
     """Name a panel after its letter."""
     axes.set_title(" ".join(filter(None, (axes.get_title(loc="left"), text))))
+
+
+def titles(figure: Figure, *texts: str) -> None:
+    """Name the panels of a figure, in their order."""
+    for axes, text in zip(figure.axes, texts, strict=False):
+        title(axes, text)
 
 
 def series(count: int) -> Iterator[dict[str, Any]]:

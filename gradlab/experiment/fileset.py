@@ -7,21 +7,54 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gradlab.errors import BadInput
 from gradlab.experiment import files
 
-# Counted up when a reader of before could not read what is written now.
+# Counted up when a reader of before could not read what is written now: data.nc, claims.json and
+# run.json, each for itself.
 LAYOUT = 2
+CLAIMS_LAYOUT = 2
+RECORD_LAYOUT = 2
 
 MEMBERS = ("data.nc", "claims.json", "caption.md", "figure.png", "figure.pdf", "figure.svg")
 
 
 def close(folder: Path, record: Mapping[str, Any]) -> None:
     """Write `run.json`: the record, and the digests of the files that stand beside it."""
-    files.write_json(folder / "run.json", {**record, "layout": LAYOUT, "files": digests(folder)})
+    files.write_json(
+        folder / "run.json", {**record, "layout": RECORD_LAYOUT, "files": digests(folder)}
+    )
+
+
+def judged(
+    claims: Sequence[Mapping[str, Any]], headline: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """What claims.json holds: the records of claims and of headline numbers."""
+    return {"layout": CLAIMS_LAYOUT, "claims": list(claims), "headline": list(headline)}
+
+
+def read_judged(content: Any) -> tuple[list[Any], list[Any]]:
+    """The records of claims and of headline numbers in what claims.json holds.
+
+    A bare list is of an older gradlab, which knew no headline numbers.
+
+    Raises:
+        BadInput: it is neither.
+    """
+    if isinstance(content, list):
+        return content, []
+    told = content if isinstance(content, dict) else {}
+    parts = [told.get(name) for name in ("claims", "headline")]
+    if told.get("layout") != CLAIMS_LAYOUT or not all(isinstance(part, list) for part in parts):
+        raise BadInput(
+            f"claims.json has the layout {told.get('layout')}; allowed: layout {CLAIMS_LAYOUT}; "
+            "run the experiment again"
+        )
+    return told["claims"], told["headline"]
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -46,7 +79,7 @@ def strangers(folder: Path) -> list[str]:
     """The members that are not of the run that `run.json` tells of; none if the set is whole."""
     told = manifest(folder)
     named = told.get("files")
-    if told.get("layout") != LAYOUT or not isinstance(named, dict):
+    if told.get("layout") != RECORD_LAYOUT or not isinstance(named, dict):
         return ["run.json"]
     there = digests(folder)
     return [name for name in MEMBERS if there.get(name) != named.get(name)]

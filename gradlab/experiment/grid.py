@@ -6,10 +6,12 @@ jax is imported at first use, as in an experiment, so that a config is checked w
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from gradlab.errors import BadInput
 from gradlab.lazy import jax, jnp
+
+T = TypeVar("T")
 
 
 def formats(dtype: Sequence[str]) -> list[str]:
@@ -33,12 +35,13 @@ def depths(deepest: int, count: int, every: int = 0) -> tuple[int, ...]:
     return tuple(sorted({*spread, *range(1, min(deepest, every) + 1)}))
 
 
-def over_draws(one: Callable[[Any], Any], key: Any, num_draws: int) -> Any:
+def over_draws(one: Callable[[Any], T], key: Any, num_draws: int) -> T:
     """What `one(key)` gives for each of `num_draws` keys, stacked along a leading axis.
 
     One after another (`jax.lax.map`), so that memory does not grow with the number of draws.
     """
-    return jax.lax.map(one, jax.random.split(key, num_draws))
+    stacked: T = jax.lax.map(one, jax.random.split(key, num_draws))
+    return stacked
 
 
 def first(happens: Any) -> Any:

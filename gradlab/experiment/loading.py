@@ -12,7 +12,7 @@ import importlib
 import importlib.util
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from gradlab.experiment.claim import Claim
+    from gradlab.experiment.headline import Headline
 
 Fault = Callable[["Experiment"], contextlib.AbstractContextManager[None]]
 
@@ -215,6 +216,33 @@ def judge(experiment: Experiment, data: xr.Dataset) -> list[Claim]:
                 "allowed: gl.Claim, or what the functions of gl.claim return"
             )
     return claims
+
+
+def headline(experiment: Experiment, data: xr.Dataset) -> list[Headline]:
+    """The headline numbers of a run; none where the experiment names none.
+
+    Raises:
+        BadInput: there are more than four, two of one name, or something else among them.
+    """
+    from gradlab.experiment.headline import MOST, Headline
+
+    written: Callable[[xr.Dataset], Iterable[Headline]] | None = getattr(
+        experiment.module, "headline", None
+    )
+    numbers = list(written(data)) if written else []
+    for number in numbers:
+        if not isinstance(number, Headline):
+            raise BadInput(
+                f"headline of '{experiment.name}' yields a {type(number).__name__}; "
+                "allowed: gl.Headline, or what the functions of gl.headline return"
+            )
+    names = [number.name for number in numbers]
+    if len(numbers) > MOST or len({*names}) < len(names):
+        raise BadInput(
+            f"headline of '{experiment.name}' yields {', '.join(names)}; "
+            f"allowed: at most {MOST} numbers, each of another name"
+        )
+    return numbers
 
 
 def caption(experiment: Experiment, data: xr.Dataset) -> str:

@@ -125,6 +125,14 @@ def one_read(key: Array) -> tuple[Array, Callable[[Array], Array]]:
     return x, lambda z: cross_entropy((W @ z)[None], y[None])
 
 
+def ten_logits(model: Chain, image: Array) -> Array:
+    """The first ten outputs of a chain, `(10,)`, for an image with zeros after it up to its width.
+
+    The chain's layers have a bias b, as those of `ensembles.random`.
+    """
+    return model(jnp.pad(image, (0, model.params.b.shape[-1] - image.size)))[:10]
+
+
 def loss(apply: Apply, params: Params, data: Data) -> Array:
     """The cross-entropy of a model's logits, the mean over all of `data`, `()` (nats)."""
     return cross_entropy(jax.vmap(lambda x: apply(params, x))(data.x), data.y)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradlab.errors import BadInput
 from gradlab.experiment import dataset, fileset, loading
+from gradlab.experiment.headline import recorded
 from gradlab.experiment.lesson import Offer
 from gradlab.page.worth import Worth, worth_of
 
@@ -29,6 +30,7 @@ class Run:
         folder: where it is, from the folder of all results.
         problems: what is missing or damaged, a sentence each; empty for a finished run.
         claims: as saved, with their verdicts.
+        headline: its headline numbers in words, each with its name; none of a sweep.
         record: its provenance, as saved.
         figure: the vector figure, as saved; empty where there is none.
         caption: what the figure shows, in a sentence or two; empty where the run wrote none.
@@ -40,6 +42,7 @@ class Run:
     folder: str
     problems: tuple[str, ...] = ()
     claims: tuple[dict[str, Any], ...] = ()
+    headline: tuple[tuple[str, str], ...] = ()
     record: Mapping[str, Any] = field(default_factory=dict)
     figure: str = ""
     caption: str = ""
@@ -175,7 +178,7 @@ def _run(name: str, folder: Path, results: Path, known: tuple[str, ...]) -> Run:
     problems = list(known)
     if not any((folder / file).is_file() for file in FILES):
         return Run(name, folder.name, ("it has not been run yet", *known))
-    claims = _claims(_json(folder / "claims.json", problems), problems)
+    claims, headline = _judged(_json(folder / "claims.json", problems), problems)
     record = _json(folder / "run.json", problems)
     if not isinstance(record, dict | None):
         problems.append("run.json is damaged (not an object)")
@@ -188,7 +191,8 @@ def _run(name: str, folder: Path, results: Path, known: tuple[str, ...]) -> Run:
     return Run(
         name,
         folder.relative_to(results).as_posix(),
-        claims=tuple(claims),
+        claims=claims,
+        headline=headline,
         record=record if isinstance(record, dict) else {},
         figure=figure,
         caption=_caption(folder / "caption.md", problems),
@@ -229,10 +233,24 @@ def _json(path: Path, problems: list[str]) -> Any:
 _CLAIM = {"sentence", "measured", "expected", "tolerance", "source", "relation", "verdict"}
 
 
-def _claims(content: Any, problems: list[str]) -> Iterator[dict[str, Any]]:
+def _judged(
+    content: Any, problems: list[str]
+) -> tuple[tuple[dict[str, Any], ...], tuple[tuple[str, str], ...]]:
+    """The claims of a run, and its headline numbers in words."""
     if content is None:
-        return
-    for entry in content if isinstance(content, list) else [content]:
+        return (), ()
+    try:
+        claims, headline = fileset.read_judged(content)
+        numbers = [recorded(told) for told in headline if "point" not in told]
+    except (BadInput, TypeError, ValueError, KeyError) as error:
+        problems.append(f"claims.json is damaged ({error})")
+        return (), ()
+    words = tuple((number.name, number.words()) for number in numbers)
+    return tuple(_claims(claims, problems)), words
+
+
+def _claims(entries: list[Any], problems: list[str]) -> Iterator[dict[str, Any]]:
+    for entry in entries:
         if (
             isinstance(entry, dict)
             and set(entry) >= _CLAIM

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from gradlab.experiment.claim import Claim
+    from gradlab.experiment.headline import Headline
 
 Column = tuple[str, dict[str, Any]]
 
@@ -36,10 +37,12 @@ def busy(what: str) -> Iterator[None]:
         yield
 
 
-def judged(question: str, claims: Sequence[Claim], folder: Path) -> None:
-    """Print the claims of one run as a table, and where its files are."""
-    numbers = {"justify": "right", "no_wrap": True}
-    columns = [(name, numbers) for name in ("measured", "", "expected", "tolerance")]
+def judged(
+    question: str, claims: Sequence[Claim], folder: Path, headline: Sequence[Headline] = ()
+) -> None:
+    """Print the claims of one run as a table, its headline numbers, and where its files are."""
+    look = {"justify": "right", "no_wrap": True}
+    columns = [(name, look) for name in ("measured", "", "expected", "tolerance")]
     rows = (
         (
             verdict(claim.holds),
@@ -52,7 +55,8 @@ def judged(question: str, claims: Sequence[Claim], folder: Path) -> None:
         for claim in claims
     )
     held = sum(claim.holds for claim in claims)
-    end = f"{held} of {len(claims)} claims hold; files in {folder}"
+    numbers = [f"{number.name}: {number.words()}" for number in headline]
+    end = "\n".join([*numbers, f"{held} of {len(claims)} claims hold; files in {folder}"])
     print_table(question, [VERDICT, CLAIM, *columns], rows, end, width=120)
 
 

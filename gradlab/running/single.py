@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from gradlab.experiment.claim import Claim
+    from gradlab.experiment.headline import Headline
     from gradlab.running.settings import Settings
 
 # A single run is evaluated in its own program.
@@ -88,14 +89,17 @@ def _finish(exp: Experiment, folder: Path, made: Mapping[str, Any], asked: Asked
     """
     saved = dataset.read(folder / "data.nc")
     with contextlib.ExitStack() as at_the_end:
-        claims = verdicts(exp, folder, saved, at_the_end)
+        claims, numbers = verdicts(exp, folder, saved, at_the_end)
         with console.busy(f"{exp.name}: drawing"):
             caption, drawn = "", {}
             with later(at_the_end):
                 caption = loading.caption(exp, saved)
             with later(at_the_end):
                 drawn = figures.draw(exp.module.figure, saved, caption)
-        records = None if claims is None else [claim.record() for claim in claims]
+        records = None
+        if claims is not None:
+            told = [number.record() for number in numbers]
+            records = fileset.judged([claim.record() for claim in claims], told)
         write_judged(folder, drawn, records, caption)
         write_record(folder, made, asked)
     return claims is not None and all(claim.holds for claim in claims)
@@ -103,13 +107,19 @@ def _finish(exp: Experiment, folder: Path, made: Mapping[str, Any], asked: Asked
 
 def verdicts(
     exp: Experiment, folder: Path, saved: xr.Dataset, at_the_end: contextlib.ExitStack
-) -> list[Claim] | None:
-    """The verdicts, printed; None if they raise, which is then told at the end."""
+) -> tuple[list[Claim] | None, list[Headline]]:
+    """The verdicts and the headline numbers, printed; what raises is told at the end.
+
+    There are no verdicts (None), or no numbers, where they raise.
+    """
+    numbers: list[Headline] = []
+    with later(at_the_end):
+        numbers = loading.headline(exp, saved)
     with later(at_the_end):
         claims = loading.judge(exp, saved)
-        console.judged(exp.question, claims, folder)
-        return claims
-    return None
+        console.judged(exp.question, claims, folder, numbers)
+        return claims, numbers
+    return None, numbers
 
 
 @contextlib.contextmanager
@@ -128,10 +138,10 @@ def later(at_the_end: contextlib.ExitStack) -> Iterator[None]:
 def write_judged(
     folder: Path,
     drawn: Mapping[str, bytes],
-    claims: list[dict[str, Any]] | None,
+    judged: Mapping[str, Any] | None,
     caption: str = "",
 ) -> None:
-    """Put the claims, a figure in each of its formats and its caption there.
+    """Put what was judged, a figure in each of its formats and its caption there.
 
     What there is none of is removed: it would be an older run's.
     """
@@ -142,10 +152,10 @@ def write_judged(
             (folder / name).unlink(missing_ok=True)
         else:
             files.write_bytes(folder / name, content)
-    if claims is None:
+    if judged is None:
         (folder / "claims.json").unlink(missing_ok=True)
     else:
-        files.write_json(folder / "claims.json", claims)
+        files.write_json(folder / "claims.json", judged)
 
 
 def write_record(folder: Path, made: Mapping[str, Any], asked: Asked) -> None:

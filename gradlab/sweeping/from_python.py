@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradlab.errors import BadInput
 from gradlab.experiment import fileset, loading, schema
+from gradlab.experiment.headline import recorded
 from gradlab.experiment.loading import Experiment
 from gradlab.running import command_line, composition, machine, naming, refusals
 from gradlab.running.command_line import Task
@@ -120,7 +121,10 @@ def sweep(experiment: str | Path, *overrides: str, **values: Any) -> xr.Dataset:
 
 
 def runs(experiment: str | Path | None = None, results: str | Path | None = None) -> pd.DataFrame:
-    """A row for every run and sweep on disk: its values, verdicts, time, versions and folder."""
+    """A row for every run and sweep on disk: its headline numbers, values, verdicts and versions.
+
+    Each headline number is a column; of a sweep it holds a list, point by point.
+    """
     import pandas as pd
 
     place = Path(results) if results is not None else _project(experiment) / "results"
@@ -136,10 +140,12 @@ def runs(experiment: str | Path | None = None, results: str | Path | None = None
 
 def _row(folder: Path, results: Path) -> dict[str, Any]:
     told = fileset.manifest(folder)
+    numbers: dict[str, Any] = {}
     try:
-        claims = json.loads((folder / "claims.json").read_text())
+        claims, headline = fileset.read_judged(json.loads((folder / "claims.json").read_text()))
         failed = [claim["sentence"] for claim in claims if claim["verdict"] != "holds"]
-    except (OSError, ValueError, TypeError, KeyError):
+        numbers = _columns(headline)
+    except (OSError, ValueError, TypeError, KeyError, BadInput):
         claims, failed = [], ["claims.json cannot be read"]
     import pandas as pd
 
@@ -147,6 +153,7 @@ def _row(folder: Path, results: Path) -> dict[str, Any]:
     return {
         "experiment": parts[0],
         "overrides": "/".join(parts[1:]),
+        **numbers,
         "claims": len(claims),
         "failed": failed,
         "whole": not fileset.strangers(folder),
@@ -159,6 +166,18 @@ def _row(folder: Path, results: Path) -> dict[str, Any]:
         "versions": told.get("versions", {}),
         "folder": str(folder),
     }
+
+
+def _columns(headline: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Each headline number by its name: a number of a run, of a sweep one a point."""
+    found: dict[str, Any] = {}
+    for told in headline:
+        number = recorded(told)
+        if "point" in told:
+            found.setdefault(number.name, []).append(number.value)
+        else:
+            found[number.name] = number.value
+    return found
 
 
 def prune(experiment: str | Path, *, dry_run: bool = True) -> list[dict[str, Any]]:
@@ -291,4 +310,5 @@ def _read(exp: Experiment, folder: Path) -> Run:
 
     data = dataset.read(folder / "data.nc")
     claims = Claims(loading.judge(exp, data))
-    return Run(exp.name, folder, data, claims, loading.caption(exp, data), exp)
+    caption, numbers = loading.caption(exp, data), tuple(loading.headline(exp, data))
+    return Run(exp.name, folder, data, claims, caption, numbers, exp)

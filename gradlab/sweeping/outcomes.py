@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import html
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from gradlab.experiment.claim import Claim
     from gradlab.experiment.figures import Figure
+    from gradlab.experiment.headline import Headline
 
 
 class Claims(tuple["Claim", ...]):
@@ -64,6 +66,7 @@ class Run:
         data: its dataset.
         claims: its claims, judged.
         caption: what its figure shows, in a sentence or two.
+        headline: its headline numbers.
     """
 
     name: str
@@ -71,6 +74,7 @@ class Run:
     data: xr.Dataset
     claims: Claims
     caption: str
+    headline: tuple[Headline, ...]
     _experiment: Experiment
 
     @functools.cached_property
@@ -86,14 +90,17 @@ class Run:
 
     def __repr__(self) -> str:
         held = sum(claim.holds for claim in self.claims)
-        return f"{self.name}: {held} of {len(self.claims)} claims hold; files in {self.folder}"
+        numbers = [f"{number.name}: {number.words()}" for number in self.headline]
+        held_of = f"{held} of {len(self.claims)} claims hold; files in {self.folder}"
+        return "\n".join([f"{self.name}: {held_of}", *numbers])
 
     def _repr_html_(self) -> str:
-        return f"<p>{html.escape(repr(self))}</p>{self.claims._repr_html_()}"
+        told = html.escape(repr(self)).replace("\n", "<br>")
+        return f"<p>{told}</p>{self.claims._repr_html_()}"
 
 
 def compare(one: Run, other: Run) -> pd.DataFrame:
-    """A row for all that differs between two runs: values, versions, arrays and claims.
+    """A row for all that differs between two runs: values, versions, numbers, arrays and claims.
 
     Of an array the largest difference is told, nan where one of both has none.
     """
@@ -102,6 +109,7 @@ def compare(one: Run, other: Run) -> pd.DataFrame:
     rows = [
         *_differing("value", one.record.get("config", {}), other.record.get("config", {})),
         *_differing("version", one.record.get("versions", {}), other.record.get("versions", {})),
+        *_differing("headline", _numbers(one), _numbers(other)),
         *_differing("array", _sizes(one.data), _sizes(other.data)),
         *_changed(one.data, other.data),
         *_differing("claim", _verdicts(one.claims), _verdicts(other.claims)),
@@ -112,7 +120,16 @@ def compare(one: Run, other: Run) -> pd.DataFrame:
 def _differing(kind: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> list[list[Any]]:
     names = dict.fromkeys([*one, *other])
     pairs = [(name, one.get(name), other.get(name)) for name in names]
-    return [[kind, name, before, after] for name, before, after in pairs if before != after]
+    # A number that is nan in both is no difference.
+    return [[kind, name, *both] for name, *both in pairs if both[0] != both[1] and not _nan(*both)]
+
+
+def _nan(*values: Any) -> bool:
+    return all(isinstance(value, float) and math.isnan(value) for value in values)
+
+
+def _numbers(run: Run) -> dict[str, float]:
+    return {number.name: number.value for number in run.headline}
 
 
 def _sizes(data: xr.Dataset) -> dict[str, dict[str, int]]:

@@ -81,7 +81,8 @@ def test_a_claim_that_fails_ends_with_status_one_after_all_is_written(toy: Toy) 
     assert ended.status == 1
     assert "FAILS" in ended.stdout
     folder = toy.results / "activation=linear,depth=30"
-    verdicts = [claim["verdict"] for claim in json.loads((folder / "claims.json").read_text())]
+    claims = json.loads((folder / "claims.json").read_text())["claims"]
+    verdicts = [claim["verdict"] for claim in claims]
     assert verdicts == ["fails", "holds"]
     assert (folder / "run.json").exists()
 

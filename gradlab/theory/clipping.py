@@ -91,6 +91,48 @@ def _whole(numbers: Any) -> Any:
     return np.where(power < (1 << info.nexp) - 1, size * (1 - 2 * (bits >> (info.bits - 1))), 0)
 
 
+# ---- every rule by its own formula, for the formats below float64
+
+
+def exact_rule(rule: str, leaves: list[Any], tau: float) -> list[Any]:
+    """The leaves as a rule should leave them, as numpy arrays in their formats.
+
+    `value` cuts entries, `block rms` leaves by their root mean square and `adaptive` by their norm;
+    `if finite` gives 0 where an entry is not finite;
+    every other rule is the formula over all leaves: where an entry is infinite its limit, 0 for
+    those that are finite and nan for it, and nan everywhere where one is nan.
+    """
+    wide = [leaf.astype(np.float64) for leaf in leaves]
+    size = np.sqrt(sum(np.sum(leaf * leaf) for leaf in wide))
+    if rule == "if finite" and not np.isfinite(size):
+        done = [np.zeros_like(leaf) for leaf in wide]
+    elif rule == "value":
+        done = [np.clip(leaf, -tau, tau) for leaf in wide]
+    elif rule == "block rms":
+        done = [_brought(leaf, np.sqrt(np.mean(leaf * leaf)), tau) for leaf in wide]
+    elif rule == "adaptive":
+        done = [_brought(leaf, np.sqrt(np.sum(leaf * leaf)), tau) for leaf in wide]
+    else:
+        done = [_brought(leaf, size, tau) for leaf in wide]
+    return [one.astype(leaf.dtype) for one, leaf in zip(done, leaves, strict=True)]
+
+
+def _brought(leaf: Any, size: float, tau: float) -> Any:
+    if size <= tau:
+        return leaf
+    with np.errstate(invalid="ignore"):
+        return leaf * (tau / size)
+
+
+def sum_derivatives(x: Any, tau: float) -> tuple[Any, Any]:
+    """Gradient `(n,)` and Hessian `(n, n)` of the sum of the entries of `x tau/|x|`, in numpy."""
+    n, total, size = x.size, x.sum(), np.sqrt(np.sum(x * x))
+    gradient = tau * (1 / size - total * x / size**3)
+    bent = 3 * total * np.outer(x, x) / size**5
+    bent -= (x[:, None] + x[None] + total * np.eye(n)) / size**3
+    return gradient, tau * bent
+
+
 # ---- recurrent chains
 
 

@@ -123,8 +123,8 @@ def figure(data: xr.Dataset) -> gl.Figure:
     learned.set(yscale="log", ylabel="held-out loss at the end (nats)")
     often.legend(loc="upper left")
     learned.legend(loc="center right")
-    gl.figures.title(often, "a quantile always fires as often")
-    gl.figures.title(learned, "and breaks down at its own share")
+    gl.figures.title(often, "the quantile clips its share of the steps")
+    gl.figures.title(learned, "and breaks down where freaks are more")
     return fig
 
 

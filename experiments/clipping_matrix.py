@@ -140,7 +140,9 @@ def judged(found: list[Any], wanted: list[Any], cfg: Config) -> tuple[jax.Array,
         jnp.sqrt(sum(jnp.sum(jnp.square(jnp.asarray(leaf, float))) for leaf in leaves))
         for leaves in (found, [jnp.asarray(leaf, float) for leaf in wanted])
     ]
-    return jnp.where(jnp.max(off) <= cfg.allowed, RIGHT, wrong), sizes[0] / sizes[1]
+    along = sum(jnp.sum(jnp.sign(a) * jnp.sign(jnp.asarray(b, a.dtype))) for a, b in pairs)
+    factor = sizes[0] / sizes[1] * jnp.where(along < 0, -1, 1)
+    return jnp.where(jnp.max(off) <= cfg.allowed, RIGHT, wrong), factor
 
 
 SHADES = {RIGHT: "#b7dfc6", LOUD: "#f2c777", SILENT: "#c1440e"}
@@ -154,27 +156,35 @@ def figure(data: xr.Dataset) -> gl.Figure:
         for j in range(data.sizes["input"]):
             kind, factor = int(data.outcome[i, j]), float(data.factor[i, j])
             model = bool(data.is_model[i])
-            shade = "0.88" if model and kind == RIGHT else SHADES[kind]
-            box = {"facecolor": shade, "edgecolor": "white", "hatch": "////" if model else ""}
-            axes.bar(j, 0.92, 0.92, i - 0.46, **box)
-            text = {RIGHT: "", LOUD: "nan", SILENT: f"×{factor:.0e}" if factor else "×0"}[kind]
-            if kind == SILENT and (0.01 <= factor < 100 or not np.isfinite(factor)):
-                text = f"×{factor:.2g}" if np.isfinite(factor) else "wrong"
-            colour = "white" if kind == SILENT else "0.2"
+            shade = "0.9" if model and kind == RIGHT else SHADES[kind]
+            pale = 0.45 if model and kind != RIGHT else 1.0
+            axes.bar(j, 0.92, 0.92, i - 0.46, facecolor=shade, alpha=pale)
+            colour = "white" if kind == SILENT and not model else "0.1"
+            text = {RIGHT: "", LOUD: "nan", SILENT: times(factor)}[kind]
             axes.text(j, i, text, ha="center", va="center", fontsize=5.5, color=colour)
     axes.set_xticks(range(data.sizes["input"]), data.input.values, rotation=40, ha="right")
-    axes.set_yticks(range(rows), data.rule.values)
-    axes.set(xlabel="gradient", ylabel="rule", ylim=(rows - 0.5, -0.5), xlim=(-0.5, None))
+    kinds = zip(data.rule.values, data.is_model.values, strict=True)
+    axes.set_yticks(range(rows), [f"{name} (model)" if model else name for name, model in kinds])
+    axes.set(xlabel="gradient", ylabel="rule", ylim=(rows - 0.5, -0.5))
+    axes.set(xlim=(-0.5, data.sizes["input"] - 0.5))
     axes.tick_params(length=0)
     looks = {
         "right": {"marker": "s", "color": SHADES[RIGHT]},
         "wrong, and says so (nan, inf)": {"marker": "s", "color": SHADES[LOUD]},
         "wrong in silence, by this factor": {"marker": "s", "color": SHADES[SILENT]},
-        "hatched: a model": {"marker": "s", "color": "0.88"},
+        "right in a model": {"marker": "s", "color": "0.9"},
     }
     looks = {name: look | {"linestyle": "none", "markersize": 7} for name, look in looks.items()}
     gl.figures.key(axes, looks, loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=4)
     return fig
+
+
+def times(factor: float) -> str:
+    """A factor in a few characters."""
+    if not np.isfinite(factor):
+        return "wrong"
+    short = f"{factor:.3g}" if 0.01 <= abs(factor) < 100 else f"{factor:.0e}".replace("e+", "e")
+    return f"×{short}" if factor else "×0"
 
 
 def caption(data: xr.Dataset) -> str:
@@ -185,7 +195,7 @@ def caption(data: xr.Dataset) -> str:
     )
     return (
         f"{data.sizes['rule']} rules at {data.sizes['input']} inputs: wrong in silence: {told}. "
-        f"{int(data.is_model.sum())} of the rules (hatched) are models of their libraries, written "
+        f"{int(data.is_model.sum())} of the rules (pale) are models of their libraries, written "
         "down from their documentation: none of their cells counts as right."
     )
 

@@ -25,6 +25,7 @@ from .experiment.schema import key as key
 from .arithmetic import scaled as scaled
 from .measuring import certificate as certificate
 from .measuring import chain_rule as chain_rule
+from .measuring import clip_rules as clip_rules
 from .measuring import clipping as clipping
 from .measuring import jacobians as jacobians
 from .measuring import monitor as monitor

@@ -37,7 +37,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "measuring": (
         *("chain_rule", "loops", "linearisation", "forward", "blocks", "jacobians"),
         *("product_svd", "spectra", "certificate", "global_norm", "histogram", "monitor"),
-        *("clip_report", "clipping", "training"),
+        *("clip_report", "clipping", "clip_rules", "training"),
     ),
     "measuring.product_svd": (
         *("thresholds", "elimination", "complete_pivoting", "factors", "ratios", "trial"),
@@ -148,7 +148,10 @@ HOMES: dict[str, set[str]] = {
         *("running", "sweeping.multirun", "sweeping.lines", "sweeping.grid"),
         *("sweeping.from_python", "hydra_plugins"),
     },
-    "optax": {"lazy", "measuring.clipping", "measuring.monitor", "measuring.training"},
+    "optax": {
+        *("lazy", "measuring.clip_rules", "measuring.clipping", "measuring.monitor"),
+        "measuring.training",
+    },
     "pandas": {"sweeping.from_python", "sweeping.outcomes"},
     "rich": {"running", "sweeping"},
     "scipy": {"theory", "experiment.claim", "calibration.seeds"},

@@ -11,7 +11,15 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     [
-        *("certificate", "chain_rule", "clipping", "jacobians", "linearisation", "monitor"),
+        *(
+            "certificate",
+            "chain_rule",
+            "clip_rules",
+            "clipping",
+            "jacobians",
+            "linearisation",
+            "monitor",
+        ),
         *("spectra", "training"),
     ],
 )

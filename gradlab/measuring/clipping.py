@@ -131,8 +131,7 @@ def _mapped(rule: Any, grads: Tree, tau: ArrayLike) -> Tree:
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _clip(axis_name: AxisName, leaves: list[Array], tau: Array) -> list[Array]:
-    rule = quick_norms.decide(leaves, tau, axis_name)
-    return [quick_norms.apply(leaf, rule) for leaf in leaves]
+    return quick_norms.apply(leaves, quick_norms.decide(leaves, tau, axis_name))
 
 
 @_clip.defjvp

@@ -1,4 +1,4 @@
-"""Clipping and recurrence as mathematics: the formula, Pascanu's wall, latches, Adam.
+"""Clipping and recurrence as mathematics: the formula, Pascanu's wall, latches, Adam, descent.
 
 `tau` is the threshold, of the same units as the norm; norms are Euclidean.
 """
@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -91,6 +91,48 @@ def _whole(numbers: Any) -> Any:
     return np.where(power < (1 << info.nexp) - 1, size * (1 - 2 * (bits >> (info.bits - 1))), 0)
 
 
+# ---- every rule by its own formula, for the formats below float64
+
+
+def exact_rule(rule: str, leaves: list[Any], tau: float) -> list[Any]:
+    """The leaves as a rule should leave them, as numpy arrays in their formats.
+
+    `value` cuts entries, `block rms` leaves by their root mean square and `adaptive` by their norm;
+    `if finite` gives 0 where an entry is not finite;
+    every other rule is the formula over all leaves: where an entry is infinite its limit, 0 for
+    those that are finite and nan for it, and nan everywhere where one is nan.
+    """
+    wide = [leaf.astype(np.float64) for leaf in leaves]
+    size = np.sqrt(sum(np.sum(leaf * leaf) for leaf in wide))
+    if rule == "if finite" and not np.isfinite(size):
+        done = [np.zeros_like(leaf) for leaf in wide]
+    elif rule == "value":
+        done = [np.clip(leaf, -tau, tau) for leaf in wide]
+    elif rule == "block rms":
+        done = [_brought(leaf, np.sqrt(np.mean(leaf * leaf)), tau) for leaf in wide]
+    elif rule == "adaptive":
+        done = [_brought(leaf, np.sqrt(np.sum(leaf * leaf)), tau) for leaf in wide]
+    else:
+        done = [_brought(leaf, size, tau) for leaf in wide]
+    return [one.astype(leaf.dtype) for one, leaf in zip(done, leaves, strict=True)]
+
+
+def _brought(leaf: Any, size: float, tau: float) -> Any:
+    if size <= tau:
+        return leaf
+    with np.errstate(invalid="ignore"):
+        return leaf * (tau / size)
+
+
+def sum_derivatives(x: Any, tau: float) -> tuple[Any, Any]:
+    """Gradient `(n,)` and Hessian `(n, n)` of the sum of the entries of `x tau/|x|`, in numpy."""
+    n, total, size = x.size, x.sum(), np.sqrt(np.sum(x * x))
+    gradient = tau * (1 / size - total * x / size**3)
+    bent = 3 * total * np.outer(x, x) / size**5
+    bent -= (x[:, None] + x[None] + total * np.eye(n)) / size**3
+    return gradient, tau * bent
+
+
 # ---- recurrent chains
 
 
@@ -168,6 +210,125 @@ def adam_fraction(
     """
     size = jnp.abs(jnp.asarray(gradient, float)) * factor(norm, tau)
     return size / (size + jnp.asarray(epsilon, float))
+
+
+class AdamLeft(NamedTuple):
+    """What is left of an error, each of the error's shape: bounds, and between them the steady law.
+
+    Attributes:
+        low: Adam leaves at least this; 0 or less where nothing is known.
+        steady: what it leaves if its moments are those of the present gradient.
+        high: it leaves at most this, where `low` is above 0.
+    """
+
+    low: Array
+    steady: Array
+    high: Array
+
+
+def adam_left(
+    error: ArrayLike, slope: ArrayLike, epsilon: ArrayLike, learning_rate: ArrayLike, num_steps: int
+) -> AdamLeft:
+    """What Adam leaves of an error e > 0 whose gradient is `slope e`, after so many steps.
+
+    Kingma and Ba 2015, algorithm 1. While e falls, both corrected moments are weighted means of
+    gradients between the present one and the first, `slope e_0`, so that a step is, over the
+    learning rate, at least `slope e / (slope e_0 + epsilon)` and at most
+    `slope e_0 / (slope e + epsilon)`; derived. It stalls where `slope e_0` is below epsilon.
+    """
+    error, slope = jnp.asarray(error, float), jnp.asarray(slope, float)
+    first = slope * error
+
+    def step(_: int, left: AdamLeft) -> AdamLeft:
+        least = left.low - learning_rate * first / (slope * jnp.maximum(left.low, 0) + epsilon)
+        now = slope * left.steady
+        return AdamLeft(
+            jnp.where(left.low > 0, least, left.low),
+            left.steady - learning_rate * now / (now + epsilon),
+            left.high - learning_rate * slope * left.high / (first + epsilon),
+        )
+
+    start = jnp.broadcast_to(error, first.shape)
+    return jax.lax.fori_loop(0, num_steps, step, AdamLeft(start, start, start))
+
+
+# ---- (L0, L1)-smoothness: Zhang, He, Sra and Jadbabaie 2020, definition 1
+
+
+def quartic_smoothness(slope: ArrayLike) -> Array:
+    """The smallest L0 with `|f''| <= L0 + L1 |f'|` of f = x⁴, L1 = `slope`: 16/L1².
+
+    The largest of 12 x² - 4 L1 |x|³, at |x| = 2/L1; derived.
+    """
+    return 16 / jnp.square(jnp.asarray(slope, float))
+
+
+def quartic_fixed_steps(largest: ArrayLike, entries: ArrayLike, gradient: ArrayLike) -> Array:
+    """The fewest steps of descent on Σ x_i⁴ with one step size until the gradient's norm is this.
+
+    A step size above 1/(2 M²), M the largest |x_i| at the start, moves that entry away for ever.
+    Below it an entry of at most M/2 shrinks by 4 h x² <= 1/2 of itself at most, so that 1/x² grows
+    by 12/M² at most; derived. Every entry must come to gradient/4 to the third. 0 where no entry
+    is between the two.
+
+    Args:
+        largest: M, `(...)`.
+        entries: |x_i|, `(..., n)`.
+        gradient: the norm at which a descent is at its end.
+    """
+    largest, entries = jnp.asarray(largest, float), jnp.asarray(entries, float)
+    end = jnp.cbrt(jnp.asarray(gradient, float) / 4)
+    held = jnp.where((entries <= largest[..., None] / 2) & (entries > end), entries, end)
+    growth = jnp.max(1 / jnp.square(end) - 1 / jnp.square(held), axis=-1)
+    return growth * jnp.square(largest) / 12
+
+
+def quartic_clipped_steps(
+    largest: ArrayLike,
+    num_entries: int,
+    learning_rate: ArrayLike,
+    tau: ArrayLike,
+    gradient: ArrayLike,
+) -> Array:
+    """The most steps that clipped descent on Σ x_i⁴ takes until the gradient's norm is this.
+
+    While it is clipped the largest |x_i| falls by at least η τ/√n a step, since |g| is at most
+    4 √n M³; from then on 1/M² grows by 8 η a step, to the M that is small enough; derived, where
+    12 h M² < 1 all the way: no entry passes 0, and the largest stays so.
+    """
+    root = math.sqrt(num_entries)
+    clipped = jnp.asarray(largest, float) * root / (learning_rate * jnp.asarray(tau, float))
+    end = jnp.cbrt(jnp.asarray(gradient, float) / (4 * root))
+    return clipped + 1 / (8 * jnp.asarray(learning_rate, float) * jnp.square(end)) + 2
+
+
+# ---- a threshold that follows the norms
+
+
+def quantile_fires(num_before: ArrayLike, part: ArrayLike) -> Array:
+    """How likely the next norm is above the quantile of `num_before` exchangeable ones.
+
+    Ranks of independent draws are uniform (Rényi 1962): of n + 1 the last is above the
+    ⌈part n⌉-th smallest of the n before with probability (n + 1 - ⌈part n⌉)/(n + 1); 0 for none.
+    """
+    n = jnp.asarray(num_before, float)
+    rank = jnp.ceil(jnp.asarray(part, float) * n)
+    return jnp.where(n > 0, (n + 1 - jnp.maximum(rank, 1)) / (n + 1), 0.0)
+
+
+# ---- unit by unit: Brock, De, Smith and Simonyan 2021, section 4.1
+
+
+def unit_factor(
+    gradient: ArrayLike, weight: ArrayLike, ratio: ArrayLike, floor: ArrayLike
+) -> Array:
+    """`min(1, ratio max(|W_i|, floor)/|G_i|)`: what adaptive clipping multiplies a unit by.
+
+    The norms are of one unit's gradient and weights; equation 3.
+    """
+    gradient, weight = jnp.asarray(gradient, float), jnp.asarray(weight, float)
+    longest = ratio * jnp.maximum(weight, floor)
+    return jnp.where(gradient > longest, longest / jnp.where(gradient > 0, gradient, 1), 1.0)
 
 
 def _threshold(tau: ArrayLike) -> Array:

@@ -1,3 +1,4 @@
+import itertools
 import math
 from fractions import Fraction
 from typing import Any
@@ -136,3 +137,96 @@ def test_subnormal_numbers_count_and_what_is_not_finite_is_not_counted() -> None
 
     assert below[0].tolist() == [0.0, 0.0]
     assert jnp.isnan(below[1]).all()
+
+
+# ---- Adam, descent on a quartic, ranks, units
+
+
+@pytest.mark.parametrize("slope", [3e-8, 1e-8, 1e-10])
+def test_the_bounds_on_adam_hold_of_adam_written_out(slope: float) -> None:
+    error, epsilon, rate, steps = 1.0, 1e-8, 0.01, 60
+    law = clipping.adam_left(error, slope, epsilon, rate, steps)
+    left, first, second = error, 0.0, 0.0
+    for t in range(1, steps + 1):
+        first = 0.9 * first + 0.1 * slope * left
+        second = 0.999 * second + 0.001 * (slope * left) ** 2
+        moments = first / (1 - 0.9**t), np.sqrt(second / (1 - 0.999**t))
+        left -= rate * moments[0] / (moments[1] + epsilon)
+    assert float(law.low) > 0
+    assert law.low - 1e-12 <= left <= law.high + 1e-12  # sixty steps of a few roundings
+    assert law.low <= law.steady <= law.high
+
+
+def test_a_tiny_slope_stalls_adam_and_its_bounds_meet() -> None:
+    law = clipping.adam_left(1.0, 1e-12, 1e-8, 0.01, 300)
+    # A step is the rate times slope/epsilon = 1e-4, to first order of what it changes.
+    np.testing.assert_allclose([law.low, law.high], 1 - 300 * 0.01 * 1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("slope", [1.0, 2.0, 4.0])
+def test_the_quartic_needs_the_smoothness_that_the_law_says(slope: float) -> None:
+    x = np.linspace(0, 5 / slope, 100_001)
+    needed = 12 * x**2 - slope * 4 * x**3
+    # The grid misses the top by at most half a step: 12 times its square, where the slope is 0.
+    assert clipping.quartic_smoothness(slope) == pytest.approx(needed.max(), abs=12 * x[1] ** 2)
+
+
+@pytest.mark.parametrize("start", [2.0, 30.0])
+def test_the_bounds_on_descent_hold_of_descent_written_out(start: float) -> None:
+    x_0, end = start * np.array([1.0, 0.4, -0.2]), 0.1
+
+    def num_steps(rate: float, tau: float) -> int:
+        x, count = x_0, 0
+        while (size := np.linalg.norm(4 * x**3)) > end:
+            x, count = x - rate * min(1, tau / size) * 4 * x**3, count + 1
+        return count
+
+    least = clipping.quartic_fixed_steps(start, np.abs(x_0), end)
+    assert all(num_steps(share / start**2, np.inf) >= least for share in (0.1, 0.3, 0.45))
+    assert num_steps(0.1, 1.0) <= clipping.quartic_clipped_steps(start, 3, 0.1, 1.0, end)
+
+
+@pytest.mark.parametrize("part", [0.25, 0.5, 0.9])
+def test_the_last_of_all_orders_is_above_the_quantile_as_often_as_ranks_say(part: float) -> None:
+    for n in range(1, 6):
+        orders = np.array(list(itertools.permutations(range(n + 1))))
+        before = np.sort(orders[:, :n], axis=1)[:, max(int(np.ceil(part * n)), 1) - 1]
+        often = np.mean(orders[:, n] > before)
+        assert clipping.quantile_fires(n, part) == pytest.approx(often, rel=2.0**-50)
+    assert clipping.quantile_fires(0, part) == 0
+
+
+def test_a_unit_is_held_against_its_own_weights() -> None:
+    found = clipping.unit_factor([1.0, 4.0, 1.0, 0.0], [100.0, 100.0, 0.0, 1.0], 0.02, 1e-3)
+    np.testing.assert_allclose(found, [1, 0.5, 2e-5, 1], rtol=2.0**-50)
+
+
+def test_every_rule_has_its_own_exact_value() -> None:
+    leaves = [np.float32([3e20, 4e20]), np.float32([0.0])]
+    half = np.float32([0.6, 0.8])
+    np.testing.assert_allclose(clipping.exact_rule("global norm", leaves, 1.0)[0], half)
+    np.testing.assert_allclose(clipping.exact_rule("value", leaves, 1.0)[0], [1, 1])
+    root = clipping.exact_rule("block rms", leaves, 1.0)[0]
+    np.testing.assert_allclose(root, np.sqrt(2) * half, rtol=2.0**-23)
+    limit = clipping.exact_rule("global norm", [np.float32([np.inf, 1.0])], 1.0)[0]
+    np.testing.assert_array_equal(limit, [np.nan, 0])
+    skipped = clipping.exact_rule("if finite", [np.float32([np.inf, 1.0])], 1.0)[0]
+    np.testing.assert_array_equal(skipped, [0, 0])
+
+
+def test_the_derivatives_of_a_clipped_sum_are_those_of_differences() -> None:
+    x, h = np.array([3.0, 4.0]), 1e-5
+
+    def total(x: np.ndarray) -> float:
+        return float(2 * x.sum() / np.linalg.norm(x))
+
+    gradient, bent = clipping.sum_derivatives(x, 2.0)
+    steps = h * np.eye(2)
+    numeric = [(total(x + d) - total(x - d)) / (2 * h) for d in steps]
+    np.testing.assert_allclose(gradient, numeric, atol=1e-9)  # h² and rounding over h
+    slopes = [
+        (clipping.sum_derivatives(x + d, 2.0)[0] - clipping.sum_derivatives(x - d, 2.0)[0])
+        / (2 * h)
+        for d in steps
+    ]
+    np.testing.assert_allclose(bent, slopes, atol=1e-9)

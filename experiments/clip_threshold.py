@@ -1,0 +1,218 @@
+"""Which threshold clips freak batches and nothing else: a fixed one, or a running quantile?
+
+A threshold is a guess of how long gradients are. AutoClip (Seetharaman, Wichern, Pardo and Le Roux
+2020) takes it from the norms so far: their quantile. It then fires on the same share of steps
+whatever the gradients do, and breaks down where freak batches are a larger share than that. Seen
+on handwritten digits, with freak batches at a swept rate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import gradlab as gl
+from gradlab.lazy import jax, jnp, np, xr
+
+ALGORITHM = "Pascanu, Mikolov and Bengio 2013, algorithm 1"
+RANKS = "Rényi 1962: ranks of independent draws; gradlab.theory.clipping.quantile_fires"
+ORDER = "order statistics: the k-th smallest of n is a freak's only if fewer than k are not"
+RULES = ("fixed", "quantile", "not clipped")
+
+
+@gl.config
+class Config:
+    """A training, its freak batches, and the two thresholds."""
+
+    rate: gl.Floats = gl.key("share of batches that are freaks", at_least=0, at_most=1)
+    tau: float
+    part: float = gl.key("quantile of the norms so far", at_least=0.01, at_most=0.99)
+    freak_gain: float = gl.key("what a freak's inputs are multiplied by", at_least=1, at_most=1e30)
+    depth: int
+    width: int = gl.key("number of neurons in a layer", at_least=64, at_most=4096)
+    sigma_w: float
+    learning_rate: float
+    batch_size: int
+    num_steps: int = gl.key("number of optimiser steps", at_least=3, at_most=10**5)
+    num_norms: int = gl.key("independent norms of a stream", at_least=10, at_most=10**5)
+
+
+def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
+    """What fires and what is learned, by rule and rate; and a stream of independent norms."""
+    key_model, key_batches, key_freaks, key_stream = jax.random.split(key, 4)
+    train, held_out = gl.training.digits(float)
+    batches = gl.training.schedule(key_batches, len(train.y), cfg.batch_size, cfg.num_steps)
+    is_freak = jax.random.uniform(key_freaks, (cfg.num_steps,))[None] < cfg.rate[:, None]
+    relu = gl.activations.PHI["relu"]
+    options: dict[str, Any] = {"draw": "gaussian", "layer": "preactivation"}
+    model = gl.ensembles.random(key_model, cfg.depth, cfg.width, relu, cfg.sigma_w, 0.0, **options)
+
+    def run(rule: str, freak: jax.Array) -> tuple[jax.Array, ...]:
+        steps = batches._replace(gain=jnp.where(freak, cfg.freak_gain, 1.0))
+        seen = gl.training.train(logits, model, optimizer(rule, cfg), train, steps)
+        size = jnp.linalg.norm(seen.gradient, axis=1)
+        return size, seen.step_size, gl.training.loss(logits, seen.params, held_out)
+
+    each = [jax.vmap(lambda freak, rule=rule: run(rule, freak))(is_freak) for rule in RULES]
+    size, step_size, loss = (jnp.stack(part) for part in zip(*each, strict=True))
+    # Norms of a heavy tail, as of gradients: only their order counts.
+    stream = jnp.exp(jax.random.normal(key_stream, (cfg.num_norms,)))
+    axes = "rule rate step"
+    return {
+        "rule": gl.named(list(RULES), "rule"),
+        "rate": gl.named(cfg.rate, "rate", long_name="share of freak batches"),
+        "is_freak": gl.named(is_freak, "rate step"),
+        "gradient": gl.named(size, axes, long_name="norm before the clip"),
+        "step_size": gl.named(step_size, axes, long_name="length of the step"),
+        "loss": gl.named(loss, "rule rate", long_name="held-out loss at the end", units="nats"),
+        "stream_fired": gl.named(fires(stream, cfg.part), "norm"),
+        "stream_law": gl.named(
+            gl.theory.clipping.quantile_fires(jnp.arange(cfg.num_norms), cfg.part), "norm"
+        ),
+    }
+
+
+def logits(model: gl.chain.Chain, image: jax.Array) -> jax.Array:
+    """The ten logits of an image, whose pixels are followed by zeros up to the width."""
+    return model(jnp.pad(image, (0, model.params.b.shape[-1] - image.size)))[:10]
+
+
+def optimizer(rule: str, cfg: Config) -> Any:
+    """Plain descent behind the clip."""
+    import optax
+
+    if rule == "not clipped":
+        return optax.sgd(cfg.learning_rate)
+    fixed = gl.clipping.clip_by_global_norm(cfg.tau)
+    clip = fixed if rule == "fixed" else gl.clip_rules.by_quantile(cfg.part, cfg.num_steps)
+    return optax.chain(clip, optax.sgd(cfg.learning_rate))
+
+
+def fires(norms: jax.Array, part: float) -> jax.Array:
+    """Whether the running quantile clips each of a stream of gradients, `(norm,)`."""
+    rule = gl.clip_rules.by_quantile(part, norms.size)
+
+    def step(state: Any, size: jax.Array) -> tuple[Any, jax.Array]:
+        after, state = rule.update(size[None], state)
+        return state, after[0] < size
+
+    return jax.lax.scan(step, rule.init(norms), norms)[1]
+
+
+LOOKS = {
+    "fixed": {"color": "C0", "marker": "s"},
+    "quantile": {"color": "C2", "marker": "o"},
+    "not clipped": {"color": "C1", "marker": "v"},
+}
+
+
+def figure(data: xr.Dataset) -> gl.Figure:
+    """How often each fires, and what is learned, over the share of freaks."""
+    fig, (often, learned) = gl.figures.panels(1, 2, height=2.5)
+    share = fired(data).mean("step")
+    gl.figures.predicted(often, data.rate, data.rate, "freaks alone")
+    for name, look in LOOKS.items():
+        if name != "not clipped":
+            gl.figures.measured(often, data.rate, share.sel(rule=name), look, name)
+        loss = data.loss.sel(rule=name).fillna(np.inf)
+        gl.figures.measured(learned, data.rate, loss.where(loss < 1e4, np.inf), look, name)
+    for axes in (often, learned):
+        gl.figures.rule(axes, x=1 - data.attrs["part"])
+        axes.set(xlabel=data.rate.long_name)
+    often.set(ylabel="share of steps clipped", ylim=(0, None))
+    learned.set(yscale="log", ylabel="held-out loss at the end (nats)")
+    often.legend(loc="upper left")
+    learned.legend(loc="center right")
+    gl.figures.title(often, "the quantile clips its share of the steps")
+    gl.figures.title(learned, "and breaks down where freaks are more")
+    return fig
+
+
+def fired(data: xr.Dataset) -> xr.DataArray:
+    """Whether a step was shorter than its gradient asked for, beyond rounding."""
+    eps = float(np.finfo(data.loss.dtype).eps)
+    num = int(data.attrs["depth"]) * int(data.attrs["width"]) * (int(data.attrs["width"]) + 1)
+    asked = data.attrs["learning_rate"] * data.gradient
+    return (data.step_size < asked * (1 - num * eps)) & np.isfinite(asked)
+
+
+def caption(data: xr.Dataset) -> str:
+    """How often each fires, and what is lost, at the highest rate below the breakdown."""
+    below = data.isel(rate=np.flatnonzero(data.rate <= 1 - data.attrs["part"])[-1:])
+    rate = 100 * float(below.rate[0]) if below.sizes["rate"] else math_nan()
+    share = fired(below).mean("step")
+    told = "; ".join(
+        f"{name}: clipped {100 * float(share.sel(rule=name).max()):.0f} % of the steps, loss "
+        f"{float(below.loss.sel(rule=name).max()):.2g}"
+        for name in ("fixed", "quantile")
+    )
+    return (
+        f"With {rate:.2g} % freak batches: {told} nats. Grey line: the share of steps that the "
+        "quantile lets fire; where freaks are more, they are its threshold. Arrowheads: no number."
+    )
+
+
+def math_nan() -> float:
+    """No number."""
+    return float("nan")
+
+
+def headline(data: xr.Dataset) -> Iterator[gl.Headline]:
+    """How often the quantile fires on a stream, and what is lost at the highest rate."""
+    law = 100 * float(data.stream_law.mean())
+    yield gl.Headline("fires, quantile", 100 * data.stream_fired.mean(), "%", law=law)
+    for name in ("fixed", "quantile"):
+        yield gl.Headline(f"loss, {name}", data.loss.sel(rule=name)[-1], "nats")
+
+
+def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
+    """How often a quantile fires, what it takes for a threshold, and what a fixed one lets go."""
+    eps, law = float(np.finfo(data.loss.dtype).eps), data.stream_law
+    yield gl.claim.everywhere(
+        "of independent norms the quantile clips the share that their ranks say",
+        *(data.stream_fired.mean(), law.mean(), RANKS),
+        sampling=gl.claim.sampling(float(np.sqrt((law * (1 - law)).sum()) / law.size)),
+    )
+    width = int(data.attrs["width"])
+    longest = data.attrs["learning_rate"] * data.attrs["tau"]
+    # The norm of a step is the root of a rounded sum of squares (Higham 2002, section 3.1).
+    yield gl.claim.at_most(
+        "with a fixed threshold no step is longer than the learning rate times it",
+        *(data.step_size.sel(rule="fixed"), longest, ALGORITHM),
+        rounding=(int(data.attrs["depth"]) * width * (width + 1) / 4 + 2) * eps * longest,
+    )
+    sizes = data.gradient.sel(rule="quantile")
+    step, num = data.step_size.sel(rule="quantile").isel(step=-1), data.sizes["step"] - 1
+    before, freak = sizes.isel(step=slice(num)), data.is_freak.isel(step=slice(num))
+    kept = np.ceil(data.attrs["part"] * num) <= num - freak.sum("step")
+    calm = before.where(~freak).max("step") * data.attrs["learning_rate"]
+    sums = (int(data.attrs["depth"]) * width * (width + 1) / 2 + 4) * eps
+    finite = np.isfinite(before).all("step")
+    if bool((kept & finite).any()):
+        yield gl.claim.at_most(
+            "while freaks are fewer than the quantile's share its step is as long as a usual one",
+            *(step, calm, ORDER),
+            where=kept & finite,
+            rounding=sums * calm,
+        )
+    worst = before.where(freak).min("step") * data.attrs["learning_rate"]
+    last = data.is_freak.isel(step=-1) & (sizes.isel(step=-1) * data.attrs["learning_rate"] > worst)
+    if bool((~kept & finite & last).any()):
+        yield gl.claim.at_least(
+            "where they are more, it lets a freak's step through",
+            *(step, worst, ORDER),
+            where=~kept & finite & last,
+            rounding=sums * worst,
+        )
+
+
+FAULTS = {
+    "clip forgotten": gl.fault.replace("clipping.clip", lambda grads, tau: grads),
+    "threshold 1 % too large": gl.fault.argument("clipping.clip", tau=lambda tau: 1.01 * tau),
+    "quantile of the largest": gl.fault.argument("clip_rules.by_quantile", part=lambda part: 1.0),
+    "quantile of half": gl.fault.argument("clip_rules.by_quantile", part=lambda part: part / 2),
+}
+
+
+if __name__ == "__main__":
+    gl.run(__file__)

@@ -1,0 +1,206 @@
+"""Why does clipped descent beat every fixed step, the farther away it starts?
+
+Where the curvature grows with the gradient, ‖∇²f‖ <= L0 + L1 ‖∇f‖ (Zhang, He, Sra and Jadbabaie
+2020, definition 1), a fixed step has to be small enough for the steepest place on the way, and is
+too small everywhere else. f = Σ x_i⁴ is such a function, with L0 = 16/L1² for every L1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import gradlab as gl
+from gradlab.lazy import jax, jnp, np, xr
+
+DEFINITION = "Zhang, He, Sra and Jadbabaie 2020, definition 1, at x⁴: gradlab.theory.clipping"
+DERIVED = "Zhang et al. 2020, section 4, with bounds of our own: gradlab.theory.clipping"
+
+
+@gl.config
+class Config:
+    """The starts, the steps tried from each, and what clipping does instead."""
+
+    start: gl.Floats = gl.key("largest coordinate at the start", at_least=1, at_most=1e4)
+    share: gl.Floats = gl.key("fixed step size times the square of that", above=0, at_most=10)
+    learning_rate: float
+    tau: float
+    gradient: float = gl.key("norm of the gradient at the end", above=0, at_most=1)
+    slope: gl.Floats = gl.key("the constant L1", above=0, at_most=100)
+    num_entries: int = gl.key("coordinates", at_least=2, at_most=1000)
+    num_draws: int = gl.key("directions of each start", at_least=1, at_most=1000)
+    max_steps: int = gl.key("steps after which a descent is given up", at_least=10, at_most=10**6)
+
+
+def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
+    """Steps to the end by fixed steps and clipped, with their bounds; and the curvature of x⁴."""
+    draws = jax.random.uniform(key, (cfg.num_draws, cfg.num_entries), minval=-1.0)
+    draws /= jnp.max(jnp.abs(draws), axis=1, keepdims=True)
+    x = cfg.start[:, None, None] * draws[None]
+    rate = cfg.share[None] / cfg.start[:, None] ** 2
+
+    def over_draws(x: jax.Array, rate: jax.Array, tau: jax.Array | float) -> jax.Array:
+        return jax.vmap(lambda x: steps(cfg, x, rate, tau))(x)
+
+    fixed = jax.vmap(lambda x, rates: jax.vmap(lambda h: over_draws(x, h, jnp.inf))(rates))(x, rate)
+    clipped = jax.vmap(lambda x: over_draws(x, cfg.learning_rate, cfg.tau))(x)
+    theory = gl.theory.clipping
+    largest = jnp.max(jnp.abs(x), axis=-1)
+    most = theory.quartic_clipped_steps(
+        cfg.start, cfg.num_entries, cfg.learning_rate, cfg.tau, cfg.gradient
+    )
+    where = jnp.linspace(0, 2, 33)[None] * 2 / cfg.slope[:, None]
+    first, second = jax.vmap(jax.vmap(derivatives))(where)
+    return {
+        "start": gl.named(cfg.start, "start", long_name="largest coordinate at the start"),
+        "share": gl.named(cfg.share, "share", long_name="fixed step × start²"),
+        "fixed": gl.named(fixed, "start share draw", long_name="steps with a fixed step"),
+        "clipped": gl.named(clipped, "start draw", long_name="steps, clipped"),
+        "fixed_least": gl.named(
+            theory.quartic_fixed_steps(largest, jnp.abs(x), cfg.gradient), "start draw"
+        ),
+        "clipped_most": gl.named(most, "start", long_name="at most, clipped"),
+        "slope": gl.named(cfg.slope, "slope", long_name="L1"),
+        "needed": gl.named(second - cfg.slope[:, None] * jnp.abs(first), "slope x"),
+        "needed_law": gl.named(theory.quartic_smoothness(cfg.slope), "slope", long_name="L0"),
+        "textbook": gl.named(textbook(cfg), "rule step", long_name="|x| from 3, step 0.1"),
+    }
+
+
+def quartic(x: jax.Array) -> jax.Array:
+    """Σ x_i⁴, `()`."""
+    return jnp.sum(x**4)
+
+
+def derivatives(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The first and the second derivative of x⁴ at one x, by jax."""
+    slope = jax.grad(quartic)
+    return slope(x), jax.grad(slope)(x)
+
+
+def descended(x: jax.Array, rate: jax.Array | float, tau: jax.Array | float) -> jax.Array:
+    """One step of descent, clipped at tau."""
+    return x - rate * gl.clipping.clip(jax.grad(quartic)(x), tau)
+
+
+def steps(cfg: Config, x: jax.Array, rate: jax.Array | float, tau: jax.Array | float) -> jax.Array:
+    """The steps until the gradient is small enough, `()`; infinite where it never is."""
+    tau = jnp.asarray(tau)
+
+    def size(x: jax.Array) -> jax.Array:
+        return gl.training.fast_norm(jax.grad(quartic)(x))
+
+    def goes_on(carry: tuple[jax.Array, jax.Array]) -> jax.Array:
+        x, step = carry
+        # A descent that leaves the start behind never comes back.
+        is_near = jnp.max(jnp.abs(x)) <= 2 * farthest
+        return (size(x) > cfg.gradient) & is_near & (step < cfg.max_steps)
+
+    farthest = jnp.max(jnp.abs(x))
+    x, step = jax.lax.while_loop(
+        goes_on, lambda carry: (descended(carry[0], rate, tau), carry[1] + 1), (x, 0)
+    )
+    return jnp.where(size(x) <= cfg.gradient, step.astype(float), jnp.inf)
+
+
+def textbook(cfg: Config) -> jax.Array:
+    """|x| over four steps of 0.1 from x = 3, plain and clipped, `(2, 5)`."""
+    rows = []
+    for tau in (jnp.inf, cfg.tau):
+        row = [jnp.asarray([3.0])]
+        for _ in range(4):
+            row.append(descended(row[-1], 0.1, jnp.asarray(tau)))
+        rows.append(jnp.abs(jnp.concatenate(row)))
+    return jnp.stack(rows)
+
+
+def figure(data: xr.Dataset) -> gl.Figure:
+    """Steps to the end over the start: the best fixed step, and clipping."""
+    fig, (axes,) = gl.figures.panels(width=gl.figures.COLUMN, height=2.6)
+    best, others = data.fixed.min("share"), {"color": "C1", "marker": "o"}
+    clipped = {"color": "C0", "marker": "s"}
+    gl.figures.band(axes, data.start, best, others, "best fixed step")
+    gl.figures.bound(axes, data.start, data.fixed_least.median("draw").where(lambda n: n > 0))
+    gl.figures.band(axes, data.start, data.clipped, clipped, "clipped, one setting for all")
+    gl.figures.bound(axes, data.start, data.clipped_most)
+    axes.set(xscale="log", yscale="log", xlabel=data.start.long_name, ylabel="steps to the end")
+    axes.legend(loc="upper left", title="dashed: no fewer, and no more, proved")
+    gl.figures.title(axes, "the farther the start, the more clipping saves")
+    return fig
+
+
+def caption(data: xr.Dataset) -> str:
+    """How many steps each takes from the farthest start."""
+    far = data.isel(start=-1)
+    best, clipped = float(far.fixed.min("share").median()), float(far.clipped.median())
+    return (
+        f"Σ x⁴ from a largest coordinate of {float(far.start):g}: the best of "
+        f"{data.sizes['share']} fixed steps, chosen for that start, takes {best:.0f} steps, "
+        f"clipped descent with one setting for every start {clipped:.0f}. "
+        "Fixed steps grow as the start squared, clipped ones as the start."
+    )
+
+
+def headline(data: xr.Dataset) -> Iterator[gl.Headline]:
+    """Steps from the farthest start, and how they grow."""
+    far = data.isel(start=-1)
+    yield gl.Headline("best fixed step", far.fixed.min("share").median(), "steps")
+    yield gl.Headline("clipped", far.clipped.median(), "steps")
+
+
+def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
+    """The condition, what bounds both descents, and where clipping wins."""
+    eps = float(np.finfo(data.needed.dtype).eps)
+    # Two derivatives and a difference, each of a few roundings of at most 12 (4/L1)².
+    rounding = 16 * eps * 12 * (4 / data.slope) ** 2
+    yield gl.claim.everywhere(
+        "x⁴: the largest of f'' - L1 |f'| is 16/L1², and so L0",
+        *(data.needed.max("x"), data.needed_law, DEFINITION),
+        rounding_of_derivatives=rounding,
+    )
+    attrs = data.attrs
+    eta, tau, root = attrs["learning_rate"], attrs["tau"], np.sqrt(attrs["num_entries"])
+    # What the bound on clipped descent assumes: no entry passes 0 on the way.
+    steady = 3 * eta * tau < np.cbrt(tau / (4 * root)) and 12 * eta * np.cbrt(tau / 4) ** 2 < 1
+    if steady and bool((data.clipped_most < attrs["max_steps"]).all()):
+        yield gl.claim.at_most(
+            "clipped descent takes no more steps than a number that grows as the start",
+            *(data.clipped, data.clipped_most, DERIVED),
+        )
+    yield gl.claim.at_least(
+        "no fixed step takes fewer than a number that grows as the square of the start",
+        *(data.fixed, data.fixed_least, DERIVED),
+        # Each 1/x² is rounded at each step, and what they add up to is the bound.
+        rounding_of_steps=8 * eps * data.fixed_least * np.minimum(data.fixed, attrs["max_steps"]),
+    )
+    too_long = data.share > 0.5 * (1 + 8 * eps)
+    if bool(too_long.any()):
+        yield gl.claim.equal(
+            "every fixed step above 1/(2 start²) leads away for ever",
+            *(data.fixed.where(too_long, np.inf), np.inf, DERIVED),
+        )
+    far = data.isel(start=-1)
+    if bool((far.clipped_most < far.fixed_least.min()).all()):
+        yield gl.claim.at_most(
+            "from the farthest start clipped descent needs fewer steps than the best fixed step",
+            *(far.clipped.max(), far.fixed.min(), DERIVED),
+        )
+    plain, clipped = data.textbook
+    if eta == 0.1 and tau <= 1:
+        yield gl.claim.always(
+            "from 3 with step 0.1 plain descent is beyond 10⁶ at the third step, clipped it falls",
+            *([float(plain[3]) > 1e6, bool((np.diff(clipped) < 0).all())], "direct computation"),
+        )
+
+
+FAULTS = {
+    "clip forgotten": gl.fault.replace("clipping.clip", lambda grads, tau: grads),
+    "threshold a tenth": gl.fault.argument("clipping.clip", tau=lambda tau: tau / 10),
+    "always clipped at 1": gl.fault.argument("clipping.clip", tau=lambda tau: jnp.minimum(tau, 1)),
+    "second derivative 1 % off": gl.fault.result("derivatives", lambda d: (d[0], 1.01 * d[1])),
+    "steps ten times too long": gl.fault.argument("descended", rate=lambda rate: 10 * rate),
+    "steps ten times too short": gl.fault.argument("descended", rate=lambda rate: rate / 10),
+}
+
+
+if __name__ == "__main__":
+    gl.run(__file__)

@@ -32,6 +32,7 @@ from .models import activations as activations
 from .models import chain as chain
 from .models import ensembles as ensembles
 from .models import networks as networks
+from .models import recurrent as recurrent
 from .sweeping.outcomes import Run as Run
 from .sweeping.outcomes import compare as compare
 from .sweeping.from_python import load as load

@@ -35,6 +35,7 @@ from .models import activations as activations
 from .models import chain as chain
 from .models import ensembles as ensembles
 from .models import networks as networks
+from .models import recurrent as recurrent
 from .sweeping.join import alone as alone
 from .sweeping.outcomes import Run as Run
 from .sweeping.outcomes import compare as compare

@@ -273,3 +273,11 @@ _MEMBERS = (
 )
 
 PHI: dict[str, Activation] = {member.name: member for member in _MEMBERS}
+
+
+def leaky(slope: ArrayLike) -> Activation:
+    """The activation h for h > 0, `slope` h below, whose slope may be traced: He et al. 2015."""
+    a = jnp.asarray(slope)
+    phi = _left_right(lambda h: a.astype(h.dtype) * h, lambda h: h)
+    dphi = _left_right(lambda h: jnp.full_like(h, a), _one)
+    return Activation("leaky", phi, dphi, _zero, (0.0,))

@@ -14,6 +14,8 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from gradlab.theory import gauss
+
 _finfo: Any = jnp.finfo  # JAX gives it no types.
 
 # The largest |phi'|, gamma in Pascanu et al. 2013, section 2.1.
@@ -195,6 +197,16 @@ def latch(w: ArrayLike) -> tuple[Array, Array]:
     x, _ = jax.lax.scan(newton, w_latch, None, length=64)
     x = jnp.where(holds, x, 0.0)
     return x, w * jnp.square(1 / jnp.cosh(x))
+
+
+def gate_log_mean(bias: ArrayLike, variance: ArrayLike) -> Array:
+    """`E log sigma(bias + √variance z)`: nats a step that a gate keeps of its state's gradient.
+
+    Derived: where the gates of an LSTM or a GRU read independent inputs alone, dc_T/dc_(T-k) is the
+    product of k gates (Gers, Schmidhuber and Cummins 2000).
+    """
+    b = jnp.asarray(bias, float)
+    return gauss.expect(lambda h: jax.nn.log_sigmoid(b + h), jnp.asarray(variance, float), ())
 
 
 # ---- when clipping harms

@@ -9,6 +9,7 @@ does not see its activations but along the state itself.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -91,6 +92,43 @@ def _row_along(e: Array, layer: list[Array]) -> tuple[Array, Array]:
     new, kept, joint = layer
     before = new + kept * e
     return before, before + (joint - 1) * e
+
+
+def mean_lengths(
+    phi: Activation,
+    q_1: ArrayLike,
+    sigma_w: ArrayLike,
+    sigma_b: ArrayLike,
+    width: int,
+    depth: int,
+    excess: float = 0.0,
+) -> tuple[Array, Array]:
+    """The mean q in each layer at infinite width, and what the width adds, `(depth,)` each.
+
+    To first order in 1/width. The first q is `q_1` exactly, of an input of any direction; `excess`
+    is the excess kurtosis of the weights, 0 of normal ones and -6/5 of uniform ones. Derived: with
+    m(q) = E phi(√q z)², what is added to q moves the next one by m', and the variance v of q and
+    the fourth cumulant k of h by (v + k/3) m''/2, since h² spreads as Edgeworth 1905 has it.
+    """
+    weight, bias = jnp.square(jnp.asarray(sigma_w, float)), jnp.square(jnp.asarray(sigma_b, float))
+    first = jnp.asarray(q_1, float)
+
+    def step(layer: tuple[Array, ...], _: None) -> tuple[tuple[Array, ...], tuple[Array, Array]]:
+        q, added, variance, cumulant = layer
+
+        def average(power: int, hermite: Callable[[Array], Array]) -> Array:
+            return gauss.expect(lambda h: phi(h) ** power * hermite(h / jnp.sqrt(q)), q, phi.kinks)
+
+        mean, fourth = average(2, jnp.ones_like), average(4, jnp.ones_like)
+        slope = average(2, lambda z: z**2 - 1) / (2 * q)  # by parts, so are all derivatives
+        curvature = average(2, lambda z: z**4 - 6 * z**2 + 3) / (4 * q**2)
+        moved = slope * added + curvature * (variance / 2 + cumulant / 6)
+        spread = weight**2 * (slope**2 * variance + (fourth - mean**2) / width)
+        known = weight * mean + bias, weight * moved, spread, excess * weight**2 * fourth / width
+        return known, (q, added)
+
+    start = first, jnp.zeros(()), jnp.zeros(()), 3 * excess * (first - bias) ** 2 / width
+    return jax.lax.scan(step, start, None, length=depth)[1]
 
 
 def log_of_mean(phi: Activation, q: Array, width: int) -> Array:

@@ -39,6 +39,15 @@ def lyapunov_variances(width: int) -> Array:
 # ---- one vector through relu layers with He weights, W_ij ~ N(0, 2/fan_in)
 
 
+def rectifier_deviation(fan: ArrayLike, slope: ArrayLike) -> Array:
+    """`√(2/((1 + a²) fan))`, a the slope below 0: of weights that keep the mean square.
+
+    He et al. 2015, equations 10 and 15; the fan of a k x k convolution is k² times its channels,
+    the input's for the way forward, the output's for the way back.
+    """
+    return jnp.sqrt(2 / ((1 + jnp.square(jnp.asarray(slope, float))) * jnp.asarray(fan, float)))
+
+
 def relu_log_mean(width: int) -> float:
     """The mean of log|Jv|² of one layer, `E[psi(B/2)] + log(4/width)`, nats.
 

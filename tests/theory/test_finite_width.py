@@ -81,3 +81,26 @@ def test_a_residual_branch_whose_slope_is_not_even_has_no_law() -> None:
     law = finite_width.residual_branch(gl.activations.PHI["relu"], 1.0, 1.0, 0.0, 1.0, 50, 2)
 
     assert np.isnan(law.infinite).all()
+
+
+def test_the_mean_length_of_normal_weights_is_that_of_an_exact_integral() -> None:
+    phi, width, sigma_w, q_1 = gl.activations.PHI["sin"], 400, 1.3, 0.8
+    q, added = finite_width.mean_lengths(phi, q_1, sigma_w, 0.0, width, 3)
+    # q_3 is sigma_w² (1 - E exp(-2 q_2))/2, q_2 a mean of independent sin², with exact transform.
+    z, weights = np.polynomial.hermite_e.hermegauss(200)
+    neuron = np.exp(-2 * sigma_w**2 * np.sin(np.sqrt(q_1) * z) ** 2 / width) @ weights
+    exact = sigma_w**2 * (1 - (neuron / np.sqrt(2 * np.pi)) ** width) / 2
+
+    assert abs(float(added[2])) > 1e-4
+    assert float((q + added)[2]) == pytest.approx(exact, abs=3 * float(added[2]) ** 2)
+
+
+def test_the_mean_length_of_uniform_weights_is_a_product_of_sinc() -> None:
+    phi, sigma_w = gl.activations.PHI["sin"], 1.3
+    x = np.tile([0.0, 0.0, np.sqrt(3)], 70)[:198]  # of mean square 1 and mean fourth power 3
+    edge = np.sqrt(3 / 198) * sigma_w
+    exact = sigma_w**2 * (1 - np.prod(np.sinc(2 * edge * x / np.pi))) / 2
+    q, added = finite_width.mean_lengths(phi, sigma_w**2, sigma_w, 0.0, 198, 2, excess=-1.2)
+
+    assert abs(float(added[1])) > 3e-4
+    assert float((q + added)[1]) == pytest.approx(exact, abs=10 * float(added[1]) ** 2)

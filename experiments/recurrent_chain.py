@@ -1,0 +1,265 @@
+"""Why can a recurrent net not both remember and learn, and what do gates change?
+
+Bengio, Simard and Frasconi 1994, section IV: a unit latches a bit where x = w tanh x has a stable
+fixed point x* > 0, and there its Jacobian w sech²(x*) is below 1. Pascanu, Mikolov and Bengio 2013
+(arXiv:1211.5063), section 2.1: a largest singular value of W below 1/max|phi'| suffices for
+vanishing; above is necessary for exploding, and far from sufficient. In an LSTM or a GRU the
+gradient on its way back through time is multiplied by gates instead (Gers, Schmidhuber and Cummins
+2000); all of it is measured here by backpropagation through time.
+
+Answers: rnn vanishing gradient spectral radius or singular value; lstm forget gate bias init 1 why;
+lstm gradient still vanishes; gradient norm by time step bptt; gru vs lstm long dependencies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import gradlab as gl
+from gradlab.lazy import jax, jnp, np, xr
+
+BENGIO = "Bengio, Simard and Frasconi 1994, section IV"
+PASCANU = "Pascanu, Mikolov and Bengio 2013, section 2.1"
+GERS = "Gers, Schmidhuber and Cummins 2000; derived: the mean log of a gate that reads inputs alone"
+
+
+@gl.config
+class Config:
+    """A cell that latches, weights of a known largest singular value, and cells with gates."""
+
+    w: gl.Floats = gl.key("weight of the latch x = w tanh x", above=0, at_most=100)
+    num_latched: int = gl.key("steps of the latch", at_least=1, at_most=10**6)
+    singular_value: gl.Floats = gl.key("largest singular value of W", above=0, at_most=100)
+    num_lags: int = gl.key("time steps that a gradient goes back", at_least=2, at_most=10**4)
+    width: int
+    sigma_w: float
+    sigma_u: float = gl.key("size of what the inputs add, its deviation", above=0, at_most=10)
+    bias: float = gl.key("bias of the gate that keeps the state", at_least=-20, at_most=20)
+    cell: gl.Strings = gl.key("cells with gates, beside the plain one", choices=("GRU", "LSTM"))
+    num_draws: int = gl.key("draws of weights and inputs", at_least=8, at_most=10**5)
+
+
+def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
+    """The latch and its Jacobian, products by largest singular value, and gradients by lag."""
+    key_plain, key_cells, key_gates = jax.random.split(key, 3)
+    state, slope = jax.lax.map(lambda w: latched(w, cfg), cfg.w)
+    state_law, slope_law = jax.lax.map(gl.theory.clipping.latch, cfg.w)
+    fine = jnp.linspace(0.02, jnp.max(cfg.w), 200)
+    curve = jax.lax.map(gl.theory.clipping.latch, fine)
+    growth = gl.grid.over_draws(lambda key: products(cfg, key), key_plain, cfg.num_draws)
+    cells = ["plain", *dict.fromkeys(cfg.cell)]
+    backs = [
+        gl.grid.over_draws(lambda key, name=name: by_lag(cfg, key, name), key_cells, cfg.num_draws)
+        for name in cells
+    ]
+    gates = [
+        gl.grid.over_draws(lambda key, name=name: gated(cfg, key, name), key_gates, cfg.num_draws)
+        for name in cfg.cell
+    ]
+    lag = jnp.arange(1, cfg.num_lags + 1)
+    chi = gl.theory.meanfield.chi_1(gl.activations.PHI["tanh"], cfg.sigma_w, cfg.sigma_u)
+    gate = gl.theory.clipping.gate_log_mean(cfg.bias, cfg.sigma_u**2)
+    half = replace(cfg, width=cfg.width // 2)
+    halved = gl.grid.over_draws(lambda key: by_lag(half, key, "plain"), key_cells, cfg.num_draws)
+    # The largest singular value of a square Gaussian matrix is 2 (Geman 1980): sigma_w is half.
+    wide = gl.theory.meanfield.chi_1(
+        gl.activations.PHI["tanh"], cfg.singular_value / 2, cfg.sigma_u
+    )
+    bound = (
+        lag * jnp.log(cfg.singular_value / gl.theory.clipping.vanishing_threshold("tanh"))[:, None]
+    )
+    return {
+        "lag": gl.named(lag, "lag", long_name="time steps back"),
+        "state": gl.named(state, "w", long_name="x after the last step"),
+        "slope": gl.named(slope, "w", long_name="Jacobian of a step there"),
+        "state_law": gl.named(state_law, "w"),
+        "slope_law": gl.named(slope_law, "w", long_name="w sech²(x*)"),
+        "w_fine": gl.named(fine, "w_fine", long_name="weight w of the cell"),
+        "state_fine": gl.named(curve[0], "w_fine"),
+        "slope_fine": gl.named(curve[1], "w_fine"),
+        "log_product": gl.named(growth, "draw singular_value lag", units="nats"),
+        "log_bound": gl.named(bound, "singular_value lag", long_name="the bound", units="nats"),
+        "log_rate_wide": gl.named(jnp.log(wide) / 2, "singular_value", long_name="√chi_1, log"),
+        "peak": gl.named((1 + jnp.log(cfg.num_lags)) / 2, "", long_name="log √(e k), of a norm"),
+        "log_half": gl.named(halved, "draw lag", long_name="plain, half the width", units="nats"),
+        "cells": gl.named(cells, "cells"),
+        "log_gradient": gl.named(jnp.stack(backs), "cells draw lag", units="nats"),
+        "log_gradient_law": gl.named(lag * jnp.log(chi) / 2, "lag", long_name="plain, wide"),
+        "log_gate": gl.named(jnp.stack(gates), "cell draw lag", long_name="mean over the state"),
+        "log_gate_law": gl.named(lag * gate, "lag", long_name="gates alone", units="nats"),
+    }
+
+
+def latched(w: jax.Array, cfg: Config) -> tuple[jax.Array, jax.Array]:
+    """Where x = w tanh x ends from x = w, and the Jacobian of a step there, by JAX."""
+    model = gl.ensembles.recurrent(latch_cell(w), cfg.num_latched)
+    x = model(jnp.ones(1) * w)
+    return x[0], gl.jacobians.product(latch_cell(w), x)[0, 0]
+
+
+def latch_cell(w: jax.Array) -> gl.chain.Chain:
+    """The one layer x -> w tanh x: W phi(x) + b of one neuron."""
+    layer = gl.ensembles.preactivation_layer(gl.activations.PHI["tanh"])
+    return gl.chain.Chain(layer, gl.ensembles.Affine(w * jnp.ones((1, 1, 1)), jnp.zeros((1, 1))))
+
+
+def products(cfg: Config, key: jax.Array) -> jax.Array:
+    """Log of the largest singular value of dh_T/dh_(T-k), by that of W, `(singular_value, lag)`."""
+    key_weights, key_inputs = jax.random.split(key)
+    drawn = gl.recurrent.weights(key_weights, "plain", cfg.width, 1.0, cfg.sigma_u, 0.0)
+    unit = drawn.W / jnp.linalg.norm(drawn.W, ord=2)
+    inputs = jax.random.normal(key_inputs, (cfg.num_lags, cfg.width))
+
+    def one(value: jax.Array) -> jax.Array:
+        model = gl.recurrent.unrolled("plain", drawn._replace(W=value * unit), inputs)
+        return gl.jacobians.log_spectral_norms(model, jnp.zeros(cfg.width))
+
+    return jax.lax.map(one, cfg.singular_value)
+
+
+def by_lag(cfg: Config, key: jax.Array, name: str) -> jax.Array:
+    """Log |dL/dstate_(T-k)| over that of the last step, L random in the state, `(num_lags,)`.
+
+    The state has been running as long before.
+    """
+    key_weights, key_inputs, key_loss = jax.random.split(key, 3)
+    drawn = gl.recurrent.weights(key_weights, name, cfg.width, cfg.sigma_w, cfg.sigma_u, cfg.bias)
+    inputs = jax.random.normal(key_inputs, (2 * cfg.num_lags, cfg.width))
+    before, after = jnp.split(inputs, 2)
+    size = cfg.width * gl.recurrent.CELLS[name].num_states
+    state = gl.recurrent.unrolled(name, drawn, before)(jnp.zeros(size))
+    v = jax.random.normal(key_loss, (size,))
+    model = gl.recurrent.unrolled(name, drawn, after)
+    logs = gl.jacobians.log_gradient_norms(model, state, lambda z: v @ z)
+    return (logs - logs[-1])[-2::-1]
+
+
+def gated(cfg: Config, key: jax.Array, name: str) -> jax.Array:
+    """The mean log of |dL/dc| over the neurons, by lag, where gates read the inputs alone."""
+    key_weights, key_inputs = jax.random.split(key)
+    drawn = gl.recurrent.weights(key_weights, name, cfg.width, 0.0, cfg.sigma_u, cfg.bias)
+    keys = jax.random.split(key_inputs, cfg.num_lags)
+    inputs = jax.vmap(lambda key: gl.ensembles.inputs(key, cfg.width, 1.0))(keys)
+    size = cfg.width * gl.recurrent.CELLS[name].num_states
+    J = gl.chain.jacobians(gl.recurrent.unrolled(name, drawn, inputs), jnp.zeros(size))
+    at_end = jnp.zeros(size).at[-cfg.width :].set(1.0)  # in an LSTM's memory
+    first, rows = gl.chain_rule.rows_through(at_end, J)
+    back = jnp.concatenate([first[None], rows[:-1]])[::-1, -cfg.width :]
+    return jnp.mean(jnp.log(back), axis=1)
+
+
+def figure(data: xr.Dataset) -> gl.Figure:
+    """The latch; growth by the largest singular value, under its bound; gradients by lag."""
+    fig, (latch, growth, lags) = gl.figures.panels(1, 3, height=2.9)
+    remembers, passes = gl.figures.series(2)
+    gl.figures.predicted(latch, data.w_fine, data.state_fine)
+    gl.figures.predicted(latch, data.w_fine, data.slope_fine)
+    gl.figures.measured(latch, data.w, data.state, remembers, "what it holds: x*")
+    gl.figures.measured(latch, data.w, data.slope, passes, "what it passes back: Jacobian")
+    gl.figures.rule(latch, y=1.0)
+    latch.legend(loc="upper left")
+    steps = data.sizes["lag"]
+    look = {"color": gl.figures.COLOURS[2], "marker": "^"}
+    seen = np.exp(data.log_product.isel(lag=-1) / steps)
+    gl.figures.regions(growth, float(seen.min()) / 1.5, float(data.singular_value.max()) * 1.3)
+    gl.figures.bound(growth, data.singular_value, data.singular_value)
+    gl.figures.band(growth, data.singular_value, seen, look)
+    gl.figures.predicted(growth, data.singular_value, np.exp(data.log_rate_wide))
+    for name, style in zip(data.cells.values, gl.figures.series(3), strict=False):
+        gl.figures.band(lags, data.lag, data.log_gradient.sel(cells=name) / gl.LN10, style)
+    gl.figures.predicted(lags, data.lag, data.log_gradient_law / gl.LN10)
+    gl.figures.bound(lags, data.lag, data.log_gate_law / gl.LN10)
+    lags.set(xlim=(0, steps), xlabel="time steps back", ylabel="decades of the gradient")
+    ends = data.log_gradient.median("draw").isel(lag=-1, drop=True) / gl.LN10
+    gates = float(data.log_gate_law[-1]) / gl.LN10
+    names = [*data.cells.values, "gate alone"]
+    gl.figures.ends(lags, steps, xr.DataArray([*ends.values, gates], {"row": names}, "row"))
+    latch.set(
+        ylim=(None, 1.35 * float(data.state_fine.max())),
+        xlabel="weight w of x = w tanh x",
+        ylabel=" ",
+    )
+    growth.minorticks_off()
+    growth.set(yticks=[0.25, 0.5, 1, 2, 4], yticklabels=["¼", "½", "1", "2", "4"])
+    growth.set(xlabel="largest singular value of W", ylabel="largest growth a step")
+    gl.figures.title(latch, "one unit that latches")
+    gl.figures.title(growth, "many: dashed, the bound")
+    gl.figures.title(lags, "the gradient by lag")
+    return fig
+
+
+def caption(data: xr.Dataset) -> str:
+    """The latch's best Jacobian, where products really grow, and what is left at the last lag."""
+    edge = gl.estimate.crossing(data.singular_value, data.log_product.isel(lag=-1).median("draw"))
+    left = data.log_gradient.isel(lag=-1).median("draw") / gl.LN10
+    names = ", ".join(
+        f"10^{float(left.sel(cells=name)):.1f} ({name})" for name in data.cells.values
+    )
+    return f"""A latch x = w tanh x that holds passes back less than it gets: at w =
+        {float(data.w[-1]):g} its Jacobian is {float(data.slope[-1]):.2g}. A product of
+        {data.sizes["lag"]} steps is bounded by the largest singular value, and grows only from
+        {edge:.2g} on, not from 1. After as many steps {names} of a gradient is left.
+        Bands: all draws; lines: laws of wide nets; dashed: bound, and the gate alone."""
+
+
+def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
+    """The latch, the bound and how far it is from sufficient, the plain law, and the gates."""
+    eps, width = float(np.finfo(data.state.dtype).eps), data.attrs["width"]
+    settled = data.slope_law ** data.attrs["num_latched"] < eps  # what is left of the way there
+    # x = w tanh x is solved to some ulps over 1 - J, and J moves by 2 tanh x times that.
+    rounding = 8 * eps * np.maximum(data.w, 1) ** 2 / np.abs(1 - data.slope_law).where(settled, 1.0)
+    if settled.any():
+        yield gl.claim.everywhere(
+            "x = w tanh x ends at its latch, and the Jacobian there is w sech²(x*)",
+            *(data.slope + data.state, data.slope_law + data.state_law, BENGIO),
+            where=settled,
+            rounding=rounding,
+        )
+    yield gl.claim.at_most(
+        "no latch passes a gradient on undiminished", data.slope, 1.0, BENGIO, rounding=4 * eps
+    )
+    yield gl.claim.at_most(
+        "k steps multiply a gradient by the k-th power of W's largest singular value, at most",
+        *(data.log_product, data.log_bound, PASCANU),
+        # A product of n x n matrices: n^1.5 eps of its norm (Higham 2002, section 3.5), and W's.
+        rounding=4 * eps * width**1.5 * data.lag,
+    )
+    vain = (data.singular_value > 1) & (data.sizes["lag"] * data.log_rate_wide + data.peak < 0)
+    if vain.any():
+        yield gl.claim.mean(
+            "a largest singular value above 1 does not suffice: such products vanish too",
+            *(data.log_product.isel(lag=-1), 0.0, PASCANU),
+            relation="<=",
+            where=vain,
+        )
+    plain, half = data.log_gradient.sel(cells="plain"), data.log_half
+    error = half.std("draw", ddof=1) / half.sizes["draw"] ** 0.5
+    yield gl.claim.mean(
+        "plain: a step multiplies the gradient by √chi_1, in log, but for the width",
+        *(plain, data.log_gradient_law, "Schoenholz et al. 2017, section 4; Chen et al. 2018"),
+        # A mean log is off its limit by c/width: by what half the width changes.
+        finite_width=np.abs(half.mean("draw") - plain.mean("draw")),
+        half_width_sampling=gl.claim.sampling(error, half.sizes["draw"]),
+    )
+    yield gl.claim.mean(
+        "LSTM, GRU: gates that read inputs alone multiply the gradient by themselves, in log",
+        *(data.log_gate, data.log_gate_law, GERS),
+    )
+
+
+FAULTS = {
+    "weight of the latch 1 % off": gl.fault.argument("latch_cell", w=lambda w: 1.01 * w),
+    "a Jacobian without its slope": gl.fault.result(
+        "latch_cell", lambda cell: gl.chain.linear(1.01 * cell.params.W)
+    ),
+    "recurrent weights four times as large": gl.fault.argument(
+        "recurrent.unrolled", weights=lambda weights: weights._replace(W=4 * weights.W)
+    ),
+    "lags counted from the wrong end": gl.fault.result("by_lag", lambda logs: logs[::-1]),
+    "gates biased by 0.1 more": gl.fault.argument("recurrent.weights", bias=lambda b: b + 0.1),
+}
+
+
+if __name__ == "__main__":
+    gl.run(__file__)

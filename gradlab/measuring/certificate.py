@@ -47,7 +47,7 @@ class Enclosure(NamedTuple):
 
 @precision.highest
 def log_norm_bound(model: Model, x: Array) -> Array:
-    """A bound on the error of `log |P_L|` (Frobenius, nats), a scalar; infinite where `P_L` may be 0.
+    """A bound on the error of `log |P_L|` (Frobenius, nats), a scalar; inf where `P_L` may be 0.
 
     The rounding of step k is carried to the end by `J_L ... J_{k+1}`, so that of the product is
     `r = sum_k |J_L ... J_{k+1}| D_k |P_{k-1}| / |P_L|` (Higham 2002, chapter 3), relative and to

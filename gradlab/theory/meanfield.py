@@ -235,7 +235,7 @@ def _first_rise(f: _Function) -> Array:
     """The smallest zero of f, q > 0, at which f rises; 0 if f is nowhere below 0 before, else nan.
 
     Where f is as small as its own rounding (erf and sin: f ~ q³ beside terms of q) its sign says
-    nothing: only values beyond that count.
+    nothing: only values beyond that count, and a zero that it may move by a tenth is not known.
     """
     grid = _grid()
     num, values = grid.shape[0], jax.vmap(f)(grid)
@@ -244,7 +244,9 @@ def _first_rise(f: _Function) -> Array:
     last_below = jnp.max(jnp.where((values < -noise) & (index < first_above), index, -1))
     right = jnp.min(jnp.where((values > 0) & (index > last_below), index, num))
     root = _bisected(f, jnp.where(last_below < 0, 0, right), rising=True)
-    return jnp.where((first_above == num) | jnp.isinf(root), jnp.nan, root)
+    # A rounding of f moves its zero by as much over its slope.
+    is_known = (root == 0) | (_rounding(root) < 0.1 * _slope(f, root))
+    return jnp.where((first_above < num) & jnp.isfinite(root) & is_known, root, jnp.nan)
 
 
 def _grid() -> Array:

@@ -21,7 +21,7 @@ from jax import Array
 from gradlab.arithmetic import precision, qr, scaled
 from gradlab.arithmetic.balls import Float64s
 from gradlab.arithmetic.scaled import Scaled
-from gradlab.measuring import jacobians, linearisation, loops, product_svd, spectra
+from gradlab.measuring import jacobians, linearisation, loops, product_svd, roundings, spectra
 from gradlab.models import chain
 from gradlab.models.chain import Chain, Layer, Model
 
@@ -47,18 +47,21 @@ class Enclosure(NamedTuple):
 
 @precision.highest
 def log_norm_bound(model: Model, x: Array) -> Array:
-    """A bound of first order on the error of `log |P_L|` (Frobenius, nats), a scalar.
+    """A bound on the error of `log |P_L|` (Frobenius, nats), a scalar; inf where `P_L` may be 0.
 
-    The rounding of step k is carried to the end by `J_L ... J_{k+1}`, so the bound is
-    `sum_k gamma |J_L ... J_{k+1}| |J_k| |P_{k-1}| / |P_L|` (Higham 2002, chapter 3), with
-    gamma = (width + 8) eps: the sums, and a few roundings in the layer's own derivative.
+    The rounding of step k is carried to the end by `J_L ... J_{k+1}`, so that of the product is
+    `r = sum_k |J_L ... J_{k+1}| D_k |P_{k-1}| / |P_L|` (Higham 2002, chapter 3), relative and to
+    first order, with `D_k = gamma |J_k|` and gamma = (width + 8) eps for the sums and a few
+    roundings in the layer's own derivative, and what terms that cancel inside the layer leave. The
+    bound is `-log(1 - r)`.
     """
     parts = chain.checked(model, x)
     forward = jacobians.log_norms(model, x)
     before = jnp.concatenate([jnp.log(jnp.full(1, x.size, x.dtype)) / 2, forward[:-1]])
-    own, after = _own_and_later_log_norms(parts, x)
     gamma = (max(chain.widths(model, x)) + 8) * scaled.eps(x.dtype)
-    return gamma * jnp.sum(jnp.exp(own + after + before - forward[-1]))
+    own, after = _own_and_later_log_norms(parts, x, gamma)
+    r = jnp.sum(jnp.exp(own + after + before - forward[-1]))
+    return jnp.where(r < 1, -jnp.log1p(-jnp.minimum(r, 1)), jnp.inf)
 
 
 @precision.highest
@@ -113,8 +116,8 @@ def enclosure(matrices: Sequence[Any], tolerance: float) -> Enclosure:
 # ---- the product's norm -----------------------------------------------------------------------
 
 
-def _own_and_later_log_norms(parts: Sequence[Chain], x: Array) -> tuple[Array, Array]:
-    """`log |J_k|` and `log |J_L ... J_{k+1}|` (Frobenius) for every k, `(depth,)` each."""
+def _own_and_later_log_norms(parts: Sequence[Chain], x: Array, gamma: float) -> tuple[Array, Array]:
+    """The log of what rounding may add to `J_k`, and `log |J_L ... J_{k+1}|`, `(depth,)` each."""
     stacks = []
     for segment in parts:
         stacks.append(chain.layer_inputs(segment, x))
@@ -123,20 +126,28 @@ def _own_and_later_log_norms(parts: Sequence[Chain], x: Array) -> tuple[Array, A
     own, later = [], []
     for segment, stack in zip(reversed(parts), reversed(stacks), strict=True):
         paired = Chain(segment.layer, (segment.params, stack))
-        rows, logs = loops.scan(partial(_pull, segment.layer), rows, paired, reverse=True)
+        rows, logs = loops.scan(partial(_pull, segment.layer, gamma), rows, paired, reverse=True)
         own.append(logs[0])
         later.append(logs[1])
     return jnp.concatenate(own[::-1]), jnp.concatenate(later[::-1])
 
 
-def _pull(layer: Layer, rows: Scaled, at_layer: Any) -> tuple[Scaled, tuple[Array, Array]]:
-    """The rows of `J_L ... J_{k+1}` times J_k, and both norms."""
+def _pull(
+    layer: Layer, gamma: float, rows: Scaled, at_layer: Any
+) -> tuple[Scaled, tuple[Array, Array]]:
+    """The rows of `J_L ... J_{k+1}` times J_k; what rounding adds to J_k, and the rows' norm."""
     params, z = at_layer
-    _, J = linearisation.jacobian(layer, params, z)
+    _, linear = linearisation.linearise(layer, params, z)
+    J, uncertain = linear.jacobian(params), roundings.of_jacobian(linear, params)
     before = scaled.rescale(Scaled(rows.mantissa @ J, rows.exponent))
-    logs = (scaled.log_magnitude(scaled.norm(s)) for s in (scaled.scale(J), rows))
-    own, later = logs
-    return before, (own, later)
+    own = _log_norm(scaled.scale(J)) + jnp.log(gamma)
+    if uncertain is not None:
+        own = jnp.logaddexp(own, _log_norm(scaled.scale(uncertain)))
+    return before, (own, _log_norm(rows))
+
+
+def _log_norm(A: Scaled) -> Array:
+    return scaled.log_magnitude(scaled.norm(A))
 
 
 # ---- the forward QR ---------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from jax import Array
 
 from gradlab.arithmetic import precision, scaled
 from gradlab.arithmetic.scaled import Scaled
-from gradlab.measuring import blocks, forward, linearisation, loops
+from gradlab.measuring import blocks, forward, linearisation, loops, roundings
 from gradlab.measuring.chain_rule import Loss
 from gradlab.models import chain
 from gradlab.models.chain import Chain, Layer, Model
@@ -80,7 +80,11 @@ def partial_products(model: Model, x: Array) -> tuple[Scaled, ...]:
 
 @precision.highest
 def log_abs_det(model: Model, x: Array) -> Array:
-    """`log |det P_k|` (nats) for every depth k, `(depth,)`; every layer keeps the width."""
+    """`log |det P_k|` (nats) for every depth k, `(depth,)`; every layer keeps the width.
+
+    nan from the first layer on whose determinant rounding may change by more than a tenth: a layer
+    without rank, but for rows or columns of zeros, which give minus infinity.
+    """
     logs, first = [], 1
     for segment in chain.checked(model, x):
         z = x
@@ -180,12 +184,29 @@ def _square_of_spectral_norm(P: Scaled) -> Scaled:
 
 def _log_abs_det(segment: Chain, x: Array) -> tuple[Array, Array]:
     def step(z: Array, params: Any) -> tuple[Array, Array]:
-        z_next, J = linearisation.jacobian(segment.layer, params, z)
-        square = J.shape[0] == J.shape[1]
-        return z_next, jnp.linalg.slogdet(J)[1] if square else jnp.zeros((), z.dtype)
+        z_next, linear = linearisation.linearise(segment.layer, params, z)
+        J = linear.jacobian(params)
+        if J.shape[0] != J.shape[1]:
+            return z_next, jnp.zeros((), z.dtype)
+        is_known = _is_det_known(J, roundings.of_jacobian(linear, params))
+        return z_next, jnp.where(is_known, jnp.linalg.slogdet(J)[1], jnp.nan)
 
     z, logs = loops.scan(step, x, segment)
     return z, logs
+
+
+def _is_det_known(J: Array, uncertain: Array | None) -> Array:
+    """Whether rounding may change a determinant by less than a tenth, or zeros make it zero.
+
+    Of a change D of J it is the trace of `J^-1 D`, relative and to first order. D is the layer's
+    own and that of an elimination, whose roundings are independent (Higham and Mary 2019).
+    """
+    J = jax.lax.stop_gradient(J)
+    own = len(J) ** 0.5 * scaled.eps(J.dtype) * jnp.abs(J)
+    own = own if uncertain is None else own + jax.lax.stop_gradient(uncertain)
+    change = jnp.linalg.norm(jnp.linalg.inv(J).T * own)
+    is_zero = jnp.any(jnp.all(J == 0, axis=0) | jnp.all(J == 0, axis=1))
+    return is_zero | (change < roundings.UNKNOWN)
 
 
 def _split(parts: Sequence[Chain], layer: int) -> tuple[list[Chain], Chain, list[Chain]]:

@@ -43,33 +43,45 @@ class Linearised:
         if self._has_free_jacobian(params):
             # One pass over J, for one over the result.
             return matmul(_in_rows(self.jacobian(params)), columns)
-        pushed = self._run(params, _Columns(columns, 0), columns.shape[1])
-        return _written_out(pushed, columns.shape[1])
+        pushed = self._run(params, Columns(columns, 0), columns.shape[1])
+        return written_out(pushed, columns.shape[1])
 
     def jacobian(self, params: Any) -> Array:
         """`J`, `(width_out, width_in)`."""
-        return _written_out(self._of_identity(params), _type(self.program.invars[0]).size)
+        return written_out(self._of_identity(params), _type(self.program.invars[0]).size)
+
+    def constants(self, params: Any) -> list[Any]:
+        """The constants of the program, in its order."""
+        kept, own = iter(self.kept), jax.tree.leaves(params)
+        return [next(kept) if number is None else own[number] for number in self.parameters]
+
+    def takes_sums(self, params: Any) -> bool:
+        """Whether entries of J are sums, in which terms may cancel: not so for `diag(phi') W`."""
+        return _adds(self.program) or self._num_products_of_jacobian(params) > 0
 
     def _has_free_jacobian(self, params: Any) -> bool:
         """Whether J takes no product, and is not diagonal, so that none is needed with it."""
-        is_free = False
+        return self._num_products_of_jacobian(params) == 0
+
+    def _num_products_of_jacobian(self, params: Any) -> int:
+        """How many products J takes; -1 where it is diagonal, or no function of the input."""
+        num_products = -1
 
         def trace(linear: Linearised, params: Any) -> None:
-            nonlocal is_free
+            nonlocal num_products
             J = linear._of_identity(params)
-            is_free = isinstance(J, _Columns) and J.num_products == 0
+            num_products = J.num_products if isinstance(J, Columns) else -1
 
         jax.eval_shape(trace, self, params)
-        return is_free
+        return num_products
 
     def _of_identity(self, params: Any) -> Any:
         aval = _type(self.program.invars[0])
-        return self._run(params, _Diagonal(jnp.ones(aval.shape, aval.dtype)), aval.size)
+        return self._run(params, Diagonal(jnp.ones(aval.shape, aval.dtype)), aval.size)
 
-    def _run(self, params: Any, value: _Linear, num_columns: int) -> Any:
-        kept, own = iter(self.kept), jax.tree.leaves(params)
-        constants = [next(kept) if number is None else own[number] for number in self.parameters]
-        return _run(self.program, constants, [value], num_columns)[0]
+    def _run(self, params: Any, value: Linear, num_columns: int) -> Any:
+        step = partial(equation_on_columns, num=num_columns)
+        return run(self.program, self.constants(params), [value], step)[0]
 
 
 def linearise(layer: Layer, params: Any, z: Array) -> tuple[Array, Linearised]:
@@ -112,13 +124,13 @@ def matmul(A: Array, B: Array) -> Array:
 # ---- a linear program, run on a matrix ---------------------------------------------------------
 
 
-class _Diagonal(NamedTuple):
+class Diagonal(NamedTuple):
     """What the program has made of each basis vector e_j: `entries[j] e_j`."""
 
     entries: Array
 
 
-class _Columns(NamedTuple):
+class Columns(NamedTuple):
     """What the program has made of each column; the last axis counts them.
 
     `num_products` is how many operations that cost more than their result it took.
@@ -128,33 +140,52 @@ class _Columns(NamedTuple):
     num_products: int
 
 
-_Linear = _Diagonal | _Columns
-_Rule = Callable[[JaxprEqn, Sequence[Any], int], _Linear]
+Linear = Diagonal | Columns
+_Rule = Callable[[JaxprEqn, Sequence[Any], int], Linear]
+
+# From an equation and its inputs to its outputs.
+Step = Callable[[JaxprEqn, Sequence[Any]], Sequence[Any]]
 
 
-def _run(program: Jaxpr, constants: Sequence[Any], inputs: Sequence[Any], num: int) -> list[Any]:
-    """The outputs of a program, for `num` columns; what is not linear in its input is an array."""
+def run(program: Jaxpr, constants: Sequence[Any], inputs: Sequence[Any], step: Step) -> list[Any]:
+    """The outputs of a program, equation by equation; those that hold a program are gone into."""
     seen = dict(zip([*program.constvars, *program.invars], [*constants, *inputs], strict=True))
 
     def read(atom: Any) -> Any:
         return atom.val if isinstance(atom, Literal) else seen[atom]
 
     for equation in program.eqns:
-        outputs = _equation(equation, [read(atom) for atom in equation.invars], num)
+        values = [read(atom) for atom in equation.invars]
+        inner = _inner(equation)
+        outputs = run(inner.jaxpr, inner.consts, values, step) if inner else step(equation, values)
         seen.update(zip(equation.outvars, outputs, strict=True))
     return [read(atom) for atom in program.outvars]
 
 
-def _equation(equation: JaxprEqn, inputs: Sequence[Any], num: int) -> Sequence[Any]:
+def equation_on_columns(equation: JaxprEqn, inputs: Sequence[Any], num: int) -> Sequence[Any]:
+    """The outputs of one operation, for `num` columns; what is not linear in them is an array."""
     name = equation.primitive.name
-    if name in _CALLS:
-        inner = equation.params[_CALLS[name]]
-        if isinstance(inner, ClosedJaxpr):
-            return _run(inner.jaxpr, inner.consts, inputs, num)
-        return _run(inner, (), inputs, num)
-    if any(isinstance(value, _Linear) for value in inputs) and name in _RULES:
+    if any(isinstance(value, Linear) for value in inputs) and name in _RULES:
         return [_RULES[name](equation, inputs, num)]
     return _any_other(equation, inputs, num)
+
+
+def _inner(equation: JaxprEqn) -> ClosedJaxpr | None:
+    """The program of an operation that does nothing but run it."""
+    name = equation.primitive.name
+    if name not in _CALLS:
+        return None
+    inner = equation.params[_CALLS[name]]
+    return inner if isinstance(inner, ClosedJaxpr) else ClosedJaxpr(inner, ())
+
+
+def _adds(program: Jaxpr) -> bool:
+    """Whether a program adds or subtracts what is linear in its input."""
+    return any(
+        equation.primitive.name in ("add", "add_any", "sub")
+        or ((inner := _inner(equation)) is not None and _adds(inner.jaxpr))
+        for equation in program.eqns
+    )
 
 
 def _any_other(equation: JaxprEqn, inputs: Sequence[Any], num: int) -> Sequence[Any]:
@@ -165,52 +196,52 @@ def _any_other(equation: JaxprEqn, inputs: Sequence[Any], num: int) -> Sequence[
         outputs = equation.primitive.bind(*values, **params)
         return list(outputs) if equation.primitive.multiple_results else [outputs]
 
-    if not any(isinstance(value, _Linear) for value in inputs):
+    if not any(isinstance(value, Linear) for value in inputs):
         return bind(*inputs)
-    axes = [-1 if isinstance(value, _Linear) else None for value in inputs]
-    values = [_written_out(value, num) if isinstance(value, _Linear) else value for value in inputs]
+    axes = [-1 if isinstance(value, Linear) else None for value in inputs]
+    values = [written_out(value, num) if isinstance(value, Linear) else value for value in inputs]
     num_products = _num_products(inputs) + 1
-    return [_Columns(output, num_products) for output in jax.vmap(bind, axes, -1)(*values)]
+    return [Columns(output, num_products) for output in jax.vmap(bind, axes, -1)(*values)]
 
 
-def _entry_by_entry(equation: JaxprEqn, inputs: Sequence[Any], num: int) -> _Linear:
+def _entry_by_entry(equation: JaxprEqn, inputs: Sequence[Any], num: int) -> Linear:
     """An operation entry by entry, for which a scalar is as good as an array of its repetition."""
     shape = _type(equation.outvars[0]).shape
-    linear = [value for value in inputs if isinstance(value, _Linear)]
+    linear = [value for value in inputs if isinstance(value, Linear)]
     # The operation is linear, so that zeros stay zeros.
-    is_diagonal = len(shape) == 1 and all(isinstance(value, _Diagonal) for value in linear)
+    is_diagonal = len(shape) == 1 and all(isinstance(value, Diagonal) for value in linear)
 
     def plain(value: Any, dtype: Any) -> Array:
         if is_diagonal:
-            array = value.entries if isinstance(value, _Diagonal) else value
+            array = value.entries if isinstance(value, Diagonal) else value
             return jnp.broadcast_to(jnp.asarray(array, dtype), shape)
-        matrix = _written_out(value, num).astype(dtype)
+        matrix = written_out(value, num).astype(dtype)
         return jnp.broadcast_to(matrix, (*shape, num))
 
     dtypes = [_type(atom).dtype for atom in equation.invars]
     values = map(plain, inputs, dtypes)
     output = equation.primitive.bind(*values, **equation.params)
-    return _Diagonal(output) if is_diagonal else _Columns(output, _num_products(inputs))
+    return Diagonal(output) if is_diagonal else Columns(output, _num_products(inputs))
 
 
-def _dot(equation: JaxprEqn, inputs: Sequence[Any], num: int) -> _Linear:
+def _dot(equation: JaxprEqn, inputs: Sequence[Any], num: int) -> Linear:
     """A product of a constant and a linear value, in either order."""
     params = equation.params
     contracted, batch = params["dimension_numbers"]
-    side = 0 if isinstance(inputs[0], _Linear) else 1
+    side = 0 if isinstance(inputs[0], Linear) else 1
     value, constant = inputs[side], inputs[1 - side]
-    if isinstance(value, _Diagonal) and len(contracted[0]) == 1:
+    if isinstance(value, Diagonal) and len(contracted[0]) == 1:
         dtype = _type(equation.outvars[0]).dtype
         matrix = jnp.moveaxis(constant, contracted[1 - side][0], -1)
         scales = jnp.broadcast_to(value.entries.astype(dtype), matrix.shape)
-        return _Columns(matrix.astype(dtype) * scales, 0)
+        return Columns(matrix.astype(dtype) * scales, 0)
     precision = params["precision"]
     along = contracted[1 - side]
     if constant.ndim == 2 and along == (0,):
         constant, along = _in_rows(constant.T), (1,)
     matrix = jax.lax.dot_general(
         constant,
-        _written_out(value, num),
+        written_out(value, num),
         ((along, contracted[side]), (batch[1 - side], batch[side])),
         precision if side or not isinstance(precision, tuple) else precision[::-1],
         params["preferred_element_type"],
@@ -220,7 +251,7 @@ def _dot(equation: JaxprEqn, inputs: Sequence[Any], num: int) -> _Linear:
         num_batch, num_own = len(batch[0]), constant.ndim - len(contracted[0]) - len(batch[0])
         own = range(num_batch, num_batch + num_own)
         matrix = jnp.moveaxis(matrix, tuple(own), tuple(range(-1 - num_own, -1)))
-    return _Columns(matrix, _num_products(inputs) + 1)
+    return Columns(matrix, _num_products(inputs) + 1)
 
 
 def _in_rows(matrix: Array) -> Array:
@@ -234,14 +265,14 @@ def _type(atom: Any) -> Any:
 
 
 def _num_products(inputs: Sequence[Any]) -> int:
-    return max((value.num_products for value in inputs if isinstance(value, _Columns)), default=0)
+    return max((value.num_products for value in inputs if isinstance(value, Columns)), default=0)
 
 
-def _written_out(value: Any, num: int) -> Array:
+def written_out(value: Any, num: int) -> Array:
     """The matrix that a value stands for: a constant stands in every column."""
-    if isinstance(value, _Diagonal):
+    if isinstance(value, Diagonal):
         return jnp.diag(value.entries)
-    if isinstance(value, _Columns):
+    if isinstance(value, Columns):
         return value.matrix
     return jnp.broadcast_to(jnp.asarray(value)[..., None], (*jnp.shape(value), num))
 

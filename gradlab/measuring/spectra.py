@@ -14,19 +14,24 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from gradlab.arithmetic import precision, qr
-from gradlab.measuring import linearisation, loops, product_svd
+from gradlab.arithmetic import precision, qr, scaled
+from gradlab.measuring import linearisation, loops, product_svd, roundings
 from gradlab.measuring.product_svd import Decomposition, Spectrum
 from gradlab.models import chain
 from gradlab.models.chain import Layer, Model
 
 
 class Exponents(NamedTuple):
-    """Lyapunov exponents (nats a layer, `(width,)`, descending) and their standard errors."""
+    """Lyapunov exponents (nats a layer, `(width,)`, descending) and their standard errors.
+
+    Minus infinity where a unit is dead, and last of all nan where a layer takes a direction so near
+    to nothing that rounding is all that is left of it.
+    """
 
     values: Array
     standard_errors: Array
@@ -83,13 +88,19 @@ def lyapunov_exponents(model: Model, x: Array, burn_in: int, num_batches: int) -
         )
     length = logs.shape[0] // num_batches
     means = jnp.mean(logs[: length * num_batches].reshape(num_batches, length, -1), axis=1)
-    error = jnp.std(means, axis=0, ddof=1) / num_batches**0.5
-    return Exponents(jnp.mean(means, axis=0), error)
+    values, errors = jnp.mean(means, axis=0), jnp.std(means, axis=0, ddof=1) / num_batches**0.5
+    # A QR may let a direction lead that others overtake later, or that no layer mixes with them.
+    order = jnp.argsort(-values)
+    return Exponents(values[order], errors[order])
 
 
 @precision.highest
 def log_growth(model: Model, x: Array) -> Array:
-    """`log R_ii` (nats) of the forward QR `J_k Q_{k-1} = Q_k R`, `(depth, width)`: increments."""
+    """`log R_ii` (nats) of the forward QR `J_k Q_{k-1} = Q_k R`, `(depth, width)`: increments.
+
+    nan where rounding may change `R_ii` by more than a tenth: there it is all that is left of a
+    direction. Minus infinity where a unit is dead.
+    """
     parts = chain.checked(model, x)
     carry: tuple[Array, Array] = x, orthogonal_start(x)
     logs = []
@@ -112,6 +123,29 @@ def orthogonal_start(x: Array) -> Array:
 
 
 def _grow(layer: Layer, carry: tuple[Array, Array], params: Any) -> Any:
-    z, A = linearisation.push(layer, params, *carry)
+    z, linear = linearisation.linearise(layer, params, carry[0])
+    A = linear.times(params, carry[1])
     Q, R = qr.row_sorted(A)
-    return (z, Q), jnp.log(jnp.diagonal(R))
+    is_known = _is_known(A, Q, R, roundings.of_jacobian(linear, params))
+    return (z, Q), jnp.where(is_known, jnp.log(jnp.diagonal(R)), jnp.nan)
+
+
+def _is_known(A: Array, Q: Array, R: Array, uncertain: Array | None) -> Array:
+    """Whether rounding may change each entry of the diagonal of R by less than a tenth.
+
+    Of a change D of A it is `(Q^T D R^-1)_ii`, relative and to first order. D is the layer's own
+    (the columns that it is multiplied by are orthonormal) and that of a row-wise stable QR, whose
+    roundings are independent of each other (Higham and Mary 2019). Zeros have rows of zeros.
+    """
+    m, num = A.shape
+    rows = m**0.5 * scaled.eps(A.dtype) * jnp.max(jnp.abs(A), axis=1)
+    if uncertain is not None:
+        rows += jnp.sum(uncertain, axis=1)
+    k = min(m, num)
+    pivots, eye = jnp.diagonal(R), jnp.eye(k, dtype=R.dtype)
+    square = jnp.where((pivots == 0)[:, None], eye, R[:, :k])
+    inverse = jax.scipy.linalg.solve_triangular(square, eye)
+    change = jnp.linalg.norm(Q * rows[:, None], axis=0) * jnp.linalg.norm(inverse, axis=0)
+    num_dead = jnp.sum(jnp.all(A == 0, axis=1))
+    is_dead = (pivots == 0) & (jnp.sum(pivots == 0) <= num_dead)
+    return is_dead | ((pivots != 0) & (change < roundings.UNKNOWN))

@@ -161,8 +161,8 @@ def xi_grad(phi: Phi, sigma_w: Array, sigma_b: Array) -> Array:
 def q_critical(phi: Phi, sigma_b: Array) -> Array:
     """The q* at which chi_1 = 1 for this sigma_b; nan where there is none.
 
-    0 for tanh at sigma_b = 0; a homogeneous phi, such as
-    relu, is critical at any q if sigma_b = 0: then nan, like its q*.
+    0 for tanh, erf and sin at sigma_b = 0; a homogeneous phi, such as relu, is critical at any q
+    if sigma_b = 0: then nan, like its q*.
     """
     if gauss.homogeneous(phi) is not None:
         return jnp.full_like(sigma_b, jnp.nan)
@@ -232,12 +232,21 @@ def _stable_root(f: _Function) -> Array:
 
 
 def _first_rise(f: _Function) -> Array:
-    """The smallest zero of f, q > 0, at which f rises; 0 if f > 0 from the start, else nan."""
+    """The smallest zero of f, q > 0, at which f rises; 0 if f is nowhere below 0 before, else nan.
+
+    Where f is as small as its own rounding (erf and sin: f ~ q³ beside terms of q) its sign says
+    nothing: only values beyond that count, and a zero that it may move by a tenth is not known.
+    """
     grid = _grid()
-    positive = jax.vmap(f)(grid) > 0
-    right = jnp.where(jnp.any(positive), jnp.argmax(positive), grid.shape[0])
-    root = _bisected(f, right, rising=True)
-    return jnp.where(jnp.isinf(root), jnp.nan, root)
+    num, values = grid.shape[0], jax.vmap(f)(grid)
+    index, noise = jnp.arange(num), _rounding(grid) * grid
+    first_above = jnp.min(jnp.where(values > noise, index, num))
+    last_below = jnp.max(jnp.where((values < -noise) & (index < first_above), index, -1))
+    right = jnp.min(jnp.where((values > 0) & (index > last_below), index, num))
+    root = _bisected(f, jnp.where(last_below < 0, 0, right), rising=True)
+    # A rounding of f moves its zero by as much over its slope.
+    is_known = (root == 0) | (_rounding(root) < 0.1 * _slope(f, root))
+    return jnp.where((first_above < num) & jnp.isfinite(root) & is_known, root, jnp.nan)
 
 
 def _grid() -> Array:

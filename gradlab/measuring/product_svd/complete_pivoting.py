@@ -47,6 +47,7 @@ class _Elimination(NamedTuple):
         row_rank, column_rank: `(m,)` and `(r,)`, the number of the pivot that was found there,
             or more than there can be.
         num_pivots: how many pivots there are.
+        num_clear: how many of them come before the first that rounding may have moved by a tenth.
         num_lost: how many directions were left when rounding was all that they were.
         is_range_done: whether no direction is left, or none that is more than rounding.
         is_done: whether no entry left is more than rounding.
@@ -59,6 +60,7 @@ class _Elimination(NamedTuple):
     row_rank: Array
     column_rank: Array
     num_pivots: Array
+    num_clear: Array
     num_lost: Array
     is_range_done: Array
     is_done: Array
@@ -70,6 +72,7 @@ def eliminate(
     log_2_d: Array,
     uncertain: Array | float = 0.0,
     added: Array | float = 0.0,
+    uncertain_J: Array | float = 0.0,
 ) -> CompletelyPivoted:
     """The factors of `A = J L` that keep `A diag(d)` graded, however nearly singular `A` is.
 
@@ -79,6 +82,7 @@ def eliminate(
         log_2_d: `(r,)`; columns with minus infinity are no directions, and come behind all others.
         uncertain: `(m, r)`, how far from the truth `J L` may be as it is given.
         added: `(m, r)`, columns in the place of those that are zero in `L`.
+        uncertain_J: `(m, n)`, how far from the truth `J` may be, beside half an ulp of its entries.
     """
     m, r = len(J), L.high.shape[1]
     k = min(m, r)
@@ -94,15 +98,18 @@ def eliminate(
         row_rank=k + jnp.arange(m, dtype=jnp.int32),
         column_rank=k + jnp.arange(r, dtype=jnp.int32),
         num_pivots=jnp.zeros((), jnp.int32),
+        num_clear=jnp.zeros((), jnp.int32),
         num_lost=jnp.zeros((), jnp.int32),
         is_range_done=jnp.zeros((), bool),
         is_done=is_undefined,
     )
+    wrong_J = scaled.eps(J.dtype) / 2 * jnp.abs(J) + uncertain_J
     end = jax.lax.while_loop(
         lambda s: (s.num_pivots < k) & ~s.is_done,
-        lambda s: _next_pivot(s, J, L.high, log_2_d, k),
+        lambda s: _next_pivot(s, wrong_J, L.high, log_2_d, k),
         start,
     )
+    end = _without_the_unclear(end, log_2_d > -jnp.inf)
     # Rows and columns without a pivot keep their order behind the others.
     ranks = end.row_rank, end.column_rank
     rows, order = (jnp.argsort(rank).astype(jnp.int32) for rank in ranks)
@@ -131,7 +138,7 @@ def _product_in_double_words(J: Array, L: Doubled) -> tuple[Doubled, Array]:
     return total, len(L.high) * doubled.roundoff(J.dtype) * (jnp.abs(J) @ jnp.abs(L.high))
 
 
-def _next_pivot(s: _Elimination, J: Array, L: Array, log_2_d: Array, k: int) -> _Elimination:
+def _next_pivot(s: _Elimination, wrong_J: Array, L: Array, log_2_d: Array, k: int) -> _Elimination:
     """The next pivot, or zeros for what is left and may be made of rounding."""
     size = jnp.where(_is_left(s, k) & (s.A.high != 0), scaled.rough_log_2(s.A.high), -jnp.inf)
     score = size + log_2_d[None, :]
@@ -142,17 +149,19 @@ def _next_pivot(s: _Elimination, J: Array, L: Array, log_2_d: Array, k: int) -> 
     j = jnp.argmax(best >= jnp.max(best) - thresholds.COLUMN_TOLERANCE)
     i = jnp.argmax(score[:, j])
     at_one = s._replace(rows=_row(i)(s.rows), columns=_column(j)(s.columns))
-    rounding = _rounding_bound(at_one, J, L)[0, 0]
+    rounding = _rounding_bound(at_one, wrong_J, L)[0, 0]
     # Where all that is left is zero already, no score is finite.
     is_certain = (jnp.abs(s.A.high[i, j]) > rounding) & (score[i, j] > -jnp.inf)
-    eliminate = partial(_with_pivot, i=i, j=j, k=k)
+    # The columns of the complement are behind all directions, and none of them is a number given.
+    is_clear = is_range_done | (jnp.abs(s.A.high[i, j]) * thresholds.FIRST_ORDER > rounding)
+    eliminate = partial(_with_pivot, i=i, j=j, k=k, is_clear=is_clear)
     is_direction = (log_2_d > -jnp.inf)[None, :]
     clear = partial(
         _without_rounding,
         i=i,
         j=j,
         is_certain=is_certain,
-        J=J,
+        wrong_J=wrong_J,
         L=L,
         is_direction=is_direction,
         k=k,
@@ -160,15 +169,26 @@ def _next_pivot(s: _Elimination, J: Array, L: Array, log_2_d: Array, k: int) -> 
     return jax.lax.cond(is_certain & (is_range_done <= s.is_range_done), eliminate, clear, s)
 
 
-def _rounding_bound(s: _Elimination, J: Array, L: Array) -> Array:
+def _without_the_unclear(s: _Elimination, is_direction: Array) -> _Elimination:
+    """Where directions are lost, those pivots too that are not far above what rounding may make.
+
+    What was cleared for them is up to a tenth of such a pivot, so that it is not known either.
+    """
+    num_pivots = jnp.where(s.num_lost > 0, s.num_clear, s.num_pivots)
+    is_unclear = (s.column_rank >= num_pivots) & (s.column_rank < s.num_pivots)
+    num_unclear = jnp.sum(is_unclear & is_direction, dtype=jnp.int32)
+    return s._replace(num_pivots=num_pivots, num_lost=s.num_lost + num_unclear)
+
+
+def _rounding_bound(s: _Elimination, wrong_J: Array, L: Array) -> Array:
     """How far roundings may have moved the entries of `A`: those of the layer's, and ours.
 
     To first order, an entry is moved by the change of `J L` between the combinations of rows and
     of columns that it belongs to.
     """
     rows, columns = jnp.abs(s.rows), jnp.abs(s.columns)
-    by_layer = rows @ (jnp.abs(J) @ jnp.abs(L @ s.columns))
-    return scaled.eps(J.dtype) / 2 * by_layer + rows @ (s.error @ columns)
+    by_layer = rows @ (wrong_J @ jnp.abs(L @ s.columns))
+    return by_layer + rows @ (s.error @ columns)
 
 
 def _without_rounding(
@@ -176,7 +196,7 @@ def _without_rounding(
     i: Array,
     j: Array,
     is_certain: Array,
-    J: Array,
+    wrong_J: Array,
     L: Array,
     is_direction: Array,
     k: int,
@@ -185,7 +205,7 @@ def _without_rounding(
 
     But not that one where it `is_certain`.
     """
-    is_left, rounding = _is_left(s, k), _rounding_bound(s, J, L)
+    is_left, rounding = _is_left(s, k), _rounding_bound(s, wrong_J, L)
     is_rounding = jnp.abs(s.A.high) <= rounding
     is_rounding = is_left & is_rounding.at[i, j].set(is_rounding[i, j] | ~is_certain)
     A = Doubled(*(jnp.where(is_rounding, 0, part) for part in s.A))
@@ -203,7 +223,7 @@ def _without_rounding(
     )
 
 
-def _with_pivot(s: _Elimination, i: Array, j: Array, k: int) -> _Elimination:
+def _with_pivot(s: _Elimination, i: Array, j: Array, k: int, is_clear: Array) -> _Elimination:
     """One pivot, in row i and column j."""
     row, column = (Doubled(*(take(part) for part in s.A)) for take in (_row(i), _column(j)))
     pivot = Doubled(*(part[0, j] for part in row))
@@ -214,6 +234,7 @@ def _with_pivot(s: _Elimination, i: Array, j: Array, k: int) -> _Elimination:
         row_rank=s.row_rank.at[i].set(s.num_pivots),
         column_rank=s.column_rank.at[j].set(s.num_pivots),
         num_pivots=s.num_pivots + 1,
+        num_clear=s.num_clear + (is_clear & (s.num_clear == s.num_pivots)),
     )
     is_next = _is_left(done, k)
     is_factor = (done.row_rank >= k)[:, None] & (jnp.arange(is_next.shape[1]) == j)[None, :]

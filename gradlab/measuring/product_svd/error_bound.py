@@ -90,6 +90,8 @@ def _step_error(step: Step) -> _StepError:
     terms = max(step.J.shape) + 4
     sums = jnp.abs(step.J) @ jnp.abs(step.before.L) + L @ R
     own = step.error * terms * (L_inverse @ sums)
+    if step.uncertain is not None:
+        own += L_inverse @ (step.uncertain @ jnp.abs(step.before.L))
     rounded = jnp.where(step.error < eps, eps, 0)
     # Columns that do not span everything are a sample of what is outside the range.
     outside = jnp.where(is_direction, 0, thresholds.SAMPLE_MARGIN if len(L) > c else 1)[:, None]

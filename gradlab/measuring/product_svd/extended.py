@@ -15,7 +15,7 @@ from jax import Array
 from gradlab.arithmetic import doubled, scaled
 from gradlab.arithmetic.doubled import Doubled
 from gradlab.arithmetic.scaled import Scaled
-from gradlab.measuring import linearisation, loops
+from gradlab.measuring import linearisation, loops, roundings
 from gradlab.measuring.product_svd import (
     complete_pivoting,
     elimination,
@@ -119,11 +119,11 @@ def advance(
     num_old = L_0.high.shape[1]
     c = factors.num_columns(min(num_directions, z_next.size), z_next.size)
     before, since = _with_columns(before, since, max(num_old, c))
-    J = linear.jacobian(params)
+    J, uncertain = linear.jacobian(params), roundings.of_jacobian(linear, params)
 
     def in_double_words(nothing: Any) -> _Eliminated:
         del nothing
-        return _in_double_words(J, before, num_old)
+        return _in_double_words(J, uncertain, before, num_old)
 
     if num_old > c:
         # Where directions end it takes a full elimination.
@@ -132,10 +132,11 @@ def advance(
         now = before.factors
         A = linear.times(params, now.L)
         found = elimination.partial_pivoting(A + _new_columns(A, num_old))
-        error = trial.error_estimate(found, now.d, factors.scales(now.d, found.R, found.pivots)[1])
+        T = factors.scales(now.d, found.R, found.pivots)[1]
+        error = trial.error_estimate(found, now.d, T, trial.own_sizes(uncertain, now.L))
         is_enough = (error <= elimination.refinable(z.dtype)) & (level <= thresholds.REFINED)
         done = loops.unless(is_enough, _refined(J, L_0, found, error), in_double_words)
-    after = _advanced(J, before, since, done)
+    after = _advanced(J, uncertain, before, since, done)
     return z_next, after if with_step else after._replace(step=None)
 
 
@@ -165,19 +166,30 @@ def _refined(J: Array, L_0: Doubled, found: PartiallyPivoted, error: Array) -> _
     return _Eliminated(L, R, order, found.rows, nothing, nothing, left)
 
 
-def _in_double_words(J: Array, before: Extended, num_old: int) -> _Eliminated:
+def _in_double_words(
+    J: Array, uncertain: Array | None, before: Extended, num_old: int
+) -> _Eliminated:
     J_scaled, now = scaled.scale(J), before.factors
     J, exponent = J_scaled.mantissa, J_scaled.exponent[0, 0]
     turned = linearisation.matmul(now.L, before.turn)
-    uncertain = thresholds.SAMPLE_MARGIN * jnp.abs(linearisation.matmul(J, turned))
+    turned = thresholds.SAMPLE_MARGIN * jnp.abs(linearisation.matmul(J, turned))
     added = _new_columns(linearisation.matmul(J, now.L), num_old)
     L_0 = Doubled(now.L, before.low)
-    done = complete_pivoting.eliminate(J, L_0, scaled.log_2(now.d), uncertain, added)
+    # What is kept is known to a tenth: see FIRST_ORDER.
+    own = 0 if uncertain is None else _divided(uncertain, exponent) / thresholds.FIRST_ORDER
+    done = complete_pivoting.eliminate(J, L_0, scaled.log_2(now.d), turned, added, own)
     error = jnp.asarray(doubled.roundoff(J.dtype), J.dtype)
     return _Eliminated(*done, exponent, error)
 
 
-def _advanced(J: Array, before: Extended, since: Ratios, done: _Eliminated) -> Advanced:
+def _divided(A: Array, exponent: Array) -> Array:
+    """`A` over a power of two."""
+    return A * scaled.power_of_two(-exponent, A.dtype)
+
+
+def _advanced(
+    J: Array, uncertain: Array | None, before: Extended, since: Ratios, done: _Eliminated
+) -> Advanced:
     """The factors and the ratios after a layer, from its elimination."""
     order, pivots = done.order, jnp.diagonal(done.R)
     square = order[:, None], order[None, :]
@@ -188,8 +200,9 @@ def _advanced(J: Array, before: Extended, since: Ratios, done: _Eliminated) -> A
     d, T = factors.scales(d, done.R, pivots)
     d = Scaled(d.mantissa, d.exponent + done.exponent)
     after = factors.update(sorted_before, done.L.high, d, T)
-    J = J * scaled.power_of_two(-done.exponent, J.dtype)
-    step = Step(sorted_before, order, J, done.L.high, done.R, done.error)
+    J = _divided(J, done.exponent)
+    own = None if uncertain is None else _divided(uncertain, done.exponent)
+    step = Step(sorted_before, order, J, done.L.high, done.R, done.error, own)
     turn, largest = _next_turn(step, before.turn[square], done.rows, after.d.mantissa != 0)
     extended = Extended(after, done.L.low, turn)
     return Advanced(extended, ratios.after_layer(since, after.d, pivots), largest, step)
@@ -215,8 +228,10 @@ def _next_turn(step: Step, turn: Array, rows: Array, is_direction: Array) -> tup
             linearisation.matmul(jnp.abs(A), jnp.abs(B))
             for A, B in ((step.J, step.before.L), (step.L, step.R))
         )
-        sizes = of_J + of_R
-        rounded = (step.error * factors.sample(sizes) * sizes)[rows[:c]]
+        sizes = step.error * (of_J + of_R)
+        if step.uncertain is not None:
+            sizes += linearisation.matmul(step.uncertain, jnp.abs(step.before.L))
+        rounded = (factors.sample(sizes) * sizes)[rows[:c]]
         own = jax.lax.linalg.triangular_solve(
             step.L[rows[:c]], rounded, left_side=True, lower=True, unit_diagonal=True
         )

@@ -51,6 +51,7 @@ class Step(NamedTuple):
         L: `(width_k, c)`.
         R: `(c, r)`, upper trapezoidal.
         error: a scalar, the relative error of a term in those sums.
+        uncertain: what rounding may have put into J (`roundings.of_jacobian`), or None.
     """
 
     before: Factors
@@ -59,6 +60,7 @@ class Step(NamedTuple):
     L: Array
     R: Array
     error: Array
+    uncertain: Array | None
 
 
 def num_columns(num_directions: int, width: int) -> int:

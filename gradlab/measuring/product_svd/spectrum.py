@@ -27,9 +27,9 @@ class Spectrum(NamedTuple):
 
     Attributes:
         singular_values: `(num_depths, width_0)`, one exponent an entry; zero where a unit is dead
-            or the chain has been narrower.
+            or the chain has been narrower, nan where `lost`.
         lost: `(num_depths, width_0)`: the rank was lost other than by a row of zeros, so the true
-            value is zero or too small, beside the entries of one layer, to be known.
+            value is zero or too small, beside the rounding of one layer, to be known.
     """
 
     singular_values: Scaled
@@ -38,7 +38,7 @@ class Spectrum(NamedTuple):
     @property
     def log(self) -> Array:
         """`log sigma_i` (nats): minus infinity for an exact zero, nan where `lost`."""
-        return jnp.where(self.lost, jnp.nan, scaled.log_magnitude(self.singular_values))
+        return scaled.log_magnitude(self.singular_values)
 
 
 def singular_values(model: Model, x: Array, depths: Sequence[int]) -> Spectrum:
@@ -48,11 +48,8 @@ def singular_values(model: Model, x: Array, depths: Sequence[int]) -> Spectrum:
     values = jax.lax.map(
         lambda at_one: one_sided.singular_values(_column_scaled(at_one, x.size)[0]), factors
     )
-    # Zeros come last, and of those the ones that were lost are not known to be zero.
-    num_known = jnp.sum(factors.d.mantissa != 0, axis=1)
-    num_known, num_lost = (num[:, None] for num in (num_known, factors.num_lost))
-    index = jnp.arange(x.size)[None, :]
-    return Spectrum(values, (index >= num_known) & (index < num_known + num_lost))
+    lost = jax.vmap(_lost, (0, None))(factors, x.size)
+    return Spectrum(_unknown_where(lost, values), lost)
 
 
 def singular_vectors(model: Model, x: Array) -> Decomposition:
@@ -61,8 +58,24 @@ def singular_vectors(model: Model, x: Array) -> Decomposition:
     widths = chain.widths(model, x)
     factors = jax.tree.map(lambda leaf: leaf[0], padded)
     X, Q = _column_scaled(factors._replace(L=factors.L[: widths[-1]]), min(x.size, *widths))
-    decomposition = one_sided.svd(X)
-    return decomposition._replace(right=Q @ decomposition.right)
+    found = one_sided.svd(X)
+    values = found.singular_values
+    values = _unknown_where(_lost(factors, values.mantissa.size), values)
+    return found._replace(singular_values=values, right=Q @ found.right)
+
+
+def _lost(factors: Factors, num: int) -> Array:
+    """Which of `num` singular values are lost, `(num,)`: of the zeros, which come last, the first.
+
+    The others are known to be zero.
+    """
+    num_known = jnp.sum(factors.d.mantissa != 0)
+    index = jnp.arange(num)
+    return (index >= num_known) & (index < num_known + factors.num_lost)
+
+
+def _unknown_where(lost: Array, values: Scaled) -> Scaled:
+    return Scaled(jnp.where(lost, jnp.nan, values.mantissa), values.exponent)
 
 
 def _column_scaled(factors: Factors, num: int) -> tuple[Scaled, Array]:

@@ -14,7 +14,7 @@ from jax import Array
 
 from gradlab.arithmetic import scaled
 from gradlab.arithmetic.scaled import Scaled
-from gradlab.measuring import linearisation
+from gradlab.measuring import linearisation, roundings
 from gradlab.measuring.product_svd import elimination, factors, thresholds
 from gradlab.measuring.product_svd.elimination import PartiallyPivoted
 from gradlab.measuring.product_svd.factors import Factors, Step
@@ -49,7 +49,8 @@ def of_layer(layer: Layer, params: Any, z: Array, before: Factors) -> Trial:
     z_next, linear = linearisation.linearise(layer, params, z)
     found = elimination.partial_pivoting(linear.times(params, before.L))
     d, T = factors.scales(before.d, found.R, found.pivots)
-    error = error_estimate(found, before.d, T)
+    own = own_sizes(roundings.of_jacobian(linear, params), before.L)
+    error = error_estimate(found, before.d, T, own)
     return Trial(z_next, found.L, found.R, found.pivots, d, T, error)
 
 
@@ -62,14 +63,21 @@ def step(layer: Layer, params: Any, z: Array, before: Factors, trial: Trial) -> 
     """The step of the layer that was tried, from the state z."""
     error = jnp.asarray(scaled.eps(z.dtype), z.dtype)
     order = jnp.arange(len(before.U), dtype=jnp.int32)
-    _, J = linearisation.jacobian(layer, params, z)
-    return Step(before, order, J, trial.L, trial.R, error)
+    _, linear = linearisation.linearise(layer, params, z)
+    uncertain = roundings.of_jacobian(linear, params)
+    return Step(before, order, linear.jacobian(params), trial.L, trial.R, error, uncertain)
 
 
-def error_estimate(found: PartiallyPivoted, d: Scaled, T: Array) -> Array:
+def own_sizes(uncertain: Array | None, L: Array) -> Array | None:
+    """What the layer's own rounding may have put into every row of `J L`, `(width_k,)`."""
+    return None if uncertain is None else uncertain @ jnp.max(jnp.abs(L), axis=1)
+
+
+def error_estimate(found: PartiallyPivoted, d: Scaled, T: Array, own: Array | None = None) -> Array:
     """What an elimination in working precision adds to the error of a logarithm (nats).
 
-    Infinite where that cannot be told.
+    Infinite where that cannot be told, or where the layer's own rounding (`own_sizes`) may have
+    made a direction, which complete pivoting tells.
     """
     R, c, sizes = found.R, len(found.R), found.sizes
     was_direction, is_filled = d.mantissa != 0, sizes != 0
@@ -85,9 +93,11 @@ def error_estimate(found: PartiallyPivoted, d: Scaled, T: Array) -> Array:
     # a pattern give a fair sample of it.
     signs = jnp.asarray(np.random.default_rng(0).choice([-1, 1], size=c), R.dtype)
     square = jnp.where(is_complement[:, None], jnp.eye(c, dtype=R.dtype), R)
-    change = jax.lax.linalg.triangular_solve(
-        square, jnp.where(is_complement, 0, sizes * signs)[:, None], left_side=True
-    )
+
+    def change(sizes: Array) -> Array:
+        rows = jnp.where(is_complement, 0, sizes * signs)[:, None]
+        return jnp.max(jnp.abs(jax.lax.linalg.triangular_solve(square, rows, left_side=True)))
+
     largest, reach = jnp.max(sizes), 2.0 ** (scaled.largest_exponent(R.dtype) // 2)
     can_be_told = (
         (jnp.max(jnp.abs(T)) <= max(thresholds.LARGEST_MULTIPLIER, 2 * c))
@@ -95,7 +105,9 @@ def error_estimate(found: PartiallyPivoted, d: Scaled, T: Array) -> Array:
         & (largest > 1 / reach)
         & jnp.all(is_in_order)
     )
-    return jnp.where(can_be_told, scaled.eps(R.dtype) * jnp.max(jnp.abs(change)), jnp.inf)
+    if own is not None:
+        can_be_told &= change(own[found.rows[:c]]) <= elimination.refinable(R.dtype)
+    return jnp.where(can_be_told, scaled.eps(R.dtype) * change(sizes), jnp.inf)
 
 
 def _is_first(flags: Array) -> Array:

@@ -216,7 +216,7 @@ def _layers(reader: _Reader, names: Sequence[str], first: int) -> Iterator[Layer
         phi, activated = _activation(reader, pre)
         shape = reader.program.types[weight].shape
         yield Layer(
-            name=_slice_name(names[param - first], index),
+            name=slice_name(names[param - first], index),
             param=param - first,
             index=index,
             weight=weight,
@@ -259,7 +259,7 @@ def _start(step: Step, types: Sequence[Any]) -> int | None:
     return None
 
 
-def _slice_name(name: str, index: int | None) -> str:
+def slice_name(name: str, index: int | None) -> str:
     """A slice stands before the last word of a path: `blocks.weight` gives `blocks.3.weight`."""
     if index is None:
         return name

@@ -186,8 +186,8 @@ class _Writer:
 
 def _runner(eqn: Any) -> Callable[..., Sequence[Any]]:
     def run(*values: Any) -> Sequence[Any]:
-        functions, params = eqn.primitive.get_bind_params(eqn.params)
-        made = eqn.primitive.bind(*functions, *values, **params)
+        params = eqn.primitive.get_bind_params(eqn.params)
+        made = eqn.primitive.bind(*values, **params)
         return made if eqn.primitive.multiple_results else [made]
 
     return run

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -530,3 +530,19 @@ def function(layer: Layer) -> Callable[[Any], Any] | None:
         return values[layer.activated]  # type: ignore[index]
 
     return phi
+
+
+def phi_signature(layer: Layer, program: Program) -> Hashable:
+    """Equal for layers whose pre-activations go through the same steps in the same shape."""
+    numbers = {layer.pre: 0}
+    rows = []
+    for step in layer.phi:
+        inputs = [
+            numbers.get(one, -1) if isinstance(one, int) else str(one.value) for one in step.inputs
+        ]
+        for output in step.outputs:
+            numbers[output] = len(numbers)
+        rows.append((step.name, tuple(inputs), str(step.params.get("y", ""))))
+    kind = program.types[layer.pre]
+    inner = tuple(str(one) for step in layer.phi for one in inner_programs(step.params))
+    return tuple(rows), inner, kind.shape, str(kind.dtype), layer.fan_out, layer.activated is None

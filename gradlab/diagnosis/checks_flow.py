@@ -43,11 +43,12 @@ def gain(facts: Facts) -> Iterator[Verdict]:
         counted = run[1:-1] if has_output and len(run) > 3 else run[1:]
         before = run[: len(counted)]
         slopes = [_slope(facts, k) for k in before]
-        if not counted or any(math.isnan(s) for s in slopes):
+        if not counted or not all(s > 0 for s in slopes):  # no slope at all: `flat` says so
             continue
         sigma_w = [facts.sigma_w(k) for k in counted]
         total = laws.log_gain(sigma_w, slopes)
-        spare = facts.z * laws.gain_error([facts.layers[k].fan_in for k in counted])
+        spreads = [0.0 if s == 1 else facts.of_layer("spread", k) for k, s in zip(before, slopes, strict=True)]
+        spare = facts.z * laws.gain_error(spreads, [facts.layers[k].fan_in for k in counted])
         num = len(counted)
         allowed = math.exp((laws.DEPTH_SCALES + spare) / (2 * num))
         phi = facts.phis[run[0]] or "no activation"

@@ -104,7 +104,7 @@ def _against(
 def _level(weights: Weights) -> float:
     """The log of the root mean square of the entries."""
     size = math.hypot(weights.mean, weights.std)
-    return math.log(size) if size > 0 else -math.inf
+    return math.log(size) if size != 0 else -math.inf
 
 
 def _error(weights: Weights) -> float:
@@ -165,10 +165,15 @@ def relative_levels(facts: Facts) -> dict[str, float]:
             if len(rows) >= 2
         }
         if levels:
-            middle = float(np.median(list(levels.values())))
+            middle = max(levels.values(), key=lambda level: (_near(level, levels), level))
             relative = {role: level - middle for role, level in levels.items()}
-            fits.append((sum(abs(v) > laws.SAME / 2 for v in relative.values()), relative))
+            fits.append((len(levels) - _near(middle, levels), relative))
     return min(fits, key=lambda fit: fit[0])[1] if fits else {}
+
+
+def _near(level: float, levels: dict[str, float]) -> int:
+    """How many of some levels are this one."""
+    return sum(abs(other - level) < laws.SAME / 2 for other in levels.values())
 
 
 def scaled_matrix(facts: Facts) -> Iterator[Verdict]:
@@ -177,16 +182,14 @@ def scaled_matrix(facts: Facts) -> Iterator[Verdict]:
     for run in streams(facts.anatomy):
         if len(run) < 4:
             continue
-        residuals = [facts.anatomy.residuals[k] for k in run]
-        last = {starred(facts.layers[i].name) for r in residuals for i in r.last}
-        inner = {starred(facts.layers[i].name) for r in residuals for i in r.layers} - last
-        is_on_last = any(_is_depth_scaling(relative.get(role, 0.0), len(run)) for role in last)
-        factor = len(run) ** -0.5
-        for role in sorted(inner & set(relative)):
-            wrong = _is_depth_scaling(relative[role], len(run)) and not is_on_last
-            ratio = math.exp(relative[role])
-            moved = [changes.scale(role, 1 / ratio)]
-            moved += [changes.scale(name, ratio) for name in sorted(_partners(facts, residuals, role))]
+        num, factor = len(run), len(run) ** -0.5
+        for role, last in _inner_roles(facts, run).items():
+            if role not in relative:
+                continue
+            has = _is_depth_scaling(relative[role], num)
+            is_on_last = any(_is_depth_scaling(relative.get(other, 0.0), num) for other in last)
+            wrong, ratio = has and not is_on_last, math.exp(relative[role])
+            moved = [changes.scale(role, 1 / ratio), *(changes.scale(r, ratio) for r in last)]
             yield Verdict(
                 "scaled matrix",
                 role,
@@ -195,16 +198,19 @@ def scaled_matrix(facts: Facts) -> Iterator[Verdict]:
                 1 - laws.SAME,
                 math.inf,
                 f"Its matrices are {ratio:.3g} times the others, which is depth scaling for "
-                f"{len(run)} branches ({factor:.3g}), but they are not the last of their branch.",
+                f"{num} branches ({factor:.3g}), but they are not the last of their branch.",
                 tuple(moved) if wrong else (),
             )
 
 
-def _partners(facts: Facts, residuals: list, role: str) -> set[str]:  # type: ignore[type-arg]
-    """The roles that end the branches which a role is in."""
-    return {
-        starred(facts.layers[i].name)
-        for r in residuals
-        if role in {starred(facts.layers[j].name) for j in r.layers}
-        for i in r.last
-    }
+def _inner_roles(facts: Facts, run: list[int]) -> dict[str, list[str]]:
+    """The roles inside the branches of a stream, each to the roles that end those branches."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for k in run:
+        residual = facts.anatomy.residuals[k]
+        last = {starred(facts.layers[i].name) for i in residual.last}
+        for i in residual.layers:
+            role = starred(facts.layers[i].name)
+            if role not in last:
+                found[role] |= last
+    return {role: sorted(last) for role, last in sorted(found.items())}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from gradlab.diagnosis import checks_flow, checks_weights
 from gradlab.diagnosis.changes import Change
@@ -29,7 +30,7 @@ _OF_FLOW = (
     checks_flow.formats,
 )
 _ORDER = {name: k for k, name in enumerate(KINDS)}
-_MOST_CAUSES, _MOST_TRIALS = 5, 4
+_MOST_CAUSES, _MOST_TRIALS = 5, 8
 
 # `facts_of(changes, batch)`: facts of the changed model on the given batch (0) or another (1).
 FactsOf = Callable[[Sequence[Change], int], Facts]
@@ -157,15 +158,20 @@ def _tried(
     cause: Verdict, done: tuple[Change, ...], facts_of: FactsOf, first_bad: FirstBad
 ) -> tuple[Remedy, list[Verdict]] | None:
     """The remedy with the verdicts under it, or None unless it helps on both batches."""
-    trial = cause.changes
     before_facts = facts_of(done, 0)
-    for _ in range(_MOST_TRIALS):
+    trials: list[tuple[float, tuple[Change, ...], Facts, list[Verdict]]] = []
+    factor = 1.0
+    for _ in range(_MOST_TRIALS if cause.tune else 1):
+        trial = tuple(Change(c.call, c.pattern, c.value * factor) for c in cause.changes)
         facts = facts_of((*done, *trial), 0)
-        after = verdicts(facts, lambda: first_bad((*done, *trial)))  # noqa: B023
+        after = verdicts(facts, partial(first_bad, (*done, *trial)))
         now = _same(cause, after)
-        if not cause.tune or now is None or not now.measured > 0 or abs(math.log(now.measured)) < 1e-2:
+        trials.append((now.distance if now else 0.0, trial, facts, after))
+        factor = _next_factor(cause, trials)
+        if factor == 0:
             break
-        trial = tuple(Change(c.call, c.pattern, c.value / now.measured) for c in trial)
+    _, trial, facts, after = min(trials, key=lambda one: (one[0], _miss(cause, one[3])))
+    now = _same(cause, after)
     others = [
         _same(cause, verdicts(facts_of(changes, 1), lambda: None))
         for changes in (done, (*done, *trial))
@@ -186,6 +192,34 @@ def _tried(
         others[1].distance < others[0].distance or others[0].distance == 0
     )
     return (remedy, after) if helps and helps_other else None
+
+
+def _miss(cause: Verdict, found: Sequence[Verdict]) -> float:
+    """How far a finding's number is from what is expected of it, in nats."""
+    now = _same(cause, found)
+    if now is None or not now.measured > 0:
+        return math.inf
+    return abs(math.log(now.measured / cause.expected)) if cause.expected > 0 else now.measured
+
+
+def _next_factor(
+    cause: Verdict, trials: Sequence[tuple[float, tuple[Change, ...], Facts, list[Verdict]]]
+) -> float:
+    """What to multiply the first trial's factors by, by the secant rule in logs; 0 for no more."""
+    points = [(-math.log(cause.changes[0].value), math.log(cause.measured))] if cause.tune else []
+    for _, trial, _, after in trials:
+        now = _same(cause, after)
+        if not cause.tune or now is None or not 0 < now.measured < math.inf:
+            return 0.0
+        points.append((math.log(trial[0].value / cause.changes[0].value), math.log(now.measured)))
+    (x0, y0), (x1, y1) = points[-2:]
+    if abs(y1) < 1e-2 or y1 == y0:
+        return 0.0
+    below = max((p for p in points if p[1] <= 0), key=lambda p: p[1], default=None)
+    above = min((p for p in points if p[1] > 0), key=lambda p: p[1], default=None)
+    if below and above:  # bracketed: the secant cannot leave it
+        (x0, y0), (x1, y1) = below, above
+    return math.exp(x1 - y1 * (x1 - x0) / (y1 - y0))
 
 
 def _same(cause: Verdict, found: Sequence[Verdict]) -> Verdict | None:

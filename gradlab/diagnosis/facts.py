@@ -6,13 +6,14 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from gradlab.diagnosis import anatomy as anatomies
-from gradlab.diagnosis import laws
 from gradlab.diagnosis.anatomy import Anatomy, Layer, starred
 from gradlab.diagnosis.changes import Slices
 from gradlab.diagnosis.measures import Measured, Weights
@@ -103,28 +104,11 @@ def activation_names(anatomy: Anatomy) -> tuple[str, ...]:
     names = []
     for layer in anatomy.layers:
         kind = anatomy.program.types[layer.pre]
-        signature = (
-            tuple((step.name, str(step.inputs[1:])) for step in layer.phi)
-            if layer.activated is None
-            else _signature(layer, kind)
-        )
+        signature = anatomies.phi_signature(layer, anatomy.program)
         if signature not in known:
             known[signature] = _activation_name(layer, kind)
         names.append(known[signature])
     return tuple(names)
-
-
-def _signature(layer: Layer, kind: Any) -> Any:
-    numbers = {layer.pre: 0}
-    rows = []
-    for step in layer.phi:
-        inputs = [
-            numbers.get(one, -1) if isinstance(one, int) else str(one.value) for one in step.inputs
-        ]
-        for output in step.outputs:
-            numbers[output] = len(numbers)
-        rows.append((step.name, tuple(inputs), str(step.params.get("y", ""))))
-    return tuple(rows), kind.shape, str(kind.dtype)
 
 
 def _activation_name(layer: Layer, kind: Any) -> str:
@@ -135,15 +119,21 @@ def _activation_name(layer: Layer, kind: Any) -> str:
     for start in range(0, len(_GRID), max(math.prod(kind.shape), 1)):
         part = _GRID[start : start + math.prod(kind.shape)]
         filled = np.resize(part, kind.shape)
-        made = np.asarray(phi(jnp.asarray(filled, kind.dtype)), float).ravel()
+        made = np.asarray(jax.jit(phi)(jnp.asarray(filled, kind.dtype)), float).ravel()
         values.append(made[: len(part)])
     measured = np.concatenate(values)
     tolerance = 3e-3 if np.dtype(kind.dtype).itemsize >= 4 else 3e-2
-    for name, known in PHI.items():
-        expected = np.asarray(known(jnp.asarray(_GRID, jnp.float32)), float)
+    for name, expected in _known_values().items():
         if np.allclose(measured, expected, rtol=tolerance, atol=tolerance):
             return name
     return "?"
+
+
+@cache
+def _known_values() -> dict[str, np.ndarray]:
+    """The values of each activation of the table on the grid."""
+    made = jax.jit(lambda h: [phi(h) for phi in PHI.values()])(jnp.asarray(_GRID, jnp.float32))
+    return {name: np.asarray(x, float) for name, x in zip(PHI, made, strict=True)}
 
 
 def chains(anatomy: Anatomy) -> list[list[int]]:

@@ -50,9 +50,12 @@ def log_gain(sigma_w: Sequence[float], slopes: Sequence[float]) -> float:
         return float(np.sum(2 * np.log(sigma_w) + np.log(slopes)))
 
 
-def gain_error(widths: Sequence[int]) -> float:
-    """The standard deviation of that sum at finite width: 5/n a layer (Hanin and Nica 2020)."""
-    return math.sqrt(sum(5 / n for n in widths))
+def gain_error(spreads: Sequence[float], widths: Sequence[int]) -> float:
+    """The standard deviation of that sum over draws of the weights: each mean is of `width` units.
+
+    `spreads` are relative variances of phi'(h)², the same units on the whole batch (delta method).
+    """
+    return math.sqrt(sum(max(s, 0.0) / n for s, n in zip(spreads, widths, strict=True)))
 
 
 def scaled_growth(log_growth: float, num_branches: int) -> float:
@@ -120,10 +123,15 @@ def outliers(levels: Sequence[float], errors: Sequence[float], z: float) -> dict
     rows, errors_of = np.asarray(levels, float), np.asarray(errors, float)
     if len(rows) < 3:
         return {}
+    if np.isnan(rows).any():
+        return {}
+    empty = np.isneginf(rows)
+    if empty.sum() > 2 * len(rows) / 3:
+        return {int(k): -math.inf for k in np.flatnonzero(~empty)}
     best: dict[int, float] | None = None
     for law in _fits(rows):
-        off = np.abs(rows - law) > np.maximum(1.5 * z * errors_of, 1e-4)
-        found = {int(k): float(law[k]) for k in np.flatnonzero(off | np.isinf(rows))}
+        off = ~(np.abs(rows - law) <= np.maximum(1.5 * z * errors_of, 1e-4))
+        found = {int(k): float(law[k]) for k in np.flatnonzero(off)}
         if len(found) <= len(rows) / 3 and (best is None or len(found) < len(best)):
             best = found
     return {k: law for k, law in (best or {}).items() if not abs(rows[k] - law) <= SAME}

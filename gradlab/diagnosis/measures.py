@@ -6,6 +6,7 @@ arrives there. All lengths are logs of root mean squares, and of norms, which no
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +26,9 @@ Numbers = dict[str, np.ndarray]
 # Below this a logit is masked out, by -inf or by a large negative number.
 _MASKED = -1e4
 
+# Arrays of more entries are not put beside each other, which would copy them.
+_LARGE = 2**19
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -33,7 +37,7 @@ class Measured:
     Attributes:
         loss: of the batch.
         layers: by layer, `log_weight`, `log_state`, `log_pre` (log rms), `mean_pre`, `slope`
-            (mean phi'²), `flat` (share of units with phi' = 0 on the whole batch), `log_gradient`
+            (mean phi'²), `spread` (its relative variance), `flat` (share of units with phi' = 0 on the whole batch), `log_gradient`
             (log of the norm that arrives), `log_median` (of examples), `zeros` (share of entries
             of the gradient that are 0), `largest`.
         residuals: by residual sum, `log_stream`, `log_branch`, `log_total`, `log_gradient`.
@@ -87,23 +91,33 @@ def _pass(
     params = inputs[first : first + num]
     value, pull, seen = jax.vjp(loss, params, zeros, has_aux=True)
     by_params, by_states = pull(jnp.asarray(factor, value.dtype))
+    layers, residuals = anatomy.layers, anatomy.residuals
+    pres = [(seen[str(layer.pre)], by_states[str(layer.pre)]) for layer in layers]
+    kinds = [anatomies.phi_signature(layer, program) for layer in layers]
     return (
         value,
-        _stacked(_of_layer(layer, seen, by_states, batch_size) for layer in anatomy.layers),
-        _stacked(
-            {
-                "log_stream": log_rms(seen[str(r.stream)]),
-                "log_branch": log_rms(seen[str(r.branch)]),
-                "log_total": log_rms(seen[str(r.total)]),
-                "log_gradient": log_norm(by_states[str(r.total)]),
-            }
-            for r in anatomy.residuals
+        {
+            "log_weight": _logs([seen[str(layer.weight)] for layer in layers]),
+            "log_state": _logs([seen[str(layer.state)] for layer in layers]),
+            **_grouped(
+                lambda k, h, gradient: _of_layer(layers[k], h, gradient, batch_size), pres, kinds
+            ),
+        },
+        {
+            "log_stream": _logs([seen[str(r.stream)] for r in residuals]),
+            "log_branch": _logs([seen[str(r.branch)] for r in residuals]),
+            "log_total": _logs([seen[str(r.total)] for r in residuals]),
+            "log_gradient": _logs([by_states[str(r.total)] for r in residuals], log_norm),
+        },
+        _grouped(
+            lambda k, value: _of_softmax(value, anatomy.softmaxes[k].axes),
+            [(seen[str(s.value)],) for s in anatomy.softmaxes],
+            [s.axes for s in anatomy.softmaxes],
         ),
-        _stacked(_of_softmax(seen[str(s.value)], s.axes) for s in anatomy.softmaxes),
-        _stacked(_of_gradient(g) for g in by_params),
+        _grouped(lambda _, g: _of_gradient(g), [(g,) for g in by_params]),
         {
             k: jax.vmap(log_norm)(by_params[k])
-            for k in sorted({layer.param for layer in anatomy.layers if layer.index is not None})
+            for k in sorted({layer.param for layer in layers if layer.index is not None})
         },
     )
 
@@ -115,25 +129,44 @@ def _seen(anatomy: Anatomy) -> set[int]:
     return layers | sums | {s.value for s in anatomy.softmaxes}
 
 
-def _stacked(rows: Any) -> dict[str, Array]:
-    listed = list(rows)
-    if not listed:
+def _logs(arrays: Sequence[Array], function: Callable[[Array], Array] | None = None) -> Array:
+    """The log rms, or another number, of each array."""
+    chosen = function or log_rms
+    return _grouped(lambda _, x: {"x": chosen(x)}, [(x,) for x in arrays]).get("x", jnp.zeros(0))
+
+
+def _grouped(
+    function: Callable[..., dict[str, Array]],
+    rows: Sequence[tuple[Array, ...]],
+    kinds: Sequence[Any] | None = None,
+) -> dict[str, Array]:
+    """`function(k, *row)` of every row; those of one kind and shape at once, if they are small.
+
+    One program for alike layers is what keeps compilation short.
+    """
+    groups: dict[Any, list[int]] = defaultdict(list)
+    for k, row in enumerate(rows):
+        large = max(x.size for x in row) > _LARGE
+        shapes = tuple((x.shape, str(x.dtype)) for x in row)
+        groups[k if large else (kinds[k] if kinds else None, shapes)].append(k)
+    order = [k for members in groups.values() for k in members]
+    parts = []
+    for members in groups.values():
+        columns = [jnp.stack(column) for column in zip(*(rows[k] for k in members), strict=True)]
+        parts.append(jax.vmap(partial(function, members[0]))(*columns))
+    if not parts:
         return {}
-    return {key: jnp.stack([row[key] for row in listed]) for key in listed[0]}
+    back = np.argsort(order)
+    return {key: jnp.concatenate([part[key] for part in parts])[back] for key in parts[0]}
 
 
 def _of_layer(
-    layer: Layer, seen: dict[str, Array], gradients: dict[str, Array], batch_size: int | None
+    layer: Layer, h: Array, gradient: Array, batch_size: int | None
 ) -> dict[str, Array]:
-    h, gradient = seen[str(layer.pre)], gradients[str(layer.pre)]
-    slope, flat = _slopes(layer, h)
     return {
-        "log_weight": log_rms(seen[str(layer.weight)]),
-        "log_state": log_rms(seen[str(layer.state)]),
         "log_pre": log_rms(h),
         "mean_pre": jnp.mean(_wide(h)),
-        "slope": slope,
-        "flat": flat,
+        **_slopes(layer, h),
         "log_median": _median(gradient, batch_size),
         **_of_gradient(gradient),
     }
@@ -149,17 +182,24 @@ def _of_gradient(gradient: Array) -> dict[str, Array]:
     }
 
 
-def _slopes(layer: Layer, h: Array) -> tuple[Array, Array]:
-    """The mean of phi'(h)², and the share of units where it is 0 throughout; nan without a phi."""
+def _slopes(layer: Layer, h: Array) -> dict[str, Array]:
+    """The mean of phi'(h)², its relative variance, and the share of units where it is 0 throughout.
+
+    nan without a phi.
+    """
     phi = anatomies.function(layer)
     if phi is None:
-        nothing = jnp.full((), jnp.nan, _wide(h).dtype)
-        return nothing, nothing
+        return dict.fromkeys(("slope", "spread", "flat"), jnp.full((), jnp.nan, _wide(h).dtype))
     slope = _wide(jax.jvp(phi, (h,), (jnp.ones_like(h),))[1])
     axis = _unit_axis(layer, h.shape)
-    others = tuple(a for a in range(h.ndim) if a != axis)
-    flat = jnp.all(slope == 0, axis=others)
-    return jnp.mean(jnp.square(slope)), jnp.mean(flat, dtype=slope.dtype)
+    flat = jnp.all(slope == 0, axis=tuple(a for a in range(h.ndim) if a != axis))
+    mean = jnp.mean(jnp.square(slope))
+    fourth = jnp.mean(jnp.square(jnp.square(slope)))
+    return {
+        "slope": mean,
+        "spread": fourth / jnp.where(mean > 0, jnp.square(mean), 1) - 1,
+        "flat": jnp.mean(flat, dtype=slope.dtype),
+    }
 
 
 def _unit_axis(layer: Layer, shape: tuple[int, ...]) -> int:
@@ -265,7 +305,7 @@ def _entries(leaf: Array) -> Array:
             kurtosis,
             largest,
             jnp.mean(wide == 0, dtype=wide.dtype),
-            jnp.isfinite(largest).astype(wide.dtype),
+            (jnp.isfinite(largest) & jnp.isfinite(mean)).astype(wide.dtype),
             (_has_copies(wide) & (largest > 0)).astype(wide.dtype),
         ]
     )

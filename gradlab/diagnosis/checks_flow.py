@@ -10,7 +10,7 @@ import numpy as np
 
 from gradlab.diagnosis import changes, laws
 from gradlab.diagnosis.anatomy import Layer, starred
-from gradlab.diagnosis.checks_weights import relative_levels
+from gradlab.diagnosis.checks_weights import role_levels
 from gradlab.diagnosis.facts import Facts, chains, streams
 from gradlab.diagnosis.verdicts import Verdict
 
@@ -142,7 +142,7 @@ def saturated(facts: Facts) -> Iterator[Verdict]:
 
 def depth_scaling(facts: Facts) -> Iterator[Verdict]:
     """A residual stream that grows as it does where branches are not scaled by their number."""
-    relative = relative_levels(facts)
+    levels = role_levels(facts)
     for run in streams(facts.anatomy):
         residuals = [facts.anatomy.residuals[k] for k in run]
         if any(r.normed for r in residuals) or len(run) < 4:
@@ -150,23 +150,47 @@ def depth_scaling(facts: Facts) -> Iterator[Verdict]:
         numbers = facts.measured.residuals
         growth = 2 * float(numbers["log_total"][run[-1]] - numbers["log_stream"][run[0]])
         num = len(run)
-        roles = sorted({starred(facts.layers[i].name) for r in residuals for i in r.last})
-        has_it = any(relative.get(role, 0.0) < -math.log(num) / 4 for role in roles)
+        roles = [role for role in _last_roles(facts, run) if not _has_scaling(levels, *role, num)]
+        named = sorted(role for role, _ in roles)
         excess = growth - laws.scaled_growth(growth, num)
         ratio = math.exp(excess / 2) if excess < 1400 else math.inf
         factor = num**-0.5
         yield Verdict(
             "depth scaling",
-            ", ".join(roles),
-            1.0 if has_it else ratio,
+            ", ".join(named or sorted(role for role, _ in _last_roles(facts, run))),
+            ratio if named else 1.0,
             1.0,
             0.0,
             math.exp(laws.MOST_GROWTH / 2),
             f"Branches are not scaled by their number: over {num} of them the stream grows "
             f"{math.exp(min(growth / 2, 700)):.3g} times in length, {ratio:.2g} times more than with "
             f"1/√{num} on each branch's last matrix.",
-            tuple(changes.scale(role, factor) for role in roles),
+            tuple(changes.scale(role, factor) for role in named),
         )
+
+
+def _last_roles(facts: Facts, run: Sequence[int]) -> list[tuple[str, tuple[str, ...]]]:
+    """The roles that end the branches of a stream, each with the others of its branches."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for k in run:
+        residual = facts.anatomy.residuals[k]
+        roles = {starred(facts.layers[i].name) for i in residual.layers}
+        for i in residual.last:
+            found[starred(facts.layers[i].name)] |= roles
+    return [(role, tuple(sorted(others - {role}))) for role, others in found.items()]
+
+
+def _has_scaling(
+    levels: dict[str, tuple[float, float]], role: str, others: tuple[str, ...], num: int
+) -> bool:
+    """Whether a role's scale is below that of its branch's others by half of 1/√num, in logs.
+
+    By its standard deviation, and by √fan_in times that: either law may be the model's.
+    """
+    own, rest = levels.get(role), [levels[other] for other in others if other in levels]
+    if own is None or not rest:
+        return False
+    return all(own[i] < min(other[i] for other in rest) - math.log(num) / 4 for i in (0, 1))
 
 
 def norm_place(facts: Facts) -> Iterator[Verdict]:
@@ -198,43 +222,57 @@ def norm_place(facts: Facts) -> Iterator[Verdict]:
 # ---- logits
 
 
-def logits(facts: Facts) -> Iterator[Verdict]:
-    """Softmaxes that rest on one entry."""
+def attention_logits(facts: Facts) -> Iterator[Verdict]:
+    """Attention that rests on one state, by role."""
+    numbers = facts.measured.softmaxes
+    by_role: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for k, softmax in enumerate(facts.anatomy.softmaxes):
+        if softmax.use == "attention" and softmax.layers:
+            roles = dict.fromkeys(starred(facts.layers[i].name) for i in softmax.layers)
+            by_role[tuple(roles)].append(k)
+    for roles, members in by_role.items():
+        loads = [float(numbers["load"][k]) for k in members]
+        std = float(np.sqrt(np.mean(np.square([numbers["std"][k] for k in members]))))
+        length = int(max(numbers["length"][k] for k in members))
+        rows = float(min(numbers["rows"][k] for k in members))
+        frozen = sum(laws.saturation(load) > 1 for load in loads)
+        yield Verdict(
+            "attention logits",
+            roles[0],
+            laws.saturation(float(np.mean(loads))),
+            1 / math.sqrt(2 * math.log(max(length, 2))),
+            0.0,
+            1 + facts.z * math.sqrt(1 / (2 * max(rows, 1.0))),
+            f"Attention is frozen in {frozen} of {len(members)}: logits have a standard deviation "
+            f"of {std:.3g}, above √(2 log {length}), so that softmax rests on one entry and passes "
+            "hardly any gradient.",
+            tuple(changes.scale(role, (1 / std) ** (1 / max(len(roles), 2))) for role in roles)
+            if 0 < std < math.inf
+            else (),
+        )
+
+
+def output_logits(facts: Facts) -> Iterator[Verdict]:
+    """A classifier that is sure of what it does not know."""
     numbers = facts.measured.softmaxes
     for k, softmax in enumerate(facts.anatomy.softmaxes):
-        if softmax.use == "other" or not softmax.layers:
+        if softmax.use != "classifier" or not softmax.layers:
             continue
-        load, std = laws.saturation(numbers["load"][k]), float(numbers["std"][k])
+        load, std = laws.saturation(float(numbers["load"][k])), float(numbers["std"][k])
         length, rows = int(numbers["length"][k]), float(numbers["rows"][k])
-        high = 1 + facts.z * math.sqrt(1 / (2 * max(rows, 1.0)))
+        guess = math.log(max(length, 2))
         names = list(dict.fromkeys(facts.layers[i].name for i in softmax.layers))
-        if softmax.use == "attention":
-            yield Verdict(
-                "attention logits",
-                names[0],
-                load,
-                1 / math.sqrt(2 * math.log(max(length, 2))),
-                0.0,
-                high,
-                f"Attention is frozen: logits have a standard deviation of {std:.3g}, above "
-                f"√(2 log {length}), so that softmax rests on one entry and passes no gradient.",
-                tuple(changes.scale(name, (1 / std) ** (1 / len(names))) for name in names)
-                if std > 0
-                else (),
-            )
-        else:
-            guess = math.log(max(length, 2))
-            yield Verdict(
-                "output logits",
-                names[0],
-                load if facts.measured.loss > guess else min(load, 1.0),
-                1 / math.sqrt(2 * math.log(max(length, 2))),
-                0.0,
-                high,
-                f"Logits have a standard deviation of {std:.3g}, above √(2 log {length}): the loss "
-                f"is {facts.measured.loss:.3g}, a blind guess has {guess:.3g}.",
-                tuple(changes.scale(name, 1 / std) for name in names) if std > 0 else (),
-            )
+        yield Verdict(
+            "output logits",
+            names[0],
+            load if facts.measured.loss > guess else min(load, 1.0),
+            1 / math.sqrt(2 * guess),
+            0.0,
+            1 + facts.z * math.sqrt(1 / (2 * max(rows, 1.0))),
+            f"Logits have a standard deviation of {std:.3g}, above √(2 log {length}): the loss is "
+            f"{facts.measured.loss:.3g}, a blind guess has {guess:.3g}.",
+            tuple(changes.scale(name, 1 / std) for name in names) if 0 < std < math.inf else (),
+        )
 
 
 # ---- gradients

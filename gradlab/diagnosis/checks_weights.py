@@ -72,6 +72,8 @@ def alike(facts: Facts) -> Iterator[Verdict]:
         errors = [_error(facts.weights[name]) for name in names]
         found = laws.outliers(rows, errors, facts.z)
         for k, name in enumerate(names):
+            if math.isnan(rows[k]):
+                continue
             yield _against(facts, name, rows[k], found.get(k, rows[k]), errors[k], num_axes)
     yield from _whole_model(facts, told)
 
@@ -145,6 +147,20 @@ def _is_depth_scaling(log_ratio: float, num_branches: int) -> bool:
     """Whether a log ratio is that of 1/√n, for the branches, the blocks, or twice the branches."""
     usual = (num_branches, num_branches / 2, 2 * num_branches)
     return any(abs(log_ratio + math.log(n) / 2) < 0.05 for n in usual if n > 1)
+
+
+def role_levels(facts: Facts) -> dict[str, tuple[float, float]]:
+    """By role, the log of its matrices' standard deviation, and of √fan_in times it: medians."""
+    roles: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for layer in facts.layers:
+        weights = facts.weights.get(layer.name)
+        if weights is not None and weights.std > 0:
+            log = math.log(weights.std)
+            roles[starred(layer.name)].append((log, log + math.log(layer.fan_in) / 2))
+    return {
+        role: (median(a for a, _ in rows), median(b for _, b in rows))
+        for role, rows in roles.items()
+    }
 
 
 def relative_levels(facts: Facts) -> dict[str, float]:

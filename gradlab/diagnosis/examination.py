@@ -24,7 +24,8 @@ _OF_FLOW = (
     checks_flow.saturated,
     checks_flow.norm_place,
     checks_flow.depth_scaling,
-    checks_flow.logits,
+    checks_flow.attention_logits,
+    checks_flow.output_logits,
     checks_flow.no_gradient,
     checks_flow.gradient_jump,
     checks_flow.formats,
@@ -95,7 +96,8 @@ def verdicts(facts: Facts, first_bad: Callable[[], Verdict | None]) -> list[Verd
     """Every number held against its law, in the order of causes, each about one thing once."""
     found = [v for check in _OF_WEIGHTS for v in check(facts)]
     found += checks_flow.finite_gradients(facts)
-    if not math.isfinite(facts.measured.loss):
+    is_sick = any(v.kind == "not finite" and v.flagged for v in found)
+    if not math.isfinite(facts.measured.loss) and not is_sick:
         bad = first_bad()
         found += [bad] if bad is not None else []
     if not any(v.kind == "not finite" and v.flagged for v in found):

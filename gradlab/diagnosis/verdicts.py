@@ -41,6 +41,11 @@ KINDS = {
         ),
         Kind("saturated", "no activation is saturated", "mean phi'² over its maximum >= 1/100"),
         Kind(
+            "attention logits",
+            "attention is not frozen: logits lie below √(2 log length)",
+            "Derrida 1981",
+        ),
+        Kind(
             "norm place",
             "normalisation leaves the residual stream's gradient as it is",
             "|log of the gradient's ratio| <= 3: six depth scales of its square",
@@ -49,11 +54,6 @@ KINDS = {
             "depth scaling",
             "residual streams grow no more than depth scaling allows",
             "branches over √(their number): Radford et al. 2019",
-        ),
-        Kind(
-            "attention logits",
-            "attention is not frozen: logits lie below √(2 log length)",
-            "Derrida 1981",
         ),
         Kind(
             "output logits",

@@ -91,6 +91,8 @@ def _pass(
     params = inputs[first : first + num]
     value, pull, seen = jax.vjp(loss, params, zeros, has_aux=True)
     by_params, by_states = pull(jnp.asarray(factor, value.dtype))
+    # What is measured is not mixed with the model's own operations, which would compile for long.
+    seen, by_states, by_params = jax.lax.optimization_barrier((seen, by_states, by_params))
     layers, residuals = anatomy.layers, anatomy.residuals
     pres = [(seen[str(layer.pre)], by_states[str(layer.pre)]) for layer in layers]
     kinds = [anatomies.phi_signature(layer, program) for layer in layers]

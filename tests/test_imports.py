@@ -23,6 +23,7 @@ WINGS: dict[str, set[str]] = {
     "sweeping": {"running", "experiment"},
     "calibration": {"running", "experiment", "models"},
     "page": {"experiment"},
+    "diagnosis": {"measuring", "theory", "models", "page"},
 }
 OPEN_TO_ALL = {"errors", "lazy"}
 
@@ -81,6 +82,11 @@ ROOMS: dict[str, tuple[str, ...]] = {
         ),
     ),
     "calibration": ("workers", "rehearsal", "mutations", "power", "seeds", "__main__"),
+    "diagnosis": (
+        *("door", "program", "anatomy", "measures", "changes", "laws", "facts", "verdicts"),
+        *("checks_weights", "checks_flow", "examination", "report", "record", "singular", "audit"),
+        *("command",),
+    ),
     "page": (
         *(
             "numbers",

@@ -10,6 +10,15 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["anatomy", "changes", "door", "examination", "facts", "laws", "measures", "program"],
+    submodules=[
+        "anatomy",
+        "changes",
+        "door",
+        "examination",
+        "facts",
+        "laws",
+        "measures",
+        "program",
+    ],
     submod_attrs={"audit": ["Audit", "audit"]},
 )

@@ -165,9 +165,7 @@ class _Reader:
         return value
 
 
-def read(
-    program: Program, names: Sequence[str], first_param: int, data: set[int]
-) -> Anatomy:
+def read(program: Program, names: Sequence[str], first_param: int, data: set[int]) -> Anatomy:
     """The anatomy of a program whose parameters are the inputs from `first_param` on."""
     reader = _Reader(program, first_param, len(names), data)
     layers = list(_layers(reader, names, first_param))
@@ -308,11 +306,7 @@ def _activation(reader: _Reader, pre: int) -> tuple[tuple[Step, ...], int | None
         if all(v in inside or _is_number(reader, v) for v in step.reads):
             inside.update(step.outputs)
             steps.append(step)
-    used = [
-        v
-        for v in inside
-        if any(reader.program.steps[k] not in steps for k in reader.users[v])
-    ]
+    used = [v for v in inside if any(reader.program.steps[k] not in steps for k in reader.users[v])]
     if len(used) != 1 or used[0] == pre:
         return (), None
     (activated,) = used
@@ -382,7 +376,9 @@ def _residuals(reader: _Reader, place: dict[int, int]) -> Iterator[Residual]:
         inside = reader.before[branch] & ~reader.before[stream] & reader.linear
         layers = tuple(place[i] for i in _bits(inside))
         before = max((i for i in _bits(reader.before[stream]) if i in totals), default=None)
-        between = reader.before[stream] & ~(reader.before[totals[before]] if before is not None else 0)
+        between = reader.before[stream] & ~(
+            reader.before[totals[before]] if before is not None else 0
+        )
         yield Residual(
             stream=stream,
             branch=branch,

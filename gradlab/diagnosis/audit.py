@@ -121,9 +121,7 @@ class Audit:
     def what_if(self, *change: Change) -> WhatIf:
         """The changed model measured again, on the same batch: before and after."""
         after = self._facts_of(change, 0)
-        found = {
-            v.key: v for v in examination.verdicts(after, lambda: self._first_bad(change))
-        }
+        found = {v.key: v for v in examination.verdicts(after, lambda: self._first_bad(change))}
         rows = tuple(
             (v.kind, v.layer, v.measured, found[v.key].measured)
             for v in self._verdicts
@@ -207,7 +205,11 @@ class Audit:
             0.0,
             0.0,
             f"The first nan or inf comes out of `{made.name}`, "
-            + ("at this layer." if before and plan.anatomy.layers[len(before) - 1].step == step else "behind this layer."),
+            + (
+                "at this layer."
+                if before and plan.anatomy.layers[len(before) - 1].step == step
+                else "behind this layer."
+            ),
         )
 
 
@@ -252,7 +254,9 @@ def audit(
 
 def _plan(subject: door.Subject, arrays: list[Any], treedef: Any, loss: door.Loss) -> _Plan:
     """The plan of a structure, made once."""
-    kinds = tuple((np.shape(a), str(jnp.result_type(a))) for a in (*subject.params, *subject.rest, *arrays))
+    kinds = tuple(
+        (np.shape(a), str(jnp.result_type(a))) for a in (*subject.params, *subject.rest, *arrays)
+    )
     settings = (jax.config.jax_enable_x64, jax.config.jax_default_matmul_precision)
     key = (subject.structure, kinds, treedef, loss, settings)
     if key not in _PLANS:
@@ -317,5 +321,3 @@ def _permuted(leaf: Any, seed: int) -> Any:
         return leaf
     order = np.random.default_rng(seed).permutation(leaf.size)
     return leaf.ravel()[order].reshape(leaf.shape)
-
-

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
@@ -110,5 +110,3 @@ def _one(change: Change, seed: int, leaf: Array) -> Array:
         return jnp.full_like(leaf, change.value)
     drawn = change.value * jax.random.normal(jax.random.key(seed), leaf.shape, jnp.float32)
     return drawn.astype(leaf.dtype)
-
-

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from gradlab.diagnosis import changes, laws
-from gradlab.diagnosis.anatomy import Layer, starred
+from gradlab.diagnosis.anatomy import starred
 from gradlab.diagnosis.checks_weights import role_levels
 from gradlab.diagnosis.facts import Facts, chains, streams
 from gradlab.diagnosis.verdicts import Verdict
@@ -47,7 +47,10 @@ def gain(facts: Facts) -> Iterator[Verdict]:
             continue
         sigma_w = [facts.sigma_w(k) for k in counted]
         total = laws.log_gain(sigma_w, slopes)
-        spreads = [0.0 if s == 1 else facts.of_layer("spread", k) for k, s in zip(before, slopes, strict=True)]
+        spreads = [
+            0.0 if s == 1 else facts.of_layer("spread", k)
+            for k, s in zip(before, slopes, strict=True)
+        ]
         spare = facts.z * laws.gain_error(spreads, [facts.layers[k].fan_in for k in counted])
         num = len(counted)
         allowed = math.exp((laws.DEPTH_SCALES + spare) / (2 * num))
@@ -281,14 +284,16 @@ def output_logits(facts: Facts) -> Iterator[Verdict]:
 def no_gradient(facts: Facts) -> Iterator[Verdict]:
     """A parameter at which no gradient arrives, though it does at its alike, or it is drawn."""
     zero = {n for n in facts.weights if facts.log_gradient(n) == -math.inf}
-    zero_weights = any(w.std == 0 and w.mean == 0 and len(w.shape) > 1 for w in facts.weights.values())
+    zero_weights = any(
+        w.std == 0 and w.mean == 0 and len(w.shape) > 1 for w in facts.weights.values()
+    )
     for names in facts.alike().values():
         without = [n for n in names if n in zero]
         for name in names:
             weights = facts.weights[name]
             alone = len(without) < len(names) and len(without) <= len(names) / 3
             drawn = len(weights.shape) > 1 and weights.std > 0 and facts.is_used(name)
-            strange = name in zero and (alone and len(names) >= 3 or drawn and not zero_weights)
+            strange = name in zero and ((alone and len(names) >= 3) or (drawn and not zero_weights))
             yield Verdict(
                 "no gradient",
                 name,
@@ -297,7 +302,11 @@ def no_gradient(facts: Facts) -> Iterator[Verdict]:
                 0.0,
                 0.0,
                 "No gradient arrives at it"
-                + (", though the loss depends on it." if facts.is_used(name) else ": it is not used."),
+                + (
+                    ", though the loss depends on it."
+                    if facts.is_used(name)
+                    else ": it is not used."
+                ),
             )
 
 
@@ -363,5 +372,3 @@ def branch_share(facts: Facts, residual: int) -> float:
     """The length of a branch over that of its stream."""
     numbers = facts.measured.residuals
     return math.exp(float(numbers["log_branch"][residual] - numbers["log_stream"][residual]))
-
-

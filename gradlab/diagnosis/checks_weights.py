@@ -128,7 +128,11 @@ def _whole_model(facts: Facts, told: set[str]) -> Iterator[Verdict]:
     for power in (0.0, -0.5):
         level = {n: math.log(w.std) - power * math.log(by_name[n].fan_in) for n, w in rows.items()}
         middle = median(level.values()) if level else 0.0
-        off = {n: v - middle for n, v in level.items() if abs(v - middle) > 3 * _error(rows[n]) * facts.z}
+        off = {
+            n: v - middle
+            for n, v in level.items()
+            if abs(v - middle) > 3 * _error(rows[n]) * facts.z
+        }
         if len(off) <= len(rows) / 4 and (best is None or len(off) < len(best)):
             best = off
     for name, by in (best or {}).items():

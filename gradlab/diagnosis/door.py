@@ -123,15 +123,12 @@ def _of_tree(
     paths, treedef = jax.tree_util.tree_flatten_with_path(tree)
     leaves = [leaf for _, leaf in paths]
     place = [_kind(leaf) for leaf in leaves]
-    static = tuple(
-        None if kind else leaf for kind, leaf in zip(place, leaves, strict=True)
-    )
+    static = tuple(None if kind else leaf for kind, leaf in zip(place, leaves, strict=True))
 
     def build(params: Sequence[Any], rest: Sequence[Any]) -> Any:
         arrays = {"param": iter(params), "rest": iter(rest)}
         filled = [
-            next(arrays[kind]) if kind else leaf
-            for kind, leaf in zip(place, static, strict=True)
+            next(arrays[kind]) if kind else leaf for kind, leaf in zip(place, static, strict=True)
         ]
         return finish(jax.tree_util.tree_unflatten(treedef, filled))
 

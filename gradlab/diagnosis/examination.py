@@ -114,7 +114,9 @@ def _precedence(verdict: Verdict) -> int:
     return _ORDER[verdict.kind]
 
 
-def examined(facts_of: FactsOf, first_bad: FirstBad, is_late: Callable[[], bool]) -> Iterator[Finding]:
+def examined(
+    facts_of: FactsOf, first_bad: FirstBad, is_late: Callable[[], bool]
+) -> Iterator[Finding]:
     """The findings: causes first, each with those that vanish when it is remedied."""
     done: list[Change] = []
     facts = facts_of((), 0)
@@ -190,8 +192,10 @@ def _tried(
         facts.measured.loss,
     )
     helps = now is None or now.distance < cause.distance
-    helps_other = others[0] is None or others[1] is None or (
-        others[1].distance < others[0].distance or others[0].distance == 0
+    helps_other = (
+        others[0] is None
+        or others[1] is None
+        or (others[1].distance < others[0].distance or others[0].distance == 0)
     )
     return (remedy, after) if helps and helps_other else None
 

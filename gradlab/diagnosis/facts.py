@@ -68,11 +68,7 @@ class Facts:
 
     def alike(self) -> dict[tuple[str, tuple[int, ...]], list[str]]:
         """Names of parameters of one role and shape, and of biases behind one fan_in, in order."""
-        behind = {
-            name: layer.fan_in
-            for layer in self.layers
-            for name in self.bias_names(layer)
-        }
+        behind = {name: layer.fan_in for layer in self.layers for name in self.bias_names(layer)}
         groups: dict[tuple[str, tuple[int, ...]], list[str]] = defaultdict(list)
         for name, weights in self.weights.items():
             groups[starred(name), (*weights.shape, behind.get(name, 0))].append(name)
@@ -157,7 +153,9 @@ def chains(anatomy: Anatomy) -> list[list[int]]:
 def streams(anatomy: Anatomy) -> list[list[int]]:
     """Residual sums that follow one another along one stream, two or more, in order."""
     by_step = {r.total: k for k, r in enumerate(anatomy.residuals)}
-    following = {by_step[r.before]: k for k, r in enumerate(anatomy.residuals) if r.before in by_step}
+    following = {
+        by_step[r.before]: k for k, r in enumerate(anatomy.residuals) if r.before in by_step
+    }
     starts = [k for k, r in enumerate(anatomy.residuals) if r.before not in by_step]
     runs = []
     for start in starts:
@@ -178,10 +176,5 @@ def batch_size(leaves: Sequence[Any]) -> int | None:
 def num_tests(anatomy: Anatomy, slices: Slices) -> int:
     """How many numbers are held against a law."""
     return (
-        len(slices)
-        + 4 * len(anatomy.layers)
-        + 2 * len(anatomy.residuals)
-        + len(anatomy.softmaxes)
+        len(slices) + 4 * len(anatomy.layers) + 2 * len(anatomy.residuals) + len(anatomy.softmaxes)
     )
-
-

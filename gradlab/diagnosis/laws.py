@@ -145,9 +145,7 @@ def _fits(rows: np.ndarray) -> list[np.ndarray]:
     fits = [np.full(len(rows), median(rows[finite]))]
     if len(finite) >= 5:
         x = np.log1p(np.arange(len(rows)))
-        slopes = [
-            (rows[j] - rows[i]) / (x[j] - x[i]) for i in finite for j in finite if j > i
-        ]
+        slopes = [(rows[j] - rows[i]) / (x[j] - x[i]) for i in finite for j in finite if j > i]
         slope = median(slopes)
         fits.append(slope * x + median(rows[finite] - slope * x[finite]))
     return fits

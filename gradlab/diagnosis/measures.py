@@ -162,9 +162,7 @@ def _grouped(
     return {key: jnp.concatenate([part[key] for part in parts])[back] for key in parts[0]}
 
 
-def _of_layer(
-    layer: Layer, h: Array, gradient: Array, batch_size: int | None
-) -> dict[str, Array]:
+def _of_layer(layer: Layer, h: Array, gradient: Array, batch_size: int | None) -> dict[str, Array]:
     return {
         "log_pre": log_rms(h),
         "mean_pre": jnp.mean(_wide(h)),

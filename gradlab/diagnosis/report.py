@@ -166,7 +166,11 @@ def _table(audit: Any) -> Iterator[str]:
     left_out = 0
     for row in audit.layers:
         group = alike[starred(row.layer)]
-        if len(group) > _MOST_ALIKE and row.layer not in named and group.index(row) not in (0, len(group) - 1):
+        if (
+            len(group) > _MOST_ALIKE
+            and row.layer not in named
+            and group.index(row) not in (0, len(group) - 1)
+        ):
             left_out += 1
             continue
         yield _line(row.cells)

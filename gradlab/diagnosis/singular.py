@@ -82,7 +82,9 @@ def _place(names: list[str], name: str | None, default: int) -> int:
     if name is None:
         return default
     if name not in names:
-        raise BadInput(f'"{name}" is no layer; there are {", ".join(names[:4])}, ... ({len(names)}).')
+        raise BadInput(
+            f'"{name}" is no layer; there are {", ".join(names[:4])}, ... ({len(names)}).'
+        )
     return names.index(name)
 
 

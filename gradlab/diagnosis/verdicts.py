@@ -66,7 +66,9 @@ KINDS = {
             "alike layers get gradients of one size",
             "|log of their ratio| <= 6: twice six depth scales of the norm",
         ),
-        Kind("format", "no gradient leaves the range of its format", "smallest number of the format"),
+        Kind(
+            "format", "no gradient leaves the range of its format", "smallest number of the format"
+        ),
     )
 }
 

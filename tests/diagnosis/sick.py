@@ -175,9 +175,7 @@ def residual_mlp(depth: int, width: int) -> ResidualMLP:
     keys = iter(jax.random.split(jax.random.key(7), 4 * depth + 2))
 
     def linear(fan_out: int, scale: float) -> Any:
-        return drawn(
-            next(keys), eqx.nn.Linear(width, fan_out, key=next(keys)), scale * width**-0.5
-        )
+        return drawn(next(keys), eqx.nn.Linear(width, fan_out, key=next(keys)), scale * width**-0.5)
 
     blocks = [(linear(width, 2**0.5), linear(width, depth**-0.5)) for _ in range(depth)]
     return ResidualMLP(blocks, linear(10, 1.0), 1.0)
@@ -196,9 +194,7 @@ def healthy() -> dict[str, Callable[[], Case]]:
     """Models without a fault, by name."""
     return {
         "relu, He, 30": lambda: (mlp(30, 64), labelled(32, 64), classified),
-        "tanh, LeCun, 20": lambda: (
-            mlp(20, 64, jnp.tanh, 1.0), labelled(32, 64), classified
-        ),
+        "tanh, LeCun, 20": lambda: (mlp(20, 64, jnp.tanh, 1.0), labelled(32, 64), classified),
         "GPT-2, 2": lambda: (gpt(2, 32), tokens(), next_token),
         "GPT-2, 12": lambda: (gpt(12, 64), tokens(), next_token),
         "residual, 12": lambda: (residual_mlp(12, 64), labelled(32, 64), classified),
@@ -211,10 +207,14 @@ def faults() -> dict[str, Fault]:
     x64, lm = lambda: labelled(32, 64), tokens
     default = lambda depth: eqx.nn.MLP(64, 10, 64, depth, key=jax.random.key(1))
 
-    def mlp_fault(function: Callable[[Any], Any], where: Callable[[Any], Any]) -> Callable[[], Case]:
+    def mlp_fault(
+        function: Callable[[Any], Any], where: Callable[[Any], Any]
+    ) -> Callable[[], Case]:
         return lambda: (changed(relu(), where, function), x64(), classified)
 
-    def gpt_fault(function: Callable[[Any], Any], where: Callable[[Any], Any]) -> Callable[[], Case]:
+    def gpt_fault(
+        function: Callable[[Any], Any], where: Callable[[Any], Any]
+    ) -> Callable[[], Case]:
         return lambda: (changed(gpt12(), where, function), lm(), next_token)
 
     half = lambda tree: jax.tree.map(
@@ -222,63 +222,142 @@ def faults() -> dict[str, Fault]:
     )
     return {
         "GPT-2 without depth scaling, 8": (
-            lambda: (gpt(8, 64, scaled=False), lm(), next_token), "depth scaling", "*proj*"),
+            lambda: (gpt(8, 64, scaled=False), lm(), next_token),
+            "depth scaling",
+            "*proj*",
+        ),
         "GPT-2 without depth scaling, 12": (
-            lambda: (gpt(12, 64, scaled=False), lm(), next_token), "depth scaling", "*proj*"),
+            lambda: (gpt(12, 64, scaled=False), lm(), next_token),
+            "depth scaling",
+            "*proj*",
+        ),
         "GPT-2 without depth scaling, 24": (
-            lambda: (gpt(24, 32, scaled=False), lm(), next_token), "depth scaling", "*proj*"),
+            lambda: (gpt(24, 32, scaled=False), lm(), next_token),
+            "depth scaling",
+            "*proj*",
+        ),
         "PyTorch default, 30": (
-            lambda: (default(30), x64(), classified), "gain", "layers.*.weight"),
+            lambda: (default(30), x64(), classified),
+            "gain",
+            "layers.*.weight",
+        ),
         "PyTorch default, 60": (
-            lambda: (default(60), x64(), classified), "gain", "layers.*.weight"),
+            lambda: (default(60), x64(), classified),
+            "gain",
+            "layers.*.weight",
+        ),
         "Xavier with relu, 20": (
-            lambda: (mlp(20, 64, jax.nn.relu, 1.0), x64(), classified), "gain", "layers.*.weight"),
+            lambda: (mlp(20, 64, jax.nn.relu, 1.0), x64(), classified),
+            "gain",
+            "layers.*.weight",
+        ),
         "He with gelu, 40": (
-            lambda: (mlp(40, 64, jax.nn.gelu), x64(), classified), "gain", "layers.*.weight"),
+            lambda: (mlp(40, 64, jax.nn.gelu), x64(), classified),
+            "gain",
+            "layers.*.weight",
+        ),
         "tanh in chaos, 30": (
-            lambda: (mlp(30, 64, jnp.tanh, 2.0), x64(), classified), "gain", "layers.*.weight"),
+            lambda: (mlp(30, 64, jnp.tanh, 2.0), x64(), classified),
+            "gain",
+            "layers.*.weight",
+        ),
         "one layer 3 times too large": (
-            mlp_fault(lambda w: 3 * w, lambda m: m.layers[7].weight), "alike", "layers.7.weight"),
+            mlp_fault(lambda w: 3 * w, lambda m: m.layers[7].weight),
+            "alike",
+            "layers.7.weight",
+        ),
         "one layer 3 times too small": (
-            gpt_fault(lambda w: w / 3, lambda m: m.blocks[5].fc.weight), "alike", "blocks.5.fc.weight"),
+            gpt_fault(lambda w: w / 3, lambda m: m.blocks[5].fc.weight),
+            "alike",
+            "blocks.5.fc.weight",
+        ),
         "one norm's scale erased": (
-            gpt_fault(lambda w: 0 * w, lambda m: m.blocks[3].norm2.weight), "alike", "blocks.3.norm2.weight"),
+            gpt_fault(lambda w: 0 * w, lambda m: m.blocks[3].norm2.weight),
+            "alike",
+            "blocks.3.norm2.weight",
+        ),
         "a dead layer, by its bias": (
-            mlp_fault(lambda b: b - 30, lambda m: m.layers[4].bias), "alike", "layers.4.bias"),
+            mlp_fault(lambda b: b - 30, lambda m: m.layers[4].bias),
+            "alike",
+            "layers.4.bias",
+        ),
         "a dead layer, by its weights": (
-            mlp_fault(lambda w: 0 * w, lambda m: m.layers[4].weight), "alike", "layers.4.weight"),
+            mlp_fault(lambda w: 0 * w, lambda m: m.layers[4].weight),
+            "alike",
+            "layers.4.weight",
+        ),
         "a nan": (
             gpt_fault(lambda w: w.at[2, 3].set(jnp.nan), lambda m: m.blocks[6].attn.qkv.weight),
-            "not finite", "blocks.6.attn.qkv.weight"),
+            "not finite",
+            "blocks.6.attn.qkv.weight",
+        ),
         "bfloat16 underflow": (
-            lambda: (half(default(120)), half(x64()), classified), "gain", "layers.*.weight"),
+            lambda: (half(default(120)), half(x64()), classified),
+            "gain",
+            "layers.*.weight",
+        ),
         "copies": (
             gpt_fault(lambda w: jnp.broadcast_to(w[:1], w.shape), lambda m: m.blocks[2].fc.weight),
-            "copies", "blocks.2.fc.weight"),
+            "copies",
+            "blocks.2.fc.weight",
+        ),
         "tied weights not initialised": (
-            gpt_fault(lambda w: 50 * w, lambda m: m.embed), "output logits", "embed"),
+            gpt_fault(lambda w: 50 * w, lambda m: m.embed),
+            "output logits",
+            "embed",
+        ),
         "attention without its factor": (
             lambda: (
                 eqx.tree_at(
-                    lambda m: [b.attn.qkv.weight for b in m.blocks], gpt12(), replace_fn=lambda w: 20 * w
-                ), lm(), next_token), "attention logits", "blocks.*.attn.qkv.weight"),
+                    lambda m: [b.attn.qkv.weight for b in m.blocks],
+                    gpt12(),
+                    replace_fn=lambda w: 20 * w,
+                ),
+                lm(),
+                next_token,
+            ),
+            "attention logits",
+            "blocks.*.attn.qkv.weight",
+        ),
         "depth scaling on the wrong matrix": (
             lambda: (
                 eqx.tree_at(
-                    lambda m: [b.fc.weight for b in m.blocks] + [b.proj.weight for b in m.blocks], gpt12(),
-                    [b.fc.weight * 24**-0.5 for b in gpt12().blocks] + [b.proj.weight * 24**0.5 for b in gpt12().blocks],
-                ), lm(), next_token), "scaled matrix", "blocks.*.fc.weight"),
+                    lambda m: [b.fc.weight for b in m.blocks] + [b.proj.weight for b in m.blocks],
+                    gpt12(),
+                    [b.fc.weight * 24**-0.5 for b in gpt12().blocks]
+                    + [b.proj.weight * 24**0.5 for b in gpt12().blocks],
+                ),
+                lm(),
+                next_token,
+            ),
+            "scaled matrix",
+            "blocks.*.fc.weight",
+        ),
         "post-norm, 50": (
-            lambda: (gpt(25, 32, post=True, scaled=False, std=32**-0.5), lm(), next_token), "norm place", "*"),
+            lambda: (gpt(25, 32, post=True, scaled=False, std=32**-0.5), lm(), next_token),
+            "norm place",
+            "*",
+        ),
         "a saturated layer": (
             lambda: (
                 changed(mlp(4, 64, jnp.tanh, 1.0), lambda m: m.layers[2].weight, lambda w: 300 * w),
-                x64(), classified), "*", "layers.2.weight"),
+                x64(),
+                classified,
+            ),
+            "*",
+            "layers.2.weight",
+        ),
         "residual, branches not scaled": (
             lambda: (
                 eqx.tree_at(
-                    lambda m: [two.weight for _, two in m.blocks], residual_mlp(24, 64),
-                    replace_fn=lambda w: w * 24**0.5), x64(), classified), "depth scaling", "blocks.*"),
+                    lambda m: [two.weight for _, two in m.blocks],
+                    residual_mlp(24, 64),
+                    replace_fn=lambda w: w * 24**0.5,
+                ),
+                x64(),
+                classified,
+            ),
+            "depth scaling",
+            "blocks.*",
+        ),
     }
-
-

@@ -55,11 +55,19 @@ class Recurrent(eqx.Module):
 
 
 def equinox_gru() -> Case:
-    return Recurrent(eqx.nn.GRUCell(6, 16, key=KEY), eqx.nn.Linear(16, 10, key=KEY)), sequences(), classified
+    return (
+        Recurrent(eqx.nn.GRUCell(6, 16, key=KEY), eqx.nn.Linear(16, 10, key=KEY)),
+        sequences(),
+        classified,
+    )
 
 
 def equinox_lstm() -> Case:
-    return Recurrent(eqx.nn.LSTMCell(6, 16, key=KEY), eqx.nn.Linear(16, 10, key=KEY)), sequences(), classified
+    return (
+        Recurrent(eqx.nn.LSTMCell(6, 16, key=KEY), eqx.nn.Linear(16, 10, key=KEY)),
+        sequences(),
+        classified,
+    )
 
 
 def equinox_cnn() -> Case:
@@ -96,7 +104,11 @@ class Stacked(eqx.Module):
 
 def equinox_scanned() -> Case:
     make = eqx.filter_vmap(lambda key: eqx.nn.Linear(16, 16, key=key))
-    return Stacked(make(jax.random.split(KEY, 5)), eqx.nn.Linear(16, 10, key=KEY)), labelled(16, 16), classified
+    return (
+        Stacked(make(jax.random.split(KEY, 5)), eqx.nn.Linear(16, 10, key=KEY)),
+        labelled(16, 16),
+        classified,
+    )
 
 
 def flax_mlp() -> Case:
@@ -130,7 +142,10 @@ def flax_transformer() -> Case:
 
     class Block(nnx.Module):
         def __init__(self, width: int, rngs: Any) -> None:
-            self.norm1, self.norm2 = nnx.LayerNorm(width, rngs=rngs), nnx.LayerNorm(width, rngs=rngs)
+            self.norm1, self.norm2 = (
+                nnx.LayerNorm(width, rngs=rngs),
+                nnx.LayerNorm(width, rngs=rngs),
+            )
             self.attn = nnx.MultiHeadAttention(
                 num_heads=2, in_features=width, decode=False, rngs=rngs
             )
@@ -164,7 +179,14 @@ def equimo_vit() -> Case:
     from equimo.models.vit import VisionTransformer
 
     model = VisionTransformer(
-        img_size=16, in_channels=3, dim=32, patch_size=4, num_heads=2, depths=[3], num_classes=10, key=KEY
+        img_size=16,
+        in_channels=3,
+        dim=32,
+        patch_size=4,
+        num_heads=2,
+        depths=[3],
+        num_classes=10,
+        key=KEY,
     )
     keys = jax.random.split(KEY, 8)
 
@@ -249,8 +271,16 @@ def megalodon() -> Case:
     from megalodon_jax import MegalodonConfig, MegalodonForCausalLM
 
     config = MegalodonConfig(
-        vocab_size=64, model_dim=32, num_layers=3, num_heads=2, z_dim=16, value_dim=32,
-        ffn_hidden_dim=64, cema_ndim=4, chunk_size=16, norm_num_groups=4,
+        vocab_size=64,
+        model_dim=32,
+        num_layers=3,
+        num_heads=2,
+        z_dim=16,
+        value_dim=32,
+        ffn_hidden_dim=64,
+        cema_ndim=4,
+        chunk_size=16,
+        norm_num_groups=4,
     )
     model = MegalodonForCausalLM(config, key=KEY)
 
@@ -283,12 +313,25 @@ def penzai_llama() -> Case:
     from penzai.models.transformer.variants import llamalike_common as common
 
     config = common.LlamalikeTransformerConfig(
-        num_kv_heads=2, query_head_multiplier=1, embedding_dim=32, projection_dim=16,
-        mlp_hidden_dim=64, num_decoder_blocks=3, vocab_size=64, mlp_variant="swiglu",
-        tie_embedder_and_logits=False, rope_wavelength=10_000, rms_norm_eps=1e-6,
-        attention_type=common.AttentionTypeGlobalCausal(), use_post_attn_norm=False,
-        use_post_ffw_norm=False, final_logit_softcap=None, attn_logits_soft_cap=None,
-        query_scaling_factor="default", parameter_dtype=jnp.float32, activation_dtype=jnp.float32,
+        num_kv_heads=2,
+        query_head_multiplier=1,
+        embedding_dim=32,
+        projection_dim=16,
+        mlp_hidden_dim=64,
+        num_decoder_blocks=3,
+        vocab_size=64,
+        mlp_variant="swiglu",
+        tie_embedder_and_logits=False,
+        rope_wavelength=10_000,
+        rms_norm_eps=1e-6,
+        attention_type=common.AttentionTypeGlobalCausal(),
+        use_post_attn_norm=False,
+        use_post_ffw_norm=False,
+        final_logit_softcap=None,
+        attn_logits_soft_cap=None,
+        query_scaling_factor="default",
+        parameter_dtype=jnp.float32,
+        activation_dtype=jnp.float32,
     )
     model = common.build_llamalike_transformer(config, KEY)
     bare, params = pz.unbind_params(model)

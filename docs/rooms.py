@@ -19,7 +19,7 @@ START, END = "<!-- rooms -->", "<!-- end of rooms -->"
 
 # From the ground up: a wing imports only wings above it in this list.
 WINGS = (
-    *("arithmetic", "models", "measuring", "theory"),
+    *("arithmetic", "models", "measuring", "theory", "diagnosis"),
     *("experiment", "running", "sweeping", "calibration", "page"),
 )
 

@@ -44,5 +44,11 @@ from .sweeping.from_python import prune as prune
 from .sweeping.from_python import run as run
 from .sweeping.from_python import runs as runs
 from .sweeping.from_python import sweep as sweep
+from .diagnosis.audit import Audit as Audit
+from .diagnosis.audit import audit as audit
+from .diagnosis.changes import fill as fill
+from .diagnosis.changes import redraw as redraw
+from .diagnosis.changes import scale as scale
+from .diagnosis.changes import scale_loss as scale_loss
 
 __version__: str

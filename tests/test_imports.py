@@ -23,7 +23,8 @@ WINGS: dict[str, set[str]] = {
     "sweeping": {"running", "experiment"},
     "calibration": {"running", "experiment", "models"},
     "page": {"experiment"},
-    "__main__": {"experiment", "running", "page"},
+    "__main__": {"experiment", "running", "page", "diagnosis"},
+    "diagnosis": {"measuring", "theory", "models", "page"},
 }
 OPEN_TO_ALL = {"errors", "lazy"}
 
@@ -110,6 +111,11 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "power",
         "seeds",
         "__main__",
+    ),
+    "diagnosis": (
+        *("door", "program", "anatomy", "measures", "changes", "laws", "facts", "verdicts"),
+        *("checks_weights", "checks_flow", "examination", "report", "record", "singular", "audit"),
+        *("command",),
     ),
     "page": (
         *(

@@ -1,0 +1,323 @@
+"""The audit of a model: which layer, how bad, against which law, why, and what helps.
+
+`print(gl.audit(model, batch, loss))`. The loss is traced once for each structure; the model is then
+measured by one compiled pass, as often as remedies need it.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gradlab.diagnosis import (
+    anatomy,
+    changes,
+    door,
+    examination,
+    facts,
+    laws,
+    measures,
+    program,
+    record,
+    report,
+    singular,
+)
+from gradlab.diagnosis.changes import Change
+from gradlab.diagnosis.examination import Finding
+from gradlab.diagnosis.facts import Facts
+from gradlab.diagnosis.verdicts import KINDS, Verdict
+from gradlab.errors import BadInput
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What one structure of model, batch and loss needs once."""
+
+    anatomy: anatomy.Anatomy
+    slices: changes.Slices
+    phis: tuple[str, ...]
+    measure: Callable[..., measures.Measured]
+    z: float
+
+
+_PLANS: OrderedDict[Any, _Plan] = OrderedDict()
+_MOST_PLANS = 8
+
+
+@dataclass(frozen=True)
+class WhatIf:
+    """A changed model beside the one that was audited: verdicts before and after."""
+
+    changes: tuple[Change, ...]
+    loss_before: float
+    loss_after: float
+    rows: tuple[tuple[str, str, float, float], ...]
+
+    def __str__(self) -> str:
+        return report.what_if(self)
+
+
+class Audit:
+    """What `gl.audit` found. Printed, it is a table; the last expression of a cell shows it.
+
+    Attributes:
+        findings: causes first, each with what follows from it and the remedy that was measured.
+        fine: a sentence for each thing that was checked and is as it should be.
+        left_out: what could not be looked at.
+        loss: of the given batch.
+        layers: a row for each layer.
+    """
+
+    def __init__(
+        self, subject: door.Subject, plan: _Plan, batches: Sequence[Any], show: str, limit: float
+    ) -> None:
+        self._subject, self._plan, self._batches = subject, plan, batches
+        self._facts: dict[tuple[tuple[Change, ...], int], Facts] = {}
+        start = time.monotonic()
+        self._verdicts = examination.verdicts(self.facts, lambda: self._first_bad(()))
+        self.findings: list[Finding] = list(
+            examination.examined(
+                self._facts_of, self._first_bad, lambda: time.monotonic() - start > limit
+            )
+        )
+        self.left_out = list(dict.fromkeys(plan.anatomy.program.closed))
+        self._show = show
+
+    @cached_property
+    def facts(self) -> Facts:
+        """All numbers that the checks read."""
+        return self._facts_of((), 0)
+
+    @property
+    def loss(self) -> float:
+        """The loss of the given batch."""
+        return self.facts.measured.loss
+
+    @property
+    def fine(self) -> list[str]:
+        """What was checked and is as it should be, a sentence for each kind of check."""
+        counts = {
+            kind: sum(v.kind == kind for v in self._verdicts)
+            for kind in KINDS
+            if not any(v.kind == kind and v.flagged for v in self._verdicts)
+        }
+        return [f"{KINDS[k].fine} ({n})" for k, n in counts.items() if n]
+
+    @cached_property
+    def layers(self) -> list[report.Row]:
+        """A row for each layer, in the order of the program."""
+        return report.rows(self.facts, self._show)
+
+    def what_if(self, *change: Change) -> WhatIf:
+        """The changed model measured again, on the same batch: before and after."""
+        after = self._facts_of(change, 0)
+        found = {v.key: v for v in examination.verdicts(after, lambda: self._first_bad(change))}
+        rows = tuple(
+            (v.kind, v.layer, v.measured, found[v.key].measured)
+            for v in self._verdicts
+            if v.key in found and (v.flagged or found[v.key].flagged)
+        )
+        return WhatIf(change, self.loss, after.measured.loss, rows)
+
+    def top_singular_values(
+        self, k: int = 1, since: str | None = None, until: str | None = None
+    ) -> singular.Singular:
+        """The k largest singular values of the Jacobian from one layer's output to another's.
+
+        From the first layer to the last one if none is named; matrix-free, with an error bound.
+        """
+        return singular.top(self._plan.anatomy, self._inputs((), 0), k, since, until)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the audit as JSON (`gradlab/diagnosis/audit.schema.json`) or as an HTML page."""
+        path = Path(path)
+        text = report.page(self) if path.suffix in {".html", ".htm"} else record.text(self)
+        path.write_text(text)
+        return path
+
+    def compare(self, path: str | Path) -> record.Comparison:
+        """This audit beside a saved one: what is new, gone or worse; `.exit_code` for CI."""
+        return record.compared(self, path)
+
+    def __str__(self) -> str:
+        return report.text(self)
+
+    def __repr__(self) -> str:
+        return f"<audit of {len(self._plan.anatomy.layers)} layers: {len(self.findings)} findings>"
+
+    def _repr_html_(self) -> str:
+        return report.fragment(self)
+
+    # ---- measuring
+
+    def _params(self, change: Sequence[Change]) -> tuple[Any, ...]:
+        return changes.applied(change, self._plan.slices, self._subject.params)
+
+    def _inputs(self, change: Sequence[Change], batch: int) -> list[Any]:
+        constants = self._plan.anatomy.program.constants
+        return [*constants, *self._params(change), *self._subject.rest, *self._batches[batch]]
+
+    def _facts_of(self, change: Sequence[Change], batch: int) -> Facts:
+        key = tuple(change), batch
+        if key not in self._facts:
+            measured = self._plan.measure(self._inputs(change, batch), changes.loss_factor(change))
+            plan = self._plan
+            self._facts[key] = Facts(
+                plan.anatomy, plan.slices, self._weights(change), plan.phis, measured, plan.z
+            )
+        return self._facts[key]
+
+    def _weights(self, change: Sequence[Change]) -> dict[str, measures.Weights]:
+        slices, params = self._plan.slices, self._params(change)
+        stacked = {number for number, index in slices.values() if index is not None}
+        names = [n for n, (number, i) in slices.items() if i is not None or number not in stacked]
+        if not change:
+            return {name: measures.weights(_part(params, *slices[name])) for name in names}
+        known = dict(self._facts_of((), 0).weights)
+        fits = [c.pattern for c in change if c.call != "scale_loss"]
+        touched = {slices[n][0] for p in fits for n in changes.fitting(p, slices)}
+        again = [name for name in names if slices[name][0] in touched]
+        return known | {name: measures.weights(_part(params, *slices[name])) for name in again}
+
+    def _first_bad(self, change: Sequence[Change]) -> Verdict | None:
+        plan = self._plan
+        step = measures.first_not_finite(plan.anatomy.program, self._inputs(change, 0))
+        if step is None:
+            return None
+        made = plan.anatomy.program.steps[step]
+        before = [layer.name for layer in plan.anatomy.layers if layer.step <= step]
+        layer = before[-1] if before else "the input"
+        return Verdict(
+            "not finite",
+            layer,
+            1.0,
+            0.0,
+            0.0,
+            0.0,
+            f"The first nan or inf comes out of `{made.name}`, "
+            + (
+                "at this layer."
+                if before and plan.anatomy.layers[len(before) - 1].step == step
+                else "behind this layer."
+            ),
+        )
+
+
+def audit(
+    model: Any,
+    batch: Any,
+    loss: door.Loss,
+    *,
+    other: Any = None,
+    layers: str = "*",
+    seconds: float = math.inf,
+) -> Audit:
+    """The audit of a model.
+
+    Args:
+        model: an Equinox or Flax NNX module, `(params, function)` with `function(params, ...)`, a
+            list of callables, a `gl.chain.Chain`, or any pytree that `loss` knows what to do with.
+        batch: a pytree of arrays, as the loss takes it.
+        loss: `loss(model, batch)`: a number, or a tuple that starts with one.
+        other: another batch of the same shapes, on which remedies must help as well; if it is not
+            given, the entries of the first one, permuted.
+        layers: which layers the table shows, as a shell's pattern: `blocks.*`.
+        seconds: after so many, no further remedy is tried.
+
+    Raises:
+        BadInput: for a loss that is not a number, a batch of other shapes, or a model without
+            parameters.
+    """
+    door.check(model, loss)
+    subject = door.opened(model)
+    if not subject.params:
+        raise BadInput(
+            f"A {type(model).__name__} holds no array of floating point numbers to audit; "
+            "give a module, (params, function), a list of layers or a gl.chain.Chain."
+        )
+    leaves, treedef = jax.tree_util.tree_flatten(batch)
+    arrays = [_array(leaf) for leaf in leaves]
+    others = _others(other, treedef, arrays)
+    plan = _plan(subject, arrays, treedef, loss)
+    return Audit(subject, plan, (arrays, others), layers, seconds)
+
+
+def _plan(subject: door.Subject, arrays: list[Any], treedef: Any, loss: door.Loss) -> _Plan:
+    """The plan of a structure, made once."""
+    kinds = tuple(
+        (np.shape(a), str(jnp.result_type(a))) for a in (*subject.params, *subject.rest, *arrays)
+    )
+    settings = (jax.config.jax_enable_x64, jax.config.jax_default_matmul_precision)
+    key = (subject.structure, kinds, treedef, loss, settings)
+    if key not in _PLANS:
+        _PLANS[key] = _made(subject, arrays, treedef, loss)
+        if len(_PLANS) > _MOST_PLANS:
+            _PLANS.popitem(last=False)
+    _PLANS.move_to_end(key)
+    return _PLANS[key]
+
+
+def _made(subject: door.Subject, arrays: list[Any], treedef: Any, loss: door.Loss) -> _Plan:
+    def value(params: Any, rest: Any, leaves: Any) -> Any:
+        batch = jax.tree_util.tree_unflatten(treedef, leaves)
+        return door.scalar_loss(loss, subject.build(params, rest), batch)
+
+    traced = program.traced(value, list(subject.params), list(subject.rest), arrays)
+    first = len(traced.constants)
+    start = first + len(subject.params) + len(subject.rest)
+    data = set(range(start, traced.num_inputs))
+    if not any(v in data for step in traced.steps for v in step.reads):
+        data |= set(range(first))  # the batch came by the loss's closure
+    read = anatomy.read(traced, subject.names, first, data)
+    slices = facts.slices_of(read)
+    return _Plan(
+        read,
+        slices,
+        facts.activation_names(read),
+        measures.compiled(read, facts.batch_size(arrays)),
+        laws.quantile(facts.num_tests(read, slices)),
+    )
+
+
+def _array(leaf: Any) -> Any:
+    return leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf)
+
+
+def _part(params: Sequence[Any], number: int, index: int | None) -> Any:
+    return params[number] if index is None else params[number][index]
+
+
+def _others(other: Any, treedef: Any, arrays: list[Any]) -> list[Any]:
+    """Another batch: the one given, or the entries of the first permuted, its masks kept."""
+    if other is not None:
+        leaves, structure = jax.tree_util.tree_flatten(other)
+        given = [_array(leaf) for leaf in leaves]
+        if structure != treedef or [a.shape for a in given] != [a.shape for a in arrays]:
+            raise BadInput(
+                f"The other batch has shapes {[a.shape for a in given]}; it must have those of the "
+                f"first, {[a.shape for a in arrays]}."
+            )
+        return given
+    return [_permuted(leaf, seed) for seed, leaf in enumerate(arrays)]
+
+
+def _permuted(leaf: Any, seed: int) -> Any:
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.random.clone(leaf) if leaf.ndim else jax.random.fold_in(leaf, 1)
+    is_mask = leaf.dtype == bool or (
+        jnp.issubdtype(leaf.dtype, jnp.inexact) and not bool(jnp.all(jnp.isfinite(leaf)))
+    )
+    if is_mask or leaf.size < 2:
+        return leaf
+    order = np.random.default_rng(seed).permutation(leaf.size)
+    return leaf.ravel()[order].reshape(leaf.shape)

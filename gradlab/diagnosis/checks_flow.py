@@ -1,0 +1,374 @@
+"""Checks of what flows through a model: states forwards, gradients back, against theory."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from gradlab.diagnosis import changes, laws
+from gradlab.diagnosis.anatomy import starred
+from gradlab.diagnosis.checks_weights import role_levels
+from gradlab.diagnosis.facts import Facts, chains, streams
+from gradlab.diagnosis.verdicts import Verdict
+
+_SATURATING = {"tanh", "logistic", "erf", "softsign", "hard_tanh"}
+_LARGEST_SLOPE = {"logistic": 1 / 16, "erf": 4 / math.pi}
+_MOST_RATIO = laws.DEPTH_SCALES / 2  # of norms
+
+
+def finite_gradients(facts: Facts) -> Iterator[Verdict]:
+    """A gradient that is nan or inf where the loss is not: the last state before it is."""
+    gradients = facts.measured.layers.get("log_gradient", np.zeros(0))
+    bad = [k for k, g in enumerate(gradients) if math.isnan(g) or g == math.inf]
+    if math.isfinite(facts.measured.loss) and bad:
+        yield Verdict(
+            "not finite",
+            facts.layers[bad[-1]].name,
+            float(len(bad)),
+            0.0,
+            0.0,
+            0.0,
+            "The loss is finite, but the gradient that arrives at this layer's output is not: an "
+            "operation behind it has no finite derivative at this state (√ or log or a norm at 0).",
+        )
+
+
+def gain(facts: Facts) -> Iterator[Verdict]:
+    """Weights too small or too large for their activation: chi at realised scales, by chain."""
+    for run in chains(facts.anatomy):
+        has_output = facts.layers[run[-1]].activated is None
+        counted = run[1:-1] if has_output and len(run) > 3 else run[1:]
+        before = run[: len(counted)]
+        slopes = [_slope(facts, k) for k in before]
+        if not counted or not all(s > 0 for s in slopes):  # no slope at all: `flat` says so
+            continue
+        sigma_w = [facts.sigma_w(k) for k in counted]
+        total = laws.log_gain(sigma_w, slopes)
+        spreads = [
+            0.0 if s == 1 else facts.of_layer("spread", k)
+            for k, s in zip(before, slopes, strict=True)
+        ]
+        spare = facts.z * laws.gain_error(spreads, [facts.layers[k].fan_in for k in counted])
+        num = len(counted)
+        allowed = math.exp((laws.DEPTH_SCALES + spare) / (2 * num))
+        phi = facts.phis[run[0]] or "no activation"
+        size = "small" if total < 0 else "large"
+        per_layer = math.exp(total / (2 * num)) if math.isfinite(total) else math.nan
+        name = _common(facts, counted)
+        typical = math.exp(float(np.mean(np.log(np.maximum(sigma_w, 1e-300)))))
+        yield Verdict(
+            "gain",
+            name,
+            per_layer,
+            1.0,
+            1 / allowed,
+            allowed,
+            f"Weights are too {size} for {phi}: √fan_in times their standard deviation is "
+            f"{typical:.3g}, and each of {num} layers multiplies the gradient by {per_layer:.3g}.",
+            tuple(changes.scale(role, 1 / per_layer) for role in _roles(facts, counted))
+            if 0 < per_layer < math.inf
+            else (),
+            tune=True,
+        )
+
+
+def _slope(facts: Facts, k: int) -> float:
+    """E phi'² behind layer k; 1 where nothing is between it and the next layer."""
+    return 1.0 if facts.layers[k].activated is None else facts.of_layer("slope", k)
+
+
+def _common(facts: Facts, run: Sequence[int]) -> str:
+    roles = _roles(facts, run)
+    return roles[0] if len(roles) == 1 else facts.layers[run[0]].name
+
+
+def _roles(facts: Facts, run: Sequence[int]) -> list[str]:
+    """The roles of layers, each once, in order; a name where a role has one member."""
+    return list(dict.fromkeys(starred(facts.layers[k].name) for k in run))
+
+
+def flat(facts: Facts) -> Iterator[Verdict]:
+    """Units that have no slope on the whole batch: dead ones."""
+    for k, layer in enumerate(facts.layers):
+        share = facts.of_layer("flat", k)
+        if math.isnan(share):
+            continue
+        num = min(layer.fan_out, 10**6)
+        most = laws.most_flat(num, facts.z)
+        change = [changes.fill(name, 0.0) for name in facts.bias_names(layer)]
+        yield Verdict(
+            "flat",
+            layer.name,
+            share,
+            0.5,
+            0.0,
+            most if num > 4 * facts.z**2 or most < 1 else 1 - 1e-9 if num >= 16 else 1.0,
+            f"{share:.0%} of its units have no slope on any example of the batch"
+            + (": none passes a gradient." if share == 1 else "."),
+            tuple(change) if change else (changes.redraw(layer.name, layer.fan_in**-0.5),),
+        )
+
+
+def saturated(facts: Facts) -> Iterator[Verdict]:
+    """An activation that works where it has no slope left."""
+    for k, layer in enumerate(facts.layers):
+        if facts.phis[k] not in _SATURATING:
+            continue
+        share = facts.of_layer("slope", k) / _LARGEST_SLOPE.get(facts.phis[k], 1.0)
+        rms, mean = math.exp(facts.of_layer("log_pre", k)), abs(facts.of_layer("mean_pre", k))
+        biased = mean > 0.7 * rms and layer.biases
+        change = (
+            tuple(changes.fill(name, 0.0) for name in facts.bias_names(layer))
+            if biased
+            else (changes.scale(layer.name, 1 / rms),)
+            if 0 < rms < math.inf
+            else ()
+        )
+        yield Verdict(
+            "saturated",
+            layer.name,
+            share,
+            1.0,
+            0.01,
+            math.inf,
+            f"Its {facts.phis[k]} is saturated: pre-activations have a root mean square of "
+            f"{rms:.3g}, and the mean squared slope is {share:.2g} of the largest.",
+            change,
+        )
+
+
+# ---- residual streams
+
+
+def depth_scaling(facts: Facts) -> Iterator[Verdict]:
+    """A residual stream that grows as it does where branches are not scaled by their number."""
+    levels = role_levels(facts)
+    for run in streams(facts.anatomy):
+        residuals = [facts.anatomy.residuals[k] for k in run]
+        if any(r.normed for r in residuals) or len(run) < 4:
+            continue
+        numbers = facts.measured.residuals
+        growth = 2 * float(numbers["log_total"][run[-1]] - numbers["log_stream"][run[0]])
+        num = len(run)
+        roles = [role for role in _last_roles(facts, run) if not _has_scaling(levels, *role, num)]
+        named = sorted(role for role, _ in roles)
+        excess = growth - laws.scaled_growth(growth, num)
+        ratio = math.exp(excess / 2) if excess < 1400 else math.inf
+        factor = num**-0.5
+        yield Verdict(
+            "depth scaling",
+            ", ".join(named or sorted(role for role, _ in _last_roles(facts, run))),
+            ratio if named else 1.0,
+            1.0,
+            0.0,
+            math.exp(laws.MOST_GROWTH / 2),
+            f"Branches are not scaled by their number: over {num} of them the stream grows "
+            f"{math.exp(min(growth / 2, 700)):.3g} times in length, {ratio:.2g} times more than with "
+            f"1/√{num} on each branch's last matrix.",
+            tuple(changes.scale(role, factor) for role in named),
+        )
+
+
+def _last_roles(facts: Facts, run: Sequence[int]) -> list[tuple[str, tuple[str, ...]]]:
+    """The roles that end the branches of a stream, each with the others of its branches."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for k in run:
+        residual = facts.anatomy.residuals[k]
+        roles = {starred(facts.layers[i].name) for i in residual.layers}
+        for i in residual.last:
+            found[starred(facts.layers[i].name)] |= roles
+    return [(role, tuple(sorted(others - {role}))) for role, others in found.items()]
+
+
+def _has_scaling(
+    levels: dict[str, tuple[float, float]], role: str, others: tuple[str, ...], num: int
+) -> bool:
+    """Whether a role's scale is below that of its branch's others by half of 1/√num, in logs.
+
+    By its standard deviation, and by √fan_in times that: either law may be the model's.
+    """
+    own, rest = levels.get(role), [levels[other] for other in others if other in levels]
+    if own is None or not rest:
+        return False
+    return all(own[i] < min(other[i] for other in rest) - math.log(num) / 4 for i in (0, 1))
+
+
+def norm_place(facts: Facts) -> Iterator[Verdict]:
+    """Norms on the stream itself (post-norm), through which the gradient changes with depth."""
+    for run in streams(facts.anatomy):
+        residuals = [facts.anatomy.residuals[k] for k in run]
+        if sum(r.normed for r in residuals) < len(run) / 2:
+            continue
+        gradients = facts.measured.residuals["log_gradient"]
+        # A norm's scale belongs to one place of the stream: gradients are compared behind norms.
+        ratio = float(gradients[run[0]] - gradients[run[-1]])
+        allowed = math.exp(_MOST_RATIO)
+        roles = sorted({starred(facts.layers[i].name) for r in residuals for i in r.last})
+        measured = math.exp(ratio) if abs(ratio) < 700 else (0.0 if ratio < 0 else math.inf)
+        yield Verdict(
+            "norm place",
+            ", ".join(roles),
+            measured,
+            1.0,
+            1 / allowed,
+            allowed,
+            f"Norms stand on the stream, behind each of {len(run)} sums: the gradient at the first "
+            f"is {measured:.3g} times that at the last. Put each norm in front of its branch; as "
+            "the model is, smaller branches help.",
+            tuple(changes.scale(role, 1 / len(run)) for role in roles),
+        )
+
+
+# ---- logits
+
+
+def attention_logits(facts: Facts) -> Iterator[Verdict]:
+    """Attention that rests on one state, by role."""
+    numbers = facts.measured.softmaxes
+    by_role: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for k, softmax in enumerate(facts.anatomy.softmaxes):
+        if softmax.use == "attention" and softmax.layers:
+            roles = dict.fromkeys(starred(facts.layers[i].name) for i in softmax.layers)
+            by_role[tuple(roles)].append(k)
+    for roles, members in by_role.items():
+        loads = [float(numbers["load"][k]) for k in members]
+        std = float(np.sqrt(np.mean(np.square([numbers["std"][k] for k in members]))))
+        length = int(max(numbers["length"][k] for k in members))
+        rows = float(min(numbers["rows"][k] for k in members))
+        frozen = sum(laws.saturation(load) > 1 for load in loads)
+        yield Verdict(
+            "attention logits",
+            roles[0],
+            laws.saturation(float(np.mean(loads))),
+            1 / math.sqrt(2 * math.log(max(length, 2))),
+            0.0,
+            1 + facts.z * math.sqrt(1 / (2 * max(rows, 1.0))),
+            f"Attention is frozen in {frozen} of {len(members)}: logits have a standard deviation "
+            f"of {std:.3g}, above √(2 log {length}), so that softmax rests on one entry and passes "
+            "hardly any gradient.",
+            tuple(changes.scale(role, (1 / std) ** (1 / max(len(roles), 2))) for role in roles)
+            if 0 < std < math.inf
+            else (),
+        )
+
+
+def output_logits(facts: Facts) -> Iterator[Verdict]:
+    """A classifier that is sure of what it does not know."""
+    numbers = facts.measured.softmaxes
+    for k, softmax in enumerate(facts.anatomy.softmaxes):
+        if softmax.use != "classifier" or not softmax.layers:
+            continue
+        load, std = laws.saturation(float(numbers["load"][k])), float(numbers["std"][k])
+        length, rows = int(numbers["length"][k]), float(numbers["rows"][k])
+        guess = math.log(max(length, 2))
+        names = list(dict.fromkeys(facts.layers[i].name for i in softmax.layers))
+        yield Verdict(
+            "output logits",
+            names[0],
+            load if facts.measured.loss > guess else min(load, 1.0),
+            1 / math.sqrt(2 * guess),
+            0.0,
+            1 + facts.z * math.sqrt(1 / (2 * max(rows, 1.0))),
+            f"Logits have a standard deviation of {std:.3g}, above √(2 log {length}): the loss is "
+            f"{facts.measured.loss:.3g}, a blind guess has {guess:.3g}.",
+            tuple(changes.scale(name, 1 / std) for name in names) if 0 < std < math.inf else (),
+        )
+
+
+# ---- gradients
+
+
+def no_gradient(facts: Facts) -> Iterator[Verdict]:
+    """A parameter at which no gradient arrives, though it does at its alike, or it is drawn."""
+    zero = {n for n in facts.weights if facts.log_gradient(n) == -math.inf}
+    zero_weights = any(
+        w.std == 0 and w.mean == 0 and len(w.shape) > 1 for w in facts.weights.values()
+    )
+    for names in facts.alike().values():
+        without = [n for n in names if n in zero]
+        for name in names:
+            weights = facts.weights[name]
+            alone = len(without) < len(names) and len(without) <= len(names) / 3
+            drawn = len(weights.shape) > 1 and weights.std > 0 and facts.is_used(name)
+            strange = name in zero and ((alone and len(names) >= 3) or (drawn and not zero_weights))
+            yield Verdict(
+                "no gradient",
+                name,
+                float(strange),
+                0.0,
+                0.0,
+                0.0,
+                "No gradient arrives at it"
+                + (
+                    ", though the loss depends on it."
+                    if facts.is_used(name)
+                    else ": it is not used."
+                ),
+            )
+
+
+def gradient_jump(facts: Facts) -> Iterator[Verdict]:
+    """Gradients that differ a lot between alike layers, at the place where they differ most."""
+    groups: dict[str, list[int]] = defaultdict(list)
+    for k, layer in enumerate(facts.layers):
+        groups[starred(layer.name)].append(k)
+    for role, members in groups.items():
+        if len(members) < 3 or len({facts.layers[k].name for k in members}) < 3:
+            continue
+        rows = np.array([facts.of_layer("log_gradient", k) for k in members])
+        finite = rows[np.isfinite(rows)]
+        if len(finite) < 3:
+            continue
+        ratio = float(finite.max() - finite.min())
+        at = int(np.nanargmax(np.abs(np.diff(rows)))) if np.isfinite(rows).all() else 0
+        yield Verdict(
+            "gradient",
+            role,
+            math.exp(min(ratio, 700)),
+            1.0,
+            0.0,
+            math.exp(laws.DEPTH_SCALES),
+            f"The gradient that arrives differs {math.exp(min(ratio, 700)):.3g} times between "
+            f"layers of this role, most behind {facts.layers[members[at]].name}.",
+        )
+
+
+def formats(facts: Facts) -> Iterator[Verdict]:
+    """Gradients below the smallest number of their format, with the depth where they fall below."""
+    types = facts.anatomy.program.types
+    by_type: dict[str, list[int]] = defaultdict(list)
+    for k, layer in enumerate(facts.layers):
+        by_type[str(types[layer.pre].dtype)].append(k)
+    for dtype, members in by_type.items():
+        tiny = laws.smallest(dtype)
+        below = [k for k in members if _root_mean_square(facts, k) < tiny]
+        lost = len(below) / len(members)
+        first = max(below, default=members[0])
+        largest = max((_root_mean_square(facts, k) for k in members), default=1.0)
+        factor = 2.0 ** round(math.log2(1e-2 / largest)) if 0 < largest < 1e-2 else 2.0**10
+        yield Verdict(
+            "format",
+            facts.layers[first].name,
+            lost,
+            0.0,
+            0.0,
+            0.0,
+            f"Counted from the loss, from layer {len(members) - members.index(first)} of "
+            f"{len(members)} on the gradient is below {tiny:.1g}, the smallest number of {dtype}.",
+            (changes.scale_loss(factor),),
+        )
+
+
+def _root_mean_square(facts: Facts, k: int) -> float:
+    size = math.prod(facts.anatomy.program.types[facts.layers[k].pre].shape)
+    log = facts.of_layer("log_gradient", k) - math.log(max(size, 1)) / 2
+    return math.exp(log) if log < 700 else math.inf
+
+
+def branch_share(facts: Facts, residual: int) -> float:
+    """The length of a branch over that of its stream."""
+    numbers = facts.measured.residuals
+    return math.exp(float(numbers["log_branch"][residual] - numbers["log_stream"][residual]))

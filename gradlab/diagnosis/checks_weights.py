@@ -1,0 +1,236 @@
+"""Checks of weights against the laws that they are drawn by, before anything flows through them."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator
+from statistics import median
+
+import numpy as np
+
+from gradlab.diagnosis import changes, laws
+from gradlab.diagnosis.anatomy import starred
+from gradlab.diagnosis.facts import Facts, streams
+from gradlab.diagnosis.measures import Weights
+from gradlab.diagnosis.verdicts import Verdict
+
+
+def finite_weights(facts: Facts) -> Iterator[Verdict]:
+    """A weight that is nan or inf."""
+    groups = {name: alike for alike in facts.alike().values() for name in alike}
+    for name, weights in facts.weights.items():
+        others = [facts.weights[n] for n in groups[name] if facts.weights[n].finite]
+        yield Verdict(
+            "not finite",
+            name,
+            float(not weights.finite),
+            0.0,
+            0.0,
+            0.0,
+            "It holds an entry that is nan or inf.",
+            (_redrawn(name, others),) if not weights.finite else (),
+        )
+
+
+def _redrawn(name: str, others: list[Weights]) -> changes.Change:
+    """The change that gives a parameter the law of its alike, or LeCun's."""
+    if others and len({(w.mean, w.std) for w in others}) == 1 and others[0].std == 0:
+        return changes.fill(name, others[0].mean)
+    if others:
+        return changes.redraw(name, median(w.std for w in others))
+    return changes.fill(name, 0.0)
+
+
+def copies(facts: Facts) -> Iterator[Verdict]:
+    """Units that are copies of each other get one gradient, and stay copies."""
+    for layer in facts.layers:
+        weights = facts.weights.get(layer.name)
+        if weights is None or min(weights.shape, default=0) < 2 or len(weights.shape) < 2:
+            continue
+        yield Verdict(
+            "copies",
+            layer.name,
+            float(weights.copies),
+            0.0,
+            0.0,
+            0.0,
+            "Its units have equal weights, so they get equal gradients and stay one unit.",
+            (changes.redraw(layer.name, layer.fan_in**-0.5),),
+        )
+
+
+def alike(facts: Facts) -> Iterator[Verdict]:
+    """A layer whose weights have another size than those of all its alike."""
+    told = set()
+    for names in facts.alike().values():
+        if len(names) < 3:
+            continue
+        num_axes = len(facts.weights[names[0]].shape)
+        told |= set(names)
+        rows = [_level(facts.weights[name]) for name in names]
+        errors = [_error(facts.weights[name]) for name in names]
+        found = laws.outliers(rows, errors, facts.z)
+        for k, name in enumerate(names):
+            if math.isnan(rows[k]):
+                continue
+            yield _against(facts, name, rows[k], found.get(k, rows[k]), errors[k], num_axes)
+    yield from _whole_model(facts, told)
+
+
+def _against(
+    facts: Facts, name: str, level: float, law: float, error: float, num_axes: int
+) -> Verdict:
+    measured, expected = math.exp(level), math.exp(law)
+    width = max(1.5 * facts.z * error, laws.SAME)
+    change: tuple[changes.Change, ...] = ()
+    if level != law:
+        if measured == 0 and num_axes >= 2:
+            change = (changes.redraw(name, expected),)
+        elif measured == 0 or expected == 0:
+            change = (changes.fill(name, expected),)
+        else:
+            change = (changes.scale(name, expected / measured),)
+    return Verdict(
+        "alike",
+        name,
+        measured,
+        expected,
+        expected * math.exp(-width),
+        expected * math.exp(width),
+        f"Its entries have a root mean square of {measured:.3g}, those of its alike {expected:.3g}.",
+        change,
+    )
+
+
+def _level(weights: Weights) -> float:
+    """The log of the root mean square of the entries."""
+    size = math.hypot(weights.mean, weights.std)
+    return math.log(size) if size != 0 else -math.inf
+
+
+def _error(weights: Weights) -> float:
+    """Its standard error, by sampling and by a 16-bit format's rounding at most."""
+    return laws.standard_error(weights.kurtosis if weights.std > 0 else 1.0, weights.size) + 1e-5
+
+
+def _whole_model(facts: Facts, told: set[str]) -> Iterator[Verdict]:
+    """Matrices without alike ones, where all others of the model keep one law.
+
+    The first and the last matrix, and any that keeps a usual law, may have a law of their own.
+    """
+    inner = [layer for layer in facts.layers[1:-1] if layer.name in facts.weights]
+    by_name = {layer.name: layer for layer in inner if facts.weights[layer.name].size >= 64}
+    if len(by_name) < 4:
+        return
+    rows = {name: facts.weights[name] for name in by_name if facts.weights[name].std > 0}
+    best: dict[str, float] | None = None
+    for power in (0.0, -0.5):
+        level = {n: math.log(w.std) - power * math.log(by_name[n].fan_in) for n, w in rows.items()}
+        middle = median(level.values()) if level else 0.0
+        off = {
+            n: v - middle
+            for n, v in level.items()
+            if abs(v - middle) > 3 * _error(rows[n]) * facts.z
+        }
+        if len(off) <= len(rows) / 4 and (best is None or len(off) < len(best)):
+            best = off
+    for name, by in (best or {}).items():
+        weights, layer = rows[name], by_name[name]
+        usual = laws.named_draw(
+            weights.std, weights.kurtosis, weights.size, (layer.fan_in, layer.fan_out), facts.z
+        )
+        scaled = any(_is_depth_scaling(by, len(run)) for run in streams(facts.anatomy))
+        if name not in told and not usual and not scaled and abs(by) > laws.SAME:
+            yield _against(
+                facts, name, math.log(weights.std), math.log(weights.std) - by, _error(weights), 2
+            )
+
+
+def _is_depth_scaling(log_ratio: float, num_branches: int) -> bool:
+    """Whether a log ratio is that of 1/√n, for the branches, the blocks, or twice the branches."""
+    usual = (num_branches, num_branches / 2, 2 * num_branches)
+    return any(abs(log_ratio + math.log(n) / 2) < 0.05 for n in usual if n > 1)
+
+
+def role_levels(facts: Facts) -> dict[str, tuple[float, float]]:
+    """By role, the log of its matrices' standard deviation, and of √fan_in times it: medians."""
+    roles: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for layer in facts.layers:
+        weights = facts.weights.get(layer.name)
+        if weights is not None and weights.std > 0:
+            log = math.log(weights.std)
+            roles[starred(layer.name)].append((log, log + math.log(layer.fan_in) / 2))
+    return {
+        role: (median(a for a, _ in rows), median(b for _, b in rows))
+        for role, rows in roles.items()
+    }
+
+
+def relative_levels(facts: Facts) -> dict[str, float]:
+    """By role, the log scale of its matrices less the model's own: that of most of its roles.
+
+    The model's law is a constant or one over √fan_in, whichever leaves fewer roles beside it.
+    """
+    roles: dict[str, list[tuple[float, int]]] = defaultdict(list)
+    for layer in facts.layers:
+        weights = facts.weights.get(layer.name)
+        if weights is not None and weights.std > 0:
+            roles[starred(layer.name)].append((math.log(weights.std), layer.fan_in))
+    fits = []
+    for power in (0.0, -0.5):
+        levels = {
+            role: float(np.median([level - power * math.log(fan) for level, fan in rows]))
+            for role, rows in roles.items()
+            if len(rows) >= 2
+        }
+        if levels:
+            middle = max(levels.values(), key=lambda level: (_near(level, levels), level))
+            relative = {role: level - middle for role, level in levels.items()}
+            fits.append((len(levels) - _near(middle, levels), relative))
+    return min(fits, key=lambda fit: fit[0])[1] if fits else {}
+
+
+def _near(level: float, levels: dict[str, float]) -> int:
+    """How many of some levels are this one."""
+    return sum(abs(other - level) < laws.SAME / 2 for other in levels.values())
+
+
+def scaled_matrix(facts: Facts) -> Iterator[Verdict]:
+    """Depth scaling on a matrix that is not its branch's last one, which has none."""
+    relative = relative_levels(facts)
+    for run in streams(facts.anatomy):
+        if len(run) < 4:
+            continue
+        num, factor = len(run), len(run) ** -0.5
+        for role, last in _inner_roles(facts, run).items():
+            if role not in relative:
+                continue
+            has = _is_depth_scaling(relative[role], num)
+            is_on_last = any(_is_depth_scaling(relative.get(other, 0.0), num) for other in last)
+            wrong, ratio = has and not is_on_last, math.exp(relative[role])
+            moved = [changes.scale(role, 1 / ratio), *(changes.scale(r, ratio) for r in last)]
+            yield Verdict(
+                "scaled matrix",
+                role,
+                ratio if wrong else 1.0,
+                1.0,
+                1 - laws.SAME,
+                math.inf,
+                f"Its matrices are {ratio:.3g} times the others, which is depth scaling for "
+                f"{num} branches ({factor:.3g}), but they are not the last of their branch.",
+                tuple(moved) if wrong else (),
+            )
+
+
+def _inner_roles(facts: Facts, run: list[int]) -> dict[str, list[str]]:
+    """The roles inside the branches of a stream, each to the roles that end those branches."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for k in run:
+        residual = facts.anatomy.residuals[k]
+        last = {starred(facts.layers[i].name) for i in residual.last}
+        for i in residual.layers:
+            role = starred(facts.layers[i].name)
+            if role not in last:
+                found[role] |= last
+    return {role: sorted(last) for role, last in sorted(found.items())}

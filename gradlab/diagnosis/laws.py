@@ -1,0 +1,167 @@
+"""The laws that a healthy model keeps, each with its source, and the intervals that chance allows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist, median
+
+import numpy as np
+
+FALSE_ALARMS = 0.01
+"""How often chance may give a healthy model a finding: for the whole audit, all checks together."""
+
+DEPTH_SCALES = 6.0
+"""Schoenholz et al. 2017, figure 5: a network trains where its depth is at most six depth scales
+1/|log chi_1| of the mean squared gradient."""
+
+MOST_GROWTH = math.log(4)
+"""A residual stream may be twice as long as depth scaling would leave it: then each block has half
+of its share in the sum."""
+
+SAME = 0.1
+"""Two scales that differ by less than 10 % are one law: by less than any two laws' own (truncated
+at two sigma or not: 12 %)."""
+
+
+def quantile(num_tests: int) -> float:
+    """Standard errors that none of `num_tests` exceeds but for a share FALSE_ALARMS of audits."""
+    return NormalDist().inv_cdf(1 - FALSE_ALARMS / (2 * max(num_tests, 1)))
+
+
+def standard_error(kurtosis: float, size: int) -> float:
+    """That of the log of a standard deviation estimated from `size` draws: the delta method."""
+    return math.sqrt(max(kurtosis - 1, 0.0) / (4 * max(size, 1)))
+
+
+def most_flat(num_units: int, z: float) -> float:
+    """The largest share of units without a slope: a half, of a binomial distribution.
+
+    With weights that are as often negative as positive a unit's h is negative on the first example
+    with probability 1/2, so on all of a batch with no more.
+    """
+    return min(1.0, 0.5 + z / (2 * math.sqrt(max(num_units, 1))))
+
+
+def log_gain(sigma_w: Sequence[float], slopes: Sequence[float]) -> float:
+    """`sum log chi`, chi = sigma_w² E phi'(h)²: Poole et al. 2016, section 3, at realised scales."""
+    with np.errstate(divide="ignore"):
+        return float(np.sum(2 * np.log(sigma_w) + np.log(slopes)))
+
+
+def gain_error(spreads: Sequence[float], widths: Sequence[int]) -> float:
+    """The standard deviation of that sum over draws of the weights: each mean is of `width` units.
+
+    `spreads` are relative variances of phi'(h)², the same units on the whole batch (delta method).
+    """
+    return math.sqrt(sum(max(s, 0.0) / n for s, n in zip(spreads, widths, strict=True)))
+
+
+def scaled_growth(log_growth: float, num_branches: int) -> float:
+    """The log growth of a stream's mean square were each of its branches over √num_branches.
+
+    Radford et al. 2019, section 2.3. Branches add their mean squares (Taki 2017).
+    """
+    if log_growth > 500:  # every branch multiplies
+        return log_growth / num_branches
+    return math.log1p(math.expm1(max(log_growth, 0.0)) / num_branches)
+
+
+# ---- the laws that weights are drawn from
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A law of weights: the standard deviation that it gives a matrix."""
+
+    name: str
+    std: float
+
+
+def draws(fan_in: int, fan_out: int) -> tuple[Draw, ...]:
+    """The standard deviations of the usual laws."""
+    fan = 1 / math.sqrt(fan_in)
+    return (
+        Draw("LeCun", fan),
+        Draw("He", math.sqrt(2) * fan),
+        Draw("Glorot", math.sqrt(2 / (fan_in + fan_out))),
+        Draw("PyTorch default", fan / math.sqrt(3)),
+        Draw("He, fan out", math.sqrt(2 / fan_out)),
+        Draw("0.02", 0.02),
+        Draw("0.02, truncated", 0.02 * 0.87962566),
+    )
+
+
+def named_draw(std: float, kurtosis: float, size: int, fans: tuple[int, int], z: float) -> str:
+    """The name of the law that a standard deviation is one of, within its error, or ''."""
+    if std == 0:
+        return "0"
+    error = z * standard_error(kurtosis, size) + 1e-3
+    near = [d for d in draws(*fans) if abs(math.log(std / d.std)) < error]
+    return min(near, key=lambda d: abs(math.log(std / d.std))).name if near else ""
+
+
+def shape_of(kurtosis: float, size: int, z: float) -> str:
+    """The distribution that has this kurtosis within its sampling error, or ''."""
+    known = (("normal", 3.0, 24.0), ("uniform", 1.8, 3.84), ("truncated", 2.3655, 6.0))
+    for name, value, variance in known:
+        if abs(kurtosis - value) < z * math.sqrt(variance / max(size, 1)) + 0.02:
+            return name
+    return ""
+
+
+# ---- alike layers
+
+
+def outliers(levels: Sequence[float], errors: Sequence[float], z: float) -> dict[int, float]:
+    """Members whose log scale is not that of their alike, to the log scale that it should be.
+
+    The others must keep one law within their errors: a constant, or a power of the depth (as
+    1/√layer is). Where more than a third do not, there is no law to keep, as in a trained model.
+    """
+    rows, errors_of = np.asarray(levels, float), np.asarray(errors, float)
+    if len(rows) < 3:
+        return {}
+    if np.isnan(rows).any():
+        return {}
+    empty = np.isneginf(rows)
+    if empty.sum() > 2 * len(rows) / 3:
+        return {int(k): -math.inf for k in np.flatnonzero(~empty)}
+    best: dict[int, float] | None = None
+    for law in _fits(rows):
+        off = ~(np.abs(rows - law) <= np.maximum(1.5 * z * errors_of, 1e-4))
+        found = {int(k): float(law[k]) for k in np.flatnonzero(off)}
+        if len(found) <= len(rows) / 3 and (best is None or len(found) < len(best)):
+            best = found
+    return {k: law for k, law in (best or {}).items() if not abs(rows[k] - law) <= SAME}
+
+
+def _fits(rows: np.ndarray) -> list[np.ndarray]:
+    """A constant, and a power of the depth by the median of slopes (Theil 1950)."""
+    finite = np.flatnonzero(np.isfinite(rows))
+    if len(finite) < 2:
+        return []
+    fits = [np.full(len(rows), median(rows[finite]))]
+    if len(finite) >= 5:
+        x = np.log1p(np.arange(len(rows)))
+        slopes = [(rows[j] - rows[i]) / (x[j] - x[i]) for i in finite for j in finite if j > i]
+        slope = median(slopes)
+        fits.append(slope * x + median(rows[finite] - slope * x[finite]))
+    return fits
+
+
+def saturation(load: float) -> float:
+    """The standard deviation of logits in units of √(2 log n): Derrida 1981.
+
+    Of n independent normal logits softmax puts a finite share on the largest one above 1.
+    """
+    return math.sqrt(max(load, 0.0))
+
+
+def smallest(dtype: object) -> float:
+    """The smallest number that a format holds apart from 0 as XLA computes with it."""
+    info = np.finfo(np.float16) if str(dtype) == "float16" else None
+    if info is not None:
+        return float(info.smallest_subnormal)
+    return 2.0**-1022 if str(dtype) == "float64" else 2.0**-126

@@ -1,0 +1,349 @@
+"""What is measured: one forward and one backward pass, of which only small numbers are kept.
+
+A zero is added to each state that is watched; the derivative by that zero is the gradient that
+arrives there. All lengths are logs of root mean squares, and of norms, which no format limits.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from gradlab.diagnosis import anatomy as anatomies
+from gradlab.diagnosis.anatomy import Anatomy, Layer
+from gradlab.diagnosis.program import Program, evaluate
+
+Numbers = dict[str, np.ndarray]
+
+# Below this a logit is masked out, by -inf or by a large negative number.
+_MASKED = -1e4
+
+# Arrays of more entries are not put beside each other, which would copy them.
+_LARGE = 2**19
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The numbers of one pass.
+
+    Attributes:
+        loss: of the batch.
+        layers: by layer, `log_weight`, `log_state`, `log_pre` (log rms), `mean_pre`, `slope`
+            (mean phi'²), `spread` (its relative variance), `flat` (share of units with phi' = 0 on the whole batch), `log_gradient`
+            (log of the norm that arrives), `log_median` (of examples), `zeros` (share of entries
+            of the gradient that are 0), `largest`.
+        residuals: by residual sum, `log_stream`, `log_branch`, `log_total`, `log_gradient`.
+        softmaxes: by softmax, `load` (mean variance of a row over 2 log of its length), `std`,
+            `length`.
+        params: by parameter, `log_gradient`, `zeros`, `largest`; by slice where stacked, in
+            `slices`.
+    """
+
+    loss: float
+    layers: Numbers
+    residuals: Numbers
+    softmaxes: Numbers
+    params: Numbers
+    slices: dict[int, np.ndarray]
+
+
+def compiled(anatomy: Anatomy, batch_size: int | None) -> Callable[..., Measured]:
+    """`measure(inputs, factor)`: the numbers of a pass, the loss being multiplied by `factor`."""
+    run = jax.jit(partial(_pass, anatomy, batch_size))
+
+    def measure(inputs: Sequence[Any], factor: float = 1.0) -> Measured:
+        loss, *rest = jax.device_get(run(list(inputs), factor))
+        return Measured(float(loss), *rest)
+
+    return measure
+
+
+def _pass(
+    anatomy: Anatomy, batch_size: int | None, inputs: list[Any], factor: Array
+) -> tuple[Any, ...]:
+    program, num = anatomy.program, len(anatomy.names)
+    first = anatomy.first_param
+    watched = {layer.pre for layer in anatomy.layers} | {r.total for r in anatomy.residuals}
+    kept = watched | _seen(anatomy)
+    zeros = {str(v): jnp.zeros(program.types[v].shape, program.types[v].dtype) for v in watched}
+
+    def loss(params: Sequence[Any], zeros: dict[str, Array]) -> tuple[Array, dict[str, Any]]:
+        seen: dict[str, Any] = {}
+
+        def at(number: int, value: Any) -> Any:
+            if number in watched:
+                value = value + zeros[str(number)]
+            if number in kept:
+                seen[str(number)] = value
+            return value
+
+        value = evaluate(program, [*inputs[:first], *params, *inputs[first + num :]], at)
+        return jnp.asarray(value), seen
+
+    params = inputs[first : first + num]
+    value, pull, seen = jax.vjp(loss, params, zeros, has_aux=True)
+    by_params, by_states = pull(jnp.asarray(factor, value.dtype))
+    # What is measured is not mixed with the model's own operations, which would compile for long.
+    seen, by_states, by_params = jax.lax.optimization_barrier((seen, by_states, by_params))
+    layers, residuals = anatomy.layers, anatomy.residuals
+    pres = [(seen[str(layer.pre)], by_states[str(layer.pre)]) for layer in layers]
+    kinds = [anatomies.phi_signature(layer, program) for layer in layers]
+    return (
+        value,
+        {
+            "log_weight": _logs([seen[str(layer.weight)] for layer in layers]),
+            "log_state": _logs([seen[str(layer.state)] for layer in layers]),
+            **_grouped(
+                lambda k, h, gradient: _of_layer(layers[k], h, gradient, batch_size), pres, kinds
+            ),
+        },
+        {
+            "log_stream": _logs([seen[str(r.stream)] for r in residuals]),
+            "log_branch": _logs([seen[str(r.branch)] for r in residuals]),
+            "log_total": _logs([seen[str(r.total)] for r in residuals]),
+            "log_gradient": _logs([by_states[str(r.total)] for r in residuals], log_norm),
+        },
+        _grouped(
+            lambda k, value: _of_softmax(value, anatomy.softmaxes[k].axes),
+            [(seen[str(s.value)],) for s in anatomy.softmaxes],
+            [s.axes for s in anatomy.softmaxes],
+        ),
+        _grouped(lambda _, g: _of_gradient(g), [(g,) for g in by_params]),
+        {
+            k: jax.vmap(log_norm)(by_params[k])
+            for k in sorted({layer.param for layer in layers if layer.index is not None})
+        },
+    )
+
+
+def _seen(anatomy: Anatomy) -> set[int]:
+    """The values whose numbers are wanted."""
+    layers = {v for layer in anatomy.layers for v in (layer.weight, layer.state)}
+    sums = {v for r in anatomy.residuals for v in (r.stream, r.branch)}
+    return layers | sums | {s.value for s in anatomy.softmaxes}
+
+
+def _logs(arrays: Sequence[Array], function: Callable[[Array], Array] | None = None) -> Array:
+    """The log rms, or another number, of each array."""
+    chosen = function or log_rms
+    return _grouped(lambda _, x: {"x": chosen(x)}, [(x,) for x in arrays]).get("x", jnp.zeros(0))
+
+
+def _grouped(
+    function: Callable[..., dict[str, Array]],
+    rows: Sequence[tuple[Array, ...]],
+    kinds: Sequence[Any] | None = None,
+) -> dict[str, Array]:
+    """`function(k, *row)` of every row; those of one kind and shape at once, if they are small.
+
+    One program for alike layers is what keeps compilation short.
+    """
+    groups: dict[Any, list[int]] = defaultdict(list)
+    for k, row in enumerate(rows):
+        large = max(x.size for x in row) > _LARGE
+        shapes = tuple((x.shape, str(x.dtype)) for x in row)
+        groups[k if large else (kinds[k] if kinds else None, shapes)].append(k)
+    order = [k for members in groups.values() for k in members]
+    parts = []
+    for members in groups.values():
+        columns = [jnp.stack(column) for column in zip(*(rows[k] for k in members), strict=True)]
+        parts.append(jax.vmap(partial(function, members[0]))(*columns))
+    if not parts:
+        return {}
+    back = np.argsort(order)
+    return {key: jnp.concatenate([part[key] for part in parts])[back] for key in parts[0]}
+
+
+def _of_layer(layer: Layer, h: Array, gradient: Array, batch_size: int | None) -> dict[str, Array]:
+    return {
+        "log_pre": log_rms(h),
+        "mean_pre": jnp.mean(_wide(h)),
+        **_slopes(layer, h),
+        "log_median": _median(gradient, batch_size),
+        **_of_gradient(gradient),
+    }
+
+
+def _of_gradient(gradient: Array) -> dict[str, Array]:
+    size = jnp.abs(_wide(gradient))
+    largest = jnp.max(size, initial=0.0)
+    return {
+        "log_gradient": log_norm(gradient),
+        "zeros": jnp.mean(size == 0, dtype=size.dtype),
+        "largest": largest,
+    }
+
+
+def _slopes(layer: Layer, h: Array) -> dict[str, Array]:
+    """The mean of phi'(h)², its relative variance, and the share of units where it is 0 throughout.
+
+    nan without a phi.
+    """
+    phi = anatomies.function(layer)
+    if phi is None:
+        return dict.fromkeys(("slope", "spread", "flat"), jnp.full((), jnp.nan, _wide(h).dtype))
+    slope = _wide(jax.jvp(phi, (h,), (jnp.ones_like(h),))[1])
+    axis = _unit_axis(layer, h.shape)
+    flat = jnp.all(slope == 0, axis=tuple(a for a in range(h.ndim) if a != axis))
+    mean = jnp.mean(jnp.square(slope))
+    fourth = jnp.mean(jnp.square(jnp.square(slope)))
+    return {
+        "slope": mean,
+        "spread": fourth / jnp.where(mean > 0, jnp.square(mean), 1) - 1,
+        "flat": jnp.mean(flat, dtype=slope.dtype),
+    }
+
+
+def _unit_axis(layer: Layer, shape: tuple[int, ...]) -> int:
+    """The axis of a pre-activation that counts units: the last one of their number, if any."""
+    fits = [axis for axis, size in enumerate(shape) if size == layer.fan_out]
+    return fits[-1] if fits else len(shape) - 1
+
+
+def _of_softmax(value: Array, axes: tuple[int, ...]) -> dict[str, Array]:
+    axes = tuple(int(axis) for axis in axes)
+    wide = _wide(value)
+    counted = wide > _MASKED
+    length = jnp.sum(counted, axis=axes, keepdims=True)
+    mean = jnp.sum(jnp.where(counted, wide, 0), axis=axes, keepdims=True) / jnp.maximum(length, 1)
+    square = jnp.sum(jnp.where(counted, jnp.square(wide - mean), 0), axis=axes, keepdims=True)
+    rows = length > 1
+    variance = jnp.where(rows, square / jnp.maximum(length - 1, 1), 0)
+    load = jnp.where(rows, variance / (2 * jnp.log(jnp.maximum(length, 2))), 0)
+    num = jnp.maximum(jnp.sum(rows), 1)
+    return {
+        "load": jnp.sum(load) / num,
+        "std": jnp.sqrt(jnp.sum(variance) / num),
+        "length": jnp.max(length),
+        "rows": num,
+    }
+
+
+def _median(gradient: Array, batch_size: int | None) -> Array:
+    """The log of the median example's norm, times √examples, as the whole batch's would be."""
+    wide = _wide(gradient)
+    if not batch_size or not gradient.ndim or gradient.shape[0] != batch_size:
+        return jnp.full((), jnp.nan, wide.dtype)
+    norms = jax.vmap(log_norm)(gradient)
+    return jnp.median(norms) + jnp.log(jnp.sqrt(jnp.asarray(batch_size, wide.dtype)))
+
+
+def log_rms(x: Array) -> Array:
+    """The log of the root of the mean square; -inf for zeros."""
+    return log_norm(x) - jnp.log(jnp.asarray(max(x.size, 1), _wide(x).dtype)) / 2
+
+
+def log_norm(x: Array) -> Array:
+    """The log of the Euclidean norm, whatever its range; -inf for zeros, nan for nan."""
+    wide = _wide(x)
+    largest = jnp.max(jnp.abs(wide), initial=0.0)
+    unit = jnp.where(largest > 0, largest, 1)
+    return jnp.log(largest) + jnp.log(jnp.maximum(jnp.sum(jnp.square(wide / unit)), 1.0)) / 2
+
+
+def _wide(x: Array) -> Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+# ---- weights, each shape compiled once
+
+
+@dataclass(frozen=True)
+class Weights:
+    """How the entries of one parameter, or of one slice of it, are distributed.
+
+    Attributes:
+        size, shape: of the array.
+        mean, std: of its entries.
+        kurtosis: mean of the fourth power over that of the second one squared: 3 for a normal
+            distribution, 1.8 for a uniform one, 1 for one number.
+        largest: the largest entry.
+        zeros: the share of entries that are 0.
+        finite: whether all are.
+        copies: whether rows, or columns, are equal, and not all 0.
+    """
+
+    size: int
+    shape: tuple[int, ...]
+    mean: float
+    std: float
+    kurtosis: float
+    largest: float
+    zeros: float
+    finite: bool
+    copies: bool
+
+
+def weights(leaf: Array) -> Weights:
+    """The distribution of an array's entries."""
+    mean, std, kurtosis, largest, zeros, finite, copies = map(float, np.asarray(_entries(leaf)))
+    return Weights(
+        leaf.size, leaf.shape, mean, std, kurtosis, largest, zeros, bool(finite), bool(copies)
+    )
+
+
+@jax.jit
+def _entries(leaf: Array) -> Array:
+    wide = _wide(leaf)
+    mean, largest = jnp.mean(wide), jnp.max(jnp.abs(wide), initial=0.0)
+    unit = jnp.where(largest > 0, largest, 1)
+    centred = (wide - mean) / unit
+    second, fourth = jnp.mean(jnp.square(centred)), jnp.mean(jnp.square(jnp.square(centred)))
+    kurtosis = fourth / jnp.where(second > 0, jnp.square(second), 1)
+    return jnp.stack(
+        [
+            mean,
+            unit * jnp.sqrt(second),
+            kurtosis,
+            largest,
+            jnp.mean(wide == 0, dtype=wide.dtype),
+            (jnp.isfinite(largest) & jnp.isfinite(mean)).astype(wide.dtype),
+            (_has_copies(wide) & (largest > 0)).astype(wide.dtype),
+        ]
+    )
+
+
+def _has_copies(wide: Array) -> Array:
+    """Whether the first, the second and the last slice along some axis of two or more are equal."""
+    same = jnp.asarray(False)
+    for axis in range(wide.ndim if wide.ndim > 1 else 0):
+        if wide.shape[axis] > 1:
+            pick = partial(jax.lax.index_in_dim, wide, axis=axis)
+            one = jnp.all(pick(0) == pick(1)) & jnp.all(pick(0) == pick(wide.shape[axis] - 1))
+            same |= one
+    return same
+
+
+# ---- the first number that is not one
+
+
+def first_not_finite(program: Program, inputs: Sequence[Any]) -> int | None:
+    """The step with the first output that holds a nan or an inf out of finite inputs, or None.
+
+    A mask's -inf is meant: a step whose outputs hold -inf and no nan is passed over.
+    """
+    flags = np.asarray(jax.jit(partial(_flags, program))(list(inputs)))
+    bad = np.flatnonzero(flags)
+    return int(bad[0]) if bad.size else None
+
+
+def _flags(program: Program, inputs: list[Any]) -> Array:
+    place = {step.outputs[0]: k for k, step in enumerate(program.steps)}
+    seen: dict[int, Array] = {}
+
+    def at(number: int, value: Any) -> Any:
+        if number in place and jnp.issubdtype(jnp.result_type(value), jnp.floating):
+            seen[place[number]] = jnp.any(jnp.isnan(value) | (value == jnp.inf))
+        return value
+
+    evaluate(program, inputs, at)
+    never = jnp.asarray(False)
+    return jnp.stack([seen.get(k, never) for k in range(len(program.steps))])

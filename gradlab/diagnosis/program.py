@@ -1,0 +1,222 @@
+"""A loss as a straight line of operations: calls opened, short loops unrolled, dead code left out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+
+# Calls without a derivative rule of their own, which may be opened.
+_OPENED = {"jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint"}
+
+# A loop over parameters is a model's depth, any other is time; longer ones stay closed.
+_MOST_STEPS_OF_DEPTH, _MOST_STEPS_OF_TIME = 12_000, 1_500
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A literal number in a program."""
+
+    value: Any
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation: `run(*inputs)` gives its outputs, a list.
+
+    `inputs` are numbers of values, or constants; `outputs` are numbers of values.
+    """
+
+    name: str
+    inputs: tuple[int | Constant, ...]
+    outputs: tuple[int, ...]
+    run: Callable[..., Sequence[Any]]
+    params: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def reads(self) -> tuple[int, ...]:
+        """The numbers of the values that it takes."""
+        return tuple(value for value in self.inputs if isinstance(value, int))
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program of one scalar output.
+
+    Attributes:
+        steps: in the order in which they run.
+        types: of every value, with `.shape` and `.dtype`.
+        num_inputs: values 0 to num_inputs - 1 go in.
+        output: the number of the value that comes out, or a constant.
+        constants: arrays that were captured, the first inputs.
+        closed: loops that were not opened, as `name of length`.
+    """
+
+    steps: tuple[Step, ...]
+    types: tuple[Any, ...]
+    num_inputs: int
+    output: int | Constant
+    constants: tuple[Any, ...]
+    closed: tuple[str, ...]
+
+
+At = Callable[[int, Any], Any]
+
+
+def evaluate(program: Program, inputs: Sequence[Any], at: At = lambda _, value: value) -> Any:
+    """The output; `at(number, value)` is asked for what each value is replaced by."""
+    values: dict[int, Any] = {k: at(k, value) for k, value in enumerate(inputs)}
+    for step in program.steps:
+        outputs = step.run(*(_read(values, one) for one in step.inputs))
+        for number, value in zip(step.outputs, outputs, strict=True):
+            values[number] = at(number, value)
+    return _read(values, program.output)
+
+
+def _read(values: dict[int, Any], one: int | Constant) -> Any:
+    return one.value if isinstance(one, Constant) else values[one]
+
+
+def traced(function: Callable[..., Array], *arguments: Any) -> Program:
+    """The program of a function of flat arrays."""
+    return _Writer().program(jax.make_jaxpr(function)(*arguments))
+
+
+class _Writer:
+    """Writes the steps of a jaxpr, opened, and numbers its values."""
+
+    def __init__(self) -> None:
+        self.steps: list[Step] = []
+        self.types: list[Any] = []
+        self.closed: list[str] = []
+
+    def program(self, closed: ClosedJaxpr) -> Program:
+        inputs = [self._new(v.aval) for v in (*closed.jaxpr.constvars, *closed.jaxpr.invars)]
+        (output,) = self._write(closed.jaxpr, inputs)
+        steps = tuple(_needed(self.steps, output))
+        return Program(
+            steps, tuple(self.types), len(inputs), output, tuple(closed.consts), tuple(self.closed)
+        )
+
+    def _new(self, aval: Any) -> int:
+        self.types.append(aval)
+        return len(self.types) - 1
+
+    def _write(self, jaxpr: Jaxpr, inputs: Sequence[int | Constant]) -> list[int | Constant]:
+        env: dict[Any, int | Constant] = dict(
+            zip((*jaxpr.constvars, *jaxpr.invars), inputs, strict=True)
+        )
+
+        def read(atom: Any) -> int | Constant:
+            return Constant(atom.val) if isinstance(atom, Literal) else env[atom]
+
+        for eqn in jaxpr.eqns:
+            given = [read(atom) for atom in eqn.invars]
+            made = self._equation(eqn, given)
+            env.update(zip(eqn.outvars, made, strict=True))
+        return [read(atom) for atom in jaxpr.outvars]
+
+    def _equation(self, eqn: Any, given: list[int | Constant]) -> Sequence[int | Constant]:
+        name = eqn.primitive.name
+        if name in _OPENED:
+            return self._call(eqn.params.get("jaxpr") or eqn.params["call_jaxpr"], given)
+        if name == "scan":
+            if self._may_open(eqn, given):
+                return self._loop(eqn.params, given)
+            self.closed.append(f"a loop of {eqn.params['length']} steps")
+        outputs = tuple(self._new(v.aval) for v in eqn.outvars)
+        self.steps.append(Step(name, tuple(given), outputs, _runner(eqn), eqn.params))
+        return outputs
+
+    def _call(self, inner: Any, given: Sequence[int | Constant]) -> list[int | Constant]:
+        if isinstance(inner, Jaxpr):
+            return self._write(inner, given)
+        return self._write(inner.jaxpr, [*map(Constant, inner.consts), *given])
+
+    def _may_open(self, eqn: Any, given: list[int | Constant]) -> bool:
+        p = eqn.params
+        num_steps = p["length"] * _num_steps(p["jaxpr"].jaxpr)
+        sliced = given[p["num_consts"] + p["num_carry"] :]
+        matrices = [v for v in sliced if isinstance(v, int) and v in self.weights(sliced)]
+        return num_steps <= (_MOST_STEPS_OF_DEPTH if matrices else _MOST_STEPS_OF_TIME)
+
+    def weights(self, values: Sequence[int | Constant]) -> set[int]:
+        """Those of some values that look like stacked weights: floats of three axes or more."""
+        return {
+            v
+            for v in values
+            if isinstance(v, int)
+            and len(self.types[v].shape) >= 3
+            and jnp.issubdtype(self.types[v].dtype, jnp.floating)
+        }
+
+    def _loop(self, p: dict[str, Any], given: list[int | Constant]) -> list[int | Constant]:
+        num_consts, num_carry, length = p["num_consts"], p["num_carry"], p["length"]
+        constants, carry = given[:num_consts], given[num_consts : num_consts + num_carry]
+        sliced, rows = given[num_consts + num_carry :], []
+        turns = range(length)
+        for k in reversed(turns) if p["reverse"] else turns:
+            parts = [self._slice(value, k) for value in sliced]
+            made = self._call(p["jaxpr"], [*constants, *carry, *parts])
+            carry = made[:num_carry]
+            rows.append(made[num_carry:])
+        ordered = rows[::-1] if p["reverse"] else rows
+        return [*carry, *(self._stack(list(column)) for column in zip(*ordered, strict=True))]
+
+    def _slice(self, value: int | Constant, k: int) -> int | Constant:
+        if isinstance(value, Constant):
+            return Constant(value.value[k])
+        kind = self.types[value]
+        output = self._new(kind.update(shape=kind.shape[1:]))
+        self.steps.append(Step("index", (value,), (output,), lambda x: [x[k]], {"index": k}))
+        return output
+
+    def _stack(self, values: list[int | Constant]) -> int:
+        first = values[0]
+        kind = self.types[first] if isinstance(first, int) else jax.typeof(first.value)
+        output = self._new(kind.update(shape=(len(values), *kind.shape)))
+        self.steps.append(Step("stack", tuple(values), (output,), lambda *x: [jnp.stack(x)]))
+        return output
+
+
+def _runner(eqn: Any) -> Callable[..., Sequence[Any]]:
+    def run(*values: Any) -> Sequence[Any]:
+        params = eqn.primitive.get_bind_params(eqn.params)
+        made = eqn.primitive.bind(*values, **params)
+        return made if eqn.primitive.multiple_results else [made]
+
+    return run
+
+
+def _needed(steps: list[Step], output: int | Constant) -> Iterator[Step]:
+    """The steps that the output depends on, in order."""
+    wanted = {output} if isinstance(output, int) else set()
+    kept = []
+    for step in reversed(steps):
+        if wanted & set(step.outputs):
+            wanted |= set(step.reads)
+            kept.append(step)
+    return reversed(kept)
+
+
+def inner_programs(params: dict[str, Any]) -> Iterator[Jaxpr]:
+    """The jaxprs among an operation's parameters."""
+    for value in params.values():
+        for one in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(one, ClosedJaxpr):
+                yield one.jaxpr
+            elif isinstance(one, Jaxpr):
+                yield one
+
+
+def _num_steps(jaxpr: Jaxpr) -> int:
+    total = 0
+    for eqn in jaxpr.eqns:
+        inner = sum(map(_num_steps, inner_programs(eqn.params)))
+        total += max(1, inner) * (eqn.params["length"] if eqn.primitive.name == "scan" else 1)
+    return total

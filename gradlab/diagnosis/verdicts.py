@@ -1,0 +1,119 @@
+"""One number held against its law: what was measured, what is expected, and what chance allows."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from gradlab.diagnosis.changes import Change
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a check is about: `about` names it, `fine` says in one line that all is well."""
+
+    name: str
+    fine: str
+    law: str
+
+
+# In the order of causes: what stands before may be the reason for what stands below.
+KINDS = {
+    kind.name: kind
+    for kind in (
+        Kind("not finite", "every weight, state and gradient is finite", "IEEE 754"),
+        Kind("copies", "no layer's units are copies of one another", "symmetry"),
+        Kind("alike", "each layer is initialised as its alike are", "one law for one role"),
+        Kind(
+            "scaled matrix",
+            "the matrix that depth scaling is for has it",
+            "1/√(number of branches) on each branch's last matrix: Radford et al. 2019",
+        ),
+        Kind(
+            "gain",
+            "weights have the right size for their activation",
+            "|sum log chi| <= 6: Schoenholz et al. 2017",
+        ),
+        Kind(
+            "flat",
+            "no layer has more units without a slope than chance gives",
+            "half of them: a binomial distribution",
+        ),
+        Kind("saturated", "no activation is saturated", "mean phi'² over its maximum >= 1/100"),
+        Kind(
+            "attention logits",
+            "attention is not frozen: logits lie below √(2 log length)",
+            "Derrida 1981",
+        ),
+        Kind(
+            "norm place",
+            "normalisation leaves the residual stream's gradient as it is",
+            "|log of the gradient's ratio| <= 3: six depth scales of its square",
+        ),
+        Kind(
+            "depth scaling",
+            "residual streams grow no more than depth scaling allows",
+            "branches over √(their number): Radford et al. 2019",
+        ),
+        Kind(
+            "output logits",
+            "the classifier's logits lie below √(2 log classes), or the loss below a guess's",
+            "Derrida 1981",
+        ),
+        Kind("no gradient", "a gradient arrives at each parameter", "chain rule"),
+        Kind(
+            "gradient",
+            "alike layers get gradients of one size",
+            "|log of their ratio| <= 6: twice six depth scales of the norm",
+        ),
+        Kind(
+            "format", "no gradient leaves the range of its format", "smallest number of the format"
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One number held against its law; flagged where it lies outside `[low, high]`.
+
+    Attributes:
+        kind: a name in `KINDS`.
+        layer: what it is about, by path, or a role with stars.
+        measured, expected, low, high: the number, what a law says, and what chance allows.
+        cause: a sentence.
+        changes: what may help.
+        tune: whether the factor of a scaling is to be set by measuring.
+    """
+
+    kind: str
+    layer: str
+    measured: float
+    expected: float
+    low: float
+    high: float
+    cause: str
+    changes: tuple[Change, ...] = ()
+    tune: bool = False
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What a verdict is about."""
+        return self.kind, self.layer
+
+    @property
+    def flagged(self) -> bool:
+        """Whether chance does not explain the number."""
+        return not self.low <= self.measured <= self.high
+
+    @property
+    def distance(self) -> float:
+        """How far off: nats outside the interval, or the plain difference; inf for nan."""
+        if not self.flagged:
+            return 0.0
+        if math.isnan(self.measured):
+            return math.inf
+        bound = self.low if self.measured < self.low else self.high
+        if self.measured > 0 and bound > 0:
+            return abs(math.log(self.measured / bound))
+        return abs(self.measured - bound)

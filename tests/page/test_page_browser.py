@@ -573,3 +573,17 @@ def test_the_lesson_holds_its_claims_and_figures(visit: Callable[..., Page]) -> 
     assert figures == ["signal", "chain", "network", "clipping"]
     headings = page.locator("h2").all_text_contents()
     assert len([h for h in headings if re.match(r"\w", h)]) == len(headings) >= 9
+
+
+def test_the_gallery_is_searched_as_one_types(visit: Callable[..., Page]) -> None:
+    page = visit()
+    page.locator("#search").fill(f"{NAME} caption")
+    assert page.locator(f"#{NAME}").is_visible()
+    page.locator("#search").fill("no such thing")
+    assert not page.locator(f"#{NAME}").is_visible()
+    assert page.locator("#found").inner_text() == "0 of 1"
+
+
+def test_a_claim_has_an_address_that_opens_its_table(visit: Callable[..., Page]) -> None:
+    page = visit(state=f"#{NAME}-1")
+    assert page.locator(f"[id='{NAME}-1']").is_visible()

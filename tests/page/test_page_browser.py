@@ -506,7 +506,7 @@ def test_a_print_shows_every_claim_and_no_control(visit: Callable[..., Page]) ->
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
     assert page.locator(f"#{NAME} tbody tr").first.is_visible()
     assert not page.locator("#chain-w").is_visible()
-    assert page.locator("[data-figure=chain] svg").first.is_visible()
+    assert page.locator("[data-figure=chain] .place svg").first.is_visible()
 
 
 def test_a_command_is_copied_by_one_press(visit: Callable[..., Page]) -> None:

@@ -76,7 +76,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     (packages / "others.pth").write_text("\n".join(others))
     quiet = ("--quiet", "--no-index", "--no-deps", "--disable-pip-version-check")
     python = root / "env" / "bin" / "python"
-    pip = [sys.executable, "-m", "pip", "--python", python, "install", *quiet, wheel]
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", *quiet, str(wheel)]
     subprocess.run(pip, check=True, capture_output=True)
     (root / "work").mkdir()
     return Installed(python.parent, root / "work")

@@ -18,6 +18,7 @@ from gradlab.page.worth import Worth, worth_of
 if TYPE_CHECKING:
     import xarray as xr
 
+LINKS = ("data.nc", "figure.pdf", "claims.json", "run.json")
 FILES = ("data.nc", "figure.svg", "claims.json", "run.json")
 
 
@@ -188,7 +189,7 @@ def _run(name: str, folder: Path, results: Path, known: tuple[str, ...]) -> Run:
         figure=figure,
         caption=_caption(folder / "caption.md", problems),
         data=data,
-        links=tuple(file for file in ("data.nc", "figure.pdf") if (folder / file).is_file()),
+        links=tuple(file for file in LINKS if (folder / file).is_file()),
         problems=tuple(problems),
     )
 

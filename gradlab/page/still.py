@@ -22,7 +22,8 @@ def bars(payload: Mapping[str, Any]) -> Markup:
     for place, (w, line) in enumerate(_lines(payload)):
         foot, depth = 90 * (place + 1), min(50, len(line))
         values = 10.0 ** np.concatenate([[0.0], line[:depth]])
-        told = f"w = {w:g}: {_magnitude(line[depth - 1])} arrives {depth} layers back"
+        arrives = f"w = {w:g}: {_magnitude(line[depth - 1])} arrives {depth} layers back"
+        told = arrives + ("; bars end at 2" if values.max() > 2 else "")
         rows.append(
             Markup('<text x="0" y="{}">{}</text>').format(foot - 66, told)
             + Markup("").join(

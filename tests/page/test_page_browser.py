@@ -327,7 +327,8 @@ def test_the_figures_of_the_published_results_come_alive(
         (tmp_path / folder.name).symlink_to(folder)
     build.pages(project, tmp_path)
     page = visit(name, folder=tmp_path)
-    assert page.locator("[data-figure]").count() == page.locator("script[id^=data-]").count()
+    shown = page.locator("[data-figure]").evaluate_all("all => all.map((f) => f.dataset.from)")
+    assert len({*shown}) == page.locator("script[id^=data-]").count()
     assert page.locator("[data-figure]:not(.alive)").count() == 0
 
 
@@ -366,6 +367,42 @@ def test_an_address_that_makes_no_sense_does_no_harm(
     visit: Callable[..., Page], state: str, chain: dict[str, Any]
 ) -> None:
     check_chain(visit(state=state), chain)
+
+
+def test_an_address_that_cannot_be_shown_is_refused_in_words(visit: Callable[..., Page]) -> None:
+    page = visit(state="#w=abc&L=1e9")
+    told = page.locator("[data-figure=chain] [data-refused]")
+    assert told.is_visible()
+    assert "w = abc cannot be shown; allowed: 0.5 to 1.5" in told.inner_text()
+    assert "L = 1e9 cannot be shown" in told.inner_text()
+    page.evaluate("location.hash = 'w=0.7'")
+    until(lambda: not told.is_visible())
+
+
+def test_a_finger_that_scrolls_the_page_moves_nothing(
+    visit: Callable[..., Page], chain: dict[str, Any]
+) -> None:
+    page = visit(viewport=PHONE, has_touch=True, is_mobile=True)
+    touch = page.context.new_cdp_session(page)
+    for selector in ("#chain-w", "[data-figure=chain] .place svg"):
+        box, before = box_of(page, selector), check_chain(page, chain)
+        depth, top = read(page, "chain")["L"], page.evaluate("scrollY")
+        x, y = box["x"] + 0.2 * box["width"], box["y"] + box["height"] / 2
+        for kind, down in [("touchStart", 0), *(("touchMove", 12 * k) for k in range(1, 12))]:
+            points = [{"x": x, "y": y - down}]
+            touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+        touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+        until(lambda top=top: page.evaluate("scrollY") != top)  # type: ignore[misc]
+        assert check_chain(page, chain) == before
+        assert read(page, "chain")["L"] == depth
+
+
+def test_one_button_sets_w_to_exactly_one(
+    visit: Callable[..., Page], chain: dict[str, Any]
+) -> None:
+    page = visit()
+    page.locator("[data-figure=chain] [data-step]").click()
+    assert check_chain(page, chain)[0] == 1
 
 
 # ---- speed
@@ -469,7 +506,7 @@ def test_a_print_shows_every_claim_and_no_control(visit: Callable[..., Page]) ->
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
     assert page.locator(f"#{NAME} tbody tr").first.is_visible()
     assert not page.locator("#chain-w").is_visible()
-    assert page.locator("[data-figure=chain] svg").first.is_visible()
+    assert page.locator("[data-figure=chain] .place svg").first.is_visible()
 
 
 def test_a_command_is_copied_by_one_press(visit: Callable[..., Page]) -> None:
@@ -497,12 +534,56 @@ def test_every_number_of_the_lesson_is_the_datasets(
         assert np.any(np.asarray(given, float) == float(value))
 
 
+def test_the_first_screen_shows_the_gradient_in_each_layer(
+    visit: Callable[..., Page], chain: dict[str, Any]
+) -> None:
+    page = visit("lesson")
+    figure = page.locator("[data-figure=signal]")
+    bars, slider = figure.locator(".bars rect"), page.locator("#signal-w")
+    heights = "all => all.map((r) => Number(r.getAttribute('height')))"
+    for i in (40, 50, 60):
+        slider.fill(str(i))
+        shown = bars.evaluate_all(heights)
+        w = float(chain["w"][i])
+        unit = shown[0]  # the last layer's
+        assert len(shown) == 51
+        for back in (1, 5, 10):  # one pixel is the smallest bar, and two units the largest
+            assert abs(shown[back] - min(2.1, w**back) * unit) <= 1 + 1e-6
+    box = figure.bounding_box()
+    assert box
+    assert box["y"] + box["height"] <= DESK["height"]
+
+
+def test_a_mark_of_the_lesson_answers_without_a_script(visit: Callable[..., Page]) -> None:
+    page = visit("lesson", java_script_enabled=False)
+    mark = page.locator("button.verdict").first
+    mark.click()
+    answer = page.locator("[popover]:popover-open")
+    assert "measured" in answer.inner_text()
+    assert answer.locator("a").get_attribute("href") == f"index.html#{NAME}"
+    assert page.locator("svg.stands").first.is_visible()
+
+
 def test_the_lesson_holds_its_claims_and_figures(visit: Callable[..., Page]) -> None:
     page = visit("lesson")
     assert page.locator(".verdict.holds").count() > 8
     assert page.locator(".verdict.fails").count() == 0
     assert page.locator(".verdict.unknown").count() == 0
     figures = page.locator("[data-figure]").evaluate_all("all => all.map((f) => f.dataset.figure)")
-    assert figures == ["chain", "network", "clipping"]
+    assert figures == ["signal", "chain", "network", "clipping"]
     headings = page.locator("h2").all_text_contents()
     assert len([h for h in headings if re.match(r"\w", h)]) == len(headings) >= 9
+
+
+def test_the_gallery_is_searched_as_one_types(visit: Callable[..., Page]) -> None:
+    page = visit()
+    page.locator("#search").fill(f"{NAME} caption")
+    assert page.locator(f"#{NAME}").is_visible()
+    page.locator("#search").fill("no such thing")
+    assert not page.locator(f"#{NAME}").is_visible()
+    assert page.locator("#found").inner_text() == "0 of 1"
+
+
+def test_a_claim_has_an_address_that_opens_its_table(visit: Callable[..., Page]) -> None:
+    page = visit(state=f"#{NAME}-1")
+    assert page.locator(f"[id='{NAME}-1']").is_visible()

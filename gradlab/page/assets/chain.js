@@ -6,7 +6,7 @@ class ChainFigure extends Figure {
     this.limits = d.formats.length
       ? Object.fromEntries(["zero", "infinite", "wrong"].map((k) => [k, unpack(d[k])])) : {};
     this.size = d.layer.length;
-    this.plot = new Plot(this.root.querySelector("svg"), {
+    this.plot = new Plot(this.root.querySelector(".place svg"), {
       height: 420, xLabel: "depth L, in layers", yLabel: "size of the derivative, log axis",
     });
     this.plots = [this.plot];

@@ -18,7 +18,7 @@ class ClippingFigure extends Figure {
     for (const name of ["tau", "w", "b", "loss", "gradient_norm", "clipped_norm", "step_size"])
       this[name] = unpack(d[name]);
     this.size = d.num_steps;
-    const [map, course] = this.root.querySelectorAll("svg");
+    const [map, course] = this.root.querySelectorAll(".place svg");
     const signed = (v) => fixed(v, 1);
     this.map = new Plot(map, {
       height: 380, xLabel: "weight w", yLabel: "bias b; shaded by the loss",

@@ -5,7 +5,7 @@ class NetworkFigure extends Figure {
     this.chi = unpack(d.chi_1);
     for (const name of ["median", "low", "high", "predicted"]) this[name] = unpack(d[name]);
     this.size = d.back.length;
-    this.plot = new Plot(this.root.querySelector("svg"), {
+    this.plot = new Plot(this.root.querySelector(".place svg"), {
       height: 420, xLabel: "layers back from the last", yLabel: "gradient over the last layer's, log axis",
     });
     this.plots = [this.plot];

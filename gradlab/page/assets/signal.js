@@ -5,7 +5,7 @@ class SignalFigure extends Figure {
     this.w = unpack(d.w);
     this.log10 = unpack(d.log10);
     this.depth = Math.min(50, d.layer.at(-1));
-    this.plot = new Plot(this.root.querySelector("svg"), {
+    this.plot = new Plot(this.root.querySelector(".place svg"), {
       height: 250, xLabel: "layer k: the loss is at the right", yLabel: "gradient; in the last layer it is 1",
       yTicks: (v) => fixed(v, 0),
     });

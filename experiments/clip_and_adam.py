@@ -114,7 +114,9 @@ def figure(data: xr.Dataset) -> gl.Figure:
     axes.fill_between(
         data.wild, *(each.where(known) for each in band), color="0.8", linewidth=0, zorder=0
     )
-    gl.figures.predicted(axes, data.wild, (data.left_steady / data.error).mean("entry"))
+    law = (data.left_steady / data.error).mean("entry")
+    # Near 0 the steady step is no longer small beside what is left.
+    gl.figures.predicted(axes, data.wild, law.where(law > 0.05))
     for name, look in LOOKS.items():
         gl.figures.measured(axes, data.wild, share.sel(rule=name), look)
     axes.set(xscale="log", yscale="log", xlabel="gradient of the wild layer")

@@ -42,7 +42,7 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         return jax.vmap(lambda x: steps(cfg, x, rate, tau))(x)
 
     fixed = jax.vmap(lambda x, rates: jax.vmap(lambda h: over_draws(x, h, jnp.inf))(rates))(x, rate)
-    clipped = jax.vmap(lambda x: over_draws(x, cfg.learning_rate, cfg.tau))(x)
+    clipped = jax.vmap(lambda x: over_draws(x, jnp.asarray(cfg.learning_rate), cfg.tau))(x)
     theory = gl.theory.clipping
     largest = jnp.max(jnp.abs(x), axis=-1)
     most = theory.quartic_clipped_steps(
@@ -97,7 +97,7 @@ def steps(cfg: Config, x: jax.Array, rate: jax.Array | float, tau: jax.Array | f
 
     farthest = jnp.max(jnp.abs(x))
     x, step = jax.lax.while_loop(
-        goes_on, lambda carry: (descended(carry[0], rate, tau), carry[1] + 1), (x, 0)
+        goes_on, lambda carry: (descended(carry[0], rate, tau), carry[1] + 1), (x, jnp.asarray(0))
     )
     return jnp.where(size(x) <= cfg.gradient, step.astype(float), jnp.inf)
 

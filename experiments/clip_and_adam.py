@@ -39,8 +39,10 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     start = error * jnp.sign(jax.random.uniform(key_sign, shape, minval=-1.0))
 
     def left(rule: str) -> jax.Array:
-        one = jax.vmap(lambda wild: trained(cfg, rule, wild, start))
-        return one(cfg.wild) * jnp.sign(start)[None]
+        def one(wild: jax.Array) -> jax.Array:
+            return trained(cfg, rule, wild, start)
+
+        return jax.vmap(one)(cfg.wild) * jnp.sign(start)[None]
 
     norm = jnp.hypot(cfg.wild, jnp.linalg.norm(start) / cfg.num_entries)
     kept = gl.theory.clipping.factor(norm, cfg.tau)

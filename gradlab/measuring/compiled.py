@@ -166,7 +166,8 @@ def _key_of_program(program: Jaxpr) -> Any:
 def _params(equation: JaxprEqn) -> list[tuple[str, Any]]:
     """The parameters of an operation by name, but for rules of derivatives, which stand beside."""
     has_rules = equation.primitive.name.startswith(("custom_jvp", "custom_vjp"))
-    kept = [(k, v) for k, v in equation.params.items() if not (has_rules and callable(v))]
+    plain = (ClosedJaxpr, Jaxpr, int) if has_rules else object
+    kept = [(name, value) for name, value in equation.params.items() if isinstance(value, plain)]
     return sorted(kept, key=lambda item: item[0])
 
 

@@ -166,8 +166,8 @@ def depth_scaling(facts: Facts) -> Iterator[Verdict]:
             0.0,
             math.exp(laws.MOST_GROWTH / 2),
             f"Branches are not scaled by their number: over {num} of them the stream grows "
-            f"{math.exp(min(growth / 2, 700)):.3g} times in length, {ratio:.2g} times more than with "
-            f"1/√{num} on each branch's last matrix.",
+            f"{math.exp(min(growth / 2, 700)):.3g} times in length, {ratio:.2g} times more than "
+            f"with 1/√{num} on each branch's last matrix.",
             tuple(changes.scale(role, factor) for role in named),
         )
 

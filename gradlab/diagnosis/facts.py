@@ -1,4 +1,4 @@
-"""All that is known of a model on a batch: its anatomy, its weights, and the numbers of one pass."""
+"""All that is known of a model on a batch: its anatomy, its weights, the numbers of a pass."""
 
 from __future__ import annotations
 

@@ -230,7 +230,7 @@ def _drawing(layers: Sequence[Row]) -> str:
     known = [x for x in logs if x is not None]
     if len(known) < 2:
         return ""
-    low, high = min(known), max(max(known), min(known) + 1)
+    low, high = min(known), max(*known, min(known) + 1)
     points = " ".join(
         f"{10 + 580 * k / max(len(logs) - 1, 1):.1f},{110 - 100 * (x - low) / (high - low):.1f}"
         for k, x in enumerate(logs)

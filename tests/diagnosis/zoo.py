@@ -80,7 +80,7 @@ def equinox_cnn() -> Case:
             eqx.nn.Conv2d(8, 16, 3, padding=1, key=k[1]),
             eqx.nn.Lambda(jax.nn.relu),
             eqx.nn.Lambda(jnp.ravel),
-            eqx.nn.Linear(3600, 10, key=k[2]),
+            eqx.nn.Linear(1024, 10, key=k[2]),
         ]
     )
     return model, images(), classified

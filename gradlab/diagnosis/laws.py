@@ -45,7 +45,7 @@ def most_flat(num_units: int, z: float) -> float:
 
 
 def log_gain(sigma_w: Sequence[float], slopes: Sequence[float]) -> float:
-    """`sum log chi`, chi = sigma_w² E phi'(h)²: Poole et al. 2016, section 3, at realised scales."""
+    """`sum log chi`, chi = sigma_w² E phi'(h)² at realised scales: Poole et al. 2016, section 3."""
     with np.errstate(divide="ignore"):
         return float(np.sum(2 * np.log(sigma_w) + np.log(slopes)))
 

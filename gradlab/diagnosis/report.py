@@ -153,7 +153,7 @@ def _fine(audit: Any) -> Iterator[str]:
     for sentence in audit.fine:
         yield from _wrapped(f"fine: {sentence}", "      ")
     rate = f"{laws.FALSE_ALARMS:.0%}"
-    yield f"Chance gives a healthy model a finding in at most {rate} of audits, all checks together."
+    yield f"Chance gives a healthy model a finding in at most {rate} of audits, all checks counted."
 
 
 def _table(audit: Any) -> Iterator[str]:

@@ -11,7 +11,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -168,7 +168,10 @@ class _Reader:
 def read(program: Program, names: Sequence[str], first_param: int, data: set[int]) -> Anatomy:
     """The anatomy of a program whose parameters are the inputs from `first_param` on."""
     reader = _Reader(program, first_param, len(names), data)
-    layers = list(_layers(reader, names, first_param))
+    layers = [
+        layer if _is_followed(reader, layer) else replace(layer, phi=(), activated=None)
+        for layer in _layers(reader, names, first_param)
+    ]
     place = {layer.step: k for k, layer in enumerate(layers)}
     by_pre = {layer.pre: k for k, layer in enumerate(layers)}
     by_pre |= {layer.activated: k for k, layer in enumerate(layers) if layer.activated}
@@ -199,6 +202,13 @@ def read(program: Program, names: Sequence[str], first_param: int, data: set[int
 
 
 # ---- layers
+
+
+def _is_followed(reader: _Reader, layer: Layer) -> bool:
+    """Whether another layer stands behind this one; what else does is the loss."""
+    later = reader.linear >> (layer.step + 1) << (layer.step + 1)
+    steps = reader.program.steps
+    return any(reader.before[steps[k].outputs[0]] >> layer.step & 1 for k in _bits(later))
 
 
 def _layers(reader: _Reader, names: Sequence[str], first: int) -> Iterator[Layer]:

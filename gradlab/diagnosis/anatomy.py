@@ -283,8 +283,8 @@ def _fans(step: Step, side: int, weight: Any) -> tuple[int, tuple[int, ...]]:
         left = (a for a in range(len(weight.shape)) if a not in summed and a not in batch[side])
         return math.prod(weight.shape[a] for a in summed), tuple(left)
     spec = step.params["dimension_numbers"].rhs_spec
-    summed = [axis for axis in range(len(weight.shape)) if axis != spec[0]]
-    return math.prod(weight.shape[a] for a in summed), (spec[0],)
+    others = (axis for axis in range(len(weight.shape)) if axis != spec[0])
+    return math.prod(weight.shape[a] for a in others), (spec[0],)
 
 
 def _pre_activation(reader: _Reader, value: int) -> tuple[int, tuple[int, ...]]:
@@ -320,7 +320,8 @@ def _activation(reader: _Reader, pre: int) -> tuple[tuple[Step, ...], int | None
     if len(used) != 1 or used[0] == pre:
         return (), None
     (activated,) = used
-    wanted, kept = {activated}, []
+    wanted: set[int] = {activated}
+    kept: list[Step] = []
     for step in reversed(steps):
         if wanted & set(step.outputs):
             wanted |= set(step.reads)
@@ -498,7 +499,7 @@ def _softmax(reader: _Reader, step: Step) -> tuple[int, tuple[int, ...]] | None:
 
 def _use(reader: _Reader, value: int) -> str:
     """What a softmax is for: it weighs states (attention), or its log is taken (classifier)."""
-    front, seen = [value], set()
+    front, seen = [value], set[int]()
     while front and len(seen) < 24:
         for k in reader.users[front.pop(0)]:
             step = reader.program.steps[k]

@@ -257,7 +257,10 @@ def _plan(subject: door.Subject, arrays: list[Any], treedef: Any, loss: door.Los
     kinds = tuple(
         (np.shape(a), str(jnp.result_type(a))) for a in (*subject.params, *subject.rest, *arrays)
     )
-    settings = (jax.config.jax_enable_x64, jax.config.jax_default_matmul_precision)
+    settings = (
+        jax.config.read("jax_enable_x64"),
+        str(jax.config.read("jax_default_matmul_precision")),
+    )
     key = (subject.structure, kinds, treedef, loss, settings)
     if key not in _PLANS:
         _PLANS[key] = _made(subject, arrays, treedef, loss)

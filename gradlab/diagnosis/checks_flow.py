@@ -231,8 +231,8 @@ def attention_logits(facts: Facts) -> Iterator[Verdict]:
     by_role: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for k, softmax in enumerate(facts.anatomy.softmaxes):
         if softmax.use == "attention" and softmax.layers:
-            roles = dict.fromkeys(starred(facts.layers[i].name) for i in softmax.layers)
-            by_role[tuple(roles)].append(k)
+            found = dict.fromkeys(starred(facts.layers[i].name) for i in softmax.layers)
+            by_role[tuple(found)].append(k)
     for roles, members in by_role.items():
         loads = [float(numbers["load"][k]) for k in members]
         std = float(np.sqrt(np.mean(np.square([numbers["std"][k] for k in members]))))

@@ -160,7 +160,7 @@ def _table(audit: Any) -> Iterator[str]:
     yield "".join(map(str.ljust, _HEAD, _WIDTHS)).rstrip()
     yield _line(tuple("-" * (width - 1) for width in _WIDTHS))
     named = {f.layer for f in audit.findings}
-    alike = {}
+    alike: dict[str, list[Row]] = {}
     for row in audit.layers:
         alike.setdefault(starred(row.layer), []).append(row)
     left_out = 0

@@ -153,7 +153,9 @@ def _next_pivot(s: _Elimination, wrong_J: Array, L: Array, log_2_d: Array, k: in
     # Where all that is left is zero already, no score is finite.
     is_certain = (jnp.abs(s.A.high[i, j]) > rounding) & (score[i, j] > -jnp.inf)
     # The columns of the complement are behind all directions, and none of them is a number given.
-    is_clear = is_range_done | (jnp.abs(s.A.high[i, j]) * thresholds.FIRST_ORDER > rounding)
+    # What may be cleared later has at most the norm of as many entries as are left.
+    size = jnp.abs(s.A.high[i, j]) * thresholds.FIRST_ORDER
+    is_clear = is_range_done | (size > rounding * (k - s.num_pivots))
     eliminate = partial(_with_pivot, i=i, j=j, k=k, is_clear=is_clear)
     is_direction = (log_2_d > -jnp.inf)[None, :]
     clear = partial(

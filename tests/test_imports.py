@@ -32,7 +32,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         *("formats", "bits", "precision", "doubled", "scaled", "norms", "quick_norms", "qr"),
         "balls",
     ),
-    "models": ("activations", "chain", "ensembles", "networks", "recurrent"),
+    "models": ("activations", "chain", "ensembles", "mixing", "networks", "recurrent"),
     "measuring": (
         *("chain_rule", "loops", "linearisation", "forward", "blocks", "jacobians"),
         *("product_svd", "spectra", "certificate", "global_norm", "histogram", "monitor"),

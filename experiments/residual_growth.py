@@ -135,7 +135,9 @@ def figure(data: xr.Dataset) -> gl.Figure:
             gl.figures.band(axes, data.block, row[name] / gl.LN10, style)
             law = row[f"{name}_law"] + row[f"{name}_added_law"]
             gl.figures.predicted(axes, data.block, law / gl.LN10)
-        axes.set(xscale="log", yscale="symlog", xlim=(1, last), xlabel="blocks", ylim=(-0.2, None))
+        middle = data[name].median("draw").isel(block=-1) / gl.LN10
+        top = float(middle.where(data.branch != "relu", 0.0).max())  # relu leaves the panel
+        axes.set(xlim=(0, last), xlabel="blocks", ylim=(-0.2, 1.5 * top or None))
         gl.figures.ends(axes, last, data[name].median("draw").isel(block=-1, drop=True) / gl.LN10)
     moved, branches = gl.figures.series(2)
     gl.figures.measured(training, data.step, data.factor_size, moved, "largest factor |a|")

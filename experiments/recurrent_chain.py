@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import gradlab as gl
 from gradlab.lazy import jax, jnp, np, xr
@@ -49,19 +50,14 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     curve = jax.lax.map(gl.theory.clipping.latch, fine)
     growth = gl.grid.over_draws(lambda key: products(cfg, key), key_plain, cfg.num_draws)
     cells = ["plain", *dict.fromkeys(cfg.cell)]
-    backs = [
-        gl.grid.over_draws(lambda key, name=name: by_lag(cfg, key, name), key_cells, cfg.num_draws)
-        for name in cells
-    ]
-    gates = [
-        gl.grid.over_draws(lambda key, name=name: gated(cfg, key, name), key_gates, cfg.num_draws)
-        for name in cfg.cell
-    ]
+    over = partial(gl.grid.over_draws, num_draws=cfg.num_draws)
+    backs = [over(partial(by_lag, cfg, name), key_cells) for name in cells]
+    gates = [over(partial(gated, cfg, name), key_gates) for name in cfg.cell]
     lag = jnp.arange(1, cfg.num_lags + 1)
     chi = gl.theory.meanfield.chi_1(gl.activations.PHI["tanh"], cfg.sigma_w, cfg.sigma_u)
     gate = gl.theory.clipping.gate_log_mean(cfg.bias, cfg.sigma_u**2)
     half = replace(cfg, width=cfg.width // 2)
-    halved = gl.grid.over_draws(lambda key: by_lag(half, key, "plain"), key_cells, cfg.num_draws)
+    halved = over(partial(by_lag, half, "plain"), key_cells)
     # The largest singular value of a square Gaussian matrix is 2 (Geman 1980): sigma_w is half.
     wide = gl.theory.meanfield.chi_1(
         gl.activations.PHI["tanh"], cfg.singular_value / 2, cfg.sigma_u
@@ -118,7 +114,7 @@ def products(cfg: Config, key: jax.Array) -> jax.Array:
     return jax.lax.map(one, cfg.singular_value)
 
 
-def by_lag(cfg: Config, key: jax.Array, name: str) -> jax.Array:
+def by_lag(cfg: Config, name: str, key: jax.Array) -> jax.Array:
     """Log |dL/dstate_(T-k)| over that of the last step, L random in the state, `(num_lags,)`.
 
     The state has been running as long before.
@@ -135,7 +131,7 @@ def by_lag(cfg: Config, key: jax.Array, name: str) -> jax.Array:
     return (logs - logs[-1])[-2::-1]
 
 
-def gated(cfg: Config, key: jax.Array, name: str) -> jax.Array:
+def gated(cfg: Config, name: str, key: jax.Array) -> jax.Array:
     """The mean log of |dL/dc| over the neurons, by lag, where gates read the inputs alone."""
     key_weights, key_inputs = jax.random.split(key)
     drawn = gl.recurrent.weights(key_weights, name, cfg.width, 0.0, cfg.sigma_u, cfg.bias)

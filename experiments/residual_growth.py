@@ -173,7 +173,7 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
         # To first order for rectifiers, whose kurtosis is known; else only its size is.
         exact = data.branch.isin(["relu", "1/√L", "ReZero"])
         rate = np.abs(added) / data.block
-        beyond = xr.where(exact, data.block * (2 * rate) ** 2, np.abs(added))
+        beyond = (data.block * (2 * rate) ** 2).where(exact, np.abs(added))
         moves = data.branch != "ReZero"
         if moves.any():
             yield gl.claim.mean(

@@ -106,7 +106,7 @@ def compared(audit: Any, path: str | Path) -> Comparison:
 def read(path: str | Path) -> Mapping[str, Any]:
     """A saved audit."""
     try:
-        saved = json.loads(Path(path).read_text())
+        saved = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BadInput(f"{path} is not a saved audit: {error}.") from None
     if not isinstance(saved, dict) or saved.get("version") != VERSION:

@@ -98,6 +98,7 @@ def _check(name: str, array: Any, given: Mapping[str, Any]) -> None:
             f"compute returns '{name}' as {type(array).__name__}; "
             'allowed: gl.named(values, "axis axis"), which names the axes'
         )
+    check_labels(array, given)
     if isinstance(array.values, Labels):
         return
     values = np.asarray(array.values)
@@ -112,6 +113,23 @@ def _check(name: str, array: Any, given: Mapping[str, Any]) -> None:
             raise BadInput(
                 f"array '{name}' has {size} places along '{dim}', which is a key with the value "
                 f"{key}; allowed: an axis of another name, or of a key that lists as many"
+            )
+
+
+def check_labels(array: Named, given: Mapping[str, Any]) -> None:
+    """Raise unless every place along an axis that is a key of `given` has a label of its own.
+
+    Raises:
+        BadInput: a value is listed twice.
+    """
+    for dim in array.dims:
+        values = given.get(dim)
+        labels = values if isinstance(values, list) else []
+        twice = [label for place, label in enumerate(labels) if label in labels[:place]]
+        if twice:
+            raise BadInput(
+                f"{dim} is {labels}, with {twice[0]!r} twice; allowed: each value once, "
+                "since it is an axis of the data"
             )
 
 

@@ -237,21 +237,26 @@ def results(experiment: Experiment, cfg: Any, seed: int) -> dict[str, Any]:
     """The labelled arrays that `compute` returns.
 
     Raises:
-        BadInput: it does with traced values what JAX cannot trace, or needs more memory than
-            there is.
+        BadInput: it does with traced values what JAX cannot trace, needs more memory than there
+            is, or an axis would have one label twice.
     """
     import jax
 
-    from gradlab.experiment import memory
+    from gradlab.experiment import dataset, memory
 
     given = schema.arrays(cfg), jax.random.key(seed)
     try:
-        program = jax.jit(experiment.module.compute).lower(*given).compile()
+        lowered = jax.jit(experiment.module.compute).lower(*given)
     except (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError) as error:
         raise BadInput(
             f"compute of '{experiment.name}' uses numpy, float() or a Python branch on a value "
             "that jax traces; allowed: jax.numpy, or jax.pure_callback around what must be numpy"
         ) from error
+    told = lowered.out_info
+    for array in told.values() if isinstance(told, dict) else ():
+        if isinstance(array, dataset.Named):
+            dataset.check_labels(array, schema.values(cfg))
+    program = lowered.compile()
     memory.check(experiment.name, program, jax.devices()[0])
     arrays: dict[str, Any] = program(*given)
     return arrays

@@ -217,9 +217,6 @@ def _checked(entry: Entry, value: Any, name: str) -> Any:
         raise wrong from None
     if not all(entry.key.allows(item) and _finite(item) for item in cast):
         raise wrong
-    twice = next((item for place, item in enumerate(cast) if item in cast[:place]), None)
-    if twice is not None:
-        raise BadInput(f"{name} is {_shown(value)}, with {twice!r} twice; allowed: each value once")
     return cast if entry.is_list else cast[0]
 
 

@@ -35,7 +35,8 @@ def test_weights_ten_percent_off_are_noticed_wherever_weights_are_drawn(
         broken = [[claim.sentence for claim in one.claims(d) if not claim.holds] for d in found]
 
     assert broken[0] == []
-    assert broken[1] or found[0].identical(found[1])  # no weights
+    why_not = exp.harmless.get("weights 10 % too large")
+    assert broken[1] or why_not or found[0].identical(found[1])  # no weights
 
 
 def test_a_function_is_mutated_where_it_is_not_called_by_another_that_is() -> None:

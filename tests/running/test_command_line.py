@@ -99,7 +99,7 @@ def test_a_claim_that_fails_ends_with_status_one_after_all_is_written(toy: Toy) 
         ("sigma_w=inf", "sigma_w is inf; allowed: a finite number"),
         ("sigma_w=1e9", "sigma_w is 1000000000.0; allowed: a finite number"),
         ("w=[]", "w is an empty list; allowed: a finite number"),
-        ("w=[0.5,0.7,0.50]", "w is [0.5, 0.7, 0.5], with 0.5 twice; allowed: each value once"),
+        ("w=[0.5,0.7,0.50]", "w is [0.5, 0.7, 0.5], with 0.5 twice; allowed: each value"),
         ("redraw=2", "redraw is 2; allowed: true or false"),
         ("sweep.resume=yes", "sweep.resume is 'yes'; allowed: true or false"),
         ("depth=${nope}", "depth is '${nope}', which refers to a key that there is not; allowed"),

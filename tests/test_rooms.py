@@ -38,6 +38,17 @@ ELSEWHERE = {
         ),
         (SVD, "the room is closed: its parts are right if the singular values are"),
     ),
+    **dict.fromkeys(
+        (
+            f"diagnosis.{room}"
+            for room in (
+                *("anatomy", "changes", "checks_flow", "checks_weights", "command", "door"),
+                *("examination", "facts", "laws", "measures", "program", "record", "report"),
+                *("singular", "verdicts"),
+            )
+        ),
+        ("diagnosis/test_audit.py", "its parts are right if planted sickness is found and named"),
+    ),
     "page.build": ("page/test_page.py", "both pages are made from folders of results"),
     "page.evidence": (LESSON, "a number is right if the sentence has the dataset's"),
     "page.gallery": ("page/test_page.py", "a card for whatever a folder holds"),

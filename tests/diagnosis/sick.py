@@ -30,7 +30,7 @@ def mlp(
     model = eqx.nn.MLP(width, 10, width, depth, activation=phi, key=key)
     keys = jax.random.split(key, depth + 1)
     layers = [
-        drawn(k, layer, (sigma_w if n < depth else 1.0) * layer.in_features**-0.5)
+        drawn(k, layer, (sigma_w if n < depth else 1.0) * float(layer.in_features) ** -0.5)
         for n, (k, layer) in enumerate(zip(keys, model.layers, strict=True))
     ]
     return eqx.tree_at(lambda m: m.layers, model, tuple(layers))

@@ -47,9 +47,10 @@ class Recurrent(eqx.Module):
     def __call__(self, x: Array) -> Array:
         size = self.cell.hidden_size
         start = jnp.zeros(size)
-        pair = isinstance(self.cell, eqx.nn.LSTMCell)
+        cell: Any = self.cell
+        pair = isinstance(cell, eqx.nn.LSTMCell)
         state, _ = jax.lax.scan(
-            lambda s, x: (self.cell(x, s), None), (start, start) if pair else start, x
+            lambda s, x: (cell(x, s), None), (start, start) if pair else start, x
         )
         return self.head(state[0] if pair else state)
 

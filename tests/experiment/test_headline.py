@@ -26,11 +26,12 @@ def test_a_mean_has_two_standard_errors_on_either_side() -> None:
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 0.0, 1e308])
 def test_what_is_not_finite_is_told_and_comes_back(value: float) -> None:
-    number = Headline("x", np.float32(value) if value == 0 else value)
+    number = Headline("x", value)
     assert recorded(number.record()).record() == number.record()
     assert not number.has_interval
     alone = headline.mean("x", [value])
-    assert (alone.value, math.isnan(alone.low)) == (pytest.approx(value, nan_ok=True), True)
+    assert alone.value == pytest.approx(value, nan_ok=True)
+    assert math.isnan(alone.low)
     assert math.isnan(headline.mean("x", [-math.inf, 1.0]).low)
 
 

@@ -55,7 +55,9 @@ def test_what_a_layer_takes_to_nothing_is_unknown_everywhere(name: str, dtype: A
     if name == "z/|z|":
         # Those that are left are those of a projection over the length: a few roundings.
         expected = -np.log(np.linalg.norm(draw(4, WIDTH)))
-        np.testing.assert_allclose(found.log[0][:-1], expected, atol=8 * jnp.finfo(dtype).eps)
+        np.testing.assert_allclose(
+            found.log[0][:-1], expected, atol=8 * float(jnp.finfo(dtype).eps)
+        )
 
 
 def test_neither_a_bound_nor_vectors_make_a_number_of_what_is_lost() -> None:

@@ -64,14 +64,14 @@ def test_points_stand_on_a_log_axis_where_they_are_geometric_and_odd_ones_at_the
     panel, strip = overview.figure("What?", seen).axes
     assert panel.get_xscale() == "log"
     rims = {
-        line.get_marker(): line.get_xdata().tolist()
+        line.get_marker(): np.asarray(line.get_xdata()).tolist()
         for line in panel.lines
         if line.get_transform() == panel.get_xaxis_transform()
         and line.get_color() == figures.COLOURS[0]
     }
     assert rims == {"^": [w[4]], "v": [w[1]], "x": [w[3]]}
     (failing,) = [line for line in panel.lines if line.get_color() == figures.COLOURS[1]]
-    assert failing.get_xdata().tolist() == [w[2]]
+    assert np.asarray(failing.get_xdata()).tolist() == [w[2]]
     assert [label.get_text() for label in strip.get_yticklabels()] == ["claim of …"]
 
 

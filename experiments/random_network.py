@@ -112,8 +112,7 @@ def laws(cfg: Config, phi: Any, kind: str) -> jax.Array:
             second += (phi is not gl.activations.PHI["linear"]) * jnp.abs(first)
         return jnp.stack([infinite + first, second]).mean(axis=1)
 
-    found: jax.Array = jax.lax.map(one, cfg.sigma_w)
-    return found
+    return jax.lax.map(one, cfg.sigma_w)
 
 
 def figure(data: xr.Dataset) -> gl.Figure:
@@ -218,8 +217,6 @@ FAULTS = {
     "a factor left out": gl.fault.result("chain_rule.log_lengths", lambda logs: logs[:-1]),
 }
 HARMLESS = {"the loss halved": "a rate is a ratio of gradients"}
-
-
 TANH = {"activation": "tanh", "kind": "plain", "back": "last"}
 LESSON = gl.lesson.Offer(
     figures={

@@ -208,9 +208,7 @@ FAULTS = {
     "weights 30 % too large": gl.fault.argument("ensembles.gaussian", sigma_w=lambda s: 1.3 * s),
     "weights 3 % too large": gl.fault.argument("ensembles.gaussian", sigma_w=lambda s: 1.03 * s),
     "read backwards": gl.fault.result("jacobians.log_gradient_norms", lambda logs: logs[::-1]),
-    "identity branch dropped": gl.fault.change(
-        "ensembles.residual", lambda honest: lambda *args: gl.ensembles.gaussian(*args[:6])
-    ),
+    "identity branch dropped": gl.fault.no_identity(),
     "residual branch 3 % too large": gl.fault.argument(
         "ensembles.residual", factor=lambda factor: 1.03 * factor
     ),

@@ -197,12 +197,10 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
         sentence = "z + F(z): all singular values together multiply to the product of |det J_k|"
         total = data.log_singular_values.sel(kind="residual").sum("direction")
         yield gl.claim.everywhere(sentence, total, data.log_det, DET, rounding=width * rounding)
-    yield gl.claim.mean(
-        "the gradient at layer 1 follows its law at every depth, plain and residual, in log",
-        *(data.log_gradient, data.log_gradient_law, FIELD),
-        where=np.isfinite(data.log_gradient_law),  # no law where phi is not odd
-        finite_width=data.log_gradient_beyond,
-    )
+    sentence = "the gradient at layer 1 follows its law at every depth, plain and residual, in log"
+    law, beyond = data.log_gradient_law, data.log_gradient_beyond
+    known = np.isfinite(law)  # there is no law where phi is not odd
+    yield gl.claim.mean(sentence, data.log_gradient, law, FIELD, where=known, finite_width=beyond)
     sentence = "J = I + s G/√width: E|Jv|² is (1 + s²)^L at every depth, over (1 + s²)^L"
     yield gl.claim.mean(sentence, data.square, 1.0, MOMENT, over="linear")
     law, left, inside = data.log10_edge_law, data.log10_edge, np.isfinite(data.log10_edge_law)

@@ -1,9 +1,8 @@
 """Can clipping bring back a gradient that has vanished?
 
 The formula g <- g tau / max(|g|, tau) (Pascanu, Mikolov and Bengio 2013, algorithm 1) multiplies
-the gradients of all layers by one number, so each keeps its share of the norm: what is small
-beside the last layer's stays small beside it. Held against a chain whose gradient vanishes, at one
-gradient and over a training on handwritten digits.
+the gradients of all layers by one number, so each keeps its share of the norm. Held
+against a chain whose gradient vanishes, at one gradient and over a training on handwritten digits.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from functools import partial
 from typing import Any
 
 import gradlab as gl
-from gradlab.lazy import jax, jnp, np, xr
+from gradlab.lazy import jax, jnp, np, optax, xr
 
 ALGORITHM = "Pascanu, Mikolov and Bengio 2013, algorithm 1"
 TRIANGLE = "the triangle inequality over the steps"
@@ -87,10 +86,9 @@ def network(cfg: Config, key: jax.Array) -> gl.chain.Chain:
 def shares(cfg: Config, model: gl.chain.Chain, data: gl.training.Data) -> dict[str, jax.Array]:
     """The layers' gradient norms over the last one's, `(depth,)`: as they are, and clipped."""
     grads = jax.grad(partial(gl.training.loss, gl.training.ten_logits))(model, data)
-    tau, clip = cfg.ratio * gl.training.fast_norm(grads), gl.clipping
-    both = {"formula": clip.clip(grads, tau), "optax": clip.optax_clip(grads, tau)}
-    found = {"as it is": grads} | both
-    sizes = {name: gl.training.norms_by_layer(each) for name, each in found.items()}
+    tau, norms = cfg.ratio * gl.training.fast_norm(grads), gl.training.norms_by_layer
+    both = {"formula": gl.clipping.clip(grads, tau), "optax": gl.clipping.optax_clip(grads, tau)}
+    sizes = {name: norms(each) for name, each in ({"as it is": grads} | both).items()}
     return {name: size / size[-1] for name, size in sizes.items()}
 
 
@@ -126,11 +124,8 @@ def trained(
     cfg: Config, model: Any, batches: Any, data: gl.training.Data, tau: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """How far each layer went, `(depth,)`, and its gradients' norms, `(num_steps, depth)`."""
-    import optax
-
-    clip, descent = gl.clipping.clip_by_global_norm(tau), optax.sgd(cfg.learning_rate)
-    to_logits = gl.training.ten_logits
-    seen = gl.training.train(to_logits, model, optax.chain(clip, descent), data, batches)
+    descent = optax.chain(gl.clipping.clip_by_global_norm(tau), optax.sgd(cfg.learning_rate))
+    seen = gl.training.train(gl.training.ten_logits, model, descent, data, batches)
     moved = jax.tree.map(jnp.subtract, seen.params, model)
     return gl.training.norms_by_layer(moved), seen.gradient
 
@@ -163,11 +158,9 @@ def caption(data: xr.Dataset) -> str:
     """What is left in the first layer, before and after."""
     first = data.isel(layer=0).median("draw")
     worst = float(np.abs(data.share_clipped / data.share - 1).max())
-    return (
-        f"In a chain of {data.sizes['layer']} layers the first one's gradient is {first.share:.2g} "
-        f"of the last one's; clipped to {data.attrs['ratio']:g} of its norm it is still "
-        f"{first.share_clipped[0]:.2g}: no share changes by more than {worst:.0e}."
-    )
+    return f"""In a chain of {data.sizes["layer"]} layers the first one's gradient is
+        {first.share:.2g} of the last one's; clipped to {data.attrs["ratio"]:g} of its norm it is
+        still {first.share_clipped[0]:.2g}: no share changes by more than {worst:.0e}."""
 
 
 def headline(data: xr.Dataset) -> Iterator[gl.Headline]:
@@ -248,7 +241,6 @@ HARMLESS = dict.fromkeys(("chain.Chain.__call__", "training.loss", "training.tra
     "a Jacobian transposed": "a Gaussian matrix is as likely as its transpose",
     "each matrix used for two layers": "of two layers that share one, each has the law of its own",
 }
-
 LESSON = gl.lesson.Offer(claims={"clipping revives nothing": "clipping leaves the ratio"})
 
 

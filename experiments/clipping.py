@@ -191,14 +191,10 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     ):
         causes = {"where": finite, "arithmetic_in_twice_the_digits": twice}
         yield gl.claim.at_most(f"the formula: {sentence}", off, most, SOURCE, **causes)
-    yield gl.claim.equal(
-        "the formula: a gradient whose norm is below tau keeps every bit",
-        *(data.changed.where(finite & (size * (1 + 2 * data.eps) < tau), 0.0), 0.0, SOURCE),
-    )
-    yield gl.claim.equal(
-        "the formula: a gradient whose norm is tau keeps every bit",
-        *(data.changed_at_equality, 0.0, SOURCE),
-    )
+    below = data.changed.where(finite & (size * (1 + 2 * data.eps) < tau), 0.0)
+    for norm, changed in (("below tau", below), ("tau", data.changed_at_equality)):
+        sentence = f"the formula: a gradient whose norm is {norm} keeps every bit"
+        yield gl.claim.equal(sentence, changed, 0.0, SOURCE)
     for side, name in enumerate(data.side.values):
         wanted = np.array([case[2 + side] for case in SPECIAL.values()])
         found = data.first_two.sel(side=name)

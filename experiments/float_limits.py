@@ -197,21 +197,19 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     )
     beyond = depth + 1.0
     plain, rescaled = np.minimum(data.first_wrong, beyond).transpose("algorithm", ...)
-    half, earliest, latest = (
-        np.minimum(data[name], beyond) for name in ("half_wrong", "earliest", "latest")
-    )
+    ends = np.minimum(data[["half_wrong", "earliest", "latest"]], beyond)
     yield gl.claim.at_least(
         "no plain product is lost before its norm, or that of a factor, is at an end of the "
         "format's range, or rounding has halved the rescaled one",
-        *(plain, np.minimum(half, earliest), RANGE),
+        *(plain, np.minimum(ends.half_wrong, ends.earliest), RANGE),
         chance=CHANCE,
     )
     yield gl.claim.at_most(
         "every plain product is lost when no entry of it can be in the range",
-        *(plain, latest, RANGE),
+        *(plain, ends.latest, RANGE),
     )
     # Only a product that grows has no entry below the range while the norm is within it.
-    early = (rescaled < earliest) & (data.exponent + np.log(data.sigma_w) > 0)
+    early = (rescaled < ends.earliest) & (data.exponent + np.log(data.sigma_w) > 0)
     if early.any():
         yield gl.claim.everywhere(
             "what rounding ends before the range does, it ends at the same layer, rescaled or not",
@@ -236,12 +234,8 @@ FAULTS = {
         "log_norms", J=lambda J: (0.99 * J).astype(J.dtype)
     ),
     "layers transposed in a format": gl.fault.argument("log_norms", J=lambda J: J.mT),
-    "every format computed in float64": gl.fault.argument(
-        "log_norms", J=lambda J: J.astype("float64")
-    ),
-    "every format computed in float32": gl.fault.argument(
-        "log_norms", J=lambda J: J.astype("float32")
-    ),
+    "every format computed in float64": gl.fault.argument("log_norms", J=lambda J: J.astype("f8")),
+    "every format computed in float32": gl.fault.argument("log_norms", J=lambda J: J.astype("f4")),
     "exponent forgotten": gl.fault.result(
         "scaled.rescale", lambda s: gl.scaled.Scaled(s.mantissa, s.exponent % 300)
     ),

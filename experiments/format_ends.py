@@ -180,12 +180,10 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
             rounding=data.uncertainty,
             whole_layers=1.0,
         )
-    seen, earliest = (
-        np.minimum(data[name], deepest + 1.0) for name in ("first_wrong", "first_wrong_predicted")
-    )
+    wrong = np.minimum(data[["first_wrong", "first_wrong_predicted"]], deepest + 1.0)
     yield gl.claim.at_least(
         "in no format is the product wrong before roundings can have added up to the error",
-        *(seen, earliest, "Higham 2002, lemma 3.1"),
+        *(wrong.first_wrong, wrong.first_wrong_predicted, "Higham 2002, lemma 3.1"),
         whole_layers=1.0,
     )
 

@@ -45,12 +45,9 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     chosen = jax.random.permutation(key_batch, digits.y.size)[: cfg.batch_size]
     batch = gl.training.Data(digits.x[chosen], digits.y[chosen])
     formats = gl.grid.formats(cfg.dtype)
-
-    def over_activations(dtype: str) -> jax.Array:
-        return jnp.stack([measure(cfg, key_draws, batch, phi, dtype) for phi in cfg.activation])
-
-    found = jnp.stack([over_activations(dtype) for dtype in formats])
-    by_jax, by_product, difference, cancelled = jnp.moveaxis(found, -2, 0)
+    measured = partial(measure, cfg, key_draws, batch)
+    found = [[measured(phi, dtype) for phi in cfg.activation] for dtype in formats]
+    by_jax, by_product, difference, cancelled = jnp.moveaxis(jnp.array(found), -2, 0)
     axes, roundings = "format activation draw sigma_w layer", num_roundings(cfg)
     off, cancels = "|product - jax.grad| / |jax.grad|", "mean of examples' norms over their mean's"
     whole = [gl.theory.scalar.FORMATS[name].log10_smallest_whole for name in formats]
@@ -101,10 +98,7 @@ def mean_squares(cfg: Config, key: jax.Array) -> jax.Array:
 def measure(
     cfg: Config, key: jax.Array, batch: gl.training.Data, activation: str, dtype: str
 ) -> jax.Array:
-    """log10 of the gradient by `jax.grad` and by the product, how they differ, what cancels.
-
-    `(draw, sigma_w, 4, layer)`.
-    """
+    """log10 of both gradients, how they differ, and what cancels, `(draw, sigma_w, 4, layer)`."""
     phi = gl.activations.PHI[activation]
     data = batch._replace(x=batch.x.astype(dtype))
 
@@ -206,10 +200,8 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     judged = held(data) | np.isnan(data.log10_by_jax)  # what is no number fails
     first = "the product of Jacobians is jax.grad's gradient of the first layer's weights"
     every = "with every activation, in every format, it is the gradient of every layer's weights"
-    for sentence, where, source in (
-        (first, judged & (data.layer == 1), PASCANU),
-        (every, judged, GLOROT),
-    ):
+    cases = (first, judged & (data.layer == 1), PASCANU), (every, judged, GLOROT)
+    for sentence, where, source in cases:
         if bool(where.any()):  # a gradient that underflows in every network cannot be judged
             yield gl.claim.everywhere(
                 f"{sentence}, in eps",
@@ -245,7 +237,6 @@ HARMLESS = {
     ),
     "training.norms_by_layer": "what is held against its bound is measured in the same layers",
 }
-
 
 LESSON = gl.lesson.Offer(
     claims={"product is the gradient": "it is the gradient of every layer's weights"}

@@ -112,8 +112,7 @@ def laws(cfg: Config, phi: Any, kind: str) -> jax.Array:
             second += (phi is not gl.activations.PHI["linear"]) * jnp.abs(first)
         return jnp.stack([infinite + first, second]).mean(axis=1)
 
-    found: jax.Array = jax.lax.map(one, cfg.sigma_w)
-    return found
+    return jax.lax.map(one, cfg.sigma_w)
 
 
 def figure(data: xr.Dataset) -> gl.Figure:
@@ -209,17 +208,13 @@ FAULTS = {
     "weights 30 % too large": gl.fault.argument("ensembles.gaussian", sigma_w=lambda s: 1.3 * s),
     "weights 3 % too large": gl.fault.argument("ensembles.gaussian", sigma_w=lambda s: 1.03 * s),
     "read backwards": gl.fault.result("jacobians.log_gradient_norms", lambda logs: logs[::-1]),
-    "identity branch dropped": gl.fault.change(
-        "ensembles.residual", lambda honest: lambda *args: gl.ensembles.gaussian(*args[:6])
-    ),
+    "identity branch dropped": gl.fault.no_identity(),
     "residual branch 3 % too large": gl.fault.argument(
         "ensembles.residual", factor=lambda factor: 1.03 * factor
     ),
     "a factor left out": gl.fault.result("chain_rule.log_lengths", lambda logs: logs[:-1]),
 }
 HARMLESS = {"the loss halved": "a rate is a ratio of gradients"}
-
-
 TANH = {"activation": "tanh", "kind": "plain", "back": "last"}
 LESSON = gl.lesson.Offer(
     figures={

@@ -1,9 +1,8 @@
 """Does a residual branch keep the gradient from vanishing, and where does it not?
 
-He, Zhang, Ren and Sun 2016: a layer z + F(z) has the Jacobian I + F', so the product over layers
-keeps the identity in every factor. Often said: it can never vanish. Exactly: it cannot while every
-‖F'‖ is below 1 (no singular value is then below the product of 1 - ‖F'‖), and it does where F' has
-an eigenvalue at -1.
+He, Zhang, Ren and Sun 2016: a layer z + F(z) has the Jacobian I + F', so each factor of the product
+keeps the identity. Often said: it never vanishes. Exactly: it cannot while every ‖F'‖ is below 1
+(no singular value is then below the product of 1 - ‖F'‖), but does where F' has an eigenvalue -1.
 """
 
 from __future__ import annotations
@@ -15,8 +14,7 @@ from functools import partial
 import gradlab as gl
 from gradlab.lazy import jax, jnp, np, xr
 
-KINDS = ("plain", "residual")
-EDGES = ("scalar", "one direction of many")
+KINDS, EDGES = ("plain", "residual"), ("scalar", "one direction of many")
 HE, WEYL = "He, Zhang, Ren and Sun 2016", "Weyl's inequality for singular values"
 FIELD = "Schoenholz et al. 2017, section 4; Yang and Schoenholz 2017; gradlab.theory.finite_width"
 MOMENT = "E over G of |v + s G v/√width|² = (1 + s²)|v|², layer by layer"
@@ -45,9 +43,9 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     """Spectra and gradients of both chains, the bound, the linear law, and the edge at -1."""
     key_both, key_linear, key_edge = jax.random.split(key, 3)
     depths = gl.grid.depths(cfg.depth, 8)
-    one = partial(both, cfg, depths)
+    one, to_here = partial(both, cfg, depths), jnp.tri(cfg.depth, dtype=bool)
     values, gradient, norm, log_det = gl.grid.over_draws(one, key_both, cfg.num_draws)
-    up_to_here = jnp.where(jnp.tri(cfg.depth, dtype=bool), norm[:, None, :], 0.0)
+    bound = gl.theory.residual.log_lower_bound(jnp.where(to_here, norm[:, None, :], 0.0))
     (law, beyond), squares = laws(cfg), linear_squares(cfg, depths, key_linear)
     fine = jnp.linspace(jnp.min(cfg.w), jnp.max(cfg.w), 400)
     edge, nats = gl.theory.residual.log10_scalar_product, {"units": "nats"}
@@ -60,7 +58,7 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         "log_gradient": gl.named(gradient, at[1], long_name="log |v J_L ... J_1|, |v| = 1", **nats),
         "log_gradient_law": gl.named(law, at[2], long_name="to first order in 1/width", **nats),
         "log_gradient_beyond": gl.named(beyond, at[2], long_name="the next order", **nats),
-        "log_bound": gl.named(gl.theory.residual.log_lower_bound(up_to_here), at[3], **nats),
+        "log_bound": gl.named(bound, at[3], **nats),
         "branch_norm": gl.named(norm, at[3], long_name="|F'_k|, spectral norm"),
         "log_det": gl.named(log_det, "draw depths", long_name="log |det| of the residual product"),
         "square": gl.named(squares, "linear depths", long_name="|Jv|² / (1 + s²)^L"),
@@ -79,14 +77,13 @@ def both(cfg: Config, depths: tuple[int, ...], key: jax.Array) -> tuple[jax.Arra
     v = gl.ensembles.inputs(key_loss, cfg.width, 1 / cfg.width)  # of length 1
     phi = gl.activations.PHI[cfg.activation]
     sizes = (key_chain, cfg.depth, cfg.width, phi, cfg.sigma_w, cfg.sigma_b)  # the same weights
-    plain = gl.chain_rule.products(gl.ensembles.gaussian(*sizes), x)
-    residual = gl.chain_rule.products(gl.ensembles.residual(*sizes, cfg.factor), x)
+    models = gl.ensembles.gaussian(*sizes), gl.ensembles.residual(*sizes, cfg.factor)
+    plain, residual = (gl.chain_rule.products(model, x) for model in models)
     J = jnp.stack([plain.jacobians, residual.jacobians])
     values = jax.vmap(lambda J: gl.spectra.log_singular_values(gl.chain.linear(J), x, depths))(J)
     gradient = [gl.chain_rule.log_lengths(v, chain.products) for chain in (plain, residual)]
-    log_det = gl.jacobians.log_abs_det(gl.ensembles.residual(*sizes, cfg.factor), x)
-    at = jnp.array(depths) - 1
-    return values, jnp.stack(gradient), branch_norms(residual.jacobians), log_det[at]
+    log_det = gl.jacobians.log_abs_det(models[1], x)[jnp.array(depths) - 1]
+    return values, jnp.stack(gradient), branch_norms(residual.jacobians), log_det
 
 
 def branch_norms(J: jax.Array) -> jax.Array:
@@ -186,34 +183,27 @@ def headline(data: xr.Dataset) -> Iterator[gl.Headline]:
 def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     """The promise, the growth, the linear law, and the edge."""
     eps, width = float(np.finfo(data.log_gradient.dtype).eps), data.attrs["width"]
-    smallest = data.log_singular_values.isel(direction=-1)
-    bound = data.log_bound.sel(layer=data.depths)
+    smallest, bound = data.log_singular_values[..., -1], data.log_bound.sel(layer=data.depths)
     # J is known to width eps |J|, which moves no singular value of the product by more, relatively,
     # than that over the smallest one of J (Ostrowski 1959); |F'| is off by width eps (1 + |F'|).
     norm = data.branch_norm.where(data.branch_norm < 1, 0.0)
     rounding = (2 * width * eps * (1 + norm) / (1 - norm)).cumsum("layer").sel(layer=data.depths)
     sentence = "z + F(z): no singular value of the product is below the product of 1 - |F'|"
-    kept = smallest.sel(kind="residual")
+    plain, kept = (smallest.sel(kind=kind) for kind in KINDS)
     yield gl.claim.at_least(sentence, kept, bound, WEYL, rounding=rounding)
+    sentence = "without the identity the smallest singular value is, in the mean, below that bound"
     if np.isfinite(bound).all():  # else nothing is promised
-        sentence = (
-            "without the identity the smallest singular value is, in the mean, below that bound"
-        )
-        lost = (smallest.sel(kind="plain") - bound).isel(depths=-1)
-        yield gl.claim.mean(sentence, lost, 0.0, HE, relation="<=")
+        yield gl.claim.mean(sentence, (plain - bound).isel(depths=-1), 0.0, HE, relation="<=")
         sentence = "z + F(z): all singular values together multiply to the product of |det J_k|"
         total = data.log_singular_values.sel(kind="residual").sum("direction")
         yield gl.claim.everywhere(sentence, total, data.log_det, DET, rounding=width * rounding)
-    yield gl.claim.mean(
-        "the gradient at layer 1 follows its law at every depth, plain and residual, in log",
-        *(data.log_gradient, data.log_gradient_law, FIELD),
-        where=np.isfinite(data.log_gradient_law),  # no law where phi is not odd
-        finite_width=data.log_gradient_beyond,
-    )
+    sentence = "the gradient at layer 1 follows its law at every depth, plain and residual, in log"
+    law, beyond = data.log_gradient_law, data.log_gradient_beyond
+    known = np.isfinite(law)  # there is no law where phi is not odd
+    yield gl.claim.mean(sentence, data.log_gradient, law, FIELD, where=known, finite_width=beyond)
     sentence = "J = I + s G/√width: E|Jv|² is (1 + s²)^L at every depth, over (1 + s²)^L"
     yield gl.claim.mean(sentence, data.square, 1.0, MOMENT, over="linear")
-    law, left = data.log10_edge_law, data.log10_edge
-    inside = np.isfinite(law)
+    law, left, inside = data.log10_edge_law, data.log10_edge, np.isfinite(data.log10_edge_law)
     # 1 + w is rounded once, by eps relative to its summands, and every layer rounds once more.
     relative = eps * (1 + np.abs(data.w)) / np.abs(1 + data.w).where(inside, 1.0) + eps
     rounding = data.attrs["depth_edge"] * relative / gl.LN10 + 4 * eps * np.abs(law)
@@ -226,9 +216,7 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
 
 
 FAULTS = {
-    "identity dropped": gl.fault.change(
-        "ensembles.residual", lambda _: lambda *sizes: gl.ensembles.gaussian(*sizes[:-1])
-    ),
+    "identity dropped": gl.fault.no_identity(),
     "plain chain given the identity": gl.fault.change(
         "ensembles.gaussian", lambda _: partial(gl.ensembles.residual, factor=0.1)
     ),

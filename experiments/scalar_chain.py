@@ -177,9 +177,22 @@ def headline(data: xr.Dataset) -> Iterator[gl.Headline]:
 
 
 def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
-    """The statements of the source, the line at every depth, and then the networks."""
-    yield from textbook_claims(data)
+    """The source's numbers and limits, the line at every depth, and then the networks."""
     eps, depth, moves = float(np.finfo(data.log10_product.dtype).eps), data.layer, data.w != 0
+    for w, printed, digit in ((0.9, 0.00515378, 5e-9), (1.1, 117.391, 5e-4)):
+        value = textbook(data, w)
+        # 50 products, and the log and its inverse, which have some ulps of ln value each.
+        allowed = {"digits printed": digit, "rounding": 100 * eps * value}
+        yield gl.Claim(f"{w:g}^50 is {printed:g}", value, printed, allowed, TEXTBOOK)
+    (below, one, above, _), held = data.log10_textbook[:, -1], "anything float64 can hold, in log10"
+    sentence = f"0.9^L tends to 0: at L = 10^4 it is below {held}"
+    yield gl.claim.at_most(sentence, below, math.log10(math.ulp(0.0)), TEXTBOOK)
+    yield gl.claim.equal("1^L tends to 1: at L = 10^4 log10 of it is 0", one, 0.0, TEXTBOOK)
+    sentence = f"1.1^L tends to infinity: at L = 10^4 it is above {held}"
+    yield gl.claim.at_least(sentence, above, math.log10(np.finfo(float).max), TEXTBOOK)
+    odd, even = data.sign_textbook[3, 1:]
+    sentence = "(-1)^L has no limit: from L = 9999 to L = 10^4 it goes from -1 to 1"
+    yield gl.claim.equal(sentence, even - odd, 2.0, TEXTBOOK)
     yield gl.claim.equal("its sign is sign(w)^L", data.sign, np.sign(data.w) ** depth, TEXTBOOK)
     yield gl.claim.everywhere(
         "log10 of the product of Jacobians is L log10|w| at every depth and w",
@@ -196,27 +209,6 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     )
 
 
-def textbook_claims(data: xr.Dataset) -> Iterator[gl.Claim]:
-    """The printed numbers, and the three limits and the one that does not exist."""
-    eps = float(np.finfo(data.log10_textbook.dtype).eps)
-    for w, printed, digit in ((0.9, 0.00515378, 5e-9), (1.1, 117.391, 5e-4)):
-        value = textbook(data, w)
-        # 50 products, and the log and its inverse, which have some ulps of ln value each.
-        allowed = {"digits printed": digit, "rounding": 100 * eps * value}
-        yield gl.Claim(f"{w:g}^50 is {printed:g}", value, printed, allowed, TEXTBOOK)
-    below, one, above, _ = data.log10_textbook.isel(depth_textbook=-1)
-    sentence = "0.9^L tends to 0: at L = 10^4 it is below anything float64 can hold, in log10"
-    yield gl.claim.at_most(sentence, below, math.log10(math.ulp(0.0)), TEXTBOOK)
-    yield gl.claim.equal("1^L tends to 1: at L = 10^4 log10 of it is 0", one, 0.0, TEXTBOOK)
-    sentence = (
-        "1.1^L tends to infinity: at L = 10^4 it is above anything float64 can hold, in log10"
-    )
-    yield gl.claim.at_least(sentence, above, math.log10(np.finfo(float).max), TEXTBOOK)
-    odd, even = data.sign_textbook[3, 1:]
-    sentence = "(-1)^L has no limit: from L = 9999 to L = 10^4 it goes from -1 to 1"
-    yield gl.claim.equal(sentence, even - odd, 2.0, TEXTBOOK)
-
-
 FAULTS = {
     "weights 1 % too large": gl.fault.argument("ensembles.scalar", w=lambda w: 1.01 * w),
     "weights inverted": gl.fault.argument("ensembles.scalar", w=lambda w: 1 / w),
@@ -225,15 +217,11 @@ FAULTS = {
     "residual branch dropped": gl.fault.argument("ensembles.residual", factor=lambda f: 0.0 * f),
     "read backwards": gl.fault.result("jacobians.log_gradient_norms", lambda logs: logs[::-1]),
 }
-HARMLESS = {
+RATIO = "each is over that of the last layer"
+HARMLESS = dict.fromkeys(("the loss halved", "the gradient of the wrong layer"), RATIO) | {
     "a Jacobian transposed": "a Gaussian matrix is as likely as its transpose",
     "computed in another format": "a rounding is far below the error of the sampling",
-    **dict.fromkeys(
-        ("the loss halved", "the gradient of the wrong layer"),
-        "each is over that of the last layer",
-    ),
 }
-
 LESSON = gl.lesson.Offer(
     numbers={
         "textbook depth": gl.lesson.at("depth_textbook", depth_textbook=50),

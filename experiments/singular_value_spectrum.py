@@ -42,28 +42,18 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     J = layers(Q, cfg)
     names = gl.grid.formats(cfg.dtype)
     found = jnp.stack([by_every_method(J.astype(name), depths).astype(float) for name in names])
-    _, log_det = jnp.linalg.slogdet(J)
-    axes = "format algorithm depths direction"
+    at, nats = jnp.array(depths), {"units": "nats"}
+    true = at[:, None] * log_stretch(cfg)[None, :]
+    log_det = jnp.cumsum(jnp.linalg.slogdet(J)[1])[at - 1]
+    axes, label = "format algorithm depths direction", "log |k-th leading minor of the first frame|"
     return {
         "format": gl.named(names, "format"),
         "algorithm": gl.named(list(ALGORITHMS), "algorithm"),
         "depths": gl.named(jnp.array(depths), "depths", long_name="depth L"),
-        "log_sigma": gl.named(found, axes, long_name="log singular value", units="nats"),
-        "log_sigma_true": gl.named(
-            jnp.array(depths)[:, None] * log_stretch(cfg)[None, :],
-            "depths direction",
-            long_name="L log d_i",
-            units="nats",
-        ),
-        "log_minor": gl.named(
-            log_minors(Q[0]), "direction", long_name="log |k-th leading minor of the first frame|"
-        ),
-        "log_det": gl.named(
-            jnp.cumsum(log_det)[jnp.array(depths) - 1],
-            "depths",
-            long_name="sum of log|det J_k|",
-            units="nats",
-        ),
+        "log_sigma": gl.named(found, axes, long_name="log singular value", **nats),
+        "log_sigma_true": gl.named(true, "depths direction", long_name="L log d_i", **nats),
+        "log_minor": gl.named(log_minors(Q[0]), "direction", long_name=label),
+        "log_det": gl.named(log_det, "depths", long_name="sum of log|det J_k|", **nats),
     }
 
 

@@ -243,9 +243,7 @@ FAULTS = {
     "batch norm over neurons": gl.fault.change(
         "networks.standardised", lambda f: lambda h: f(h.T).T
     ),
-    "identity of the residual branch dropped": gl.fault.change(
-        "ensembles.residual", lambda _: lambda *args, draw="": gl.ensembles.gaussian(*args[:6])
-    ),
+    "identity of the residual branch dropped": gl.fault.no_identity(),
     "forget gates half open": gl.fault.argument("networks.lstm", forget_bias=lambda b: 0 * b),
     "each clipped": gl.fault.replace("clipped", lambda log, tau: jnp.minimum(log, jnp.log(tau))),
     "plain chain given a residual branch": gl.fault.argument(

@@ -46,9 +46,8 @@ def compute(cfg: Config, _: jax.Array) -> dict[str, gl.Named]:
     laws = jnp.log10(norm_law), cfg.depth * jnp.log10(wall.wall_factor(w, cfg.start))
     tau = jnp.append(jnp.geomspace(cfg.tau_from, cfg.tau_to, cfg.num_tau), jnp.inf)
     sides = [first + cfg.map_size * side for first in (cfg.first_w, cfg.first_b)]
-    loss_map = jnp.vectorize(lambda w, b: at_point(cfg, w, b)[0])(
-        *jnp.meshgrid(*sides, indexing="ij")
-    )
+    plane = jnp.meshgrid(*sides, indexing="ij")
+    loss_map = jnp.vectorize(lambda w, b: at_point(cfg, w, b)[0])(*plane)
     descents = jax.vmap(lambda tau: descend(cfg, tau))(tau)
     return {
         "tau": gl.named(tau, "tau", long_name="clipping threshold"),
@@ -99,8 +98,7 @@ def descend(cfg: Config, tau: jax.Array) -> dict[str, jax.Array]:
         seen |= {"w": point[0], "b": point[1], "loss": loss, "gradient": grad}
         return point - move, seen | {"change": -move}
 
-    first = jnp.stack([cfg.first_w, cfg.first_b])
-    return jax.lax.scan(step, first, None, length=cfg.num_steps)[1]
+    return jax.lax.scan(step, jnp.stack([cfg.first_w, cfg.first_b]), length=cfg.num_steps)[1]
 
 
 def two(data: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset]:

@@ -105,3 +105,8 @@ def scale(target: str, factor: float) -> Fault:
         return jax.tree.map(lambda leaf: (factor * leaf).astype(leaf.dtype), value)
 
     return result(target, scaled)
+
+
+def no_identity() -> Fault:
+    """The fault that leaves of every residual chain its branch alone, of factor 1."""
+    return replace("ensembles.residual", lambda *args, **_: gradlab.ensembles.gaussian(*args[:6]))

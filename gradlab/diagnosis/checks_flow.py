@@ -366,9 +366,3 @@ def _root_mean_square(facts: Facts, k: int) -> float:
     size = math.prod(facts.anatomy.program.types[facts.layers[k].pre].shape)
     log = facts.of_layer("log_gradient", k) - math.log(max(size, 1)) / 2
     return math.exp(log) if log < 700 else math.inf
-
-
-def branch_share(facts: Facts, residual: int) -> float:
-    """The length of a branch over that of its stream."""
-    numbers = facts.measured.residuals
-    return math.exp(float(numbers["log_branch"][residual] - numbers["log_stream"][residual]))

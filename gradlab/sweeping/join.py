@@ -18,7 +18,7 @@ import xarray as xr
 
 from gradlab.errors import BadInput
 from gradlab.experiment import dataset, schema
-from gradlab.sweeping.points import POINT, Point, Sweep
+from gradlab.sweeping.points import POINT, Sweep
 
 FINISHED = "finished"
 
@@ -363,8 +363,3 @@ def _own(variable: xr.Variable) -> xr.Variable:
             values = np.expand_dims(values, axis)
             dims.insert(axis, dim)
     return xr.Variable(own_axes, values, attrs)
-
-
-def place_of(sweep: Sweep, point: Point) -> int:
-    """The place of a point among all."""
-    return int(np.ravel_multi_index(point.index, sweep.shape)) if sweep.shape else 0

@@ -52,7 +52,8 @@ class Recurrent(eqx.Module):
         state, _ = jax.lax.scan(
             lambda s, x: (cell(x, s), None), (start, start) if pair else start, x
         )
-        return self.head(state[0] if pair else state)
+        last: Any = state
+        return self.head(last[0] if pair else last)
 
 
 def equinox_gru() -> Case:
@@ -203,22 +204,6 @@ def jaxonmodels_vit() -> Case:
 
     model = VisionTransformer(16, 4, 32, 3, 2, 10, key=KEY)
     return model, images(), classified
-
-
-def jaxonmodels_resnet() -> Case:
-    from jaxonmodels.models import resnet
-
-    model, state = eqx.nn.make_with_state(resnet.ResNet)(
-        resnet.BasicBlock, [1, 1, 1, 1], 10, key=KEY
-    )
-
-    def loss(model: Any, batch: Any) -> Array:
-        logits, _ = jax.vmap(model, axis_name="batch", in_axes=(0, None), out_axes=(0, None))(
-            batch[0], state
-        )
-        return cross_entropy(logits, batch[1])
-
-    return model, images(4, 32), loss
 
 
 def rnn_jax_of(name: str) -> Callable[[], Case]:

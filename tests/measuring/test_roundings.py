@@ -24,7 +24,11 @@ def centred(z: Any) -> Any:
 
 
 # Layers with the dimension of what they take to nothing, whatever the input.
-SINGULAR = {"z/|z|": (normalised, 1), "LayerNorm": (centred, 2), "softmax": (jax.nn.softmax, 1)}
+SINGULAR: dict[str, tuple[Any, int]] = {
+    "z/|z|": (normalised, 1),
+    "LayerNorm": (centred, 2),
+    "softmax": (jax.nn.softmax, 1),
+}
 
 
 def draw(seed: int, *shape: int) -> Any:

@@ -15,6 +15,7 @@ from functools import partial
 import gradlab as gl
 from gradlab.lazy import jax, jnp, np, xr
 
+GROUP = "the textbook"
 KINDS = ("plain", "residual")
 EDGES = ("scalar", "one direction of many")
 HE, WEYL = "He, Zhang, Ren and Sun 2016", "Weyl's inequality for singular values"

@@ -511,7 +511,7 @@ def test_a_print_shows_every_claim_and_no_control(visit: Callable[..., Page]) ->
 
 def test_a_command_is_copied_by_one_press(visit: Callable[..., Page]) -> None:
     page = visit()
-    button = page.locator(f"#{NAME} button[data-copy]").first
+    button = page.locator(f"#{NAME} .inside > .command button")
     button.click()
     page.wait_for_function(
         "b => ['copied', 'selected'].includes(b.textContent)", arg=button.element_handle()
@@ -593,10 +593,10 @@ def test_a_claim_has_an_address_that_opens_its_table(visit: Callable[..., Page])
 
 
 @pytest.fixture(scope="module")
-def many(tmp_path_factory: pytest.TempPathFactory, project: Path) -> Path:
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The published results and copies of them, thirty-two in all; one has two more runs."""
     folder = tmp_path_factory.mktemp("many")
-    found = sorted(path.parent for path in (project / "results").glob("*/run.json"))
+    found = sorted(path.parent for path in (loading.PUBLISHED / "results").glob("*/run.json"))
     for i in range(32):
         copy = f"_{i // len(found)}" if i >= len(found) else ""
         shutil.copytree(found[i % len(found)], folder / f"{found[i % len(found)].name}{copy}")
@@ -651,7 +651,7 @@ def test_a_key_shows_a_figure_at_full_size(visit: Callable[..., Page]) -> None:
     page.locator(f"#{NAME} a[data-zoom]").press("Enter")
     large = page.locator("dialog#zoom img")
     assert box_of(page, "dialog#zoom img")["width"] > 900
-    assert large.evaluate("image => image.complete && image.naturalWidth > 0")
+    assert large.get_attribute("src") == page.locator(f"#{NAME} img").get_attribute("src")
     page.keyboard.press("Escape")
     large.wait_for(state="detached")
 
@@ -664,7 +664,8 @@ def test_two_runs_stand_side_by_side(visit: Callable[..., Page], many: Path) -> 
     pair = page.locator("#more .compare .pair > *")
     assert pair.count() == 2
     boxes = [pair.nth(i).bounding_box() for i in (0, 1)]
-    assert boxes[0] and boxes[1]
+    assert boxes[0]
+    assert boxes[1]
     assert boxes[0]["x"] + boxes[0]["width"] <= boxes[1]["x"]
     assert pair.locator("[id]").count() == 0
     assert pair.locator("img").count() == 2

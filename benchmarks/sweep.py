@@ -2,7 +2,8 @@
 
     python benchmarks/sweep.py
 
-Prints wall time a point, its ratio, the time of 1000 points that do nothing, and memory.
+Prints wall time a point, its ratio, the time of 1000 and of 100,000 points that do nothing, and
+memory; the record of a run is benchmarks/sweep.md.
 """
 
 from __future__ import annotations
@@ -181,6 +182,7 @@ def main() -> None:
         ours = cost(folder, "experiments/network.py", *sweep)
         again = cost(folder, "experiments/network.py", *sweep)
         nothing = cost(folder, "experiments/nothing.py", *sweep)
+        many = cost(folder, "experiments/nothing.py", "--multirun", "seed=range(0,100000)")
     rows = [
         ("Hydra basic, jit in the job", 1e3 * basic, 1e3 * basic_cpu, longer.megabytes),
         ("gradlab, start to figure", ours.seconds, ours.cpu_seconds, ours.megabytes),
@@ -190,8 +192,8 @@ def main() -> None:
         print(f"  {label:28s}{wall:8.1f} ms wall {cpu:8.1f} ms processor {memory:6.0f} MB")
     wall, cpu = (rows[0][at] / rows[1][at] for at in (1, 2))
     print(f"  {'ratio':28s}{wall:8.0f}         {cpu:8.0f}")
-    print("the same again, nothing to compute, and 1000 points that do nothing, in all:")
-    for label, one in (("again", again), ("nothing", nothing)):
+    print("the same again, nothing to compute; 1000 and 100,000 points that do nothing, in all:")
+    for label, one in (("again", again), ("1000 nothings", nothing), ("100,000 nothings", many)):
         print(
             f"  {label:28s}{one.seconds:8.1f} s  wall {one.cpu_seconds:8.1f} s  processor "
             f"{one.megabytes:6.0f} MB"

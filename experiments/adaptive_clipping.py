@@ -9,6 +9,7 @@ wild output unit drags the gradients of all the others down with it.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import gradlab as gl
 from gradlab.lazy import jax, jnp, np, xr
@@ -80,14 +81,14 @@ def clipped(layout: str, grads: jax.Array, weight: jax.Array, ratio: float) -> j
     return jax.vmap(one)(grads)
 
 
-def adaptive(ratio: float, axis: int | None) -> object:
+def adaptive(ratio: float, axis: int | None) -> Any:
     """`optax.adaptive_grad_clip`, with its default for the smallest norm of weights."""
     import optax
 
     return optax.adaptive_grad_clip(ratio, FLOOR, axis)
 
 
-LOOKS = {
+LOOKS: dict[str, dict[str, Any]] = {
     "(in, out)": {"color": "C0", "marker": "o"},
     "(out, in)": {"color": "C1", "marker": "v"},
     "(out, in), axis=1": {"color": "C0", "marker": "+", "markersize": 7},

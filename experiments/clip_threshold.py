@@ -54,7 +54,8 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         size = jnp.linalg.norm(seen.gradient, axis=1)
         return size, seen.step_size, gl.training.loss(logits, seen.params, held_out)
 
-    each = [jax.vmap(lambda freak, rule=rule: run(rule, freak))(is_freak) for rule in RULES]
+    # One after another, since a clip's branches are both taken where it is mapped by `vmap`.
+    each = [jax.lax.map(lambda freak, rule=rule: run(rule, freak), is_freak) for rule in RULES]
     size, step_size, loss = (jnp.stack(part) for part in zip(*each, strict=True))
     # Norms of a heavy tail, as of gradients: only their order counts.
     stream = jnp.exp(jax.random.normal(key_stream, (cfg.num_norms,)))
@@ -182,29 +183,35 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
         *(data.step_size.sel(rule="fixed"), longest, ALGORITHM),
         rounding=(int(data.attrs["depth"]) * width * (width + 1) / 4 + 2) * eps * longest,
     )
-    sizes = data.gradient.sel(rule="quantile")
-    step, num = data.step_size.sel(rule="quantile").isel(step=-1), data.sizes["step"] - 1
-    before, freak = sizes.isel(step=slice(num)), data.is_freak.isel(step=slice(num))
-    kept = np.ceil(data.attrs["part"] * num) <= num - freak.sum("step")
-    calm = before.where(~freak).max("step") * data.attrs["learning_rate"]
+    rate, part = data.attrs["learning_rate"], data.attrs["part"]
+    step, size = (data[name].sel(rule="quantile") for name in ("step_size", "gradient"))
+    calm = before(np.maximum, size.where(~data.is_freak, 0))
+    freak = before(np.minimum, size.where(data.is_freak, np.inf))
+    num = step.copy(data=np.broadcast_to(np.arange(step.sizes["step"]), step.shape))
+    finite = np.isfinite(before(np.maximum, size)) & (num > 0)
+    few = np.ceil(part * num) <= num - before(np.add, data.is_freak.astype(float))
     sums = (int(data.attrs["depth"]) * width * (width + 1) / 2 + 4) * eps
-    finite = np.isfinite(before).all("step")
-    if bool((kept & finite).any()):
+    if bool((finite & few).any()):
         yield gl.claim.at_most(
-            "while freaks are fewer than the quantile's share its step is as long as a usual one",
-            *(step, calm, ORDER),
-            where=kept & finite,
-            rounding=sums * calm,
+            "while freaks are fewer than the quantile's share no step is longer than a usual one",
+            *(step, rate * calm, ORDER),
+            where=finite & few,
+            rounding=sums * rate * calm,
         )
-    worst = before.where(freak).min("step") * data.attrs["learning_rate"]
-    last = data.is_freak.isel(step=-1) & (sizes.isel(step=-1) * data.attrs["learning_rate"] > worst)
-    if bool((~kept & finite & last).any()):
+    if bool((through := finite & ~few & (size > freak)).any()):
         yield gl.claim.at_least(
             "where they are more, it lets a freak's step through",
-            *(step, worst, ORDER),
-            where=~kept & finite & last,
-            rounding=sums * worst,
+            *(step, rate * freak, ORDER),
+            where=through,
+            rounding=sums * rate * freak,
         )
+
+
+def before(rule: Any, values: xr.DataArray) -> xr.DataArray:
+    """What a running maximum, minimum or sum was before each step; of nothing, the first value."""
+    running = rule.accumulate(values.values, axis=-1)
+    first = np.zeros_like(running[..., :1]) if rule is np.add else running[..., :1]
+    return values.copy(data=np.concatenate([first, running[..., :-1]], axis=-1))
 
 
 FAULTS = {

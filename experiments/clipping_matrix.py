@@ -98,12 +98,12 @@ def cell_row(
     entries, taus = zip(*FLOAT32.values(), strict=True)
     rows = jax.vmap(one)(hidden(entries, "float32"), hidden(taus, "float32"))
     for row, (case, tau) in zip(rows, FLOAT32.values(), strict=True):
-        cells.append(judged([row], exact(name, [np.float32(case)], tau), cfg))
-    for case, dtype in SHORT.values():
-        short = np.asarray(case, jnp.dtype(dtype))
+        cells.append(judged([row], exact(name, [np.asarray(case, np.float32)], tau), cfg))
+    for many, dtype in SHORT.values():
+        short = np.asarray(many, jnp.dtype(dtype))
         found = one(hidden(short, dtype), hidden(1.0, "float32"))
         cells.append(judged([found], exact(name, [short], 1.0), cfg))
-    mixed = [np.float16([3.0, 4.0]), np.float32([3.0, 4.0])]
+    mixed: list[Any] = [np.asarray([3.0, 4.0], name) for name in ("float16", "float32")]
     # A Python number, with which optax keeps every leaf's format.
     found = apply([hidden(leaf, leaf.dtype.name) for leaf in mixed], 1.0)
     cells.append(judged(found, exact(name, mixed, 1.0), cfg))
@@ -112,7 +112,7 @@ def cell_row(
     law = gl.theory.clipping.sum_derivatives(three_four, scale(name))
     first = law[0] if scale(name) else np.zeros(2)
     cells.append(judged([slopes[0]], [np.float32(first)], cfg))
-    cells.append(judged([slopes[1]], [np.float32([1.0, 1.0])], cfg))
+    cells.append(judged([slopes[1]], [np.ones(2, np.float32)], cfg))
     bent = jax.hessian(total)(hidden((3.0, 4.0), "float32"))
     cells.append(judged([bent], [np.float32(law[1] if scale(name) else np.zeros((2, 2)))], cfg))
     outcome, factor = zip(*cells, strict=True)
@@ -169,7 +169,7 @@ def figure(data: xr.Dataset) -> gl.Figure:
     axes.set(xlabel="gradient", ylabel="rule", ylim=(rows - 0.5, -0.5))
     axes.set(xlim=(-0.5, data.sizes["input"] - 0.5))
     axes.tick_params(length=0)
-    looks = {
+    looks: dict[str, dict[str, Any]] = {
         "right": {"marker": "s", "color": SHADES[RIGHT]},
         "wrong, and says so (nan, inf)": {"marker": "s", "color": SHADES[LOUD]},
         "wrong in silence, by this factor": {"marker": "s", "color": SHADES[SILENT]},

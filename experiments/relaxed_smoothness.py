@@ -43,7 +43,7 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         return jax.vmap(lambda x: steps(cfg, x, rate, tau))(x)
 
     fixed = jax.vmap(lambda x, rates: jax.vmap(lambda h: over_draws(x, h, jnp.inf))(rates))(x, rate)
-    clipped = jax.vmap(lambda x: over_draws(x, cfg.learning_rate, cfg.tau))(x)
+    clipped = jax.vmap(lambda x: over_draws(x, jnp.asarray(cfg.learning_rate), cfg.tau))(x)
     theory = gl.theory.clipping
     largest = jnp.max(jnp.abs(x), axis=-1)
     most = theory.quartic_clipped_steps(
@@ -98,7 +98,7 @@ def steps(cfg: Config, x: jax.Array, rate: jax.Array | float, tau: jax.Array | f
 
     farthest = jnp.max(jnp.abs(x))
     x, step = jax.lax.while_loop(
-        goes_on, lambda carry: (descended(carry[0], rate, tau), carry[1] + 1), (x, 0)
+        goes_on, lambda carry: (descended(carry[0], rate, tau), carry[1] + 1), (x, jnp.asarray(0))
     )
     return jnp.where(size(x) <= cfg.gradient, step.astype(float), jnp.inf)
 
@@ -118,10 +118,14 @@ def figure(data: xr.Dataset) -> gl.Figure:
     """Steps to the end over the start: the best fixed step, and clipping."""
     fig, (axes,) = gl.figures.panels(width=gl.figures.COLUMN, height=2.6)
     best, others = data.fixed.min("share"), {"color": "C1", "marker": "o"}
+    ended = np.flatnonzero(np.isfinite(best).all("draw"))
     clipped = {"color": "C0", "marker": "s"}
-    gl.figures.band(axes, data.start, best, others, "best fixed step")
+    if ended.size:
+        near = best.isel(start=ended)
+        gl.figures.band(axes, near.start, near, others, "best fixed step")
     gl.figures.bound(axes, data.start, data.fixed_least.median("draw").where(lambda n: n > 0))
-    gl.figures.band(axes, data.start, data.clipped, clipped, "clipped, one setting for all")
+    if np.isfinite(data.clipped).all():
+        gl.figures.band(axes, data.start, data.clipped, clipped, "clipped, one setting for all")
     gl.figures.bound(axes, data.start, data.clipped_most)
     axes.set(xscale="log", yscale="log", xlabel=data.start.long_name, ylabel="steps to the end")
     axes.legend(loc="upper left", title="dashed: no fewer, and no more, proved")
@@ -199,6 +203,8 @@ FAULTS = {
     "always clipped at 1": gl.fault.argument("clipping.clip", tau=lambda tau: jnp.minimum(tau, 1)),
     "second derivative 1 % off": gl.fault.result("derivatives", lambda d: (d[0], 1.01 * d[1])),
     "steps ten times too long": gl.fault.argument("descended", rate=lambda rate: 10 * rate),
+    "descents said to end early": gl.fault.result("steps", lambda steps: steps / 100),
+    "no step longer than 1e-4": gl.fault.argument("descended", rate=lambda h: jnp.minimum(h, 1e-4)),
     "steps ten times too short": gl.fault.argument("descended", rate=lambda rate: rate / 10),
 }
 

@@ -66,7 +66,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A worker takes a file, and of what runs for every experiment one experiment, as a whole."""
     for item in items:
-        file = getattr(item, "callspec", None) and item.callspec.params.get("experiment_file")
+        file = getattr(getattr(item, "callspec", None), "params", {}).get("experiment_file")
         group = f"{item.path.name}:{file.stem}" if file else str(item.path)
         item.add_marker(pytest.mark.xdist_group(group))
 

@@ -91,7 +91,7 @@ def test_what_readme_computes_is_what_it_says(project: Path, tmp_path: Path) -> 
 
 def one_point(word: str) -> str:
     """An override of a sweep, cut to the first of its points."""
-    first = re.sub(r"^(\w+)=range\((\d+),.*", r"\1=\2", word)
+    first = re.sub(r"^(\w+)=(?:range|linspace|geomspace|logspace)\(([\d.]+),.*", r"\1=\2", word)
     return re.sub(r"^(\w+)=([^\[(]*?),.*", r"\1=\2", first)
 
 

@@ -36,7 +36,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     ),
     "models": ("activations", "chain", "ensembles", "networks", "recurrent"),
     "measuring": (
-        *("chain_rule", "loops", "linearisation", "roundings", "forward", "blocks"),
+        *("compiled", "chain_rule", "loops", "linearisation", "roundings", "forward", "blocks"),
         "jacobians",
         *("product_svd", "spectra", "certificate", "global_norm", "histogram", "monitor"),
         *("clip_report", "clipping", "clip_rules", "training"),

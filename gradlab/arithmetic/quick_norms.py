@@ -106,10 +106,17 @@ def square(leaf: Array, dtype: Any) -> Array:
 
 def measure_each(leaves: list[Array], dtype: Any) -> Array:
     """The norm of each leaf, `(leaf,)`, wherever it is; 0 below the normal numbers."""
-    sizes = [_measure([leaf], dtype, None) for leaf in leaves]
-    up = [powers(size.exponent, dtype) for size in sizes]
-    pairs = zip(sizes, up, strict=True)
-    return jnp.stack([size.root * first * second for size, (first, second) in pairs])
+    return jnp.stack([_anywhere(leaf.astype(dtype)) for leaf in leaves])
+
+
+def _anywhere(leaf: Array) -> Array:
+    """The norm of a leaf: its squares as they are, or those of it brought up, or down."""
+    # 24 more than half the exponents: neither 2^40 large numbers nor one small one leave the range.
+    power = 2.0 ** (int(formats.finfo(leaf.dtype).maxexp) // 2 + 24)
+    plain = square(leaf, leaf.dtype)
+    up = jnp.sqrt(square(leaf * power, leaf.dtype)) / power
+    down = jnp.sqrt(square(leaf / power, leaf.dtype)) * power
+    return jnp.where(is_in_range(plain), jnp.sqrt(plain), jnp.where(plain < 1, up, down))
 
 
 def quotient(tau: Array, size: Size) -> tuple[Array, Array]:

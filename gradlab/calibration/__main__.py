@@ -26,12 +26,18 @@ class Study(NamedTuple):
 
 STUDIES = {
     "seeds": Study(
-        *(seeds.on_fresh_seeds, seeds.restored),
-        *(seeds.counts_record, seeds.counts_page, seeds.beyond),
+        seeds.on_fresh_seeds,
+        seeds.restored,
+        seeds.counts_record,
+        seeds.counts_page,
+        seeds.beyond,
     ),
     "power": Study(
-        *(power.under_mutations, outcomes.restored),
-        *(outcomes.as_record, outcomes.as_page, outcomes.wrong),
+        power.under_mutations,
+        outcomes.restored,
+        outcomes.as_record,
+        outcomes.as_page,
+        outcomes.wrong,
     ),
 }
 

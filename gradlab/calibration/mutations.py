@@ -135,6 +135,8 @@ def _alike(result: Any, like: Any) -> Any:
         return jax.tree.map(lambda leaf, one: leaf.astype(one.dtype), result, like)
     if isinstance(result, tuple) and _has_structure_of(result[0], like):
         return _alike(result[0], like)  # the parameters of a layer, and its mark
+    if isinstance(result, Chain):  # of other layers
+        return Chain(like.layer, _alike(result.params, like.params))
     parts = [_alike(*pair) for pair in zip(result, like, strict=True)]
     return type(result)(*parts) if hasattr(result, "_fields") else tuple(parts)
 

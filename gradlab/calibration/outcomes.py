@@ -74,8 +74,11 @@ def restored(plain: Mapping[str, Any]) -> Power:
     """What a record says of one experiment."""
     outcomes = (
         Outcome(
-            *(one[name] for name in ("mutation", "site", "status")),
-            *(tuple(one[name]) for name in ("claims", "laws")),
+            one["mutation"],
+            one["site"],
+            one["status"],
+            tuple(one["claims"]),
+            tuple(one["laws"]),
             one["date"],
         )
         for one in plain["outcomes"]

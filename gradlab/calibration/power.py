@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +57,13 @@ class Honest:
             claims = self.rehearsal.claims(data)
         except Exception as error:
             words = (str(error).strip().splitlines() or [""])[0]
-            told = (f"{type(error).__name__}: {words}"[:200],)
-            return Outcome(mutation, site, RAISES, told, date=records.now())
+            raised = (f"{type(error).__name__}: {words}"[:200],)
+            return Outcome(mutation, site, RAISES, raised, date=records.now())
         changed = [str(name) for name in self.data if not _same(self.data, data, str(name))]
         laws = tuple(name for name in changed if any(word in name for word in PREDICTIONS))
         broken = {claim.sentence for claim in claims if not claim.holds} - self.broken
-        status, told = NO_CHANGE, tuple(sorted(broken))
+        status: str = NO_CHANGE
+        told: tuple[str, ...] = tuple(sorted(broken))
         if broken:
             status = NOTICED
         elif changed and (why := self.why_harmless(mutation, site)):
@@ -133,7 +135,7 @@ def together(honest: Honest, group: Sequence[Mutation]) -> list[Outcome]:
         # The same program, which may round otherwise than that of an honest run.
         like = run_honestly(one, seed, lambda: arrays(seed, 0))
         return found + [
-            like.outcome(mutation.name, site_of(mutation), lambda pick=pick: arrays(seed, pick))
+            like.outcome(mutation.name, site_of(mutation), partial(arrays, seed, pick))
             for pick, mutation in enumerate(able, 1)
         ]
 
@@ -244,7 +246,7 @@ def weights(honest: Honest, mutated: Sequence[Mutation]) -> tuple[list[Outcome],
             return like.outcome(name, "", lambda: arrays(honest.seed, 1 + error))
 
         outcomes = [outcome(percent / 100) for percent in PERCENT] + [
-            like.outcome(mutation.name, "", lambda pick=pick: arrays(honest.seed, 1.0, pick))
+            like.outcome(mutation.name, "", partial(arrays, honest.seed, 1.0, pick))
             for pick, mutation in enumerate(mutated, 1)
         ]
         smallest = max(

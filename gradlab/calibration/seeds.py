@@ -76,7 +76,10 @@ def restored(plain: Mapping[str, Any]) -> Seeds:
     """What a record says of one experiment."""
     every = (
         Count(
-            *(one[name] for name in ("sentence", "made", "failed", "chance")),
+            one["sentence"],
+            one["made"],
+            one["failed"],
+            one["chance"],
             tuple(one["failing"]),
         )
         for one in plain["claims"]

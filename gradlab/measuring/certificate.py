@@ -21,7 +21,15 @@ from jax import Array
 from gradlab.arithmetic import precision, qr, scaled
 from gradlab.arithmetic.balls import Float64s
 from gradlab.arithmetic.scaled import Scaled
-from gradlab.measuring import jacobians, linearisation, loops, product_svd, roundings, spectra
+from gradlab.measuring import (
+    compiled,
+    jacobians,
+    linearisation,
+    loops,
+    product_svd,
+    roundings,
+    spectra,
+)
 from gradlab.models import chain
 from gradlab.models.chain import Chain, Layer, Model
 
@@ -46,6 +54,7 @@ class Enclosure(NamedTuple):
 
 
 @precision.highest
+@compiled.once
 def log_norm_bound(model: Model, x: Array) -> Array:
     """A bound on the error of `log |P_L|` (Frobenius, nats), a scalar; inf where `P_L` may be 0.
 
@@ -65,6 +74,7 @@ def log_norm_bound(model: Model, x: Array) -> Array:
 
 
 @precision.highest
+@compiled.once
 def singular_value_bound(model: Model, x: Array, depths: Sequence[int]) -> Array:
     """A bound of first order on the error of every `log sigma_i` (nats), `(num_depths,)`.
 
@@ -80,6 +90,7 @@ def singular_value_bound(model: Model, x: Array, depths: Sequence[int]) -> Array
 
 
 @precision.highest
+@compiled.once
 def residuals(model: Model, x: Array) -> Residuals:
     """What the QR of every layer leaves, `(depth,)` each: exact for a chain so much changed."""
     carry: tuple[Array, Array] = x, spectra.orthogonal_start(x)

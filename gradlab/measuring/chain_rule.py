@@ -17,6 +17,7 @@ from jax import Array
 
 from gradlab.arithmetic import precision, scaled
 from gradlab.arithmetic.scaled import Scaled
+from gradlab.measuring import compiled
 from gradlab.models import chain
 from gradlab.models.chain import Chain, Layer, Model
 
@@ -38,6 +39,7 @@ class JacobiansAndProducts(NamedTuple):
 
 
 @precision.highest
+@compiled.once
 def products(model: Model, x: Array) -> JacobiansAndProducts:
     """Every `J_k` by `jax.jacfwd`, and every `J_k ... J_1` by multiplying, rescaled by powers of 2.
 
@@ -71,15 +73,33 @@ def weight_gradients(model: Sequence[Chain], x: Array, loss: Loss) -> list[Chain
         x: its input, `(width_0,)`.
         loss: from the last layer's output to a scalar.
     """
-    seen = []
+    stacks = iter(_weight_gradients(model, x, loss))
+    found: list[Chain] = []
+    left: Any = None
     for segment in model:
+        # Neighbours that share a layer are stacked.
+        stack = next(stacks) if left is None else left
+        own, rest = (
+            jax.tree.map(lambda leaf, part=part: leaf[part], stack)
+            for part in (slice(segment.depth), slice(segment.depth, None))
+        )
+        found.append(Chain(segment.layer, own))
+        left = rest if Chain(segment.layer, rest).depth else None
+    return found
+
+
+@precision.highest
+@compiled.once
+def _weight_gradients(model: Sequence[Chain], x: Array, loss: Loss) -> list[Any]:
+    """The gradient of every segment's parameters."""
+    seen = []
+    for segment in chain.checked(model, x):
         seen.append((segment, chain.layer_inputs(segment, x), products(segment, x).jacobians))
         x = segment(x)
     row, found = jax.grad(loss)(x), []
     for segment, inputs, J in reversed(seen):
         row, rows = rows_through(row, J)
-        gradient = jax.vmap(partial(_own_gradient, segment.layer))(segment.params, inputs, rows)
-        found.append(Chain(segment.layer, gradient))
+        found.append(jax.vmap(partial(_own_gradient, segment.layer))(segment.params, inputs, rows))
     return found[::-1]
 
 

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from gradlab.arithmetic import norms, quick_norms
 from gradlab.measuring import clipping
-from gradlab.measuring.global_norm import Tree
+from gradlab.measuring.global_norm import Tree, leaves_of
 
 Leaves = list[Array]
 
@@ -157,7 +158,10 @@ def by_quantile(part: float, num_steps: int) -> optax.GradientTransformation:
         del params
         rank = jnp.ceil(part * state.num_steps).astype(jnp.int32)
         tau = jnp.sort(state.norms)[jnp.maximum(rank, 1) - 1]
-        size = clipping.norm(updates)
+        leaves = leaves_of(updates)
+        root, exponent = quick_norms.measure(leaves, norms.wide(leaves))
+        first, second = quick_norms.powers(exponent, root.dtype)
+        size = root * first * second
         seen = state.norms.at[state.num_steps].set(size.astype(state.norms.dtype))
         return clipping.clip(updates, tau), QuantileState(seen, state.num_steps + 1)
 

@@ -18,13 +18,14 @@ from jax import Array
 
 from gradlab.arithmetic import precision, scaled
 from gradlab.arithmetic.scaled import Scaled
-from gradlab.measuring import blocks, forward, linearisation, loops, roundings
+from gradlab.measuring import blocks, compiled, forward, linearisation, loops, roundings
 from gradlab.measuring.chain_rule import Loss
 from gradlab.models import chain
 from gradlab.models.chain import Chain, Layer, Model
 
 
 @precision.highest
+@compiled.once
 def product(model: Model, x: Array) -> Array:
     """`J_L ... J_1` as a plain array, `(width_L, width_0)`: the Jacobian of the whole chain.
 
@@ -34,6 +35,7 @@ def product(model: Model, x: Array) -> Array:
 
 
 @precision.highest
+@compiled.once
 def scaled_product(model: Model, x: Array) -> Scaled:
     """`J_L ... J_1` with one exponent for the matrix, `(width_L, width_0)`."""
     carry = forward.start(x)
@@ -50,12 +52,14 @@ def along(model: Model, x: Array, measure: Callable[[Scaled], Any]) -> Any:
         model: the chain.
         x: its input, `(width_0,)`.
         measure: from a scaled matrix `(width_k, width_0)` to any pytree of arrays whose shapes
-            do not depend on `width_k`. It runs inside the scan: nothing else is stored.
+            do not depend on `width_k`. It runs inside the scan: nothing else is stored. Outside
+            `jax.jit` it is compiled at every call.
     """
     return _along(model, x, lambda P, _: measure(P))
 
 
 @precision.highest
+@compiled.once
 def log_norms(model: Model, x: Array) -> Array:
     """`log |P_k|` (Frobenius, nats) for every depth k = 1 ... L, `(depth,)`."""
     carry, logs = forward.start(x), []
@@ -66,12 +70,14 @@ def log_norms(model: Model, x: Array) -> Array:
 
 
 @precision.highest
+@compiled.once
 def log_spectral_norms(model: Model, x: Array) -> Array:
     """`log` of the largest singular value of `P_k` (nats) for every depth k, `(depth,)`."""
     return forward.log_root(along(model, x, _square_of_spectral_norm), x.dtype)
 
 
 @precision.highest
+@compiled.once
 def partial_products(model: Model, x: Array) -> tuple[Scaled, ...]:
     """`P_k` for every depth k, one scaled matrix `(width_k, width_0)` each: memory grows."""
     stacks = _by_segment(model, x, lambda P, _: scaled.rescale(P))
@@ -79,6 +85,7 @@ def partial_products(model: Model, x: Array) -> tuple[Scaled, ...]:
 
 
 @precision.highest
+@compiled.once
 def log_abs_det(model: Model, x: Array) -> Array:
     """`log |det P_k|` (nats) for every depth k, `(depth,)`; every layer keeps the width.
 
@@ -99,6 +106,7 @@ def log_abs_det(model: Model, x: Array) -> Array:
 
 
 @precision.highest
+@compiled.once
 def weight_gradient(model: Model, x: Array, loss: Loss, layer: int) -> Any:
     """`dL/dz_L  J_L ... J_{k+1}  dz_k/dtheta_k` for layer k, a pytree like its parameters.
 
@@ -119,6 +127,7 @@ def weight_gradient(model: Model, x: Array, loss: Loss, layer: int) -> Any:
 
 
 @precision.highest
+@compiled.once
 def weight_gradients(model: Model, x: Array, loss: Loss) -> Any:
     """The gradient of every layer's weights, a pytree like the parameters of a `Chain`.
 
@@ -136,6 +145,7 @@ def weight_gradients(model: Model, x: Array, loss: Loss) -> Any:
 
 
 @precision.highest
+@compiled.once
 def log_gradient_norms(model: Model, x: Array, loss: Loss) -> Array:
     """`log |dL/dz_k|` (nats) for every state k = 0 ... L, `(depth + 1,)`."""
     last, parts = _backward(model, x, loss, lambda row, _: _log_row_norm(row))
@@ -143,6 +153,7 @@ def log_gradient_norms(model: Model, x: Array, loss: Loss) -> Array:
 
 
 @precision.highest
+@compiled.once
 def log_weight_gradient_norms(model: Model, x: Array, loss: Loss) -> Array:
     """`log |dL/dtheta_k|` (nats) for every layer k = 1 ... L, over all its weights, `(depth,)`."""
     return jnp.concatenate(_backward(model, x, loss, _log_weight_norm)[1])

@@ -20,7 +20,7 @@ import numpy as np
 from jax import Array
 
 from gradlab.arithmetic import precision, qr, scaled
-from gradlab.measuring import linearisation, loops, product_svd, roundings
+from gradlab.measuring import compiled, linearisation, loops, product_svd, roundings
 from gradlab.measuring.product_svd import Decomposition, Spectrum
 from gradlab.models import chain
 from gradlab.models.chain import Layer, Model
@@ -38,6 +38,7 @@ class Exponents(NamedTuple):
 
 
 @precision.highest
+@compiled.once
 def singular_values(model: Model, x: Array, depths: Sequence[int]) -> Spectrum:
     """All singular values of `P_k` for every k in `depths`, `(num_depths, width_0)`.
 
@@ -62,6 +63,7 @@ def log_singular_values(model: Model, x: Array, depths: Sequence[int]) -> Array:
 
 
 @precision.highest
+@compiled.once
 def singular_vectors(model: Model, x: Array) -> Decomposition:
     """The singular values of `P_L` with both sides' vectors, one a column.
 
@@ -95,6 +97,7 @@ def lyapunov_exponents(model: Model, x: Array, burn_in: int, num_batches: int) -
 
 
 @precision.highest
+@compiled.once
 def log_growth(model: Model, x: Array) -> Array:
     """`log R_ii` (nats) of the forward QR `J_k Q_{k-1} = Q_k R`, `(depth, width)`: increments.
 

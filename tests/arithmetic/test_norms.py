@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax import Array
 
-from gradlab.arithmetic import formats, norms
+from gradlab.arithmetic import formats, norms, quick_norms
 from gradlab.arithmetic.norms import Number
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
@@ -160,3 +160,14 @@ def test_a_part_over_the_whole_and_the_unit_tree_have_their_sizes(dtype: str) ->
     np.testing.assert_allclose(RATIO(part, whole), 0.6, rtol=3 * eps)
     np.testing.assert_allclose(UNIT(leaves, whole)[0], [0.6, 0.0], rtol=3 * eps)
     np.testing.assert_allclose(UNIT(leaves, whole)[1], [0.8], rtol=3 * eps)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
+def test_the_norm_of_each_leaf_is_right_at_both_ends_of_the_range(dtype: str) -> None:
+    wide = "float64" if dtype == "float64" else "float32"
+    info = jnp.finfo(dtype)
+    ends = [float(info.tiny) * 4, 2.0**-35, 1.0, float(info.max) / 32]
+    leaves = [jnp.asarray([3.0, 4.0], wide).astype(dtype) * end for end in ends]
+    found = quick_norms.measure_each(leaves, jnp.dtype(wide))
+    exact = [float(np.hypot(*np.asarray(leaf).astype(float))) for leaf in leaves]
+    np.testing.assert_allclose(found, exact, rtol=4 * float(jnp.finfo(wide).eps))

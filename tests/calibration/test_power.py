@@ -9,7 +9,7 @@ import pytest
 
 from gradlab.calibration import __main__, outcomes, power
 from gradlab.calibration.mutations import Mutation
-from gradlab.calibration.outcomes import Outcome, Power
+from gradlab.calibration.outcomes import Outcome
 from gradlab.calibration.rehearsal import Rehearsal
 from gradlab.experiment import loading
 from gradlab.running import composition
@@ -61,28 +61,6 @@ def test_what_was_never_tried_comes_first_and_then_what_was_tried_longest_ago() 
     groups = [found[:1], found[1:2], found[2:]]
     assert power.oldest_first(groups, known) == [found[2:], found[1:2], found[:1]]
     assert power.oldest_first([found[:1], found[1:]], known) == [found[1:], found[:1]]
-
-
-def test_what_a_record_says_is_what_was_recorded() -> None:
-    outcome = Outcome("a layer more", "chain.states", outcomes.HARMLESS, ("why",), ("law",), "2026")
-    for smallest in (None, np.inf, 0.01):
-        found = Power(3, ("s",), (outcome,), ("a bias dropped",), smallest)
-        record = outcomes.as_record({"toy": found})
-        assert outcomes.restored(json.loads(json.dumps(record))["experiments"]["toy"]) == found
-
-
-def test_a_mutation_that_moves_a_law_makes_the_record_wrong() -> None:
-    outcome = Outcome("a layer more", "chain.states", outcomes.NOTICED, ("s",), ("log10_law",))
-    found = {"toy": Power(1, (), (outcome,), ("a bias dropped",), np.inf)}
-
-    assert outcomes.wrong(found) == ["toy: a layer more in chain.states moves log10_law"]
-    assert (
-        json.loads(json.dumps(outcomes.as_record(found)))["experiments"]["toy"]["smallest"] == "inf"
-    )
-    text = outcomes.as_page(found)
-    assert "never called: a bias dropped." in text
-    assert "| a layer more (`chain.states`) | noticed | s |" in text
-    assert "| toy | above 42 % | 1 | none |  |" in text
 
 
 EXPERIMENT = '''"""How long is a product?"""

@@ -21,7 +21,7 @@ def test_every_rule_brings_a_plain_gradient_to_its_length_and_keeps_a_short_one(
     expected = [1.0, 1.0] if name == "optax value" else [0.6 * scale, 0.8 * scale]
     # PyTorch's 1e-6 and the digits of bfloat16, in which 25 is exact.
     np.testing.assert_allclose(after(name, [3.0, 4.0]), expected, rtol=1e-6)
-    np.testing.assert_array_equal(after(name, [0.3, 0.4]), np.float32([0.3, 0.4]))
+    np.testing.assert_array_equal(after(name, [0.3, 0.4]), np.array([0.3, 0.4], np.float32))
 
 
 def test_pytorch_divides_by_a_millionth_more_than_the_norm() -> None:

@@ -264,7 +264,8 @@ def test_nothing_is_lost_in_wide_gaussian_chains(
         "_level_needed",
         lambda _: jnp.asarray(thresholds.DOUBLED, jnp.int32),
     )
-    doubled = spectra.singular_values(chain.linear(matrices), jnp.ones(width, "f4"), (depth,))
+    run = jax.jit(lambda model: spectra.singular_values(model, jnp.ones(width, "f4"), (depth,)))
+    doubled = run(chain.linear(matrices))
     for found in (result, doubled):
         assert not found.lost.any()
         # Float32 against float64: a rounding a layer beside a U of condition 1e4 at most.

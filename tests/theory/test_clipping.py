@@ -176,8 +176,9 @@ def test_the_bounds_on_descent_hold_of_descent_written_out(start: float) -> None
     x_0, end = start * np.array([1.0, 0.4, -0.2]), 0.1
 
     def num_steps(rate: float, tau: float) -> int:
-        x, count = x_0, 0
-        while (size := np.linalg.norm(4 * x**3)) > end:
+        x: Any = x_0
+        count = 0
+        while (size := float(np.linalg.norm(4 * x**3))) > end:
             x, count = x - rate * min(1, tau / size) * 4 * x**3, count + 1
         return count
 
@@ -197,20 +198,22 @@ def test_the_last_of_all_orders_is_above_the_quantile_as_often_as_ranks_say(part
 
 
 def test_a_unit_is_held_against_its_own_weights() -> None:
-    found = clipping.unit_factor([1.0, 4.0, 1.0, 0.0], [100.0, 100.0, 0.0, 1.0], 0.02, 1e-3)
+    found = clipping.unit_factor(
+        np.array([1.0, 4.0, 1.0, 0.0]), np.array([100.0, 100.0, 0.0, 1.0]), 0.02, 1e-3
+    )
     np.testing.assert_allclose(found, [1, 0.5, 2e-5, 1], rtol=2.0**-50)
 
 
 def test_every_rule_has_its_own_exact_value() -> None:
-    leaves = [np.float32([3e20, 4e20]), np.float32([0.0])]
-    half = np.float32([0.6, 0.8])
+    leaves = [np.array([3e20, 4e20], np.float32), np.array([0.0], np.float32)]
+    half = np.array([0.6, 0.8], np.float32)
     np.testing.assert_allclose(clipping.exact_rule("global norm", leaves, 1.0)[0], half)
     np.testing.assert_allclose(clipping.exact_rule("value", leaves, 1.0)[0], [1, 1])
     root = clipping.exact_rule("block rms", leaves, 1.0)[0]
     np.testing.assert_allclose(root, np.sqrt(2) * half, rtol=2.0**-23)
-    limit = clipping.exact_rule("global norm", [np.float32([np.inf, 1.0])], 1.0)[0]
+    limit = clipping.exact_rule("global norm", [np.array([np.inf, 1.0], np.float32)], 1.0)[0]
     np.testing.assert_array_equal(limit, [np.nan, 0])
-    skipped = clipping.exact_rule("if finite", [np.float32([np.inf, 1.0])], 1.0)[0]
+    skipped = clipping.exact_rule("if finite", [np.array([np.inf, 1.0], np.float32)], 1.0)[0]
     np.testing.assert_array_equal(skipped, [0, 0])
 
 

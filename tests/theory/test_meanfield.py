@@ -184,6 +184,27 @@ def test_at_criticality_nothing_iterates_for_ever() -> None:
     assert float(scales[1]) == math.inf
 
 
+@pytest.mark.parametrize("name", sorted(set(PHI) - {"linear", "logistic", "softplus"}))
+def test_without_biases_the_edge_is_where_the_slope_at_zero_says(name: str) -> None:
+    """`1/√E phi'(0)²`, over both sides of a kink; where q* is 0 or any number."""
+    phi = PHI[name]
+    slopes = phi.dphi(jnp.asarray([-1e-9, 1e-9]))
+    # 1e-9: the slope's own change that near to 0; 1e-14: the quadrature's sum of a hundred terms.
+    found, q = at(meanfield.sigma_w_critical, phi, 0.0), at(meanfield.q_critical, phi, 0.0)
+    np.testing.assert_allclose(found, 1 / np.sqrt(np.mean(slopes**2)), rtol=2e-9)
+    assert q == 0 or name in ("relu", "leaky_relu")
+
+
+def test_the_edge_of_sin_is_known_where_biases_are_small_or_not_at_all() -> None:
+    sigma_b = np.array([1e-13, 1e-8, 1e-5, 1e-3])
+    q = at(meanfield.q_critical, PHI["sin"], sigma_b)
+    # q - tanh q = sigma_b², where q³/3 is far below the rounding of q it is not known.
+    assert np.isnan(q[0])
+    expected = (3 * sigma_b[1:] ** 2) ** (1 / 3)
+    # The next term of tanh is 2/5 q² of q³/3; a rounding of q moves it by eps/q².
+    np.testing.assert_allclose(q[1:], expected, rtol=np.max(2 / 15 * q[1:] ** 2) + 1e-4)
+
+
 def test_relu_says_where_lengths_grow_for_ever_and_where_they_stay() -> None:
     sigma_w = jnp.asarray([1.0, ROOT_2, 1.6])
     for sigma_b, expected in ((0.0, [0.0, math.nan, math.inf]), (0.3, [0.18, math.inf, math.inf])):

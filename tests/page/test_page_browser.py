@@ -659,7 +659,7 @@ def test_a_key_shows_a_figure_at_full_size(visit: Callable[..., Page]) -> None:
 def test_two_runs_stand_side_by_side(visit: Callable[..., Page], many: Path) -> None:
     page = visit(state="#more", folder=many)
     left, right = page.locator("#more .compare select").all()
-    left.select_option("one")
+    left.select_option("as written")
     right.select_option("two")
     pair = page.locator("#more .compare .pair > *")
     assert pair.count() == 2
@@ -668,4 +668,5 @@ def test_two_runs_stand_side_by_side(visit: Callable[..., Page], many: Path) -> 
     assert boxes[1]
     assert boxes[0]["x"] + boxes[0]["width"] <= boxes[1]["x"]
     assert pair.locator("[id]").count() == 0
-    assert pair.locator("img").count() == 2
+    assert pair.locator("img").count() == 1  # it was not run as written
+    assert pair.locator("h4").all_text_contents() == ["as written", "two"]

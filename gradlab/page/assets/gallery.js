@@ -69,8 +69,14 @@ function compare() {
     const chosen = [...place.querySelectorAll("select")];
     const show = () => {
       const copies = chosen.filter((one) => one.value).map((one) => runs[one.value].cloneNode(true));
-      for (const copy of copies)
+      for (const copy of copies) {
         for (const named of copy.querySelectorAll("[id]")) named.removeAttribute("id");
+        if (!copy.querySelector("h4")) {
+          const title = document.createElement("h4");
+          title.textContent = copy.dataset.run;
+          copy.prepend(title);
+        }
+      }
       place.querySelector(".pair").replaceChildren(...copies);
     };
     for (const one of chosen) {

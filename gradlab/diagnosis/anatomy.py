@@ -11,7 +11,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -168,7 +168,10 @@ class _Reader:
 def read(program: Program, names: Sequence[str], first_param: int, data: set[int]) -> Anatomy:
     """The anatomy of a program whose parameters are the inputs from `first_param` on."""
     reader = _Reader(program, first_param, len(names), data)
-    layers = list(_layers(reader, names, first_param))
+    layers = [
+        layer if _is_followed(reader, layer) else replace(layer, phi=(), activated=None)
+        for layer in _layers(reader, names, first_param)
+    ]
     place = {layer.step: k for k, layer in enumerate(layers)}
     by_pre = {layer.pre: k for k, layer in enumerate(layers)}
     by_pre |= {layer.activated: k for k, layer in enumerate(layers) if layer.activated}
@@ -199,6 +202,13 @@ def read(program: Program, names: Sequence[str], first_param: int, data: set[int
 
 
 # ---- layers
+
+
+def _is_followed(reader: _Reader, layer: Layer) -> bool:
+    """Whether another layer stands behind this one; what else does is the loss."""
+    later = reader.linear >> (layer.step + 1) << (layer.step + 1)
+    steps = reader.program.steps
+    return any(reader.before[steps[k].outputs[0]] >> layer.step & 1 for k in _bits(later))
 
 
 def _layers(reader: _Reader, names: Sequence[str], first: int) -> Iterator[Layer]:
@@ -273,8 +283,8 @@ def _fans(step: Step, side: int, weight: Any) -> tuple[int, tuple[int, ...]]:
         left = (a for a in range(len(weight.shape)) if a not in summed and a not in batch[side])
         return math.prod(weight.shape[a] for a in summed), tuple(left)
     spec = step.params["dimension_numbers"].rhs_spec
-    summed = [axis for axis in range(len(weight.shape)) if axis != spec[0]]
-    return math.prod(weight.shape[a] for a in summed), (spec[0],)
+    others = (axis for axis in range(len(weight.shape)) if axis != spec[0])
+    return math.prod(weight.shape[a] for a in others), (spec[0],)
 
 
 def _pre_activation(reader: _Reader, value: int) -> tuple[int, tuple[int, ...]]:
@@ -310,7 +320,8 @@ def _activation(reader: _Reader, pre: int) -> tuple[tuple[Step, ...], int | None
     if len(used) != 1 or used[0] == pre:
         return (), None
     (activated,) = used
-    wanted, kept = {activated}, []
+    wanted: set[int] = {activated}
+    kept: list[Step] = []
     for step in reversed(steps):
         if wanted & set(step.outputs):
             wanted |= set(step.reads)
@@ -488,7 +499,7 @@ def _softmax(reader: _Reader, step: Step) -> tuple[int, tuple[int, ...]] | None:
 
 def _use(reader: _Reader, value: int) -> str:
     """What a softmax is for: it weighs states (attention), or its log is taken (classifier)."""
-    front, seen = [value], set()
+    front, seen = [value], set[int]()
     while front and len(seen) < 24:
         for k in reader.users[front.pop(0)]:
             step = reader.program.steps[k]

@@ -257,7 +257,8 @@ def _plan(subject: door.Subject, arrays: list[Any], treedef: Any, loss: door.Los
     kinds = tuple(
         (np.shape(a), str(jnp.result_type(a))) for a in (*subject.params, *subject.rest, *arrays)
     )
-    settings = (jax.config.jax_enable_x64, jax.config.jax_default_matmul_precision)
+    names = ("jax_enable_x64", "jax_default_matmul_precision")
+    settings = tuple(str(getattr(jax.config, name)) for name in names)
     key = (subject.structure, kinds, treedef, loss, settings)
     if key not in _PLANS:
         _PLANS[key] = _made(subject, arrays, treedef, loss)

@@ -166,8 +166,8 @@ def depth_scaling(facts: Facts) -> Iterator[Verdict]:
             0.0,
             math.exp(laws.MOST_GROWTH / 2),
             f"Branches are not scaled by their number: over {num} of them the stream grows "
-            f"{math.exp(min(growth / 2, 700)):.3g} times in length, {ratio:.2g} times more than with "
-            f"1/√{num} on each branch's last matrix.",
+            f"{math.exp(min(growth / 2, 700)):.3g} times in length, {ratio:.2g} times more than "
+            f"with 1/√{num} on each branch's last matrix.",
             tuple(changes.scale(role, factor) for role in named),
         )
 
@@ -231,8 +231,8 @@ def attention_logits(facts: Facts) -> Iterator[Verdict]:
     by_role: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for k, softmax in enumerate(facts.anatomy.softmaxes):
         if softmax.use == "attention" and softmax.layers:
-            roles = dict.fromkeys(starred(facts.layers[i].name) for i in softmax.layers)
-            by_role[tuple(roles)].append(k)
+            found = dict.fromkeys(starred(facts.layers[i].name) for i in softmax.layers)
+            by_role[tuple(found)].append(k)
     for roles, members in by_role.items():
         loads = [float(numbers["load"][k]) for k in members]
         std = float(np.sqrt(np.mean(np.square([numbers["std"][k] for k in members]))))

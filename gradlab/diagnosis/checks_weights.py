@@ -98,7 +98,7 @@ def _against(
         expected,
         expected * math.exp(-width),
         expected * math.exp(width),
-        f"Its entries have a root mean square of {measured:.3g}, those of its alike {expected:.3g}.",
+        f"Its entries have a root mean square of {measured:.3g}, its alike's have {expected:.3g}.",
         change,
     )
 

@@ -198,7 +198,7 @@ class _Unrolled:
 jax.tree_util.register_pytree_with_keys(
     _Unrolled,
     lambda chain: ([(jax.tree_util.GetAttrKey("layers"), chain.layers)], chain.layer),
-    lambda layer, children: _Unrolled(layer, children[0]),
+    lambda layer, children: _Unrolled(layer, *children),
 )
 
 

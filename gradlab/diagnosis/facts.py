@@ -1,4 +1,4 @@
-"""All that is known of a model on a batch: its anatomy, its weights, and the numbers of one pass."""
+"""All that is known of a model on a batch: its anatomy, its weights, the numbers of a pass."""
 
 from __future__ import annotations
 
@@ -67,8 +67,12 @@ class Facts:
         return float(self.measured.params["log_gradient"][number])
 
     def alike(self) -> dict[tuple[str, tuple[int, ...]], list[str]]:
-        """Names of parameters of one role and shape, and of biases behind one fan_in, in order."""
-        behind = {name: layer.fan_in for layer in self.layers for name in self.bias_names(layer)}
+        """Names of parameters of one role, shape and fan_in of their layer, in order."""
+        behind = {
+            name: layer.fan_in
+            for layer in self.layers
+            for name in (layer.name, *self.bias_names(layer))
+        }
         groups: dict[tuple[str, tuple[int, ...]], list[str]] = defaultdict(list)
         for name, weights in self.weights.items():
             groups[starred(name), (*weights.shape, behind.get(name, 0))].append(name)

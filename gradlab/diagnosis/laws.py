@@ -1,4 +1,4 @@
-"""The laws that a healthy model keeps, each with its source, and the intervals that chance allows."""
+"""The laws that a healthy model keeps, each with its source, and what chance allows."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ DEPTH_SCALES = 6.0
 """Schoenholz et al. 2017, figure 5: a network trains where its depth is at most six depth scales
 1/|log chi_1| of the mean squared gradient."""
 
-MOST_GROWTH = math.log(4)
-"""A residual stream may be twice as long as depth scaling would leave it: then each block has half
-of its share in the sum."""
+MOST_GROWTH = 2.0
+"""A residual stream's mean square may be two nats above what depth scaling would leave of it: its
+length is e times as long then, and each block's share in the sum is 1/e."""
 
 SAME = 0.1
 """Two scales that differ by less than 10 % are one law: by less than any two laws' own (truncated
@@ -45,7 +45,7 @@ def most_flat(num_units: int, z: float) -> float:
 
 
 def log_gain(sigma_w: Sequence[float], slopes: Sequence[float]) -> float:
-    """`sum log chi`, chi = sigma_w² E phi'(h)²: Poole et al. 2016, section 3, at realised scales."""
+    """`sum log chi`, chi = sigma_w² E phi'(h)² at realised scales: Poole et al. 2016, section 3."""
     with np.errstate(divide="ignore"):
         return float(np.sum(2 * np.log(sigma_w) + np.log(slopes)))
 
@@ -99,7 +99,7 @@ def named_draw(std: float, kurtosis: float, size: int, fans: tuple[int, int], z:
         return "0"
     error = z * standard_error(kurtosis, size) + 1e-3
     near = [d for d in draws(*fans) if abs(math.log(std / d.std)) < error]
-    return min(near, key=lambda d: abs(math.log(std / d.std))).name if near else ""
+    return near[0].name if near else ""
 
 
 def shape_of(kurtosis: float, size: int, z: float) -> str:

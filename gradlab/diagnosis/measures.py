@@ -37,9 +37,9 @@ class Measured:
     Attributes:
         loss: of the batch.
         layers: by layer, `log_weight`, `log_state`, `log_pre` (log rms), `mean_pre`, `slope`
-            (mean phi'²), `spread` (its relative variance), `flat` (share of units with phi' = 0 on the whole batch), `log_gradient`
-            (log of the norm that arrives), `log_median` (of examples), `zeros` (share of entries
-            of the gradient that are 0), `largest`.
+            (mean phi'²), `spread` (its relative variance), `flat` (share of units with phi' = 0 on
+            the whole batch), `log_gradient` (log of the norm that arrives), `log_median` (of
+            examples), `zeros` (share of entries of the gradient that are 0), `largest`.
         residuals: by residual sum, `log_stream`, `log_branch`, `log_total`, `log_gradient`.
         softmaxes: by softmax, `load` (mean variance of a row over 2 log of its length), `std`,
             `length`.

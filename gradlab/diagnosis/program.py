@@ -1,4 +1,4 @@
-"""A loss as a straight line of operations: calls opened, short loops unrolled, dead code left out."""
+"""A loss as a straight line of operations: calls opened, short loops unrolled, no dead code."""
 
 from __future__ import annotations
 

@@ -153,14 +153,14 @@ def _fine(audit: Any) -> Iterator[str]:
     for sentence in audit.fine:
         yield from _wrapped(f"fine: {sentence}", "      ")
     rate = f"{laws.FALSE_ALARMS:.0%}"
-    yield f"Chance gives a healthy model a finding in at most {rate} of audits, all checks together."
+    yield f"Chance gives a healthy model a finding in at most {rate} of audits, all checks counted."
 
 
 def _table(audit: Any) -> Iterator[str]:
     yield "".join(map(str.ljust, _HEAD, _WIDTHS)).rstrip()
     yield _line(tuple("-" * (width - 1) for width in _WIDTHS))
     named = {f.layer for f in audit.findings}
-    alike = {}
+    alike: dict[str, list[Row]] = {}
     for row in audit.layers:
         alike.setdefault(starred(row.layer), []).append(row)
     left_out = 0
@@ -230,7 +230,7 @@ def _drawing(layers: Sequence[Row]) -> str:
     known = [x for x in logs if x is not None]
     if len(known) < 2:
         return ""
-    low, high = min(known), max(max(known), min(known) + 1)
+    low, high = min(known), max(*known, min(known) + 1)
     points = " ".join(
         f"{10 + 580 * k / max(len(logs) - 1, 1):.1f},{110 - 100 * (x - low) / (high - low):.1f}"
         for k, x in enumerate(logs)

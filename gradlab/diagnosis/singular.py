@@ -123,7 +123,9 @@ def bidiagonalised(forward: Map, back: Map, size: int, k: int) -> tuple[np.ndarr
     num = min(size, k + _SPARE)
     v = np.random.default_rng(0).standard_normal(size)
     v /= np.linalg.norm(v)
-    vs, us, images = [v], [], []
+    vs = [v]
+    us: list[np.ndarray] = []
+    images: list[np.ndarray] = []
     for _ in range(num):
         image = np.asarray(forward(jnp.asarray(vs[-1])), float)
         images.append(image)

@@ -48,7 +48,7 @@ class Linearised:
 
     def jacobian(self, params: Any) -> Array:
         """`J`, `(width_out, width_in)`."""
-        return written_out(self._of_identity(params), _type(self.program.invars[0]).size)
+        return written_out(self._of_identity(params), typed(self.program.invars[0]).size)
 
     def constants(self, params: Any) -> list[Any]:
         """The constants of the program, in its order."""
@@ -76,7 +76,7 @@ class Linearised:
         return num_products
 
     def _of_identity(self, params: Any) -> Any:
-        aval = _type(self.program.invars[0])
+        aval = typed(self.program.invars[0])
         return self._run(params, Diagonal(jnp.ones(aval.shape, aval.dtype)), aval.size)
 
     def _run(self, params: Any, value: Linear, num_columns: int) -> Any:
@@ -206,7 +206,7 @@ def _any_other(equation: JaxprEqn, inputs: Sequence[Any], num: int) -> Sequence[
 
 def _entry_by_entry(equation: JaxprEqn, inputs: Sequence[Any], num: int) -> Linear:
     """An operation entry by entry, for which a scalar is as good as an array of its repetition."""
-    shape = _type(equation.outvars[0]).shape
+    shape = typed(equation.outvars[0]).shape
     linear = [value for value in inputs if isinstance(value, Linear)]
     # The operation is linear, so that zeros stay zeros.
     is_diagonal = len(shape) == 1 and all(isinstance(value, Diagonal) for value in linear)
@@ -218,7 +218,7 @@ def _entry_by_entry(equation: JaxprEqn, inputs: Sequence[Any], num: int) -> Line
         matrix = written_out(value, num).astype(dtype)
         return jnp.broadcast_to(matrix, (*shape, num))
 
-    dtypes = [_type(atom).dtype for atom in equation.invars]
+    dtypes = [typed(atom).dtype for atom in equation.invars]
     values = map(plain, inputs, dtypes)
     output = equation.primitive.bind(*values, **equation.params)
     return Diagonal(output) if is_diagonal else Columns(output, _num_products(inputs))
@@ -231,7 +231,7 @@ def _dot(equation: JaxprEqn, inputs: Sequence[Any], num: int) -> Linear:
     side = 0 if isinstance(inputs[0], Linear) else 1
     value, constant = inputs[side], inputs[1 - side]
     if isinstance(value, Diagonal) and len(contracted[0]) == 1:
-        dtype = _type(equation.outvars[0]).dtype
+        dtype = typed(equation.outvars[0]).dtype
         matrix = jnp.moveaxis(constant, contracted[1 - side][0], -1)
         scales = jnp.broadcast_to(value.entries.astype(dtype), matrix.shape)
         return Columns(matrix.astype(dtype) * scales, 0)
@@ -259,7 +259,7 @@ def _in_rows(matrix: Array) -> Array:
     return jax.lax.optimization_barrier(matrix.reshape(-1)).reshape(matrix.shape)
 
 
-def _type(atom: Any) -> Any:
+def typed(atom: Any) -> Any:
     """Shape and dtype of a variable of a program, for one column."""
     return atom.aval
 

@@ -20,7 +20,7 @@ from jax.extend.core import JaxprEqn
 
 from gradlab.arithmetic import scaled
 from gradlab.measuring import linearisation
-from gradlab.measuring.linearisation import Columns, Diagonal, Linear, Linearised
+from gradlab.measuring.linearisation import Columns, Diagonal, Linear, Linearised, typed
 
 # A number that rounding may have changed by more than this, relative and to first order, is not
 # known: nothing is said about it.
@@ -45,10 +45,10 @@ def of_jacobian(linear: Linearised, params: Any) -> Array | None:
     """
     if not linear.takes_sums(params):
         return None
-    (input_type,) = (atom.aval for atom in linear.program.invars)
+    input_type = typed(linear.program.invars[0])
     num, shape, dtype = input_type.size, input_type.shape, input_type.dtype
     exact = _Bounded(Diagonal(jnp.ones(shape, dtype)), Diagonal(jnp.zeros(shape, dtype)))
-    num_roundings = max(num, linear.program.outvars[0].aval.size) + _FEW
+    num_roundings = max(num, typed(linear.program.outvars[0]).size) + _FEW
     step = partial(_equation, num=num, num_roundings=num_roundings)
     output = linearisation.run(linear.program, linear.constants(params), [exact], step)[0]
     return linearisation.written_out(output.error, num) if isinstance(output, _Bounded) else None
@@ -64,8 +64,10 @@ def _equation(
     values, errors = _parts(inputs, 0), _parts(inputs, 1)
     outputs, name = apply(values), equation.primitive.name
     if name in _MOVES:
-        carried = [_map(jnp.abs, error) for error in apply(errors)]
-        own = [_map(jnp.abs if _narrows(equation) else jnp.zeros_like, out) for out in outputs]
+        carried: Sequence[Any] = [_map(jnp.abs, error) for error in apply(errors)]
+        own: Sequence[Any] = [
+            _map(jnp.abs if _narrows(equation) else jnp.zeros_like, out) for out in outputs
+        ]
     elif name in _ENTRY_BY_ENTRY:
         carried = apply(_added(name, errors))
         own = [_map(jnp.abs, output) for output in outputs]
@@ -75,8 +77,8 @@ def _equation(
     else:
         matrices = _matrices(equation, values)
         carried, own = (_times(matrices, some, outputs, num) for some in (errors, values))
-        num_roundings += max(atom.aval.size for atom in equation.invars)
-    units = [scaled.eps(atom.aval.dtype) / 2 for atom in equation.outvars]
+        num_roundings += max(typed(atom).size for atom in equation.invars)
+    units = [scaled.eps(typed(atom).dtype) / 2 for atom in equation.outvars]
     return [
         _Bounded(output, _map(partial(_plus, num_roundings * unit), error, size))
         for output, error, size, unit in zip(outputs, carried, own, units, strict=True)
@@ -118,18 +120,18 @@ def _added(name: str, errors: Sequence[Any]) -> list[Any]:
 
 def _narrows(equation: JaxprEqn) -> bool:
     """Whether an operation rounds to another format."""
-    before, after = equation.invars[0].aval, equation.outvars[0].aval
+    before, after = typed(equation.invars[0]), typed(equation.outvars[0])
     return equation.primitive.name == "convert_element_type" and before.dtype != after.dtype
 
 
 def _num_terms(equation: JaxprEqn, values: Sequence[Any]) -> int:
     """How many terms a sum has at most."""
     if equation.primitive.name != "dot_general":
-        return max(value.aval.size for value in equation.invars)
+        return max(typed(value).size for value in equation.invars)
     if any(isinstance(value, Diagonal) for value in values):
         return 1
     contracted = equation.params["dimension_numbers"][0][0]
-    return math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
+    return math.prod(typed(equation.invars[0]).shape[axis] for axis in contracted)
 
 
 def _matrices(equation: JaxprEqn, values: Sequence[Any]) -> list[list[Any]]:
@@ -138,9 +140,9 @@ def _matrices(equation: JaxprEqn, values: Sequence[Any]) -> list[list[Any]]:
     for at, value in enumerate(values):
         if not isinstance(value, Linear):
             continue
-        size = equation.invars[at].aval.size
+        size = typed(equation.invars[at]).size
         basis = [
-            Columns(_basis(atom.aval, size, other == at), 0) if isinstance(v, Linear) else v
+            Columns(_basis(typed(atom), size, other == at), 0) if isinstance(v, Linear) else v
             for other, (v, atom) in enumerate(zip(values, equation.invars, strict=True))
         ]
         found = linearisation.equation_on_columns(equation, basis, size)

@@ -84,7 +84,7 @@ def weights(
     rows = CELLS[name].num_blocks * width
     W, U = (ensembles.unit_gaussian(key, (rows, width), float) for key in (key_W, key_U))
     b = jnp.zeros(rows).at[: width if rows > width else 0].set(bias)
-    return Weights(sigma_w * W, sigma_u * U, b)
+    return Weights(jnp.asarray(sigma_w) * W, jnp.asarray(sigma_u) * U, b)
 
 
 def unrolled(name: str, weights: Weights, inputs: Array) -> Chain:

@@ -113,7 +113,7 @@ def mean_lengths(
     weight, bias = jnp.square(jnp.asarray(sigma_w, float)), jnp.square(jnp.asarray(sigma_b, float))
     first = jnp.asarray(q_1, float)
 
-    def step(layer: tuple[Array, ...], _: None) -> tuple[tuple[Array, ...], tuple[Array, Array]]:
+    def step(layer: Any, _: None) -> tuple[Any, tuple[Array, Array]]:
         q, added, variance, cumulant = layer
 
         def average(power: int, hermite: Callable[[Array], Array]) -> Array:

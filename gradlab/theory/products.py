@@ -109,6 +109,23 @@ def linear_fourth_moment(widths: Sequence[int]) -> float:
     return math.prod(1 + 2 / width for width in _widths(widths))
 
 
+# ---- one vector through layers I + s G, G_ij ~ N(0, 1)
+
+
+def identity_plus_log_mean(width: int, s: ArrayLike) -> Array:
+    """The mean of log|(I + s G) v|² - log|v|², `E psi(n/2 + K) + log(2 s²)`, nats.
+
+    Derived: |v + s g|² is s² times a noncentral chi squared of n degrees, which is chi squared of
+    n + 2 K, K of Poisson's law with the mean 1/(2 s²). No layer sees the direction of v, so that
+    the logs of a product's layers are independent. `E|Jv|² = (1 + n s²)^depth`.
+    """
+    s = jnp.asarray(s, float)[..., None]
+    k = np.arange(2.0**14)  # Poisson's law has ended there for s above 0.008
+    mean = 1 / (2 * s**2)
+    weights = jnp.exp(k * jnp.log(mean) - mean - gammaln(k + 1))
+    return jnp.sum(weights * (jnp.log(2 * s**2) + digamma(_width(width) / 2 + k)), axis=-1)
+
+
 def _degrees(width: int) -> np.ndarray:
     return np.arange(_width(width), 0, -1.0)
 

@@ -83,3 +83,43 @@ def lengths(
 
     start = jnp.zeros(()), jnp.asarray(mean_square, float)
     return jax.lax.scan(step, start, None, length=depth)[1]
+
+
+def preactivation(
+    phi: Activation,
+    mean_square: ArrayLike,
+    sigma_w: ArrayLike,
+    factor: ArrayLike,
+    depth: int,
+    *,
+    normalised: bool = False,
+) -> tuple[Array, Array]:
+    """What each block z + factor W phi(z) adds, over what is there, forward and back, `(depth,)`.
+
+    The ratios of mean squares, of infinite width; exact at any width for relu, by the symmetry of
+    z. Yang and Schoenholz 2017 (tanh, relu). Normalised branches are factor W phi(z over its
+    deviation), so that the skip's mean square grows by the same amount in each block: De and Smith
+    2020, section 2.
+    """
+    gain = jnp.square(jnp.asarray(factor, float) * jnp.asarray(sigma_w, float))
+    moments = gauss.moments(phi)
+
+    def step(square: Array, _: None) -> tuple[Array, tuple[Array, Array]]:
+        at = jnp.ones(()) if normalised else square
+        added = gain * moments.square(at)
+        slope = gain * moments.slope_square(at) / (square if normalised else 1.0)
+        return square + added, (added / square, slope)
+
+    return jax.lax.scan(step, jnp.asarray(mean_square, float), None, length=depth)[1]
+
+
+def typical_log(added: ArrayLike, variance: ArrayLike, width: ArrayLike) -> tuple[Array, Array]:
+    """`log(1 + c)`, the log of a mean square's factor, and `-(4 c + c² v)/(2 n (1 + c)²)`.
+
+    The second is what the width n takes from the mean of the log, to first order: |r + W D r|² is
+    noncentral chi squared, c is what the branch adds in the mean and v/n its own relative variance
+    (5 of a rectifier, `products.relu_log_variance`).
+    """
+    c = jnp.asarray(added, float)
+    spread = (4 * c + c**2 * jnp.asarray(variance, float)) / (1 + c) ** 2
+    return jnp.log1p(c), -spread / (2 * jnp.asarray(width, float))

@@ -181,6 +181,30 @@ def residual_mlp(depth: int, width: int) -> ResidualMLP:
     return ResidualMLP(blocks, linear(10, 1.0), 1.0)
 
 
+class PostNorm(eqx.Module):
+    """Norms behind each sum: z = N(z + W2 phi(W1 z))."""
+
+    blocks: list[tuple[Any, Any]]
+    head: Any
+
+    def __call__(self, x: Array) -> Array:
+        for one, two in self.blocks:
+            x = x + two(jnp.tanh(one(x)))
+            x = (x - x.mean()) * jax.lax.rsqrt(x.var() + 1e-5)
+        return self.head(x)
+
+
+def post_norm(depth: int, width: int) -> PostNorm:
+    """LeCun's law for all."""
+    plain = residual_mlp(depth, width)
+    keys = jax.random.split(jax.random.key(5), 2 * depth)
+    blocks = [
+        (drawn(keys[2 * k], one, 3 * width**-0.5), drawn(keys[2 * k + 1], two, 2 * width**-0.5))
+        for k, (one, two) in enumerate(plain.blocks)
+    ]
+    return PostNorm(blocks, plain.head)
+
+
 def changed(model: Any, where: Callable[[Any], Any], function: Callable[[Any], Any]) -> Any:
     """A model with some of its leaves replaced by a function of them."""
     return eqx.tree_at(where, model, replace_fn=function)
@@ -205,7 +229,9 @@ def faults() -> dict[str, Fault]:
     """Planted faults by name: the case, the kind that finds it, and a pattern of its layer."""
     relu, gpt12 = lambda: mlp(20, 64), lambda: gpt(12, 64)
     x64, lm = lambda: labelled(32, 64), tokens
-    default = lambda depth: eqx.nn.MLP(64, 10, 64, depth, key=jax.random.key(1))
+
+    def default(depth: int) -> Any:
+        return eqx.nn.MLP(64, 10, 64, depth, key=jax.random.key(1))
 
     def mlp_fault(
         function: Callable[[Any], Any], where: Callable[[Any], Any]
@@ -217,9 +243,11 @@ def faults() -> dict[str, Fault]:
     ) -> Callable[[], Case]:
         return lambda: (changed(gpt12(), where, function), lm(), next_token)
 
-    half = lambda tree: jax.tree.map(
-        lambda a: a.astype(jnp.bfloat16) if eqx.is_inexact_array(a) else a, tree
-    )
+    def half(tree: Any) -> Any:
+        return jax.tree.map(
+            lambda a: a.astype(jnp.bfloat16) if eqx.is_inexact_array(a) else a, tree
+        )
+
     return {
         "GPT-2 without depth scaling, 8": (
             lambda: (gpt(8, 64, scaled=False), lm(), next_token),
@@ -334,9 +362,9 @@ def faults() -> dict[str, Fault]:
             "blocks.*.fc.weight",
         ),
         "post-norm, 50": (
-            lambda: (gpt(25, 32, post=True, scaled=False, std=32**-0.5), lm(), next_token),
+            lambda: (post_norm(50, 64), labelled(32, 64), classified),
             "norm place",
-            "*",
+            "blocks.*",
         ),
         "a saturated layer": (
             lambda: (

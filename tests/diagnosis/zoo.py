@@ -80,7 +80,7 @@ def equinox_cnn() -> Case:
             eqx.nn.Conv2d(8, 16, 3, padding=1, key=k[1]),
             eqx.nn.Lambda(jax.nn.relu),
             eqx.nn.Lambda(jnp.ravel),
-            eqx.nn.Linear(3600, 10, key=k[2]),
+            eqx.nn.Linear(1024, 10, key=k[2]),
         ]
     )
     return model, images(), classified
@@ -298,7 +298,7 @@ def penzai_mlp() -> Case:
 
     del penzai
     model = simple_mlp.MLP.from_config(KEY, [16, 32, 32, 10])
-    slots = pz.unbind_params(model)
+    slots = pz.unbind_params(model, freeze=True)
 
     def loss(params: Any, batch: Any) -> Array:
         model = pz.bind_variables(slots[0], params)
@@ -334,7 +334,7 @@ def penzai_llama() -> Case:
         activation_dtype=jnp.float32,
     )
     model = common.build_llamalike_transformer(config, KEY)
-    bare, params = pz.unbind_params(model)
+    bare, params = pz.unbind_params(model, freeze=True)
 
     def loss(params: Any, batch: Array) -> Array:
         model = pz.bind_variables(bare, params)

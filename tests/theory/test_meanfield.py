@@ -184,7 +184,7 @@ def test_at_criticality_nothing_iterates_for_ever() -> None:
     assert float(scales[1]) == math.inf
 
 
-@pytest.mark.parametrize("name", sorted(set(PHI) - {"linear", "logistic", "softplus"}))
+@pytest.mark.parametrize("name", ["tanh", "erf", "sin", "selu", "relu", "leaky_relu"])
 def test_without_biases_the_edge_is_where_the_slope_at_zero_says(name: str) -> None:
     """`1/√E phi'(0)²`, over both sides of a kink; where q* is 0 or any number."""
     phi = PHI[name]

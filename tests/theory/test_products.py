@@ -3,6 +3,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import mpmath
 import numpy as np
 import pytest
 
@@ -252,3 +253,21 @@ def test_a_linear_residual_chain_grows_as_predicted() -> None:
     square = np.asarray(jnp.sum(v * v, axis=1))
     error = square.std() / math.sqrt(num)  # standard error of sampling
     assert abs(square.mean() - float(residual.linear_second_moment(s, depth))) < 4 * error
+
+
+def test_the_log_mean_of_one_number_is_a_gaussian_integral() -> None:
+    with mpmath.workdps(25):
+        half = mpmath.mpf("0.5")
+        exact = mpmath.quad(
+            lambda g: mpmath.log((1 + half * g) ** 2) * mpmath.npdf(g), [-12, -4, -2, 0, 4, 12]
+        )
+
+    assert float(products.identity_plus_log_mean(1, 0.5)) == pytest.approx(float(exact), rel=1e-12)
+
+
+def test_a_rectifier_of_slope_one_keeps_what_a_linear_layer_does() -> None:
+    assert float(products.rectifier_deviation(16, 1.0)) == pytest.approx(0.25, rel=1e-15)
+    # He's over 0.01 for 3 x 3 convolutions of 512 channels.
+    assert float(products.rectifier_deviation(9 * 512, 0.0)) / 0.01 == pytest.approx(
+        2.08333333, 1e-8
+    )

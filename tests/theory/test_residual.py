@@ -91,3 +91,22 @@ def test_a_layers_factor_and_lengths_follow_from_the_averages(name: str) -> None
 def test_a_linear_branch_of_gain_one_has_lengths_that_double() -> None:
     lengths = residual.lengths(PHI["linear"], 1.0, 1.0, 0.0, 1.0, 6)
     np.testing.assert_allclose(lengths, 2.0 ** np.arange(6), rtol=1e-14)
+
+
+def test_a_normalised_branch_is_one_part_in_what_it_is_added_to() -> None:
+    added, slope = residual.preactivation(PHI["relu"], 1.0, 2**0.5, 1.0, 1000, normalised=True)
+
+    # The product of 1 + 1/l to 1000 is 1001.
+    assert float(jnp.prod(1 + added)) == pytest.approx(1001, rel=1e-12)
+    np.testing.assert_allclose(slope, added, rtol=1e-12)
+
+
+def test_the_typical_log_is_that_of_a_noncentral_chi_squared() -> None:
+    width, c = 2000, 0.5  # |r + √c g|²/n of normal numbers g: twice c over n is its variance
+    g = jax.random.normal(jax.random.key(1), (4000, width))
+    logs = jnp.log(jnp.mean((1 + jnp.sqrt(c) * g) ** 2, axis=1))
+    law, added = residual.typical_log(c, 2.0, width)
+    error = float(jnp.std(logs)) / 4000**0.5
+
+    assert abs(float(jnp.mean(logs) - law - added)) < 4 * error + 10 * float(added) ** 2
+    np.testing.assert_allclose(jnp.var(logs), -2 * added, rtol=0.1)

@@ -6,6 +6,7 @@ of the diagonal; what rounding may have made is told from rank by an error that 
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -47,7 +48,8 @@ class _Elimination(NamedTuple):
         row_rank, column_rank: `(m,)` and `(r,)`, the number of the pivot that was found there,
             or more than there can be.
         num_pivots: how many pivots there are.
-        num_clear: how many of them come before the first that rounding may have moved by a tenth.
+        sizes: `(k,)`, the logarithm (base 2) of each times its scale; infinite in the complement.
+        cleared: that of the largest that rounding may have made of an entry that was cleared.
         num_lost: how many directions were left when rounding was all that they were.
         is_range_done: whether no direction is left, or none that is more than rounding.
         is_done: whether no entry left is more than rounding.
@@ -60,7 +62,8 @@ class _Elimination(NamedTuple):
     row_rank: Array
     column_rank: Array
     num_pivots: Array
-    num_clear: Array
+    sizes: Array
+    cleared: Array
     num_lost: Array
     is_range_done: Array
     is_done: Array
@@ -98,7 +101,8 @@ def eliminate(
         row_rank=k + jnp.arange(m, dtype=jnp.int32),
         column_rank=k + jnp.arange(r, dtype=jnp.int32),
         num_pivots=jnp.zeros((), jnp.int32),
-        num_clear=jnp.zeros((), jnp.int32),
+        sizes=jnp.full(k, jnp.inf, J.dtype),
+        cleared=jnp.full((), -jnp.inf, J.dtype),
         num_lost=jnp.zeros((), jnp.int32),
         is_range_done=jnp.zeros((), bool),
         is_done=is_undefined,
@@ -153,9 +157,8 @@ def _next_pivot(s: _Elimination, wrong_J: Array, L: Array, log_2_d: Array, k: in
     # Where all that is left is zero already, no score is finite.
     is_certain = (jnp.abs(s.A.high[i, j]) > rounding) & (score[i, j] > -jnp.inf)
     # The columns of the complement are behind all directions, and none of them is a number given.
-    is_clear = is_range_done | (jnp.abs(s.A.high[i, j]) * thresholds.FIRST_ORDER > rounding)
-    eliminate = partial(_with_pivot, i=i, j=j, k=k, is_clear=is_clear)
-    is_direction = (log_2_d > -jnp.inf)[None, :]
+    found = jnp.where(is_range_done, jnp.inf, score[i, j])
+    eliminate = partial(_with_pivot, i=i, j=j, k=k, size=found)
     clear = partial(
         _without_rounding,
         i=i,
@@ -163,7 +166,7 @@ def _next_pivot(s: _Elimination, wrong_J: Array, L: Array, log_2_d: Array, k: in
         is_certain=is_certain,
         wrong_J=wrong_J,
         L=L,
-        is_direction=is_direction,
+        log_2_d=log_2_d,
         k=k,
     )
     return jax.lax.cond(is_certain & (is_range_done <= s.is_range_done), eliminate, clear, s)
@@ -174,7 +177,10 @@ def _without_the_unclear(s: _Elimination, is_direction: Array) -> _Elimination:
 
     What was cleared for them is up to a tenth of such a pivot, so that it is not known either.
     """
-    num_pivots = jnp.where(s.num_lost > 0, s.num_clear, s.num_pivots)
+    # All entries together have at most so many times the norm of the largest.
+    limit = s.cleared + math.log2(len(s.sizes) / thresholds.FIRST_ORDER)
+    num_clear = jnp.sum(jnp.cumprod((s.sizes > limit).astype(jnp.int32)), dtype=jnp.int32)
+    num_pivots = jnp.where(s.num_lost > 0, jnp.minimum(num_clear, s.num_pivots), s.num_pivots)
     is_unclear = (s.column_rank >= num_pivots) & (s.column_rank < s.num_pivots)
     num_unclear = jnp.sum(is_unclear & is_direction, dtype=jnp.int32)
     return s._replace(num_pivots=num_pivots, num_lost=s.num_lost + num_unclear)
@@ -198,7 +204,7 @@ def _without_rounding(
     is_certain: Array,
     wrong_J: Array,
     L: Array,
-    is_direction: Array,
+    log_2_d: Array,
     k: int,
 ) -> _Elimination:
     """Zeros for all entries left that may be made of rounding, as that in row i, column j may be.
@@ -206,6 +212,8 @@ def _without_rounding(
     But not that one where it `is_certain`.
     """
     is_left, rounding = _is_left(s, k), _rounding_bound(s, wrong_J, L)
+    is_direction = (log_2_d > -jnp.inf)[None, :]
+    made = jnp.where(is_left & (rounding > 0), scaled.rough_log_2(rounding), -jnp.inf)
     is_rounding = jnp.abs(s.A.high) <= rounding
     is_rounding = is_left & is_rounding.at[i, j].set(is_rounding[i, j] | ~is_certain)
     A = Doubled(*(jnp.where(is_rounding, 0, part) for part in s.A))
@@ -217,13 +225,14 @@ def _without_rounding(
     )
     return s._replace(
         A=A,
+        cleared=jnp.maximum(s.cleared, jnp.max(made + log_2_d[None, :])),
         num_lost=jnp.where(is_range_done & ~s.is_range_done, num_missing, s.num_lost),
         is_range_done=is_range_done,
         is_done=~jnp.any(is_left & (A.high != 0)),
     )
 
 
-def _with_pivot(s: _Elimination, i: Array, j: Array, k: int, is_clear: Array) -> _Elimination:
+def _with_pivot(s: _Elimination, i: Array, j: Array, k: int, size: Array) -> _Elimination:
     """One pivot, in row i and column j."""
     row, column = (Doubled(*(take(part) for part in s.A)) for take in (_row(i), _column(j)))
     pivot = Doubled(*(part[0, j] for part in row))
@@ -234,7 +243,7 @@ def _with_pivot(s: _Elimination, i: Array, j: Array, k: int, is_clear: Array) ->
         row_rank=s.row_rank.at[i].set(s.num_pivots),
         column_rank=s.column_rank.at[j].set(s.num_pivots),
         num_pivots=s.num_pivots + 1,
-        num_clear=s.num_clear + (is_clear & (s.num_clear == s.num_pivots)),
+        sizes=s.sizes.at[s.num_pivots].set(size),
     )
     is_next = _is_left(done, k)
     is_factor = (done.row_rank >= k)[:, None] & (jnp.arange(is_next.shape[1]) == j)[None, :]

@@ -1,0 +1,24 @@
+"""Models that nobody here wrote, as their authors initialise them, have no finding."""
+
+from typing import Any
+
+import jax
+import pytest
+
+import gradlab as gl
+from tests.diagnosis import zoo
+
+
+@pytest.mark.verify
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", sorted(zoo.MODELS))
+def test_a_model_of_others_is_read_and_has_no_finding(name: str) -> None:
+    with jax.enable_x64(False), jax.numpy_rank_promotion("allow"):
+        try:
+            case: Any = zoo.MODELS[name]()
+        except ImportError as missing:
+            pytest.skip(f"tests/zoo.lock is not installed: {missing}")
+        found = gl.audit(*case)
+
+    assert len(found.layers) > 1
+    assert found.findings == []

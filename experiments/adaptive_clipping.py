@@ -14,6 +14,7 @@ from typing import Any
 import gradlab as gl
 from gradlab.lazy import jax, jnp, np, xr
 
+GROUP = "clipping"
 BROCK = "Brock, De, Smith and Simonyan 2021, equation 3"
 OPTAX = "optax.adaptive_grad_clip: rank 2 is reduced over axis 0"
 LAYOUTS = ("(in, out)", "(out, in)", "(out, in), axis=1")

@@ -13,6 +13,7 @@ from typing import Any
 import gradlab as gl
 from gradlab.lazy import jax, jnp, np, xr
 
+GROUP = "clipping"
 ADAM = "Kingma and Ba 2015, algorithm 1: its moments are means; gradlab.theory.clipping.adam_left"
 ALONE = "Kingma and Ba 2015, section 2.1: a step is of one entry's gradients, whatever their scale"
 RULES = ("clipped", "layer by layer", "clipped, smaller ε", "not clipped")

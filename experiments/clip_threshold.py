@@ -14,6 +14,7 @@ from typing import Any
 import gradlab as gl
 from gradlab.lazy import jax, jnp, np, xr
 
+GROUP = "clipping"
 ALGORITHM = "Pascanu, Mikolov and Bengio 2013, algorithm 1"
 RANKS = "Rényi 1962: ranks of independent draws; gradlab.theory.clipping.quantile_fires"
 ORDER = "order statistics: the k-th smallest of n is a freak's only if fewer than k are not"

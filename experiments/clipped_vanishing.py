@@ -14,6 +14,7 @@ from typing import Any
 import gradlab as gl
 from gradlab.lazy import jax, jnp, np, optax, xr
 
+GROUP = "clipping"
 ALGORITHM = "Pascanu, Mikolov and Bengio 2013, algorithm 1"
 TRIANGLE = "the triangle inequality over the steps"
 MEDIANT = "the mediant inequality: sums of k a over sums of k b are at most the largest a/b"

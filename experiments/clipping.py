@@ -15,9 +15,9 @@ from typing import Any
 import gradlab as gl
 from gradlab.lazy import jax, jnp, np, xr
 
+GROUP = "clipping"
 SOURCE = "Pascanu, Mikolov and Bengio 2013, algorithm 1"
-IEEE = "IEEE 754-2019, section 7"
-NAN = math.nan
+IEEE, NAN = "IEEE 754-2019, section 7", math.nan
 # Case to first two entries of a gradient, its threshold, and what formula and optax make of them.
 SPECIAL = {
     "zero": ((0.0, 0.0), 1.0, (0.0, 0.0), (0.0, 0.0)),

@@ -14,6 +14,7 @@ from typing import Any
 import gradlab as gl
 from gradlab.lazy import jax, jnp, np, xr
 
+GROUP = "clipping"
 INF, NAN = math.inf, math.nan
 RIGHT, LOUD, SILENT = range(3)
 LETTERS = "rls"

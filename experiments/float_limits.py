@@ -15,6 +15,7 @@ from collections.abc import Iterator
 import gradlab as gl
 from gradlab.lazy import jax, jnp, np, xr
 
+GROUP = "formats"
 LN2 = math.log(2)
 NEWMAN = "Newman 1986"
 RANGE = "IEEE 754-2019, section 3.3"

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import gradlab as gl
 from gradlab.lazy import jax, jnp, np, xr
 
+GROUP = "formats"
 TEXTBOOK = "Pascanu, Mikolov and Bengio 2013, section 2"
 RANGE = "IEEE 754-2019, section 3.3"
 ENDS = {

@@ -14,6 +14,7 @@ from typing import Any
 import gradlab as gl
 from gradlab.lazy import jax, jnp, np, xr
 
+GROUP = "clipping"
 ALGORITHM = "Pascanu, Mikolov and Bengio 2013, algorithm 1"
 ZHANG = "Zhang, He, Sra and Jadbabaie 2020, section 1"
 SAME = "one network, and the same batches till then"

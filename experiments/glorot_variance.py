@@ -18,6 +18,7 @@ from typing import Any
 import gradlab as gl
 from gradlab.lazy import jax, jnp, np, xr
 
+GROUP = "depth"
 GLOROT = "Glorot and Bengio 2010, equations 5 to 12: n Var W, in the linear regime"
 LENGTHS = "Poole et al. 2016, equation 3; for the width gradlab.theory.finite_width"
 GRADIENT = "Schoenholz et al. 2017, section 4, along the real lengths; gradlab.theory.finite_width"

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 import gradlab as gl
 from gradlab.lazy import jax, jnp, np, xr
 
+GROUP = "depth"
 FREE = "derived: |v + s g|² is noncentral chi squared (gradlab.theory.products)"
 XIE = "Xie et al. 2025, equation 9; Sinkhorn and Knopp 1967"
 MASS = "the entries of a matrix with row sums 1 add up to n, however they are summed"

@@ -17,6 +17,7 @@ from typing import Any
 import gradlab as gl
 from gradlab.lazy import jax, jnp, np, xr
 
+GROUP = "the textbook"
 PASCANU = "Pascanu, Mikolov and Bengio 2013, equations 3 to 5"
 GLOROT = "Glorot and Bengio 2010, section 4.2"
 NUM_PIXELS, NUM_CLASSES = 64, 10

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import gradlab as gl
 from gradlab.lazy import jax, jnp, np, xr
 
+GROUP = "width"
 NEWMAN = "Newman 1986"
 GOODMAN = "log|det W| is a sum of independent log chi variables (Goodman 1963)"
 

@@ -17,6 +17,7 @@ from typing import Any
 import gradlab as gl
 from gradlab.lazy import jax, jnp, np, xr
 
+GROUP = "width"
 KINDS = ("plain", "residual")
 SCHOENHOLZ = "Schoenholz, Gilmer, Ganguli and Sohl-Dickstein 2017"
 WIDTH = f"{SCHOENHOLZ}, equation 19; Hanin and Nica 2020 and gradlab.theory.finite_width"

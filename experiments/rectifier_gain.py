@@ -21,6 +21,7 @@ from typing import Any
 import gradlab as gl
 from gradlab.lazy import jax, jnp, np, optax, xr
 
+GROUP = "depth"
 HE = "He et al. 2015, equations 9 to 15"
 EXACT = f"{HE}; of the typical |Jv| Hanin and Nica 2020 and gradlab.theory.finite_width"
 VGG = "He et al. 2015, section 2.2, on model B of Simonyan and Zisserman 2015"

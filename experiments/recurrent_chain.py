@@ -20,6 +20,7 @@ from functools import partial
 import gradlab as gl
 from gradlab.lazy import jax, jnp, np, xr
 
+GROUP = "recurrence"
 BENGIO = "Bengio, Simard and Frasconi 1994, section IV"
 PASCANU = "Pascanu, Mikolov and Bengio 2013, section 2.1"
 GERS = "Gers, Schmidhuber and Cummins 2000; derived: the mean log of a gate that reads inputs alone"

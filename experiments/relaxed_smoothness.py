@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import gradlab as gl
 from gradlab.lazy import jax, jnp, np, xr
 
+GROUP = "clipping"
 DEFINITION = "Zhang, He, Sra and Jadbabaie 2020, definition 1, at x⁴: gradlab.theory.clipping"
 DERIVED = "Zhang et al. 2020, section 4, with bounds of our own: gradlab.theory.clipping"
 

@@ -14,6 +14,7 @@ from functools import partial
 import gradlab as gl
 from gradlab.lazy import jax, jnp, np, xr
 
+GROUP = "the textbook"
 KINDS, EDGES = ("plain", "residual"), ("scalar", "one direction of many")
 HE, WEYL = "He, Zhang, Ren and Sun 2016", "Weyl's inequality for singular values"
 FIELD = "Schoenholz et al. 2017, section 4; Yang and Schoenholz 2017; gradlab.theory.finite_width"

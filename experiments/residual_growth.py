@@ -19,6 +19,7 @@ from typing import Any
 import gradlab as gl
 from gradlab.lazy import jax, jnp, np, xr
 
+GROUP = "depth"
 YANG = "Yang and Schoenholz 2017, theorems for tanh and relu; gradlab.theory.residual"
 DE = "De and Smith 2020, section 2; (1 + 1/L)^L < e"
 REZERO = "Bachlechner et al. 2020, section 3"

@@ -15,6 +15,7 @@ from typing import Any
 import gradlab as gl
 from gradlab.lazy import jax, jnp, np, xr
 
+GROUP = "the textbook"
 # Of the source text: its numbers, and its limits carried so far that float64 cannot follow.
 TEXTBOOK_W, TEXTBOOK_DEPTH = (0.9, 1.0, 1.1, -1.0), (50, 9_999, 10_000)
 TEXTBOOK = "Pascanu, Mikolov and Bengio 2013, section 2"

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 import gradlab as gl
 from gradlab.lazy import jax, jnp, np, xr
 
+GROUP = "depth"
 SMALLEST = 1e-16  # where an error of nothing is drawn on a log axis
 ALGORITHMS = ("graded", "svd of product", "forward QR")
 DEMMEL = "d_i^L by construction; method after Demmel et al. 1999"

@@ -15,6 +15,7 @@ from typing import Any
 import gradlab as gl
 from gradlab.lazy import jax, jnp, np, optax, xr
 
+GROUP = "the textbook"
 PLAIN, CLIPPING = NO_TRICK = ("plain", "clipping")  # one chain, its weights too small
 FIELD = ("Xavier", "layer norm", "batch norm", "residual")
 KINDS = dict.fromkeys((*NO_TRICK, "He", "orthogonal", "ReZero"), "exact")  # of law

@@ -1,8 +1,7 @@
 """What does clipping do when descent runs into a wall?
 
-One recurrent neuron, followed for many steps, has a loss with a wall in it: flat on both sides,
-and so steep in between that one plain step of descent throws the weights far away (Pascanu,
-Mikolov and Bengio 2013, figure 6).
+One recurrent neuron over many steps has a loss with a wall: flat on both sides, so steep between
+that one plain step throws the weights far away (Pascanu, Mikolov and Bengio 2013, figure 6).
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from collections.abc import Iterator
 import gradlab as gl
 from gradlab.lazy import jax, jnp, np, xr
 
+GROUP = "clipping"
 SOURCE = "Pascanu, Mikolov and Bengio 2013, figure 6 and algorithm 1"
 CLIPPED, PLAIN, PRODUCT, NORM = "C0", "C1", "C2", "C3"
 

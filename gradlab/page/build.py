@@ -6,6 +6,7 @@ import functools
 import json
 import math
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,19 +15,36 @@ import jinja2
 from markupsafe import Markup
 
 from gradlab.experiment import files, lesson
-from gradlab.page import gallery, numbers, offers, still, vector
+from gradlab.page import gallery, numbers, offers, shelves, still, vector
 from gradlab.page.evidence import Evidence
 from gradlab.page.gallery import Card, Run
 from gradlab.page.offers import Offers, Place
 
 HERE = Path(__file__).parent
-SCRIPTS = ("numbers", "plot", "figure", "signal", "chain", "network", "clipping", "begin")
+SCRIPTS = (
+    "numbers",
+    "plot",
+    "figure",
+    "signal",
+    "chain",
+    "network",
+    "clipping",
+    "gallery",
+    "begin",
+)
 FOLDER = jinja2.FileSystemLoader(HERE / "templates")
 
 # Characters of vector figures that a page may hold; the others it shows from beside it, so that a
 # page with any number of experiments and sweeps stays below 4 MB.
 BUDGET = 2_000_000
 MOST_CLAIMS = 200
+MOST_OPEN = 5  # of more cards than these each begins closed
+
+# One file for each variable, by the libraries that read the data alone.
+CSV = (
+    "python -c \"import sys, xarray; [v.to_dataframe(n).to_csv(n + '.csv') for n, v in "
+    'xarray.open_dataset(sys.argv[1]).items() if v.ndim]"'
+)
 
 
 def pages(project: Path, results: Path) -> tuple[list[Path], tuple[str, ...]]:
@@ -34,14 +52,15 @@ def pages(project: Path, results: Path) -> tuple[list[Path], tuple[str, ...]]:
     files.folder_for(results)
     cards = gallery.cards(project, results)
     written = []
-    for name, text in (("index.html", index(cards)), ("lesson.html", lesson_page(cards))):
+    gallery_page = index(cards, shelves.studies(project, results))
+    for name, text in (("index.html", gallery_page), ("lesson.html", lesson_page(cards))):
         files.write_bytes(results / name, text.encode())
         written.append(results / name)
     return written, offered(cards).notes
 
 
-def index(cards: Sequence[Card]) -> str:
-    """The gallery, as HTML."""
+def index(cards: Sequence[Card], studies: Sequence[tuple[str, str]] = ()) -> str:
+    """The gallery, as HTML, with the titles and addresses of what else was measured."""
     spent = 0
 
     def image(run: Run) -> Markup | str:
@@ -57,8 +76,11 @@ def index(cards: Sequence[Card]) -> str:
         .get_template("index.html")
         .render(
             _common(offered(cards)),
-            cards=cards,
+            groups=groups(cards),
+            studies=studies,
+            opened=len(cards) <= MOST_OPEN,
             image=image,
+            in_csv=in_csv,
             size=size,
             tally=tally(cards),
             most=MOST_CLAIMS,
@@ -159,6 +181,17 @@ def tally(cards: Sequence[Card]) -> Markup:
             text + (Markup(', <b class="fails">{}</b> not whole').format(sad) if sad else "")
         )
     return Markup(" · ").join(parts)
+
+
+def groups(cards: Sequence[Card]) -> list[tuple[str, list[Card]]]:
+    """The cards by group."""
+    names = sorted({card.group for card in cards}, key=shelves.rank)
+    return [(name, [card for card in cards if card.group == name]) for name in names]
+
+
+def in_csv(run: Run) -> str:
+    """The command that writes a run's data as CSV, said in the folder of the page."""
+    return f"{CSV} {shlex.quote(f'{run.folder}/data.nc')}"
 
 
 def worst_first(claims: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

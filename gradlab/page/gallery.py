@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from gradlab.errors import BadInput
 from gradlab.experiment import dataset, fileset, loading
 from gradlab.experiment.headline import recorded
 from gradlab.experiment.lesson import Offer
+from gradlab.page import shelves
 from gradlab.page.worth import Worth, worth_of
 
 if TYPE_CHECKING:
@@ -88,7 +88,8 @@ class Card:
     """One experiment: its question, its own run, and the runs with overrides and sweeps.
 
     `offer` is what it has for the lesson; `note` says in a sentence why that cannot be read.
-    `worth` is what its claims would notice, and how often chance breaks one.
+    `worth` is what its claims would notice, and how often chance breaks one. `files` are its
+    question and its values, each with its address.
     """
 
     name: str
@@ -100,6 +101,8 @@ class Card:
     offer: Offer = field(default_factory=Offer)
     note: str = ""
     worth: Worth = field(default_factory=Worth)
+    group: str = shelves.OWN
+    files: tuple[tuple[str, str], ...] = ()
 
     @property
     def runs(self) -> tuple[Run, ...]:
@@ -109,11 +112,19 @@ class Card:
 
 def cards(project: Path, results: Path) -> list[Card]:
     """A card for every experiment of the project and every folder of results, by name."""
-    own = {path.stem: path for path in loading.discover(project)}
-    folders = {path.name for path in results.glob("*/") if any(_runs_below(path))}
-    published = {path.stem: path for path in loading.discover(loading.PUBLISHED)}
-    files = {name: published[name] for name in folders & published.keys()} | own
+    files, folders = experiments(project, results), _folders(results)
     return [_card(name, files.get(name), results) for name in sorted({*files, *folders})]
+
+
+def experiments(project: Path, results: Path) -> dict[str, Path]:
+    """The experiment files by name: the project's, and published ones that have results here."""
+    own = {path.stem: path for path in loading.discover(project)}
+    published = {path.stem: path for path in loading.discover(loading.PUBLISHED)}
+    return {name: published[name] for name in _folders(results) & published.keys()} | own
+
+
+def _folders(results: Path) -> set[str]:
+    return {path.name for path in results.glob("*/") if any(_runs_below(path))}
 
 
 def _runs_below(folder: Path) -> Iterator[Path]:
@@ -136,6 +147,8 @@ def _card(name: str, file: Path | None, results: Path) -> Card:
         offer,
         note,
         worth_of(results, name),
+        shelves.group_of(file) if file else shelves.OWN,
+        shelves.addresses(file, results) if file else (),
     )
 
 
@@ -144,7 +157,7 @@ def offer_of(file: Path) -> tuple[Offer, str]:
 
     Only a file that defines `LESSON` is executed.
     """
-    if not _defines(file, "LESSON"):
+    if shelves.assigned(file, "LESSON") is None:
         return Offer(), ""
     try:
         offer = loading.load(file).module.LESSON
@@ -155,16 +168,6 @@ def offer_of(file: Path) -> tuple[Offer, str]:
         given = type(offer).__name__
         return Offer(), f"LESSON of '{file.stem}' is of type {given}; allowed: gl.lesson.Offer(...)"
     return offer, ""
-
-
-def _defines(file: Path, name: str) -> bool:
-    try:
-        body = ast.parse(file.read_text(encoding="utf-8")).body
-    except (OSError, SyntaxError, ValueError):
-        return False  # the card says so
-    targets = [target for node in body if isinstance(node, ast.Assign) for target in node.targets]
-    targets += [node.target for node in body if isinstance(node, ast.AnnAssign)]
-    return any(isinstance(target, ast.Name) and target.id == name for target in targets)
 
 
 def _run(name: str, folder: Path, results: Path, known: tuple[str, ...]) -> Run:

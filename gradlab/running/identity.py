@@ -38,7 +38,7 @@ _CALL = re.compile(r'custom_call @"?([^"(\s]+)')
 # Where the library computes, and the parts of an experiment that only look at what was computed.
 LIBRARY = Path(__file__).parent.parent
 _COMPUTING_WINGS = ("arithmetic", "models", "measuring", "theory")
-_LOOKING = ("figure", "caption", "claims", "FAULTS", "HARMLESS", "LESSON")
+_LOOKING = ("figure", "caption", "claims", "FAULTS", "HARMLESS", "LESSON", "GROUP")
 
 # What the bits depend on besides the program; its own packages are in the program.
 _VERSIONS = ("jax", "jaxlib", "numpy")

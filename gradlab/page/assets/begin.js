@@ -13,44 +13,20 @@ function begin() {
     const on = document.body.classList.toggle("present");
     event.target.setAttribute("aria-pressed", String(on));
   });
-  for (const button of document.querySelectorAll("button[data-copy]"))
-    button.addEventListener("click", () => copy(button));
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest("button[data-copy]"), link = event.target.closest('a[href^="#"]');
+    if (button) copy(button);
+    if (link) reveal(link.hash);
+  });
   search();
+  contents();
+  zoom();
+  compare();
   reveal();
-  addEventListener("hashchange", reveal);
+  addEventListener("hashchange", () => reveal());
   addEventListener("beforeprint", () =>
     document.querySelectorAll("details[data-print]").forEach((d) => { d.open = true; }));
   document.documentElement.dataset.ready = performance.now().toFixed(1);
-}
-
-/** Only the cards that hold every word which is typed; the contents follow. */
-function search() {
-  const field = document.getElementById("search");
-  if (!field) return;
-  field.parentElement.hidden = false;
-  const cards = [...document.querySelectorAll("article.card")];
-  const texts = cards.map((card) => card.textContent.toLowerCase());
-  field.addEventListener("input", () => {
-    const words = field.value.toLowerCase().split(/\s+/).filter(Boolean);
-    let count = 0;
-    cards.forEach((card, i) => {
-      const there = words.every((word) => texts[i].includes(word));
-      count += there;
-      card.hidden = !there;
-      const line = document.querySelector(`.contents a[href="#${CSS.escape(card.id)}"]`);
-      if (line) line.parentElement.hidden = !there;
-    });
-    document.getElementById("found").textContent = `${count} of ${cards.length}`;
-  });
-}
-
-/** A claim that the address names is shown, though its table was closed. */
-function reveal() {
-  const place = document.getElementById(decodeURIComponent(location.hash.slice(1)));
-  const closed = place?.closest("details:not([open])");
-  if (!closed) return;
-  closed.open = true;
-  place.scrollIntoView();
 }
 
 async function copy(button) {

@@ -181,7 +181,7 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
             rounding=data.uncertainty,
             whole_layers=1.0,
         )
-    wrong = np.minimum(data[["first_wrong", "first_wrong_predicted"]], deepest + 1.0)
+    wrong = data[["first_wrong", "first_wrong_predicted"]].clip(max=deepest + 1.0)
     yield gl.claim.at_least(
         "in no format is the product wrong before roundings can have added up to the error",
         *(wrong.first_wrong, wrong.first_wrong_predicted, "Higham 2002, lemma 3.1"),

@@ -246,6 +246,5 @@ FAULTS = {
     "gates biased by 0.1 more": gl.fault.argument("recurrent.weights", bias=lambda b: b + 0.1),
 }
 
-
 if __name__ == "__main__":
     gl.run(__file__)

@@ -308,6 +308,23 @@ def tail(t: Any, degrees: float) -> Any:
     return stats.t.sf(t, degrees)
 
 
+def gain(sentence: str, gained: Any, source: str, *, over: str = "draw") -> Claim:
+    """The claim that what is gained, pair by pair along `over`, is above 0 in the mean everywhere.
+
+    Chance is what Student's t gives to no gain at all, with one spread for all places.
+    """
+    won, num = gained.mean(over), gained.sizes[over]
+    error = np.sqrt(gained.var(over).mean() / (num - 1)) if num > 1 else np.nan
+    by_chance = float(np.sum(tail(won / error, max(1, gained.size - won.size))))
+    return at_least(sentence, won, 0.0, source, chance=min(0.5, by_chance))
+
+
+def guessing(num_classes: int, batch_size: int, num_batches: int) -> dict[str, Any]:
+    """The causes for which the loss of who guesses is off ln num_classes in so many batches."""
+    gained = estimate.label_gain(num_classes, batch_size, max(1, num_batches))
+    return {"labels_of_a_batch": gained.value, "sampling": sampling(gained.error)}
+
+
 def slope(sentence: str, x: Any, y: Any, expected: Any, source: str, **causes: Any) -> Claim:
     """The claim about the least-squares slope of y over x, x being y's last axis, at every row."""
     value: Any = np.asarray(estimate.slope(x, y).value)

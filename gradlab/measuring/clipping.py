@@ -99,6 +99,15 @@ def formula(grads: Tree, tau: ArrayLike) -> Tree:
     return _mapped(_formula, grads, tau)
 
 
+def log_norms_after(log_norms: Array, tau: ArrayLike) -> Array:
+    """The log norms of parts `(..., parts)` after clipping the norm of all together to `tau`.
+
+    For parts whose norms are beyond a float: of a gradient in every layer of a deep chain.
+    """
+    total = jax.nn.logsumexp(2 * log_norms, axis=-1, keepdims=True) / 2
+    return log_norms + jnp.minimum(0.0, jnp.log(tau) - total)
+
+
 def clip_by_global_norm(tau: ArrayLike, axis_name: AxisName = None) -> optax.GradientTransformation:
     """`clip` as an optax transformation without state: a drop-in for the one of optax.
 

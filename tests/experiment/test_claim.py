@@ -204,3 +204,20 @@ def test_a_claim_of_wrong_parts_is_refused_in_a_sentence(made: Any, said: str) -
         made()
     assert "claim 's'" in str(refused.value)
     assert "allowed: " in str(refused.value)
+
+
+def test_a_gain_is_judged_by_its_mean_and_its_chance_by_students_t() -> None:
+    gained = xr.DataArray([[0.5, 1.0, 1.5], [1.0, 2.0, 3.0]], dims=("trick", "run"))
+    judged = gl.claim.gain("it helps", gained, "here", over="run")
+    # The pooled variance of the rows is 1/2 (mean of 1/6 and 2/3 by n, over n - 1 = 2).
+    error = np.sqrt(np.mean([1 / 6, 2 / 3]) / 2)
+    chance = sum(stats.t.sf(won / error, 4) for won in (1.0, 2.0))
+    assert judged.holds
+    assert judged.chance == pytest.approx(chance, rel=1e-12)
+    assert not gl.claim.gain("it helps", -gained, "here", over="run").holds
+
+
+def test_what_a_guess_may_gain_is_the_expectation_and_the_spread_of_chi_squared() -> None:
+    causes = gl.claim.guessing(10, 8, 5)
+    assert causes["labels_of_a_batch"] == pytest.approx(9 / 16)
+    assert set(causes) == {"labels_of_a_batch", "sampling"}

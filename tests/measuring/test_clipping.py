@@ -451,3 +451,17 @@ def test_the_squares_of_all_shares_add_up_to_one() -> None:
 
 def test_a_tree_without_leaves_is_explained() -> None:
     assert "agree" in clipping.explain({}, 1.0)
+
+
+def test_log_norms_after_are_those_of_the_clipped_parts() -> None:
+    parts = [jnp.array([3.0, 0.0]), jnp.array([0.0, 4.0])]
+    logs = jnp.log(jnp.array([3.0, 4.0]))
+    for tau in (1.0, 5.0, 100.0):
+        clipped = [jnp.linalg.norm(leaf) for leaf in clipping.formula(parts, tau)]
+        np.testing.assert_allclose(
+            clipping.log_norms_after(logs, tau), jnp.log(jnp.array(clipped)), atol=1e-14
+        )
+    # Beyond a float: e^2000 and e^1999 together are clipped to 1.
+    after = clipping.log_norms_after(jnp.array([2000.0, 1999.0]), 1.0)
+    expected = np.array([0.0, -1.0]) - np.log1p(np.exp(-2.0)) / 2
+    np.testing.assert_allclose(after, expected, atol=1e-12)

@@ -24,9 +24,19 @@ def test_the_smallest_error_is_found_by_halving(errors: list[float], expected: f
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["glorot_variance", "random_network", "residual"])
+def test_weights_ten_percent_off_are_noticed(project: Path, name: str) -> None:
+    notices_weights(project / "experiments" / f"{name}.py")
+
+
+@pytest.mark.verify
 def test_weights_ten_percent_off_are_noticed_wherever_weights_are_drawn(
     experiment_file: Path,
 ) -> None:
+    notices_weights(experiment_file)
+
+
+def notices_weights(experiment_file: Path) -> None:
     exp = loading.load(experiment_file)
     settings, cfg = composition.composed(exp, ["scale=smoke"])
     one = Rehearsal(exp, cfg)

@@ -72,7 +72,7 @@ def commands(page: Path) -> list[list[str]]:
 
 
 def test_what_readme_computes_is_what_it_says(project: Path, tmp_path: Path) -> None:
-    first, engineer, notebook, from_python, second = blocks(project / "README.md", "python")
+    first, sick, clip, notebook, from_python, second = blocks(project / "README.md", "python")
     done = subprocess.run(
         [sys.executable, "-c", first], capture_output=True, text=True, check=True, cwd=project
     )
@@ -80,7 +80,15 @@ def test_what_readme_computes_is_what_it_says(project: Path, tmp_path: Path) -> 
     assert round(float(done.stdout), 3) == 0.005
     assert "0.005" in first
     assert round(1.1**50) == 117
-    subprocess.run([sys.executable, "-c", f"{engineer}\n{second}"], check=True, cwd=project)
+    engineer = subprocess.run(
+        [sys.executable, "-c", f"{sick}\n{clip}\n{second}"],
+        check=True,
+        cwd=project,
+        capture_output=True,
+        text=True,
+    )
+    assert engineer.stdout.startswith("1 finding in 31 layers")
+    assert 'remedy, measured: gl.scale("layers.*.weight", ' in engineer.stdout
     elsewhere = tmp_path / "of_a_user"
     elsewhere.mkdir()
     shutil.copytree(project / "experiments", elsewhere / "experiments")

@@ -206,36 +206,6 @@ def jaxonmodels_vit() -> Case:
     return model, images(), classified
 
 
-def rnn_jax_of(name: str) -> Callable[[], Case]:
-    def make() -> Case:
-        import rnn_jax.cells as cells
-        from rnn_jax.layers import rnn
-
-        if name == "elman":
-            cell = cells.ElmanRNNCell(6, 16, jnp.tanh, key=KEY)
-        elif name == "lstm":
-            cell = cells.LongShortTermMemoryCell(6, 16, key=KEY)
-        else:
-            cell = cells.AntiSymmetricRNNCell(6, 16, 0.1, 0.01, nonlinearity=jnp.tanh, key=KEY)
-        del rnn
-        head = eqx.nn.Linear(16, 10, key=KEY)
-
-        def loss(model: Any, batch: Any) -> Array:
-            cell, head = model
-
-            def last(x: Array) -> Array:
-                zero = jnp.zeros(16)
-                state = (zero, zero) if name == "lstm" else (zero,)
-                state, out = jax.lax.scan(lambda s, x: cell(x, s), state, x)
-                return head(out[-1])
-
-            return cross_entropy(jax.vmap(last)(batch[0]), batch[1])
-
-        return [cell, head], sequences(), loss
-
-    return make
-
-
 def mamba2() -> Case:
     from flax import nnx
     from mamba2_jax import modeling
@@ -343,9 +313,6 @@ MODELS: dict[str, Callable[[], Case]] = {
     "flax transformer": flax_transformer,
     "equimo ViT": equimo_vit,
     "jaxonmodels ViT": jaxonmodels_vit,
-    "rnn-jax Elman": rnn_jax_of("elman"),
-    "rnn-jax LSTM": rnn_jax_of("lstm"),
-    "rnn-jax antisymmetric": rnn_jax_of("antisymmetric"),
     "mamba2-jax": mamba2,
     "megalodon-jax": megalodon,
     "penzai MLP": penzai_mlp,

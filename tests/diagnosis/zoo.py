@@ -117,7 +117,12 @@ def flax_mlp() -> Case:
     from flax import nnx
 
     rngs = nnx.Rngs(0)
-    parts = [nnx.Linear(16, 32, rngs=rngs), nnx.relu, nnx.Linear(32, 32, rngs=rngs), nnx.relu]
+    parts: list[Any] = [
+        nnx.Linear(16, 32, rngs=rngs),
+        nnx.relu,
+        nnx.Linear(32, 32, rngs=rngs),
+        nnx.relu,
+    ]
     return nnx.Sequential(*parts, nnx.Linear(32, 10, rngs=rngs)), labelled(16, 16), batched
 
 

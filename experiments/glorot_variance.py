@@ -190,6 +190,14 @@ def caption(data: xr.Dataset) -> str:
         {data.sizes["draw"]} draws; each histogram is scaled to its own height."""
 
 
+def headline(data: xr.Dataset) -> Iterator[gl.Headline]:
+    """What is left of the gradient at layer 1, log10, for every n Var W."""
+    for value in data.variance.values[: gl.headline.MOST]:
+        row = data.sel(variance=value).isel(layer=0) / gl.LN10
+        law = row.log_gradient_law
+        yield gl.headline.mean(f"left, n Var W = {value:.3g}", row.log_gradient, "decades", law)
+
+
 def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     """The two laws, where the usual estimate ends, and the histograms' gradients."""
     yield gl.claim.mean(

@@ -151,6 +151,22 @@ def caption(data: xr.Dataset) -> str:
         with independent ones. Bands: draws; lines: exact."""
 
 
+def off_one(sums: xr.DataArray) -> xr.DataArray:
+    """The largest |log| of the sums over streams; nan where one is negative."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        logs: xr.DataArray = xr.apply_ufunc(np.log, sums)
+    return abs(logs).max("stream", skipna=False)
+
+
+def headline(data: xr.Dataset) -> Iterator[gl.Headline]:
+    """The growth of free mixing, and how far column sums of alike layers are off 1, in log."""
+    for s in data.s.values[: gl.headline.MOST - 1]:
+        row = data.sel(s=s).isel(block=-1)
+        yield gl.headline.mean(f"log|Jv|², s = {s:g}", row.log_square, "nats", row.log_square_law)
+    column = data.column.sel(layers="alike").isel(num_sweeps=0)
+    yield gl.headline.mean("column sums off 1", off_one(column), "nats")
+
+
 def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     """The free law; rows, columns and sweeps of the projection; the streams' range."""
     eps, n, depth = (
@@ -174,7 +190,7 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
         *(data.column.mean("stream"), 1.0, MASS),
         rounding=rounding,
     )
-    size = np.abs(np.log(data.column)).max("stream")
+    size = off_one(data.column)
     if data.sizes["num_sweeps"] > 1:
         first, last = size.isel(num_sweeps=0), size.isel(num_sweeps=-1)
         yield gl.claim.mean(

@@ -189,6 +189,14 @@ def ending(data: xr.Dataset) -> xr.DataArray:
     return data.loss.isel(step=slice(-max(1, data.sizes["step"] // 10), None)).mean("step")
 
 
+def headline(data: xr.Dataset) -> Iterator[gl.Headline]:
+    """The loss at the end from every start, and what the convolutions lose."""
+    for value in data.start.values[: gl.headline.MOST - 1]:
+        loss = ending(data).sel(start=value)
+        yield gl.headline.mean(f"loss at the end, n Var W = {value:g}", loss, "nats")
+    yield gl.Headline("lost by VGG-B", float(data.log_lost), "nats", float(data.log_lost_law))
+
+
 def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     """The gain, its edge, what training makes of it, and the convolutions."""
     data = data.isel(draw=np.isfinite(data.rate).all(("slope", "variance")).values)

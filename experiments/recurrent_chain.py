@@ -3,9 +3,8 @@
 Bengio, Simard and Frasconi 1994, section IV: a unit latches a bit where x = w tanh x has a stable
 fixed point x* > 0, and there its Jacobian w sech²(x*) is below 1. Pascanu, Mikolov and Bengio 2013
 (arXiv:1211.5063), section 2.1: a largest singular value of W below 1/max|phi'| suffices for
-vanishing; above is necessary for exploding, and far from sufficient. In an LSTM or a GRU the
-gradient on its way back through time is multiplied by gates instead (Gers, Schmidhuber and Cummins
-2000); all of it is measured here by backpropagation through time.
+vanishing; above is necessary for exploding, and far from sufficient. In an LSTM or a GRU gates
+multiply the gradient on its way back instead (Gers, Schmidhuber and Cummins 2000).
 
 Answers: rnn vanishing gradient spectral radius or singular value; lstm forget gate bias init 1 why;
 lstm gradient still vanishes; gradient norm by time step bptt; gru vs lstm long dependencies.
@@ -168,17 +167,12 @@ def figure(data: xr.Dataset) -> gl.Figure:
     gates = float(data.log_gate_law[-1]) / gl.LN10
     names = [*data.cells.values, "gate alone"]
     gl.figures.ends(lags, steps, xr.DataArray([*ends.values, gates], {"row": names}, "row"))
-    latch.set(
-        ylim=(None, 1.35 * float(data.state_fine.max())),
-        xlabel="weight w of x = w tanh x",
-        ylabel=" ",
-    )
+    latch.set(xlabel="weight w of x = w tanh x", ylabel=" ")
+    latch.set_ylim(top=1.35 * float(data.state_fine.max()))
     growth.minorticks_off()
     growth.set(yticks=[0.25, 0.5, 1, 2, 4], yticklabels=["¼", "½", "1", "2", "4"])
     growth.set(xlabel="largest singular value of W", ylabel="largest growth a step")
-    gl.figures.title(latch, "one unit that latches")
-    gl.figures.title(growth, "many: dashed, the bound")
-    gl.figures.title(lags, "the gradient by lag")
+    gl.figures.titles(fig, "a unit that latches", "many: dashed, the bound", "the gradient by lag")
     return fig
 
 
@@ -186,14 +180,19 @@ def caption(data: xr.Dataset) -> str:
     """The latch's best Jacobian, where products really grow, and what is left at the last lag."""
     edge = gl.estimate.crossing(data.singular_value, data.log_product.isel(lag=-1).median("draw"))
     left = data.log_gradient.isel(lag=-1).median("draw") / gl.LN10
-    names = ", ".join(
-        f"10^{float(left.sel(cells=name)):.1f} ({name})" for name in data.cells.values
-    )
+    names = ", ".join(f"10^{float(left.sel(cells=n)):.1f} ({n})" for n in data.cells.values)
     return f"""A latch x = w tanh x that holds passes back less than it gets: at w =
         {float(data.w[-1]):g} its Jacobian is {float(data.slope[-1]):.2g}. A product of
         {data.sizes["lag"]} steps is bounded by the largest singular value, and grows only from
         {edge:.2g} on, not from 1. After as many steps {names} of a gradient is left.
         Bands: all draws; lines: laws of wide nets; dashed: bound, and the gate alone."""
+
+
+def headline(data: xr.Dataset) -> Iterator[gl.Headline]:
+    """What is left of a gradient at the last lag, by cell."""
+    for name in data.cells.values:
+        last = data.log_gradient.sel(cells=name).isel(lag=-1) / gl.LN10
+        yield gl.headline.mean(f"left, {name}", last, "decades")
 
 
 def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
@@ -220,8 +219,8 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     vain = (data.singular_value > 1) & (data.sizes["lag"] * data.log_rate_wide + data.peak < 0)
     if vain.any():
         sentence = "a largest singular value above 1 does not suffice: such products vanish too"
-        last = data.log_product.isel(lag=-1)
-        yield gl.claim.mean(sentence, last, 0.0, PASCANU, relation="<=", where=vain)
+        last = data.log_product.isel(lag=-1), 0.0
+        yield gl.claim.mean(sentence, *last, PASCANU, relation="<=", where=vain)
     plain, half = data.log_gradient.sel(cells="plain"), data.log_half
     error = half.std("draw", ddof=1) / half.sizes["draw"] ** 0.5
     yield gl.claim.mean(

@@ -167,6 +167,14 @@ def caption(data: xr.Dataset) -> str:
         at step {int(data.step[-1])}. Bands: all draws; lines: laws, less what the width takes."""
 
 
+def headline(data: xr.Dataset) -> Iterator[gl.Headline]:
+    """By how much the gradient's squared norm grows through all blocks, by branch."""
+    for name in data.branch.values[: gl.headline.MOST]:
+        row = data.sel(branch=name).isel(block=-1) / gl.LN10
+        law = row.gradient_law + row.gradient_added_law
+        yield gl.headline.mean(f"growth, {name}", row.gradient, "decades", law)
+
+
 def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     """The growth of both, the two bounds, and ReZero's identity and first gradient."""
     for name in ("signal", "gradient"):

@@ -75,9 +75,8 @@ def network(name: str, cfg: Config, key: jax.Array, depth: int, width: int) -> g
 
 
 def arriving(name: str, cfg: Config, key: jax.Array, width: int) -> jax.Array:
-    """`log10 |v J_L ... J_(L-m+1)| / |v|` for m = 1 ... L, `(num_draws, depth)`."""
+    """`log10 |v J_L ... J_(L-m+1)| / |v|`, `(num_draws, depth)`; v came through one more layer."""
 
-    # v is a random gradient that has come back through one more layer.
     def one(key: jax.Array) -> jax.Array:
         key_chain, key_batch, key_back = jax.random.split(key, 3)
         model = network(name, cfg, key_chain, cfg.depth + 1, width)
@@ -179,7 +178,8 @@ def caption(data: xr.Dataset) -> str:
 def headline(data: xr.Dataset) -> Iterator[gl.Headline]:
     """What arrives through the plain chain, and through the one that keeps it nearest to 1."""
     end = data.isel(layer=-1).where(data.network != "LSTM")  # of which a bound is known alone
-    for name, place in ((PLAIN, 0), ("best", int(np.abs(end.log10.mean("draw")).argmin()))):
+    best = int(np.abs(end.log10.mean("draw")).argmin("network"))
+    for name, place in ((PLAIN, 0), ("best", best)):
         row = end.isel(network=place)
         yield gl.headline.mean(f"arrives, {name}", row.log10, "decades", row.log10_law)
 

@@ -66,8 +66,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A worker takes a file, and of what runs for every experiment one experiment, as a whole."""
     for item in items:
-        file = getattr(getattr(item, "callspec", None), "params", {}).get("experiment_file")
-        group = f"{item.path.name}:{file.stem}" if file else str(item.path)
+        params = getattr(getattr(item, "callspec", None), "params", {})
+        named = params.get("experiment_file") or params.get("name", "")
+        one = item.path.name == "test_experiments.py"
+        group = f"{item.path.name}:{Path(named).stem}" if one else str(item.path)
         item.add_marker(pytest.mark.xdist_group(group))
 
 

@@ -21,7 +21,7 @@ from gradlab.experiment.headline import recorded
 from gradlab.experiment.loading import Experiment
 from gradlab.running import composition
 from gradlab.running.settings import Settings
-from tests.toys import shared_configs
+from tests.toys import PROJECT, shared_configs
 
 SCALES = ("full", "smoke")
 
@@ -137,10 +137,25 @@ def test_the_results_are_committed_and_small(exp: Experiment) -> None:
     assert [name for name, size in sizes.items() if name != "data.nc" and size > 300_000] == []
 
 
+# Their faults take from half a minute to minutes to compile: `make verify` plants them.
+LONG = (
+    *("clipped_vanishing", "float_limits", "freak_batch", "jacobian_product", "random_network"),
+    *("rectifier_gain", "recurrent_chain", "residual", "scalar_chain", "tricks"),
+)
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(file.stem, marks=[pytest.mark.verify] * (file.stem in LONG))
+        for file in loading.discover(PROJECT)
+    ],
+)
 def test_every_fault_breaks_a_claim_and_every_claim_is_broken_by_a_fault(
-    exp: Experiment, tmp_path: Path
+    name: str, tmp_path: Path
 ) -> None:
+    exp = loading.load(PROJECT / "experiments" / f"{name}.py")
     _, _, claims = honest(exp.project / "experiments" / f"{exp.name}.py")
     sentences = [claim.sentence for claim in claims]
     broken: dict[str, set[str]] = {}

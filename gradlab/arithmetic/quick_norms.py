@@ -112,7 +112,9 @@ def measure_each(leaves: list[Array], dtype: Any) -> Array:
 def _anywhere(leaf: Array) -> Array:
     """The norm of a leaf: its squares as they are, or those of it brought up, or down."""
     # 24 more than half the exponents: neither 2^40 large numbers nor one small one leave the range.
-    power = 2.0 ** (int(formats.finfo(leaf.dtype).maxexp) // 2 + 24)
+    power = jnp.asarray(2.0 ** (int(formats.finfo(leaf.dtype).maxexp) // 2 + 24), leaf.dtype)
+    # Not a constant, or XLA squares it for itself, which is infinite: 0 times that is nan.
+    power = lax.optimization_barrier(power)
     plain = square(leaf, leaf.dtype)
     up = jnp.sqrt(square(leaf * power, leaf.dtype)) / power
     down = jnp.sqrt(square(leaf / power, leaf.dtype)) * power

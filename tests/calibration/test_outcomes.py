@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gradlab.calibration import mutations, outcomes
+from gradlab.calibration import mutations, outcomes, power
 from gradlab.calibration.outcomes import Outcome, Power
 from gradlab.experiment import loading
 
@@ -14,6 +14,7 @@ def test_what_cannot_matter_is_a_mutation_or_a_function_that_there_is(
     experiment_file: Path,
 ) -> None:
     known = {mutation.name for mutation in mutations.standard()}
+    known |= {f"weights {percent:g} % too large" for percent in power.PERCENT}
     known |= {target for mutation in mutations.standard() for target in mutation.sites}
 
     assert loading.load(experiment_file).harmless.keys() <= known

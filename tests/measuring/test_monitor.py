@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 
+from gradlab.arithmetic import quick_norms
 from gradlab.measuring import clipping, histogram
 from tests.measuring.test_clipping import bits
 
@@ -235,3 +236,13 @@ def test_a_state_without_a_monitor_is_refused() -> None:
 def test_a_monitor_without_history_is_refused() -> None:
     with pytest.raises(ValueError, match="history is 0; allowed: a whole number of at least 1"):
         clipping.monitor(optax.identity(), 0)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_the_norm_of_each_leaf_is_right_at_any_size_in_one_program(dtype: Any) -> None:
+    info = jnp.finfo(dtype)
+    small, large = float(info.tiny) * 2**10, float(info.max) / 2**10
+    leaves = [jnp.array(x, dtype) for x in ([0.0], [3.0, 4.0], [small, 0.0], [large, 0.0])]
+    sizes = jax.jit(lambda leaves: quick_norms.measure_each(leaves, dtype))(leaves)
+    rounding = 4 * float(info.eps)
+    np.testing.assert_allclose(sizes, [0.0, 5.0, small, large], rtol=rounding)

@@ -62,8 +62,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("experiment_file", files, ids=[file.stem for file in files])
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True)  # before xdist's own, which reads the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
     """A worker takes a file, and of what runs for every experiment one experiment, as a whole."""
     for item in items:
         params = getattr(getattr(item, "callspec", None), "params", {})
@@ -71,6 +71,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         one = item.path.name == "test_experiments.py"
         group = f"{item.path.name}:{Path(named).stem}" if one else str(item.path)
         item.add_marker(pytest.mark.xdist_group(group))
+    yield
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

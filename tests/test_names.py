@@ -58,6 +58,8 @@ SHARED = {
     "R": "of a generic function: what it returns",
     "times": "a product with a number: of any range, of a rule",
     # One meaning each, told apart by the room, which is always written with them.
+    "gain": "checks_flow.gain judges a model's; claim.gain is about pairs of a run's",
+    "written": "shelves.written of an experiment's group; composition.written in config files",
     "alone": "power.alone: a mutation in a program of its own; join.alone: one point of a sweep",
     "At": "program.At is a place in a jaxpr; lesson.At a number's place on a page",
     "Change": "mutations.Change of a function; changes.Change of a model's parameters",

@@ -267,7 +267,10 @@ def mean(
     Draws that were used twice have an error that cannot be known: then the claim fails.
     """
     rows = draws.transpose(over, ...).values
-    value, error = estimate.mean(rows)
+    with np.errstate(invalid="ignore"):
+        value, error = estimate.mean(rows)
+    # The spread of draws that are not all finite is not known, and none is allowed for.
+    error = np.where(np.isfinite(rows).all(axis=0), error, 0.0)
     if _are_twins(rows):
         value = np.full_like(value, np.nan)
     like = draws.isel({over: 0}, drop=True)

@@ -221,3 +221,10 @@ def test_what_a_guess_may_gain_is_the_expectation_and_the_spread_of_chi_squared(
     causes = gl.claim.guessing(10, 8, 5)
     assert causes["labels_of_a_batch"] == pytest.approx(9 / 16)
     assert set(causes) == {"labels_of_a_batch", "sampling"}
+
+
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+def test_a_mean_over_a_draw_that_is_not_finite_fails(bad: float) -> None:
+    draws = xr.DataArray([[1.0, 2.0], [1.1, bad], [0.9, 2.1]], dims=("draw", "w"))
+    assert not gl.claim.mean("s", draws, line([1.0, 2.0]), "here", more=0.1).holds
+    assert gl.claim.mean("s", draws[:, :1], line([1.0]), "here", more=0.1).holds

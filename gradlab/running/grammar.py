@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-import numpy as np
 from hydra._internal.grammar import grammar_functions
 from hydra.core.override_parser import overrides_parser
 from hydra.core.override_parser.types import ChoiceSweep, Quote, QuotedString, RangeSweep
 
 from gradlab.errors import BadInput
+from gradlab.lazy import np
 
 _hydras_own = overrides_parser.create_functions
 

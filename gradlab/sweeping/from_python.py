@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 from gradlab.errors import BadInput
 from gradlab.experiment import fileset, loading, schema
-from gradlab.experiment.headline import recorded
 from gradlab.experiment.loading import Experiment
 from gradlab.running import command_line, composition, grammar, machine, naming, refusals
 from gradlab.running.command_line import Task
@@ -167,6 +166,8 @@ def _row(folder: Path, results: Path) -> dict[str, Any]:
 
 def _columns(headline: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Each headline number by its name: a number of a run, of a sweep one a point."""
+    from gradlab.experiment.headline import recorded  # which needs numpy
+
     found: dict[str, Any] = {}
     for told in headline:
         number = recorded(told)

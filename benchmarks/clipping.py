@@ -156,7 +156,10 @@ def training_step(make: Callable[[], optax.GradientTransformation]) -> Callable[
 
 def of_a_step(seconds: float) -> str:
     """What clip and monitor cost of a training step, in a sentence."""
-    own = lambda: clipping.clip_by_global_norm(1e-3)  # noqa: E731
+
+    def own() -> Any:
+        return clipping.clip_by_global_norm(1e-3)
+
     makers = {
         "no clip": optax.identity,
         "optax": lambda: optax.clip_by_global_norm(1e-3),

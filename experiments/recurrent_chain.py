@@ -172,7 +172,7 @@ def figure(data: xr.Dataset) -> gl.Figure:
     growth.minorticks_off()
     growth.set(yticks=[0.25, 0.5, 1, 2, 4], yticklabels=["¼", "½", "1", "2", "4"])
     growth.set(xlabel="largest singular value of W", ylabel="largest growth a step")
-    gl.figures.titles(fig, "a unit that latches", "many: dashed, the bound", "the gradient by lag")
+    gl.figures.titles(fig, "one unit latches", "many: dashed, the bound", "the gradient by lag")
     return fig
 
 

@@ -113,7 +113,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "__main__",
     ),
     "diagnosis": (
-        *("door", "program", "anatomy", "measures", "changes", "laws", "facts", "verdicts"),
+        *("door", "program", "dependence", "layers", "sums", "softmaxes", "anatomy", "measures"),
+        *("changes", "laws", "facts", "verdicts"),
         *("checks_weights", "checks_flow", "examination", "report", "record", "singular", "audit"),
         *("command",),
     ),

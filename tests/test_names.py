@@ -70,7 +70,7 @@ SHARED = {
     "groups": "variants.groups of mutations; composition.groups of configs",
     "Kind": "verdicts.Kind of a finding; recurrent.Kind of a cell",
     "KINDS": "verdicts.KINDS of findings; offers.KINDS of places on a page",
-    "Layer": "anatomy.Layer is found in a program; chain.Layer is a function",
+    "Layer": "layers.Layer is found in a program; chain.Layer is a function",
     "Made": "records.Made tells with what; networks.Made tells of what",
     "Map": "singular.Map is linear; lesson.Map is drawn",
     "Program": "program.Program is traced; programs.Program is compiled for a sweep",

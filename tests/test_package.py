@@ -4,7 +4,6 @@ import ast
 import os
 import re
 import shutil
-import statistics
 import subprocess
 import sys
 import tarfile
@@ -135,15 +134,7 @@ def test_the_example_for_contributors_is_what_a_new_question_begins_as(project: 
     assert blocks(page, "yaml")[0] == (data / "question.yaml").read_text()
 
 
-def test_the_library_is_imported_in_less_than_ten_milliseconds(installed: Installed) -> None:
-    code = (
-        "import time; start = time.perf_counter(); import gradlab; "
-        "print(time.perf_counter() - start)"
-    )
-    times = [float(installed.run("python", "-c", code).stdout) for _ in range(5)]
-
-    # What jax, hydra or matplotlib take is hundreds of milliseconds.
-    assert statistics.median(times) < 0.1
+def test_the_library_is_imported_without_what_takes_its_time(installed: Installed) -> None:
     loaded = installed.run("python", "-c", "import gradlab, sys; print(*sys.modules)").stdout
     assert not {"jax", "numpy", "hydra", "matplotlib", "xarray"} & set(loaded.split())
 

@@ -38,9 +38,9 @@ ELSEWHERE = {
         (
             f"diagnosis.{room}"
             for room in (
-                *("anatomy", "changes", "checks_flow", "checks_weights", "command", "door"),
-                *("examination", "facts", "laws", "measures", "program", "record", "report"),
-                *("singular", "verdicts"),
+                *("anatomy", "changes", "checks_flow", "checks_weights", "command", "dependence"),
+                *("door", "examination", "facts", "laws", "layers", "measures", "program"),
+                *("record", "report", "singular", "softmaxes", "sums", "verdicts"),
             )
         ),
         ("diagnosis/test_audit.py", "its parts are right if planted sickness is found and named"),

@@ -25,15 +25,15 @@ def command(argv: Sequence[str]) -> int:
     try:
         found = audit(*made(told.model), layers=told.layers)
         status = SICK if found.findings else HEALTHY
-        print(found)  # noqa: T201
+        sys.stdout.write(f"{found}\n")
         if told.compare:
             comparison = found.compare(told.compare)
-            print(f"\nbeside {told.compare}:\n{comparison}")  # noqa: T201
+            sys.stdout.write(f"\nbeside {told.compare}:\n{comparison}\n")
             status = comparison.exit_code
         for path in told.save:
             found.save(path)
     except BadInput as refusal:
-        print(f"gradlab audit: {refusal}", file=sys.stderr)  # noqa: T201
+        sys.stderr.write(f"gradlab audit: {refusal}\n")
         return REFUSED
     return status
 

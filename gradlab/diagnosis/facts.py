@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradlab.diagnosis import anatomy as anatomies
-from gradlab.diagnosis.anatomy import Anatomy, Layer, starred
+from gradlab.diagnosis.anatomy import Anatomy, starred
 from gradlab.diagnosis.changes import Slices
+from gradlab.diagnosis.layers import Layer, slice_name
 from gradlab.diagnosis.measures import Measured, Weights
 from gradlab.models.activations import PHI
 
@@ -93,7 +94,7 @@ def slices_of(anatomy: Anatomy) -> Slices:
         if layer.index is not None:
             slices[layer.name] = (layer.param, layer.index)
             for bias in layer.biases:
-                name = anatomies.slice_name(anatomy.names[bias], layer.index)
+                name = slice_name(anatomy.names[bias], layer.index)
                 slices[name] = (bias, layer.index)
     return slices
 

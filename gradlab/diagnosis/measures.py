@@ -18,7 +18,8 @@ import numpy as np
 from jax import Array
 
 from gradlab.diagnosis import anatomy as anatomies
-from gradlab.diagnosis.anatomy import Anatomy, Layer
+from gradlab.diagnosis.anatomy import Anatomy
+from gradlab.diagnosis.layers import Layer
 from gradlab.diagnosis.program import Program, evaluate
 
 Numbers = dict[str, np.ndarray]

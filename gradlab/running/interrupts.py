@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import os
 import signal
@@ -67,9 +68,7 @@ class Interrupts:
     _log = logging.getLogger("jax._src.callback")
 
     def __enter__(self) -> Interrupts:
-        # Where an exception may not be raised in the middle of it.
-        import jax  # noqa: F401
-
+        importlib.import_module("jax")  # an exception in the middle of that could crash it
         self._seen = False
         self._before = contextlib.ExitStack()
         self._before.enter_context(_handled(self._note))

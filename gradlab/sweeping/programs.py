@@ -10,9 +10,7 @@ accelerator a small point leaves the device idle and `vmap` is.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import os
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +21,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from gradlab.experiment import schema
+from gradlab.experiment import memory, schema
 from gradlab.sweeping.points import Point, resolved, structure
 
 Arrays = dict[str, Any]
@@ -206,15 +204,4 @@ def _on_host(arrays: Arrays) -> Arrays:
 
 def _share_of_memory(program: Any, device: jax.Device) -> float:
     """What the program needs, in units of half the memory that is free."""
-    needs = program.memory_analysis()
-    if needs is None:
-        return 0.0
-    needed = needs.temp_size_in_bytes + needs.output_size_in_bytes
-    return float(needed / (0.5 * _free_memory(device)))
-
-
-def _free_memory(device: jax.Device) -> float:
-    with contextlib.suppress(Exception):  # not every backend can say
-        stats = device.memory_stats()
-        return float(stats["bytes_limit"] - stats["bytes_in_use"])
-    return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return memory.needed(program) / (0.5 * memory.free(device))

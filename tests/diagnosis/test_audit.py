@@ -144,8 +144,13 @@ def test_top_singular_values_are_those_of_the_jacobian() -> None:
 def test_names_and_shapes_of_other_kinds_of_model(project: Path) -> None:
     del project
     params = {"one": jnp.ones((4, 3)) * jnp.arange(1.0, 4), "two": jnp.eye(3)[:, :2]}
-    function = lambda p, x: jnp.tanh(x @ p["one"]) @ p["two"]  # noqa: E731
-    square = lambda m, x: jnp.mean(jnp.square(m(x)))  # noqa: E731
+
+    def function(p: Any, x: Any) -> Any:
+        return jnp.tanh(x @ p["one"]) @ p["two"]
+
+    def square(m: Any, x: Any) -> Any:
+        return jnp.mean(jnp.square(m(x)))
+
     rows = gl.audit((params, function), jnp.ones((5, 4)), square).layers
     chain = gl.chain.linear(jnp.stack([jnp.eye(3), 2 * jnp.eye(3)]))
     others = gl.audit(chain, jnp.ones(3), square).layers

@@ -44,7 +44,10 @@ def test_models_of_one_structure_share_a_program_and_keep_their_own_arrays() -> 
 def test_no_array_that_has_changed_and_no_number_is_remembered() -> None:
     norms, _ = counted()
     W, factor = np.eye(3), 2.0
-    layer = lambda z: factor * (W @ z)  # noqa: E731
+
+    def layer(z: Any) -> Any:
+        return factor * (W @ z)
+
     first = norms([layer], jnp.ones(3), 1)
     W[:] *= 3.0
     np.testing.assert_allclose(norms([layer], jnp.ones(3), 1) - first, np.log(3), rtol=1e-12)
@@ -67,8 +70,13 @@ def test_functions_that_differ_in_their_derivatives_alone_are_two() -> None:
 
 def test_inside_a_transformation_a_function_is_as_it_was_written() -> None:
     W = jnp.asarray(matrices(0))
-    run = lambda W: jacobians.log_norms(chain.linear(W), jnp.ones(3))[-1]  # noqa: E731
-    plain = lambda W: jnp.log(jnp.linalg.norm(W[1] @ W[0]))  # noqa: E731
+
+    def run(W: Any) -> Any:
+        return jacobians.log_norms(chain.linear(W), jnp.ones(3))[-1]
+
+    def plain(W: Any) -> Any:
+        return jnp.log(jnp.linalg.norm(W[1] @ W[0]))
+
     found, expected = (jax.jit(jax.grad(f))(W) for f in (run, plain))
     np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose(run(W), plain(W), rtol=1e-12)

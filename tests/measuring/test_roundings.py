@@ -112,7 +112,9 @@ def exact_jacobian(V: Any, W: Any, z: Any) -> Any:
 def test_no_entry_of_a_jacobian_is_further_from_the_exact_one_than_its_bound() -> None:
     @jax.jit
     def both(V: Any, W: Any, z: Any) -> Any:
-        layer = lambda params, z: params[0] @ jnp.square(params[1] @ z) - z  # noqa: E731
+        def layer(params: Any, z: Any) -> Any:
+            return params[0] @ jnp.square(params[1] @ z) - z
+
         _, linear = linearisation.linearise(layer, (V, W), z)
         return linear.jacobian((V, W)), roundings.of_jacobian(linear, (V, W))
 

@@ -1,0 +1,81 @@
+"""The residual sums of a program: a state, and what layers have made of that same state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from gradlab.diagnosis.dependence import Reader, bits, last
+
+
+@dataclass(frozen=True)
+class Residual:
+    """A residual sum: `total = stream + branch`; `layers` are the branch's, `last` its last ones.
+
+    `normed` says whether the stream came through a norm since the sum before it.
+    """
+
+    stream: int
+    branch: int
+    total: int
+    layers: tuple[int, ...]
+    last: tuple[int, ...]
+    before: int | None
+    normed: bool
+
+
+def residuals_of(reader: Reader, place: dict[int, int]) -> Iterator[Residual]:
+    """The residual sums in their order; `place` is the number of the layer that a step is."""
+    totals: dict[int, int] = {}  # the step of a sum, to its total
+    for k, step in enumerate(reader.program.steps):
+        if step.name not in {"add", "add_any"} or len(set(step.reads)) != 2:
+            continue
+        if any(v not in reader.before for v in step.reads):
+            continue
+        split = _split(reader, *step.reads)
+        if split is None:
+            continue
+        stream, branch = split
+        inside = reader.before[branch] & ~reader.before[stream] & reader.linear
+        layers = tuple(place[i] for i in bits(inside))
+        before = max((i for i in bits(reader.before[stream]) if i in totals), default=None)
+        between = reader.before[stream] & ~(
+            reader.before[totals[before]] if before is not None else 0
+        )
+        yield Residual(
+            stream=stream,
+            branch=branch,
+            total=step.outputs[0],
+            layers=layers,
+            last=tuple(place[i] for i in last(reader, branch, inside)),
+            before=None if before is None or between & reader.linear else totals[before],
+            normed=before is not None
+            and not between & reader.linear
+            and any(reader.program.steps[i].name in {"rsqrt", "sqrt"} for i in bits(between)),
+        )
+        totals[k] = step.outputs[0]
+
+
+def _split(reader: Reader, one: int, other: int) -> tuple[int, int] | None:
+    """(stream, branch) of a sum of two states, or None where it is not a residual one."""
+    for stream, branch in ((one, other), (other, one)):
+        source = reader.plain(stream)
+        made = reader.maker.get(source)
+        if made is None:
+            within = source in _inputs_behind(reader, branch)
+        else:
+            within = bool(reader.before[branch] >> made & 1)
+        new = reader.before[branch] & ~reader.before[stream] & reader.linear
+        if within and new and not reader.before[stream] & ~reader.before[branch] & reader.linear:
+            return stream, branch
+    return None
+
+
+def _inputs_behind(reader: Reader, value: int) -> set[int]:
+    """The program's inputs that a state depends on."""
+    return {
+        v
+        for k in bits(reader.before.get(value, 0))
+        for v in reader.program.steps[k].reads
+        if v not in reader.maker
+    }

@@ -38,7 +38,7 @@ def undone(rng: Any) -> Any:
 HARD = {"undone": undone} | NEARLY_SINGULAR
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     name=st.sampled_from(sorted(ENSEMBLES | HARD)),
     seed=st.integers(0, 2**32 - 1),
@@ -56,7 +56,7 @@ def test_no_error_is_above_its_bound(name: str, seed: int, dtype: Any) -> None:
     assert abs(LOG_NORMS(model, x)[-1] - norm) <= NORM_BOUND(model, x) + ulps.max()
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     name=st.sampled_from(sorted(ENSEMBLES | HARD)),
     seed=st.integers(0, 2**32 - 1),

@@ -117,13 +117,19 @@ def identity_plus_log_mean(width: int, s: ArrayLike) -> Array:
 
     Derived: |v + s g|² is s² times a noncentral chi squared of n degrees, which is chi squared of
     n + 2 K, K of Poisson's law with the mean 1/(2 s²). No layer sees the direction of v, so that
-    the logs of a product's layers are independent. `E|Jv|² = (1 + n s²)^depth`.
+    the logs of a product's layers are independent. `E|Jv|² = (1 + n s²)^depth`. It is nan for s
+    below 0.006, where its sum would not end.
     """
-    s = jnp.asarray(s, float)[..., None]
-    k = np.arange(2.0**14)  # Poisson's law has ended there for s above 0.008
-    mean = 1 / (2 * s**2)
-    weights = jnp.exp(k * jnp.log(mean) - mean - gammaln(k + 1))
-    return jnp.sum(weights * (jnp.log(2 * s**2) + digamma(_width(width) / 2 + k)), axis=-1)
+    k, half = np.arange(2.0**14), _width(width) / 2
+
+    def of(s: Array) -> Array:
+        mean = 1 / (2 * s**2)
+        weights = jnp.exp(k * jnp.log(mean) - mean - gammaln(k + 1))
+        log = jnp.sum(weights * (jnp.log(2 * s**2) + digamma(half + k)))
+        # Nine deviations from its mean Poisson's law has ended; for s below 0.006 it has not.
+        return jnp.where(mean + 9 * jnp.sqrt(mean) < k.size, log, jnp.nan)
+
+    return jnp.vectorize(of)(jnp.asarray(s, float))
 
 
 def _degrees(width: int) -> np.ndarray:

@@ -271,3 +271,26 @@ def test_a_rectifier_of_slope_one_keeps_what_a_linear_layer_does() -> None:
     assert float(products.rectifier_deviation(9 * 512, 0.0)) / 0.01 == pytest.approx(
         2.08333333, 1e-8
     )
+
+
+@pytest.mark.parametrize(("width", "s"), [(1, 0.5), (4, 0.3), (4, 0.1), (7, 2.0), (3, 0.0065)])
+def test_the_log_mean_beside_an_identity_is_that_of_a_noncentral_chi_squared(
+    width: int, s: float
+) -> None:
+    with mpmath.workdps(30):
+        mean = 1 / (2 * mpmath.mpf(s) ** 2)
+        reach = int(12 * mpmath.sqrt(mean)) + 60
+        near = range(max(0, int(mean) - reach), int(mean) + reach)
+        chances = [mpmath.exp(k * mpmath.log(mean) - mean - mpmath.loggamma(k + 1)) for k in near]
+        logs = [mpmath.digamma(mpmath.mpf(width) / 2 + k) for k in near]
+        exact = mpmath.log(1 / mean) + mpmath.fdot(chances, logs)
+        # Each exponent is a difference of numbers of the size mean log mean, rounded four times.
+        size = float(4 * (mean * (1 + abs(mpmath.log(mean))) + 4) * (1 + abs(mpmath.log(mean))))
+
+    found = float(products.identity_plus_log_mean(width, s))
+    assert found == pytest.approx(float(exact), abs=size * np.finfo(float).eps)
+
+
+def test_a_sum_that_would_not_end_is_not_known() -> None:
+    found = products.identity_plus_log_mean(4, jnp.array([0.005, 0.3]))
+    assert np.isnan(found).tolist() == [True, False]

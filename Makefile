@@ -20,7 +20,7 @@ OLDEST := $(addprefix tests/,arithmetic models experiment theory/test_products.p
 	measuring/test_clipping_training.py running/test_hydra.py sweeping/test_from_python.py page/test_page.py)
 
 PYTEST := $(BIN)/python -m pytest
-PARALLEL := -n auto --dist loadgroup --max-worker-restart 0
+PARALLEL := -n auto --dist loadscope --max-worker-restart 0
 
 # Minutes that fresh seeds, and then mutations, of all experiments together may take: they share them
 # evenly, however many they are (gradlab/calibration/workers), so that `make verify` ends within the

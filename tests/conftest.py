@@ -1,5 +1,6 @@
 """Strict arithmetic for every test, and the experiments by name."""
 
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import absl.logging
 import hypothesis
 import jax
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from gradlab.experiment import loading
 from tests.toys import rendering_toy, toy
@@ -62,16 +64,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("experiment_file", files, ids=[file.stem for file in files])
 
 
-@pytest.hookimpl(wrapper=True)  # before xdist's own, which reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
+class ByFile(LoadScopeScheduling):
     """A worker takes a file, and of what runs for every experiment one experiment, as a whole."""
-    for item in items:
-        params = getattr(getattr(item, "callspec", None), "params", {})
-        named = params.get("experiment_file") or params.get("name", "")
-        one = item.path.name == "test_experiments.py"
-        group = f"{item.path.name}:{Path(named).stem}" if one else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
-    yield
+
+    def _split_scope(self, nodeid: str) -> str:
+        """What goes to one worker together, read from the name: no mark need reach it."""
+        file, _, test = nodeid.partition("::")
+        experiment = re.search(r"\[(\w+)", test) if file.endswith("test_experiments.py") else None
+        return f"{file}:{experiment[1]}" if experiment else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
+    """Asked by pytest-xdist, and by nothing where it does not run."""
+    return ByFile(config, log)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

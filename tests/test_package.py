@@ -54,7 +54,7 @@ def built(kind: str, source: Path, target: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
+def binaries(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """From the repository's files to an sdist, from that alone to a wheel, and it installed."""
     root = tmp_path_factory.mktemp("package")
     source, project = root / "source", Path(__file__).parent.parent
@@ -77,8 +77,12 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     python = root / "env" / "bin" / "python"
     pip = [sys.executable, "-m", "pip", "--python", str(python), "install", *quiet, str(wheel)]
     subprocess.run(pip, check=True, capture_output=True)
-    (root / "work").mkdir()
-    return Installed(python.parent, root / "work")
+    return python.parent
+
+
+@pytest.fixture
+def installed(binaries: Path, tmp_path: Path) -> Installed:
+    return Installed(binaries, tmp_path)
 
 
 def test_the_published_experiments_run_from_the_wheel_into_the_current_folder(
@@ -113,8 +117,10 @@ def test_a_new_question_is_two_files_that_work_beside_the_package(installed: Ins
     made = sorted(path for path in installed.folder.rglob("*my_question*"))
     done = installed.run("gradlab", "run", "my_question", "scale=smoke")
     again = installed.run("gradlab", "new", "my_question")
+    published = installed.run("gradlab", "run", "format_ends", "scale=smoke", "num_w=5")
     page = installed.run("gradlab", "page")
 
+    assert published.returncode == 0, published.stderr
     assert begun.returncode == 0, begun.stderr
     assert [path.parent.name for path in made] == ["configs", "experiments"]
     assert done.returncode == 0, done.stderr

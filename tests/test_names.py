@@ -62,7 +62,7 @@ SHARED = {
     "written": "shelves.written of an experiment's group; composition.written in config files",
     "alone": "power.alone: a mutation in a program of its own; join.alone: one point of a sweep",
     "At": "program.At is a place in a jaxpr; lesson.At a number's place on a page",
-    "Change": "mutations.Change of a function; changes.Change of a model's parameters",
+    "Change": "wrong.Change of a function; changes.Change of a model's parameters",
     "Columns": "balls.Columns are enclosed; linearisation.Columns are tangents side by side",
     "command": "command.command is the audit's shell; loading.command is what a run was typed as",
     "Entry": "records.Entry of an experiment's calibration; schema.Entry of a config",

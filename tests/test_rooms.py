@@ -45,6 +45,7 @@ ELSEWHERE = {
         ),
         ("diagnosis/test_audit.py", "its parts are right if planted sickness is found and named"),
     ),
+    "calibration.wrong": ("calibration/test_mutations.py", "a mutation plants them"),
     "page.build": ("page/test_page.py", "both pages are made from folders of results"),
     "page.evidence": (LESSON, "a number is right if the sentence has the dataset's"),
     "page.gallery": ("page/test_page.py", "a card for whatever a folder holds"),

@@ -19,7 +19,7 @@ import jax
 import xarray as xr
 
 from gradlab.calibration import mutations, records, rehearsal, variants
-from gradlab.calibration.mutations import Change, Mutation
+from gradlab.calibration.mutations import Mutation
 from gradlab.calibration.outcomes import (
     HARMLESS,
     NO_CHANGE,
@@ -33,6 +33,7 @@ from gradlab.calibration.outcomes import (
 )
 from gradlab.calibration.rehearsal import Rehearsal
 from gradlab.calibration.workers import Deadline
+from gradlab.calibration.wrong import Change
 from gradlab.experiment import fault
 
 PERCENT = (1, 3, 10)

@@ -12,7 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gradlab.calibration.mutations import Change, Mutation, Outermost
+from gradlab.calibration.mutations import Mutation
+from gradlab.calibration.wrong import Change, Outermost
 from gradlab.experiment.fault import Function
 
 

@@ -160,6 +160,8 @@ WAYS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "he alone": lambda key: gl.ensembles.unit_he(key, (2, 2), float),
     "orthogonal alone": lambda key: gl.ensembles.unit_orthogonal(key, (2, 2), float),
     "scalar": lambda _: gl.ensembles.scalar(0.9, 3).params,
+    "recurrent": lambda key: gl.recurrent.weights(key, "LSTM", 2, 1.0, 1.0, 0.0).W,
+    "mixing": lambda key: gl.mixing.logits(key, 3, 2, 4.0, 0.3),
     "by hand": lambda key: gl.ensembles.Affine(jax.random.normal(key, (2, 2)), jnp.ones(2)).W,
 }
 
@@ -182,5 +184,5 @@ def test_no_mutation_touches_a_law_or_what_a_law_uses() -> None:
 
     assert {target.partition(".")[0] for target in sites} == {
         *("ensembles", "networks", "grid", "chain", "chain_rule", "jacobians", "spectra"),
-        *("clipping", "training"),
+        *("certificate", "clip_rules", "clipping", "mixing", "training"),
     }

@@ -27,8 +27,11 @@ from gradlab.models.chain import Chain
 
 Takes = frozenset[str]
 
-# What only looks at a model, or at a clip.
-LOOKING = ("chain.checked", "chain.widths", "clipping.compare", "clipping.explain")
+# What only looks at a model, or holds two measurements of what it is given against each other.
+LOOKING = (
+    *("chain.checked", "chain.widths", "certificate.both_ways"),
+    *("clipping.compare", "clipping.explain"),
+)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from gradlab.arithmetic import precision, qr, scaled
 from gradlab.arithmetic.balls import Float64s
 from gradlab.arithmetic.scaled import Scaled
 from gradlab.measuring import (
+    chain_rule,
     compiled,
     jacobians,
     linearisation,
@@ -51,6 +52,50 @@ class Enclosure(NamedTuple):
 
     lower: Float64s
     upper: Float64s
+
+
+class BothWays(NamedTuple):
+    """One product by the fast path and multiplied out; each `(2,)`, of `v P_L` and of `P_L`.
+
+    Attributes:
+        fast: `log |v P_L|`, backpropagated, and `log |P_L|_2` (nats), by `jacobians`.
+        literal: the same by `chain_rule`.
+        rounding: by how much rounding can make them differ.
+    """
+
+    fast: Array
+    literal: Array
+    rounding: Array
+
+
+@precision.highest
+def both_ways(model: Model, x: Array, v: Array) -> BothWays:
+    """What a row becomes on its way back, and the spectral norm, by both paths and their rounding.
+
+    Either is off by `log_norm_bound` of `|v| |P_L| / |v P_L|`, and by its states: one that is moved
+    by as many roundings as there are layers before it moves its Jacobian, relative to its norm, by
+    no more in a layer whose second derivative is at most as large as its first.
+
+    Args:
+        model: a chain, or a sequence of chains and callables, each one layer.
+        x: its input, `(width_0,)`.
+        v: a row, `(width_L,)`.
+    """
+    back = jacobians.log_gradient_norms(model, x, lambda z: v @ z)
+    every = chain_rule.products(model, x).products
+    P = jax.tree.map(lambda leaf: leaf[-1], every) if isinstance(model, Chain) else every[-1]
+    log_v = jnp.log(jnp.linalg.norm(v))
+    row = chain_rule.log_lengths(v, jax.tree.map(lambda leaf: leaf[None], P))[0]
+    scale = jnp.log(2.0) * P.exponent[0, 0].astype(x.dtype)
+    norm = jnp.log(jnp.linalg.norm(P.mantissa, 2)) + scale
+    depth, width = len(back) - 1, max(chain.widths(model, x))
+    states = depth**2 * (width + 8) * scaled.eps(x.dtype)
+    lost = jnp.exp(jacobians.log_norms(model, x)[-1] + jnp.array([log_v - row, -norm]))
+    return BothWays(
+        jnp.stack([back[0], jacobians.log_spectral_norms(model, x)[-1]]),
+        jnp.stack([row, norm]),
+        2 * lost * (log_norm_bound(model, x) + states),
+    )
 
 
 @precision.highest

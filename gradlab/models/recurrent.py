@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from gradlab.models import ensembles
+from gradlab.models import activations, ensembles
 from gradlab.models.chain import Chain, Layer
 
 
@@ -85,6 +85,13 @@ def weights(
     W, U = (ensembles.unit_gaussian(key, (rows, width), float) for key in (key_W, key_U))
     b = jnp.zeros(rows).at[: width if rows > width else 0].set(bias)
     return Weights(jnp.asarray(sigma_w) * W, jnp.asarray(sigma_u) * U, b)
+
+
+def latch(w: ArrayLike) -> Chain:
+    """The one layer x -> w tanh x, `W phi(x) + b` of one neuron: it holds a bit for w > 1."""
+    W = jnp.asarray(w) * jnp.ones((1, 1, 1))
+    layer = ensembles.preactivation_layer(activations.PHI["tanh"])
+    return Chain(layer, ensembles.Affine(W, jnp.zeros_like(W[0])))
 
 
 def unrolled(name: str, weights: Weights, inputs: Array) -> Chain:

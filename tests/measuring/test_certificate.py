@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import gradlab as gl
 from gradlab.measuring import certificate, jacobians
 from gradlab.models import chain
 from tests import arbitrary
@@ -164,3 +165,20 @@ def test_without_flint_the_error_says_what_to_install(monkeypatch: pytest.Monkey
     monkeypatch.delattr("gradlab.arithmetic.balls", raising=False)
     with pytest.raises(ImportError, match=r"gradlab\[certify\]"):
         certificate.enclosure([np.eye(2)], 1e-10)
+
+
+def test_both_ways_agree_within_the_rounding_that_they_state_and_that_is_little() -> None:
+    phi = gl.activations.PHI["tanh"]
+    for seed in range(3):
+        key_model, key_row = jax.random.split(jax.random.key(seed))
+        model = gl.ensembles.gaussian(key_model, 6, 5, phi, 1.3, 0.1)
+        x, v = jnp.linspace(-1, 1, 5), jax.random.normal(key_row, (5,))
+        both = certificate.both_ways(model, x, v)
+        J = jax.jacrev(model)(x)
+
+        np.testing.assert_array_less(np.abs(both.fast - both.literal), both.rounding)
+        np.testing.assert_allclose(both.literal[0], np.log(np.linalg.norm(v @ J)), rtol=1e-10)
+        np.testing.assert_allclose(both.literal[1], np.log(np.linalg.norm(J, 2)), rtol=1e-10)
+        assert np.max(both.rounding) < 1e-9
+    several = certificate.both_ways([model], x, v)
+    np.testing.assert_allclose(several.literal, both.literal, rtol=1e-12)

@@ -122,7 +122,7 @@ def test_constants_are_in_the_text_of_a_program() -> None:
 CALLBACK = (
     "phi = helper.sine",
     "phi = lambda w: jax.pure_callback(helper.told, w, w)",
-    "\n\ndef told(x):\n    return numpy.sin(x)  # radians\n",
+    "\n\ndef told(x):\n    global asked\n    asked = True\n    return numpy.sin(x)  # radians\n",
 )
 
 

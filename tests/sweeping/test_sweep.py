@@ -302,8 +302,9 @@ def test_a_full_disk_loses_nothing(toy: Toy) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert ended.status == 1
     assert "cannot be written (File too large)" in ended.stderr
-    assert ended.stderr.count("\n") == 2
-    assert "4 of 6 done; resume with: python experiments/chaos.py --multirun" in ended.stderr
+    told = [line for line in ended.stderr.splitlines() if not line.startswith("chaos: ")]
+    assert len(told) == 2  # beside how far it is, which a slow machine is told
+    assert "4 of 6 done; resume with: python experiments/chaos.py --multirun" in told[-1]
     assert toy.chunks() == before
     assert toy.files(folder) == files
     assert toy.sweep(*undisturbed).status == 0

@@ -46,7 +46,9 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     key_free, key_mixed = jax.random.split(key)
     norm, gain = gl.grid.over_draws(lambda key: free(cfg, key), key_free, cfg.num_draws)
     sums = gl.grid.over_draws(lambda key: projected(cfg, key), key_mixed, cfg.num_draws)
-    rows, columns, left = sums
+    rows, columns, left, end = sums
+    drawn = gl.mixing.near_identity(key_free, cfg.depth, cfg.num_streams, cfg.s[0])
+    few = gl.certificate.both_ways(gl.chain.linear(drawn), *jnp.eye(cfg.num_streams)[:2])
     block = jnp.arange(1, cfg.depth + 1)
     rate = gl.theory.products.identity_plus_log_mean(cfg.num_streams, cfg.s)
     even = gl.mixing.sinkhorn(cfg.diagonal * jnp.eye(cfg.num_streams), 1)
@@ -65,6 +67,10 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         "row": gl.named(rows, "draw layers num_sweeps stream", long_name="row sums"),
         "column": gl.named(columns, "draw layers num_sweeps stream", long_name="column sums"),
         "log_left": gl.named(left, "draw layers block", long_name="log range of streams"),
+        "log_fast": gl.named(few.fast, "of", long_name="a row and norms, free", units="nats"),
+        "log_literal": gl.named(few.literal, "of", long_name="multiplied out", units="nats"),
+        "rounding": gl.named(few.rounding, "of", long_name="between the two", units="nats"),
+        "end": gl.named(end, "draw layers", long_name="states from the product's"),
         "kept": gl.named((second @ apart)[0], "", long_name="of a difference, even mixing"),
         "kept_law": gl.named(((1 - off) / (1 + (cfg.num_streams - 1) * off)) ** cfg.depth, ""),
     }
@@ -84,22 +90,23 @@ def free(cfg: Config, key: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jax.vmap(one)(cfg.s)
 
 
-def projected(cfg: Config, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def projected(cfg: Config, key: jax.Array) -> tuple[jax.Array, ...]:
     """Row and column sums of the composite, `(layers, num_sweeps, n)`; ranges, `(layers, depth)`.
 
-    With layers alike and with independent ones, of as large logits.
+    And how far the last state is off the product's. Layers are alike, or independent.
     """
     total = jnp.hypot(cfg.shared, cfg.fresh)
     ways = jnp.array([cfg.shared, 0.0]), jnp.stack([jnp.asarray(cfg.fresh), total])
     x = jax.random.normal(jax.random.fold_in(key, 1), (cfg.num_streams,))
 
-    def one(way: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def one(way: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
         drawn = gl.mixing.logits(key, cfg.depth, cfg.num_streams, *way)
         mixed = [gl.chain.linear(gl.mixing.sinkhorn(drawn, count)) for count in cfg.num_sweeps]
         whole = jnp.stack([gl.jacobians.product(model, x) for model in mixed])
         seen = gl.chain.states(mixed[0], x)
         span = jnp.log(jnp.max(seen, axis=1) - jnp.min(seen, axis=1))
-        return jnp.sum(whole, axis=2), jnp.sum(whole, axis=1), span[1:] - span[0]
+        off = jnp.max(jnp.abs(seen[-1] - whole[0] @ x)) / jnp.max(jnp.abs(x))
+        return jnp.sum(whole, axis=2), jnp.sum(whole, axis=1), span[1:] - span[0], off
 
     return jax.lax.map(one, ways)
 
@@ -169,22 +176,20 @@ def headline(data: xr.Dataset) -> Iterator[gl.Headline]:
 
 def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     """The free law; rows, columns and sweeps of the projection; the streams' range."""
-    eps, n, depth = (
-        float(np.finfo(data.row.dtype).eps),
-        data.attrs["num_streams"],
-        data.attrs["depth"],
-    )
+    eps, n = float(np.finfo(data.row.dtype).eps), data.attrs["num_streams"]
     # Sums of n products of numbers between 0 and 1, in each layer (Higham 2002, section 3.5).
-    rounding = 4 * eps * n * depth
+    rounding = 4 * eps * n * data.attrs["depth"]
+    sentence = "free mixing: rows go back, and norms grow, as by the matrices multiplied out"
+    ways = data.log_fast, data.log_literal
+    yield gl.claim.everywhere(sentence, *ways, "the chain rule", rounding=data.rounding)
+    sentence = "projected: the last state is the composite's of the first"
+    yield gl.claim.everywhere(sentence, data.end, 0.0, "the chain rule", rounding=rounding)
     yield gl.claim.mean(
         "free mixing: log|Jv|² is a sum of independent logs of noncentral chi squared",
         *(data.log_square, data.log_square_law, FREE),
     )
-    yield gl.claim.everywhere(
-        "projected: the composite's row sums are 1 after any number of sweeps",
-        *(data.row, 1.0, XIE),
-        rounding=rounding,
-    )
+    sentence = "projected: the composite's row sums are 1 after any number of sweeps"
+    yield gl.claim.everywhere(sentence, data.row, 1.0, XIE, rounding=rounding)
     yield gl.claim.everywhere(
         "the column sums are 1 in the mean, so that each above it has one below",
         *(data.column.mean("stream"), 1.0, MASS),
@@ -193,11 +198,8 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     size = off_one(data.column)
     if data.sizes["num_sweeps"] > 1:
         first, last = size.isel(num_sweeps=0), size.isel(num_sweeps=-1)
-        yield gl.claim.mean(
-            "more sweeps bring the composite's column sums nearer to 1",
-            *((last - first), 0.0, XIE),
-            relation="<=",
-        )
+        sentence = "more sweeps bring the composite's column sums nearer to 1"
+        yield gl.claim.mean(sentence, last - first, 0.0, XIE, relation="<=")
     if data.attrs["shared"] > 0:
         apart = size.isel(num_sweeps=0)
         yield gl.claim.mean(

@@ -207,9 +207,7 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
         yield gl.claim.everywhere(sentence, *ends, BENGIO, where=settled, rounding=rounding)
     sentence = "no latch passes a gradient on undiminished"
     yield gl.claim.at_most(sentence, data.slope, 1.0, BENGIO, rounding=4 * eps)
-    sentence = (
-        "k steps multiply a gradient by the k-th power of W's largest singular value"
-    )
+    sentence = "k steps multiply a gradient by the k-th power of W's largest singular value"
     # A product of n x n matrices: n^1.5 eps of its norm (Higham 2002, section 3.5), and W's.
     rounding = 4 * eps * width**1.5 * data.lag
     yield gl.claim.at_most(sentence, data.log_product, data.log_bound, PASCANU, rounding=rounding)
@@ -227,7 +225,7 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
         finite_width=np.abs(half.mean("draw") - plain.mean("draw")),
         half_width_sampling=gl.claim.sampling(error, half.sizes["draw"]),
     )
-    sentence = "a gradient over a few steps, and the spectral norm, are those of J_k multiplied out"
+    sentence = "a gradient over a few steps, and two norms, are those of the J_k multiplied out"
     ways = data.log_fast, data.log_literal
     yield gl.claim.everywhere(sentence, *ways, PASCANU, rounding=data.rounding)
     sentence = "LSTM, GRU: gates that read inputs alone multiply the gradient by themselves, in log"

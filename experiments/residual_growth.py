@@ -226,6 +226,11 @@ FAULTS = {
         "rezero", cfg=lambda cfg: cfg.__class__(**{**vars(cfg), "learning_rate": 0.0})
     ),
 }
+HARMLESS = {
+    "a Jacobian transposed": "a Gaussian matrix is as likely as its transpose",
+    "the loss halved": "what is left of a gradient is a ratio",
+    "computed in another format": "a rounding is far below the error of the sampling",
+}
 
 
 if __name__ == "__main__":

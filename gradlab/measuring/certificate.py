@@ -55,10 +55,10 @@ class Enclosure(NamedTuple):
 
 
 class BothWays(NamedTuple):
-    """One product by the fast path and multiplied out; each `(2,)`, of `v P_L` and of `P_L`.
+    """One product by the fast path and multiplied out; each `(3,)`, of `v P_L` and of `P_L`.
 
     Attributes:
-        fast: `log |v P_L|`, backpropagated, and `log |P_L|_2` (nats), by `jacobians`.
+        fast: `log |v P_L|`, backpropagated, `log |P_L|_2` and `log |P_L|` (nats), by `jacobians`.
         literal: the same by `chain_rule`.
         rounding: by how much rounding can make them differ.
     """
@@ -70,7 +70,7 @@ class BothWays(NamedTuple):
 
 @precision.highest
 def both_ways(model: Model, x: Array, v: Array) -> BothWays:
-    """What a row becomes on its way back, and the spectral norm, by both paths and their rounding.
+    """What a row becomes on its way back, and two norms, by both paths, and their rounding.
 
     Either is off by `log_norm_bound` of `|v| |P_L| / |v P_L|`, and by its states: one that is moved
     by as many roundings as there are layers before it moves its Jacobian, relative to its norm, by
@@ -87,13 +87,14 @@ def both_ways(model: Model, x: Array, v: Array) -> BothWays:
     log_v = jnp.log(jnp.linalg.norm(v))
     row = chain_rule.log_lengths(v, jax.tree.map(lambda leaf: leaf[None], P))[0]
     scale = jnp.log(2.0) * P.exponent[0, 0].astype(x.dtype)
-    norm = jnp.log(jnp.linalg.norm(P.mantissa, 2)) + scale
+    norms = jnp.log(jnp.stack([jnp.linalg.norm(P.mantissa, order) for order in (2, "fro")])) + scale
     depth, width = len(back) - 1, max(chain.widths(model, x))
     states = depth**2 * (width + 8) * scaled.eps(x.dtype)
-    lost = jnp.exp(jacobians.log_norms(model, x)[-1] + jnp.array([log_v - row, -norm]))
+    lost = jnp.exp(norms[1] + jnp.stack([log_v - row, *-norms]))
+    ahead = jacobians.log_spectral_norms(model, x)[-1], jacobians.log_norms(model, x)[-1]
     return BothWays(
-        jnp.stack([back[0], jacobians.log_spectral_norms(model, x)[-1]]),
-        jnp.stack([row, norm]),
+        jnp.stack([back[0], *ahead]),
+        jnp.stack([row, *norms]),
         2 * lost * (log_norm_bound(model, x) + states),
     )
 

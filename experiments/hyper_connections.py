@@ -238,7 +238,7 @@ FAULTS = {
     "layers never alike": gl.fault.argument("mixing.logits", shared=lambda s: 0 * s),
     "a negative weight": gl.fault.result("mixing.sinkhorn", lambda M: 2 * jnp.eye(M.shape[-1]) - M),
 }
-
+HARMLESS = {"chain.states": "where streams have merged, one layer more or less leaves them alike"}
 
 if __name__ == "__main__":
     gl.run(__file__)

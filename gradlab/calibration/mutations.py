@@ -27,11 +27,9 @@ from gradlab.models.chain import Chain
 
 Takes = frozenset[str]
 
-# What only looks at a model, or holds two measurements of what it is given against each other.
-LOOKING = (
-    *("chain.checked", "chain.widths", "certificate.both_ways"),
-    *("clipping.compare", "clipping.explain"),
-)
+# What only looks at a model or a clip; and a room whose bounds are tolerances, not measurements.
+LOOKING = ("chain.checked", "chain.widths", "clipping.compare", "clipping.explain")
+BOUNDING = ("certificate",)
 
 
 @dataclass(frozen=True)
@@ -85,7 +83,8 @@ def _own_functions(module: ModuleType) -> Iterator[tuple[str, Takes]]:
 def measuring_rooms() -> list[str]:
     """The rooms that an experiment measures by, as `gl` has them, and that of the chain itself."""
     rooms = inspect.getmembers(measuring, inspect.ismodule)
-    return ["chain", *(name for name, room in rooms if getattr(gradlab, name, None) is room)]
+    public = [name for name, room in rooms if getattr(gradlab, name, None) is room]
+    return ["chain", *(name for name in public if name not in BOUNDING)]
 
 
 # ---- weights: what is drawn, and what an experiment puts into a layer by itself

@@ -199,9 +199,18 @@ def _cast(value: Any) -> Any:
     """Float arrays in another format: in float32 what is in float64, in float64 what is not."""
     if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
         return type(value)(map(_cast, value))
-    return (
-        value if callable(value) and not isinstance(value, Chain) else jax.tree.map(_other, value)
-    )
+    cast = jax.tree.map(_other, value)
+    return _following(cast) if callable(cast) and not isinstance(cast, Chain) else cast
+
+
+def _following(function: Function) -> Function:
+    """The function whose result has the format of what it is given, whatever it closes over."""
+
+    def follows(first: Any, *args: Any) -> Any:
+        dtype = jax.tree.leaves(first)[0].dtype
+        return jax.tree.map(lambda leaf: leaf.astype(dtype), function(first, *args))
+
+    return follows
 
 
 def _other(leaf: Any) -> Any:

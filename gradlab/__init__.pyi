@@ -34,6 +34,7 @@ from .measuring import training as training
 from .models import activations as activations
 from .models import chain as chain
 from .models import ensembles as ensembles
+from .models import initialisers as initialisers
 from .models import mixing as mixing
 from .models import networks as networks
 from .models import recurrent as recurrent

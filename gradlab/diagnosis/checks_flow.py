@@ -13,10 +13,11 @@ from gradlab.diagnosis.anatomy import starred
 from gradlab.diagnosis.checks_weights import role_levels
 from gradlab.diagnosis.facts import Facts, chains, streams
 from gradlab.diagnosis.verdicts import Verdict
+from gradlab.theory import meanfield
 
 _SATURATING = {"tanh", "logistic", "erf", "softsign", "hard_tanh"}
 _LARGEST_SLOPE = {"logistic": 1 / 16, "erf": 4 / math.pi}
-_MOST_RATIO = laws.DEPTH_SCALES / 2  # of norms
+_MOST_RATIO = meanfield.DEPTH_SCALES / 2  # of norms
 
 
 def finite_gradients(facts: Facts) -> Iterator[Verdict]:
@@ -53,7 +54,7 @@ def gain(facts: Facts) -> Iterator[Verdict]:
         ]
         spare = facts.z * laws.gain_error(spreads, [facts.layers[k].fan_in for k in counted])
         num = len(counted)
-        allowed = math.exp((laws.DEPTH_SCALES + spare) / (2 * num))
+        allowed = math.exp((meanfield.DEPTH_SCALES + spare) / (2 * num))
         phi = facts.phis[run[0]] or "no activation"
         size = "small" if total < 0 else "large"
         per_layer = math.exp(total / (2 * num)) if math.isfinite(total) else math.nan
@@ -330,7 +331,7 @@ def gradient_jump(facts: Facts) -> Iterator[Verdict]:
             math.exp(min(ratio, 700)),
             1.0,
             0.0,
-            math.exp(laws.DEPTH_SCALES),
+            math.exp(meanfield.DEPTH_SCALES),
             f"The gradient that arrives differs {math.exp(min(ratio, 700)):.3g} times between "
             f"layers of this role, most behind {facts.layers[members[at]].name}.",
         )

@@ -9,12 +9,10 @@ from statistics import NormalDist, median
 
 import numpy as np
 
+from gradlab.models import ensembles, initialisers
+
 FALSE_ALARMS = 0.01
 """How often chance may give a healthy model a finding: for the whole audit, all checks together."""
-
-DEPTH_SCALES = 6.0
-"""Schoenholz et al. 2017, figure 5: a network trains where its depth is at most six depth scales
-1/|log chi_1| of the mean squared gradient."""
 
 MOST_GROWTH = 2.0
 """A residual stream's mean square may be two nats above what depth scaling would leave of it: its
@@ -86,10 +84,10 @@ def draws(fan_in: int, fan_out: int) -> tuple[Draw, ...]:
         Draw("LeCun", fan),
         Draw("He", math.sqrt(2) * fan),
         Draw("Glorot", math.sqrt(2 / (fan_in + fan_out))),
-        Draw("PyTorch default", fan / math.sqrt(3)),
+        Draw("PyTorch default", math.sqrt(initialisers.DEFAULTS["PyTorch"].variance) * fan),
         Draw("He, fan out", math.sqrt(2 / fan_out)),
         Draw("0.02", 0.02),
-        Draw("0.02, truncated", 0.02 * 0.87962566),
+        Draw("0.02, truncated", 0.02 * math.sqrt(ensembles.TRUNCATED_VARIANCE)),
     )
 
 

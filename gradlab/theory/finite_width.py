@@ -26,6 +26,9 @@ from gradlab.theory import gauss, meanfield, residual
 # sigma_b², to so many times the largest length of infinite width.
 _SMALLEST, _LARGEST, _NUM_LENGTHS = 1e-6, 20.0, 97
 
+# Below this q averages are those of this q (`gauss`).
+_NO_LENGTH = 1e-30
+
 # A normal variable in seven places, exact for polynomials of degree 13.
 _PLACES, _SHARES = np.polynomial.hermite_e.hermegauss(7)
 _SHARES = _SHARES / _SHARES.sum()
@@ -113,21 +116,28 @@ def mean_lengths(
     weight, bias = jnp.square(jnp.asarray(sigma_w, float)), jnp.square(jnp.asarray(sigma_b, float))
     first = jnp.asarray(q_1, float)
 
+    # All that is known of a layer but q is over a power of q: lengths may vanish.
     def step(layer: Any, _: None) -> tuple[Any, tuple[Array, Array]]:
         q, added, variance, cumulant = layer
+        at = jnp.maximum(q, _NO_LENGTH)
+        mean = gauss.expect(lambda h: jnp.square(phi(h)), at, phi.kinks)
 
         def average(power: int, hermite: Callable[[Array], Array]) -> Array:
-            return gauss.expect(lambda h: phi(h) ** power * hermite(h / jnp.sqrt(q)), q, phi.kinks)
+            def f(h: Array) -> Array:
+                return (jnp.square(phi(h)) / mean) ** power * hermite(h / jnp.sqrt(at))
 
-        mean, fourth = average(2, jnp.ones_like), average(4, jnp.ones_like)
-        slope = average(2, lambda z: z**2 - 1) / (2 * q)  # by parts, so are all derivatives
-        curvature = average(2, lambda z: z**4 - 6 * z**2 + 3) / (4 * q**2)
-        moved = slope * added + curvature * (variance / 2 + cumulant / 6)
-        spread = weight**2 * (slope**2 * variance + (fourth - mean**2) / width)
-        known = weight * mean + bias, weight * moved, spread, excess * weight**2 * fourth / width
-        return known, (q, added)
+            return gauss.expect(f, at, phi.kinks)
 
-    start = first, jnp.zeros(()), jnp.zeros(()), 3 * excess * (first - bias) ** 2 / width
+        fourth = average(2, jnp.ones_like)
+        slope = average(1, lambda z: z**2 - 1) / 2  # by parts, so are all derivatives
+        curvature = average(1, lambda z: z**4 - 6 * z**2 + 3) / 4
+        behind = weight * mean + bias
+        share = weight * mean / behind
+        moved = share * (slope * added + curvature * (variance / 2 + cumulant / 6))
+        spread = share**2 * (slope**2 * variance + (fourth - 1) / width)
+        return (behind, moved, spread, excess * share**2 * fourth / width), (q, q * added)
+
+    start = first, jnp.zeros(()), jnp.zeros(()), 3 * excess * (1 - bias / first) ** 2 / width
     return jax.lax.scan(step, start, None, length=depth)[1]
 
 

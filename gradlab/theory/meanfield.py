@@ -23,6 +23,10 @@ from gradlab.theory import gauss
 
 _Function = Callable[[Array], Array]
 
+DEPTH_SCALES = 6.0
+"""Schoenholz et al. 2017, figure 5: a network trains where its depth is at most six depth scales
+1/|log chi_1| of the mean squared gradient."""
+
 # Where fixed points are looked for: below is 0, above is inf.
 _DECADES = (-25, 10)
 _PER_DECADE = 3

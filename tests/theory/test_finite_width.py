@@ -104,3 +104,15 @@ def test_the_mean_length_of_uniform_weights_is_a_product_of_sinc() -> None:
 
     assert abs(float(added[1])) > 3e-4
     assert float((q + added)[1]) == pytest.approx(exact, abs=10 * float(added[1]) ** 2)
+
+
+def test_lengths_that_vanish_do_so_as_those_of_their_linear_part() -> None:
+    # gelu is h/2 near 0, and a linear layer of normal weights keeps the mean length exactly.
+    gelu, sigma_w, depth, width = gl.activations.PHI["gelu"], 0.9, 130, 50
+    q, added = finite_width.mean_lengths(gelu, 1e-12, sigma_w, 0.0, width, depth)
+    short = finite_width.mean_lengths(gelu, 1e-12, sigma_w, 0.0, width, 8)[0]
+
+    # Relative to gelu's slope 1/2, its curvature moves a length by less than its square root.
+    np.testing.assert_allclose(short, 1e-12 * (sigma_w / 2) ** (2 * np.arange(8)), rtol=1e-6)
+    assert (q > 0).all()
+    assert float(jnp.max(jnp.abs(added / q))) < 1e-6

@@ -76,7 +76,7 @@ def test_physics_comes_first_in_what_is_shown(toy: Toy) -> None:
     shown = list(yaml.safe_load(toy.run("--cfg", "job").stdout))
     own = [entry.name for entry in schema.entries(loading.load(toy.file).module.Config)]
     assert shown == [
-        *own, "seed", "precision", "results", "redraw", "experiment", "sweep", "cluster",
+        *own, "seed", "precision", "results", "redraw", "experiment", "sweep",
     ]  # fmt: skip
 
 
@@ -167,7 +167,10 @@ def test_hydras_own_folders_are_taken_where_they_are_asked_for(toy: Toy, tmp_pat
         (["~depth"], "key 'depth' is missing"),
         (["depth@there=3"], "config group 'depth' does not exist"),
         (["sweep_method=map"], "key 'sweep_method' is now called 'sweep.method'"),
-        (["cluster_width=2"], "key 'cluster_width' is now called 'cluster.elements'"),
+        (
+            ["cluster_width=2"],
+            "key 'cluster_width' is now called 'hydra.launcher.array_parallelism'",
+        ),
         (["resume=false"], "key 'resume' is now called 'sweep.resume'"),
         (["scales=smoke"], "key 'scales' is now called 'scale'"),
         (["widths=3"], "key 'widths' is now called 'width'"),
@@ -220,7 +223,7 @@ def test_hydras_options_show_what_they_say(toy: Toy, arguments: list[str], shown
         ("scale=sm", {"scale=smoke"}),
         ("+experiment=ca", {"+experiment=calm"}),
         ("sweep.m", {"sweep.method="}),
-        ("cluster=s", {"cluster=slurm"}),
+        ("scale=s", {"scale=smoke"}),
         ("hydra/launcher=jo", {"hydra/launcher=joblib"}),
     ],
 )

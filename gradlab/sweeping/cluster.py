@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gradlab.errors import BadInput
 from gradlab.experiment import loading, schema
 from gradlab.running import interrupts, machine
 from gradlab.running.console import say
@@ -136,6 +137,8 @@ class Joblib:
     def __call__(self, todo: Todo) -> bool:
         """True: the points are finished, failed or lost when it returns."""
         chunks = list(todo.left())
+        if not chunks:
+            return True
         self._compute(todo, chunks)
         _until_none_is_lost(todo, chunks, "a worker", lambda lost: self._compute(todo, lost))
         return True
@@ -148,10 +151,14 @@ class Joblib:
         before = todo.steps.done
         keys = {name: _number(value) for name, value in self.keys.items()}
         # As Hydra's launcher has it: one process a worker, whatever is asked for.
-        parallel = Parallel(**keys | {"backend": "loky", "return_as": "generator_unordered"})
+        keys |= {"backend": "loky", "return_as": "generator_unordered"}
         elements = _elements(todo, chunks, len(chunks), self.platform, os.getpid())
         try:
-            for _ in parallel(delayed(element)() for element in elements):
+            finished = Parallel(**keys)(delayed(element)() for element in elements)
+        except ValueError as error:
+            raise BadInput(f"hydra.launcher: {error}; allowed: what joblib takes") from None
+        try:
+            for _ in finished:
                 left = _open(chunks, todo.store)
                 todo.steps.reach(before + len(points) - sum(map(len, left)))
                 if todo.settings.sweep.fail_fast and todo.store.failures(points):

@@ -72,7 +72,7 @@ def chosen(config: DictConfig, folder: Path) -> Launcher:
     """The launcher of a composed config, whose own files are below the sweep's folder.
 
     Raises:
-        BadInput: a job would compute its points more than once.
+        BadInput: no job would compute the points, or several would.
     """
     config = copy.deepcopy(config)
     config.hydra.sweep.dir = str(folder)
@@ -83,6 +83,8 @@ def chosen(config: DictConfig, folder: Path) -> Launcher:
             raise BadInput(
                 f"hydra.launcher.{name} is {keys[name]}; allowed: 1, a sweep has jobs of its own"
             )
+    if launcher.target == JOBLIB and keys["n_jobs"] == 0:
+        raise BadInput("hydra.launcher.n_jobs is 0; allowed: 1 or more, or -1 for all processors")
     return launcher
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf
 
+from gradlab.errors import BadInput
 from gradlab.running import composition, naming
 from gradlab.running.command_line import Task
 from gradlab.running.identity import Namer
@@ -21,8 +22,7 @@ if TYPE_CHECKING:
 
 def sweep(context: HydraContext, task: Task, config: DictConfig, arguments: Sequence[str]) -> bool:
     """Whether every point of the multirun was computed and every claim holds."""
-    params = config.hydra.sweeper.get("params") or {}
-    arguments = [*(f"{key}={value}" for key, value in params.items()), *arguments]
+    arguments = [*_params(config, arguments), *arguments]
     parsed = lines.overrides_of(context, arguments)
     swept = {key: over for key, over in parsed.items() if over.is_sweep_override()}
     axes = lines.of_overrides(task.experiment, config, swept)
@@ -32,6 +32,18 @@ def sweep(context: HydraContext, task: Task, config: DictConfig, arguments: Sequ
     fixed = [str(over.input_line) for key, over in parsed.items() if key not in named]
     grid = Grid(task.experiment, context, config, fixed, axes)
     return _run(context, task, config, arguments, fixed, grid)
+
+
+def _params(config: DictConfig, typed: Sequence[str]) -> list[str]:
+    """What `hydra.sweeper.params` adds to the lines that were typed, which have the last word."""
+    params: Any = OmegaConf.to_container(config.hydra)["sweeper"].get("params") or {}
+    if not isinstance(params, dict):
+        raise BadInput(
+            f"hydra.sweeper.params is {params!r}; allowed: {{key: 'a,b'}}, the lines of a sweep"
+        )
+    known = set(map(lines.key_of, typed))
+    told = {key: "null" if value is None else value for key, value in params.items()}
+    return [f"{key}={value}" for key, value in told.items() if lines.key_of(key) not in known]
 
 
 def name_folder(task: Task, config: DictConfig) -> None:

@@ -75,7 +75,11 @@ def _executor(
     start: Mapping[str, Any] = MappingProxyType({}),
     besides: Mapping[str, Any] = MappingProxyType({}),
 ) -> submitit.Executor:
-    """What submitit offers for a queue, told of the keys as Hydra's plugin does."""
+    """What submitit offers for a queue, told of the keys as Hydra's plugin does.
+
+    Raises:
+        BadInput: it does not take one of them.
+    """
     import submitit
 
     named = {
@@ -83,8 +87,12 @@ def _executor(
         for key, value in keys.items()
         if key not in ("submitit_folder", "max_num_timeout")
     }
-    executor = submitit.AutoExecutor(keys["submitit_folder"], cluster=queue, **start)
-    executor.update_parameters(**named | dict(besides))
+    try:
+        executor = submitit.AutoExecutor(keys["submitit_folder"], cluster=queue, **start)
+        executor.update_parameters(**named | dict(besides))
+    except (NameError, TypeError, ValueError) as error:
+        words = " ".join(str(error).split())
+        raise BadInput(f"hydra.launcher: {words}; allowed: what submitit takes") from None
     return executor
 
 

@@ -176,6 +176,14 @@ def test_hydras_own_folders_are_taken_where_they_are_asked_for(toy: Toy, tmp_pat
         (["widths=3"], "key 'widths' is now called 'width'"),
         (["dtypes=float32"], "key 'dtypes' is not known"),  # no experiment's key here is dtype
         (["--multirun", "sweep.method=map,vmap"], "is no sweep of values"),
+        (["--multirun", "hydra.sweeper.params=3"], "hydra.sweeper.params is 3; allowed: {key"),
+        (["--multirun", "+hydra.sweeper.params.seed=0,1"], "Sweeping over Hydra's configuration"),
+        (["+hydra.sweeper.params.seed='0,1'"], "is for sweeps; allowed: --multirun with it"),
+        (["hydra/launcher=joblib"], "is for sweeps; allowed: --multirun with it"),
+        (
+            ["--multirun", "seed=0,1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=0"],
+            "hydra.launcher.n_jobs is 0; allowed: 1 or more",
+        ),
     ],
 )
 def test_what_is_not_possible_is_told_in_one_sentence(
@@ -187,6 +195,14 @@ def test_what_is_not_possible_is_told_in_one_sentence(
     assert sentence in ended.stderr
     assert ended.stderr.count("\n") == 1
     assert not toy.results.exists()
+
+
+def test_the_sweepers_params_are_lines_of_the_sweep_unless_their_keys_are_typed(toy: Toy) -> None:
+    params = "hydra.sweeper.params={seed:'0,1',depth:2}"
+    assert toy.sweep(params, "depth=3").status == 0
+    (folder,) = toy.results.iterdir()
+    assert folder.name == "depth=3,seed=0,1"
+    assert toy.data(folder.name).first.sizes == {"seed": 2, "layer": 3}
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ SCRIPT = Path(__file__).parent / "slurm" / "slurm.sh"
 SMALL = ("hydra.launcher.timeout_min=5", "sweep.chunk=1")
 ON_SLURM = ("hydra/launcher=submitit_slurm", "hydra.launcher.array_parallelism=2")
 LOCAL = ("hydra/launcher=submitit_local", "hydra.launcher.cpus_per_task=1")
+JOBLIB = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
 SWEEP = ("sigma_w=range(1.0,4.0,0.5)", "seed=0,1")
 SLOW = "fail='sleep 0.4'"
 
@@ -80,12 +81,12 @@ def parents() -> dict[int, int]:
     return found
 
 
-def computing(pid: int) -> list[int]:
-    """The processes below one that have none below them but helpers: those that compute."""
-    of, below = parents(), {pid}
-    while new := {child for child, parent in of.items() if parent in below} - below:
-        below |= new
-    leaves = below - {of[child] for child in below if child in of} - {pid}
+def below(pid: int) -> list[int]:
+    """The processes below one that have none below themselves, but for helpers: the workers."""
+    of, found = parents(), {pid}
+    while new := {child for child, parent in of.items() if parent in found} - found:
+        found |= new
+    leaves = found - {of[child] for child in found if child in of} - {pid}
     return [leaf for leaf in leaves if "tracker" not in command(leaf)]
 
 
@@ -205,31 +206,36 @@ def test_a_machine_without_slurm_is_told_so(toy: Toy, monkeypatch: pytest.Monkey
     assert "there is no sbatch; allowed: joblib, submitit_local, or no launcher" in ended.stderr
 
 
+@pytest.fixture(params=[LOCAL, JOBLIB], ids=["local", "joblib"])
+def computing(request: pytest.FixtureRequest, toy: Toy) -> Iterator[subprocess.Popen[str]]:
+    """A sweep of twelve points by processes of this machine, the first of which is finished."""
+    arguments = ("--multirun", *request.param, "sweep.chunk=1", *SWEEP, "fail='sleep 1'")
+    with toy.start(*arguments) as process:
+        wait_for(lambda: list(toy.store.glob("*.nc")), process)
+        yield process
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", [LOCAL, ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")])
 def test_a_killed_process_of_this_machine_is_started_again(
-    toy: Toy, launcher: tuple[str, ...]
+    toy: Toy, computing: subprocess.Popen[str]
 ) -> None:
-    whole = expected(toy)
-    process = toy.start("--multirun", *launcher, "sweep.chunk=1", *SWEEP, SLOW)
-    wait_for(lambda: len(list(toy.store.glob("*.nc"))) >= 2, process)
-    for worker in computing(process.pid):
+    for worker in below(computing.pid):
         os.kill(worker, signal.SIGKILL)
-    status, _, told = end(process)
+    status, _, told = end(computing)
     assert status == 0, told
     assert "points were lost with" in told
-    assert toy.files(next(toy.results.iterdir()).name) == whole
+    again = toy.sweep("sweep.chunk=1", *SWEEP, "fail='sleep 1'")
+    assert "12 of 12 points were finished before" in again.stderr
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", [LOCAL, ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")])
-def test_nothing_computes_after_its_parent_was_killed(toy: Toy, launcher: tuple[str, ...]) -> None:
-    process = toy.start("--multirun", *launcher, "sweep.chunk=1", *SWEEP, "fail='sleep 1'")
-    wait_for(lambda: len(list(toy.store.glob("*.nc"))) >= 1, process)
-    left = computing(process.pid)
+def test_nothing_computes_after_its_parent_was_killed(
+    toy: Toy, computing: subprocess.Popen[str]
+) -> None:
+    left = below(computing.pid)
     assert left
-    process.kill()
-    process.wait()
+    computing.kill()
+    computing.wait()
     deadline = time.monotonic() + 20
     while any(files.alive(pid) for pid in left):
         assert time.monotonic() < deadline
@@ -239,8 +245,8 @@ def test_nothing_computes_after_its_parent_was_killed(toy: Toy, launcher: tuple[
 
 @pytest.mark.slow
 def test_processes_are_left_and_go_on_where_that_was_asked_for(toy: Toy) -> None:
-    leave = ("--multirun", *LOCAL, *SWEEP, "sweep.wait=false", SLOW)
-    left = end(toy.start(*leave))
+    leave = (*LOCAL, "seed=0,1", "sweep.wait=false")
+    left = end(toy.start("--multirun", *leave))
     assert left.status == 0, left
     assert "is running; collect with the same command" in left.stderr
     (folder,) = toy.results.iterdir()
@@ -248,8 +254,7 @@ def test_processes_are_left_and_go_on_where_that_was_asked_for(toy: Toy) -> None
     while any(files.alive(int(job)) for job in submitted(folder)):
         assert time.monotonic() < deadline
         time.sleep(0.2)
-    collected = end(toy.start(*leave))
-    assert "12 of 12 points were finished before" in collected.stderr
+    assert "2 of 2 points were finished before" in toy.sweep(*leave).stderr
 
 
 def test_a_launcher_of_ones_own_extends_one_of_hydras(toy: Toy) -> None:

@@ -95,8 +95,10 @@ ROOMS: dict[str, tuple[str, ...]] = {
             "strip",
             "overview",
             "sweep",
+            "queues",
             "cluster",
             "outcomes",
+            "launchers",
             "lines",
             "grid",
             "multirun",
@@ -150,15 +152,16 @@ HOMES: dict[str, set[str]] = {
     "h5py": {"experiment.dataset"},
     "hydra": {
         *("running", "sweeping.multirun", "sweeping.lines", "sweeping.grid"),
-        *("sweeping.from_python", "hydra_plugins"),
+        *("sweeping.launchers", "sweeping.from_python", "hydra_plugins"),
     },
     "jinja2": {"page"},
+    "joblib": {"sweeping.cluster"},
     "lazy_loader": {"gradlab", *WINGS},
     "markupsafe": {"page"},
     "matplotlib": {"experiment.figures"},
     "omegaconf": {
         *("running", "sweeping.multirun", "sweeping.lines", "sweeping.grid"),
-        *("sweeping.from_python", "hydra_plugins"),
+        *("sweeping.launchers", "sweeping.from_python", "hydra_plugins"),
     },
     "optax": {
         *("lazy", "measuring.clip_rules", "measuring.clipping", "measuring.monitor"),
@@ -167,7 +170,7 @@ HOMES: dict[str, set[str]] = {
     "pandas": {"sweeping.from_python", "sweeping.outcomes"},
     "rich": {"running", "sweeping"},
     "scipy": {"theory", "experiment.claim", "calibration.seeds"},
-    "submitit": {"sweeping.cluster"},
+    "submitit": {"sweeping.cluster", "sweeping.queues"},
     "xarray": {"lazy", "experiment", "running", "sweeping", "calibration", "page"},
     "yaml": {"running"},
 }

@@ -106,14 +106,18 @@ def tidy(folder: Path) -> None:
 
 
 def alive(pid: int) -> bool:
-    """Whether this machine has a process of that number."""
+    """Whether a process of that number goes on here; one that nobody has waited for has ended."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
         return True
-    return True
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:  # a system without /proc
+        return True
+    return status.rpartition(")")[2].split()[0] != "Z"
 
 
 def _umask() -> int:

@@ -90,6 +90,13 @@ class Task:
         hydra: Any = HydraConfig.instance().cfg
         with open_dict(cfg):
             cfg.hydra = hydra.hydra
+        for_sweeps = tuple(
+            f"hydra{mark}{what}" for mark in "./" for what in ("sweeper", "launcher")
+        )
+        for word in hydra.hydra.overrides.hydra:
+            if word.lstrip("+").startswith(for_sweeps):
+                self.errors.append(BadInput(f"'{word}' is for sweeps; allowed: --multirun with it"))
+                return False
         # As typed: to read them one by one would look up what `${...}` in them stands for.
         typed: Any = OmegaConf.to_container(hydra.hydra.overrides.task, resolve=False)
         holds = self.single(cfg, typed)

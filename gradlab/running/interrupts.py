@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import logging
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
+
+from gradlab.experiment import files
 
 # What asks a program to end and lets it say so. A signal that is ignored, as under nohup, stays so.
 _SIGNALS = [
@@ -18,6 +22,9 @@ _SIGNALS = [
     for name in ("SIGINT", "SIGTERM", "SIGHUP")
     if (number := getattr(signal, name, None)) is not None
 ]
+
+# Seconds between two looks at a parent, and those that a process has after its parent's end.
+_LOOK, _GRACE = 0.5, 5.0
 
 # Which of them came last in this process.
 _last = signal.SIGINT
@@ -56,6 +63,20 @@ def _handled(handler: Callable[[int, Any], None]) -> Iterator[None]:
     finally:
         for number, handled in before.items():
             signal.signal(number, handled)
+
+
+@functools.cache
+def end_with(parent: int) -> None:
+    """End this process soon after the process `parent`, which a kill lets tell nobody."""
+    threading.Thread(target=_end_after, args=(parent,), daemon=True).start()
+
+
+def _end_after(parent: int) -> None:
+    while files.alive(parent):
+        time.sleep(_LOOK)
+    os.kill(os.getpid(), signal.SIGINT)  # for what is finished to be saved
+    time.sleep(_GRACE)
+    os._exit(128 + signal.SIGTERM)
 
 
 class Interrupts:

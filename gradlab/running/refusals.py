@@ -11,6 +11,7 @@ from gradlab.errors import BadInput
 from gradlab.experiment import loading, schema
 from gradlab.experiment.loading import Experiment
 from gradlab.running import composition, settings
+from gradlab.running.settings import LAUNCHER, LAUNCHERS
 
 _AS_TYPED = (
     "allowed: key=value, with a list as [1,2] and a text that has signs of its own in quotes"
@@ -32,6 +33,11 @@ def sentence(
             return cause
         if isinstance(cause, MissingConfigException) and cause.options is not None:
             group, _, name = str(cause.missing_cfg_file).rpartition("/")
+            if group == LAUNCHER and name in LAUNCHERS:
+                return BadInput(
+                    f"{group} '{name}' is not installed; allowed: {', '.join(cause.options)}, "
+                    "or all of them after pip install 'gradlab[cluster]'"
+                )
             return BadInput(schema.unknown(group or "config", name, cause.options))
         if isinstance(cause, OmegaConfBaseException) and cause.full_key:
             known = _about_key(cause, experiment, overrides, folders)
@@ -125,14 +131,18 @@ def _about_key(
                 f"'{typed}' sets the key '{name}', which '{experiment.name}' does not have; "
                 f"allowed: an experiment with the keys {keys}"
             )
-    return unknown_key(name, experiment)
+    below = (word.lstrip("+").partition("=")[0] for word in overrides)
+    typed = [key for key in below if key.startswith(f"{name}.") and key in settings.RENAMED]
+    return unknown_key(typed[0] if typed else name, experiment)
 
 
 def unknown_key(name: str, experiment: Experiment) -> str:
     """The sentence for a key that is not known: its new name, or the nearest that is known."""
     known = [*composition.entries(experiment), "scale"]
     new = settings.RENAMED.get(name)
-    if new in known:
+    if new == LAUNCHER:
+        return f"key '{name}' is now called '{new}'; allowed: {new}={' or '.join(LAUNCHERS)}"
+    if new is not None and (new in known or new.startswith("hydra.")):
         return f"key '{name}' is now called '{new}'; allowed: {new}=..."
     node = name.partition(".")[0]
     if node in settings.NODES:

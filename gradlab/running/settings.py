@@ -9,8 +9,11 @@ from typing import Any
 from gradlab.experiment import schema
 from gradlab.experiment.schema import Entry
 
+# Where else the points of a sweep are computed: Hydra's name for that, and what the suite reads.
+LAUNCHER = "hydra/launcher"
+LAUNCHERS = ("joblib", "submitit_local", "submitit_slurm")
+
 METHODS = ("auto", "each", "map", "vmap")
-CLUSTERS = ("none", "debug", "local", "slurm")
 
 
 @schema.config
@@ -39,25 +42,8 @@ class SweepKeys:
     chunk: int = schema.key("points in one chunk file, 0 for a fiftieth of the sweep", at_least=0)
     resume: bool = schema.key("keep the points that were finished before")
     fail_fast: bool = schema.key("stop at the first point that raises")
-
-
-@schema.config
-class ClusterKeys:
-    """The keys of `cluster`: where the points of a `--multirun` are computed."""
-
-    kind: str = schema.key(
-        "where a sweep is computed: in this process, or by submitit in this process (debug), in "
-        "processes of this machine, or as a Slurm job array; cluster=KIND says the same",
-        choices=CLUSTERS,
-    )
-    partition: str | None = schema.key("Slurm partition")
-    minutes: int = schema.key("time limit of one array element", at_least=1)
-    memory: float = schema.key("memory of one array element in GB", above=0)
-    cpus: int = schema.key("processors of one array element", at_least=1)
-    gpus: int = schema.key("GPUs of one array element", at_least=0)
-    elements: int = schema.key("array elements, among which the chunks are dealt", at_least=1)
-    wait: bool = schema.key("wait and collect; false: submit and leave")
-    tries: int = schema.key("times that a lost array element is started again", at_least=0)
+    wait: bool = schema.key("wait for another launcher's jobs and collect; false: submit and leave")
+    tries: int = schema.key("times that a job that was lost is started again", at_least=0)
 
 
 @dataclass(kw_only=True)
@@ -65,20 +51,31 @@ class Settings(RunKeys):
     """All of them, checked."""
 
     sweep: SweepKeys
-    cluster: ClusterKeys
 
 
-NODES: dict[str, type] = {"sweep": SweepKeys, "cluster": ClusterKeys}
+NODES: dict[str, type] = {"sweep": SweepKeys}
 
 # Keys that say where or how, not what: they do not tell one result from another.
 NOT_NAMED = frozenset(
     (
-        *("results", "redraw", "cluster", "sweep.chunk", "sweep.resume", "sweep.fail_fast"),
-        *(f"cluster.{entry.name}" for entry in schema.entries(ClusterKeys)),
+        *("results", "redraw", "sweep.chunk", "sweep.resume", "sweep.fail_fast"),
+        *("sweep.wait", "sweep.tries"),
     )
 )
 
 # What a key was called once, and is called now. Asked only about a key that is not known.
+_ONCE = {
+    "cpus": "hydra.launcher.cpus_per_task",
+    "elements": "hydra.launcher.array_parallelism",
+    "gpus": "hydra.launcher.gpus_per_node",
+    "kind": LAUNCHER,
+    "memory": "hydra.launcher.mem_gb",
+    "minutes": "hydra.launcher.timeout_min",
+    "partition": "hydra.launcher.partition",
+    "tries": "sweep.tries",
+    "wait": "sweep.wait",
+    "width": "hydra.launcher.array_parallelism",
+}
 RENAMED = {
     "activations": "activation",
     "dtypes": "dtype",
@@ -90,14 +87,8 @@ RENAMED = {
     "sweep_batch": "sweep.batch",
     "sweep_chunk": "sweep.chunk",
     "sweep_method": "sweep.method",
-    "cluster_cpus": "cluster.cpus",
-    "cluster_gpus": "cluster.gpus",
-    "cluster_memory": "cluster.memory",
-    "cluster_minutes": "cluster.minutes",
-    "cluster_partition": "cluster.partition",
-    "cluster_tries": "cluster.tries",
-    "cluster_wait": "cluster.wait",
-    "cluster_width": "cluster.elements",
+    "cluster": LAUNCHER,
+    **{f"cluster{mark}{name}": now for mark in "._" for name, now in _ONCE.items()},
 }
 
 

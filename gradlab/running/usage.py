@@ -9,6 +9,7 @@ from typing import Any
 from gradlab.experiment import schema
 from gradlab.experiment.loading import Experiment
 from gradlab.running import composition, settings
+from gradlab.running.settings import LAUNCHER
 
 
 def text(experiment: Experiment) -> str:
@@ -37,6 +38,7 @@ def text(experiment: Experiment) -> str:
             *(line for name in settings.entries() for line in rows[name]),
             "",
             "sweep: --multirun key=1,2,3   show: --cfg job   Hydra's own help: --hydra-help",
+            f"on more processors: --multirun {LAUNCHER}={', '.join(settings.LAUNCHERS)}",
         ]
     )
 

@@ -1,4 +1,4 @@
-"""A sweep on more than one process: its chunks dealt among the elements of a job array.
+"""A sweep on more than one process: its chunks dealt among workers of this machine, or a job array.
 
 The elements leave the same chunk files as a sweep in this process, and so it does not matter who
 computed what, or how often an element was stopped: the files alone say what is missing.
@@ -6,51 +6,42 @@ computed what, or how often an element was stopped: the files alone say what is 
 
 from __future__ import annotations
 
-import contextlib
-import io
-import json
-import shutil
-import subprocess
+import os
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradlab.errors import BadInput
-from gradlab.experiment import files, loading, schema
-from gradlab.running import machine
+from gradlab.experiment import loading, schema
+from gradlab.running import interrupts, machine
 from gradlab.running.console import say
 from gradlab.running.identity import Namer, sources
 from gradlab.running.store import Store
 from gradlab.sweeping import programs, sweep
 from gradlab.sweeping.points import Point, computed_by
+from gradlab.sweeping.queues import Queue
 from gradlab.sweeping.sweep import Todo
 
 if TYPE_CHECKING:
     import submitit
 
     from gradlab.experiment.loading import Experiment
-    from gradlab.running.settings import ClusterKeys
 
 POLL = 1.0
-
-# Run by the batch shell at its end. A job whose Python was killed (for its memory, by hand) still
-# runs then; one that was cancelled or preempted does not, and is Slurm's business.
-_REQUEUE = """\
-id=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
-again() {
-    [ $? -gt 128 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt %d ] &&
-        [ "$(squeue --noheader --format=%%T --jobs="$id")" = RUNNING ] && scontrol requeue "$id"
-}
-trap again EXIT"""
 
 
 @dataclass
 class Element:
-    """What one array element computes, as plain data."""
+    """What one array element computes, as plain data.
 
+    Attributes:
+        parent: the process of this machine that it ends with, if it was killed; None goes on.
+        points: its chunks, each point as its store tells of it.
+    """
+
+    parent: int | None
     file: str
     store: str
     method: str
@@ -63,6 +54,8 @@ class Element:
 
     def __call__(self) -> None:
         """Compute those of its points that are not finished, to their files."""
+        if self.parent is not None:
+            interrupts.end_with(self.parent)
         programs.ask_for(self.platform)
         machine.prepare("float64")
         if programs.platform() != self.platform:
@@ -96,57 +89,131 @@ def _point(exp: Experiment, plain: dict[str, Any], name: Namer) -> Point:
     return Point(*given, name(*given))
 
 
-@dataclass
-class Cluster:
-    """A job array by submitit; what `sweep.run_sweep` calls to have chunks computed elsewhere."""
-
-    folder: Path
-    job_name: str
-
-    def __call__(self, todo: Todo) -> bool:
-        """Whether the results can be collected now: false for an array that is left to run."""
-        chunks = list(todo.left())
-        if not chunks:
-            return True
-        asked = todo.settings.cluster
-        queue = _queue(asked, self.folder, self.job_name)
-        running = queue.active()
-        if not running:
-            _submit(todo, chunks, queue)
-        if not asked.wait:
-            say(f"{todo.exp.name}: {queue.name()} is running; collect with the same command")
-            return False
-        for turn in range(asked.tries + 1):
-            _watch(todo, chunks, queue)
-            lost = _open(chunks, todo.store)
-            if not lost:
-                break
-            if turn < asked.tries:
-                say(f"{sum(map(len, lost))} points were lost with {queue.name()}; once more")
-                _submit(todo, lost, queue)
-        return True
-
-
-def _submit(todo: Todo, chunks: Sequence[Sequence[Point]], queue: Queue) -> None:
-    """Deal the chunks, all of them or what was lost, among the elements of an array."""
+def _elements(
+    todo: Todo, chunks: Sequence[Sequence[Point]], width: int, platform: str, parent: int | None
+) -> list[Element]:
+    """The chunks dealt among so many elements, or fewer where there are fewer chunks."""
     asked = todo.settings
-    width = min(asked.cluster.elements, len(chunks))
-    elements = [
+    width = min(width, len(chunks))
+    return [
         Element(
+            parent,
             str(todo.exp.file),
             str(todo.store.folder),
             asked.sweep.method,
             asked.sweep.batch,
             asked.sweep.fail_fast,
-            "gpu" if asked.cluster.gpus else "cpu",
-            computed_by(asked),
+            platform,
+            computed_by(asked, platform),
             sources(todo.exp),
             [[point.plain() for point in chunk] for chunk in chunks[number::width]],
         )
         for number in range(width)
     ]
-    queue.submit(elements)
-    say(f"{todo.exp.name}: submitted {queue.name()}: {width} elements, {len(chunks)} chunks")
+
+
+def _until_none_is_lost(
+    todo: Todo, chunks: Sequence[Sequence[Point]], what: str, again: Callable[[Any], None]
+) -> None:
+    """Have what was lost of the chunks computed `again`, as often as is allowed."""
+    for _ in range(todo.settings.sweep.tries):
+        lost = _open(chunks, todo.store)
+        if not lost:
+            return
+        say(f"{sum(map(len, lost))} points were lost with {what}; once more")
+        again(lost)
+
+
+# ---- workers of this machine
+
+
+@dataclass
+class Joblib:
+    """Processes of this machine by joblib, whose keys are those of `hydra/launcher=joblib`."""
+
+    keys: dict[str, Any]
+    platform: str
+
+    def __call__(self, todo: Todo) -> bool:
+        """True: the points are finished, failed or lost when it returns."""
+        chunks = list(todo.left())
+        if not chunks:
+            return True
+        self._compute(todo, chunks)
+        _until_none_is_lost(todo, chunks, "a worker", lambda lost: self._compute(todo, lost))
+        return True
+
+    def _compute(self, todo: Todo, chunks: Sequence[Sequence[Point]]) -> None:
+        from joblib import Parallel, delayed
+        from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+        points = [point for chunk in chunks for point in chunk]
+        before = todo.steps.done
+        keys = {name: _number(value) for name, value in self.keys.items()}
+        # As Hydra's launcher has it: one process a worker, whatever is asked for.
+        keys |= {"backend": "loky", "return_as": "generator_unordered"}
+        elements = _elements(todo, chunks, len(chunks), self.platform, os.getpid())
+        try:
+            finished = Parallel(**keys)(delayed(element)() for element in elements)
+        except ValueError as error:
+            raise BadInput(f"hydra.launcher: {error}; allowed: what joblib takes") from None
+        try:
+            for _ in finished:
+                left = _open(chunks, todo.store)
+                todo.steps.reach(before + len(points) - sum(map(len, left)))
+                if todo.settings.sweep.fail_fast and todo.store.failures(points):
+                    raise sweep.FailFast
+        except TerminatedWorkerError:
+            return  # what is missing on disk says what was lost with it
+
+
+def _number(value: Any) -> Any:
+    """A whole number that a launcher's key holds as text."""
+    return int(value) if isinstance(value, str) and value.isdecimal() else value
+
+
+# ---- jobs
+
+
+@dataclass
+class Cluster:
+    """Jobs by submitit; what `sweep.run_sweep` calls to have chunks computed elsewhere.
+
+    Attributes:
+        queue: makes what they run in, told how often a job is started again.
+        platform: what they compute on.
+    """
+
+    queue: Callable[[int], Queue]
+    platform: str
+
+    def __call__(self, todo: Todo) -> bool:
+        """Whether the results can be collected now: false for jobs that are left to run."""
+        chunks = list(todo.left())
+        if not chunks:
+            return True
+        asked = todo.settings.sweep
+        queue = self.queue(asked.tries)
+        if not queue.active():
+            self._submit(todo, chunks, queue)
+        if not asked.wait:
+            say(f"{todo.exp.name}: {queue.name()} is running; collect with the same command")
+            return False
+
+        def again(lost: Sequence[Sequence[Point]]) -> None:
+            self._submit(todo, lost, queue)
+            _watch(todo, chunks, queue)
+
+        _watch(todo, chunks, queue)
+        _until_none_is_lost(todo, chunks, queue.name(), again)
+        return True
+
+    def _submit(self, todo: Todo, chunks: Sequence[Sequence[Point]], queue: Queue) -> None:
+        parent = os.getpid() if queue.ends_with_parent and todo.settings.sweep.wait else None
+        elements = _elements(todo, chunks, queue.width, self.platform, parent)
+        queue.submit(elements)
+        many = f"{len(elements)} elements, {len(chunks)} chunks"
+        say(f"{todo.exp.name}: submitted {queue.name()}: {many}")
 
 
 def _watch(todo: Todo, chunks: Sequence[Sequence[Point]], queue: Queue) -> None:
@@ -177,148 +244,3 @@ def _open(chunks: Sequence[Sequence[Point]], store: Store) -> list[list[Point]]:
     closed = store.keys() | set(store.failures(point for chunk in maybe for point in chunk))
     left = ([point for point in chunk if point.key not in closed] for chunk in maybe)
     return [chunk for chunk in left if chunk]
-
-
-class Queue(ABC):
-    """Where elements run; knows which of those it was given before still do."""
-
-    def __init__(self, executor: submitit.Executor, folder: Path) -> None:
-        self.executor = executor
-        self.note = folder / "submitted.json"
-        self.jobs: list[submitit.Job[None]] = []
-
-    def submit(self, elements: Sequence[Element]) -> None:
-        """Hand the elements over.
-
-        Raises:
-            BadInput: they are refused.
-        """
-        from submitit.core.utils import FailedJobError
-
-        try:
-            # What sbatch prints is in the error too.
-            with contextlib.redirect_stderr(io.StringIO()):
-                self.jobs = self.executor.submit_array(elements)
-        except FailedJobError as error:
-            words = " ".join(str(error).split())
-            raise BadInput(
-                f"the job was refused: {words}; allowed: what the cluster takes"
-            ) from None
-        files.write_json(self.note, [job.job_id for job in self.jobs])
-
-    def ids(self) -> list[str]:
-        """The ids of the elements that were submitted last, by this process or another."""
-        return (
-            list(json.loads(self.note.read_text(encoding="utf-8"))) if self.note.is_file() else []
-        )
-
-    def name(self) -> str:
-        """The array in words."""
-        return "job " + ", ".join(sorted({job.partition("_")[0] for job in self.ids()}))
-
-    @abstractmethod
-    def active(self) -> bool:
-        """Whether any element waits or runs."""
-
-    def cancel(self) -> None:
-        """Stop every element."""
-        for job in self.jobs:
-            job.cancel(check=False)
-
-    def leave(self) -> None:
-        """What is to be done when the watcher is interrupted."""
-        self.cancel()
-
-
-class InThisProcess(Queue):
-    """The elements one after the other, here: to see what they do."""
-
-    def active(self) -> bool:
-        """False: they are finished when asked."""
-        for job in self.jobs:
-            job.wait()
-        return False
-
-
-class Processes(Queue):
-    """Each element a process of this machine."""
-
-    def active(self) -> bool:
-        """Whether any process lives."""
-        if self.jobs:
-            return not all(job.done() for job in self.jobs)
-        return any(files.alive(int(job)) for job in self.ids())
-
-
-class Slurm(Queue):
-    """Each element a task of a Slurm job array."""
-
-    FINAL = frozenset(
-        (
-            "BOOT_FAIL",
-            "CANCELLED",
-            "COMPLETED",
-            "DEADLINE",
-            "FAILED",
-            "NODE_FAIL",
-            "OUT_OF_MEMORY",
-            "PREEMPTED",
-            "TIMEOUT",
-        )
-    )
-
-    def active(self) -> bool:
-        """Whether Slurm knows of an element that is not at its end."""
-        jobs = sorted({job.partition("_")[0] for job in self.ids()})
-        if not jobs:
-            return False
-        done = subprocess.run(
-            ["squeue", "--noheader", "--states=all", "--format=%T", f"--jobs={','.join(jobs)}"],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode and "Invalid job id" not in done.stderr:
-            return True  # the controller does not answer: ask again
-        return bool(set(done.stdout.split()) - self.FINAL)
-
-    def leave(self) -> None:
-        """The array goes on."""
-        say(f"{self.name()} goes on; scancel stops it")
-
-
-def _queue(asked: ClusterKeys, folder: Path, job_name: str) -> Queue:
-    try:
-        import submitit
-    except ImportError:
-        raise BadInput(
-            f"cluster.kind is '{asked.kind}', for which submitit is not installed; "
-            "allowed: none, or pip install 'gradlab[cluster]'"
-        ) from None
-    where = folder / "jobs"
-    log = where / "%j"
-    files.folder_for(where)
-    limits: dict[str, Any] = {"timeout_min": asked.minutes}
-    if asked.kind == "debug":
-        return InThisProcess(submitit.DebugExecutor(log), where)
-    if asked.kind == "local":
-        executor: submitit.Executor = submitit.LocalExecutor(log)
-        executor.update_parameters(**limits)
-        return Processes(executor, where)
-    if shutil.which("sbatch") is None:
-        raise BadInput(
-            "cluster.kind is 'slurm', but there is no sbatch; allowed: none, local, debug"
-        )
-    executor = submitit.SlurmExecutor(log, max_num_timeout=asked.tries)
-    executor.update_parameters(
-        time=asked.minutes,
-        mem=f"{round(asked.memory * 1024)}M",
-        cpus_per_task=asked.cpus,
-        array_parallelism=asked.elements,
-        job_name=job_name,
-        setup=[_REQUEUE % asked.tries],
-        additional_parameters={"requeue": True},
-        **({"partition": asked.partition} if asked.partition else {}),
-        **({"gpus_per_node": asked.gpus} if asked.gpus else {}),
-    )
-    return Slurm(executor, where)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, Transformer
+from hydra.core.override_parser.types import Override, RangeSweep, Transformer
 from omegaconf import DictConfig, OmegaConf
 
 from gradlab.errors import BadInput
@@ -101,8 +101,9 @@ def _elements(over: Override, entry: schema.Entry | None) -> Sequence[Any]:
     if isinstance(value, grammar.Spaced) and entry is not None and entry.type is int:
         numbers: Any = value.list
         return [round(number) for number in numbers]
-    found: Any = over.sweep_iterator()
-    elements: Sequence[Any] = found if isinstance(found, range) else list(found)
+    counted = isinstance(value, RangeSweep) and not value.shuffle
+    elements: Any = value.range() if counted else list(over.sweep_iterator())
+    elements = elements if isinstance(elements, range) else list(elements)
     if not elements:
         raise BadInput(f"{_typed(over)} names nothing; allowed: a sweep of at least one value")
     return elements

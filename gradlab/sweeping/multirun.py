@@ -3,35 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra.core.override_parser.types import Quote, QuotedString
-from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf
 
-from gradlab.experiment import loading
-from gradlab.running import composition, machine, naming
+from gradlab.errors import BadInput
+from gradlab.running import composition, naming
 from gradlab.running.command_line import Task
 from gradlab.running.identity import Namer
-from gradlab.sweeping import lines, points
+from gradlab.sweeping import launchers, lines, points
 from gradlab.sweeping.grid import Grid
-from gradlab.sweeping.points import Point, Sweep
+from gradlab.sweeping.points import Sweep
 
 if TYPE_CHECKING:
     from hydra.types import HydraContext
 
-    from gradlab.sweeping.sweep import Todo
-
-OUR_LAUNCHER = "hydra_plugins.gradlab_launcher.GradlabLauncher"
-
 
 def sweep(context: HydraContext, task: Task, config: DictConfig, arguments: Sequence[str]) -> bool:
     """Whether every point of the multirun was computed and every claim holds."""
-    params = config.hydra.sweeper.get("params") or {}
-    arguments = [*(f"{key}={value}" for key, value in params.items()), *arguments]
+    arguments = [*_params(config, arguments), *arguments]
     parsed = lines.overrides_of(context, arguments)
     swept = {key: over for key, over in parsed.items() if over.is_sweep_override()}
     axes = lines.of_overrides(task.experiment, config, swept)
@@ -41,6 +32,18 @@ def sweep(context: HydraContext, task: Task, config: DictConfig, arguments: Sequ
     fixed = [str(over.input_line) for key, over in parsed.items() if key not in named]
     grid = Grid(task.experiment, context, config, fixed, axes)
     return _run(context, task, config, arguments, fixed, grid)
+
+
+def _params(config: DictConfig, typed: Sequence[str]) -> list[str]:
+    """What `hydra.sweeper.params` adds to the lines that were typed, which have the last word."""
+    params: Any = OmegaConf.to_container(config.hydra)["sweeper"].get("params") or {}
+    if not isinstance(params, dict):
+        raise BadInput(
+            f"hydra.sweeper.params is {params!r}; allowed: {{key: 'a,b'}}, the lines of a sweep"
+        )
+    known = set(map(lines.key_of, typed))
+    told = {key: "null" if value is None else value for key, value in params.items()}
+    return [f"{key}={value}" for key, value in told.items() if lines.key_of(key) not in known]
 
 
 def name_folder(task: Task, config: DictConfig) -> None:
@@ -80,7 +83,7 @@ def _run(
     axes = grid.checked()
     settings = grid.settings()
     folder, asked = task.asked_for(settings, config, arguments, several=True)
-    foreign = config.hydra.launcher["_target_"] != OUR_LAUNCHER
+    launcher = launchers.chosen(config, folder)
 
     # The values are checked; from here on the heavy imports are worth their time.
     from gradlab.running import single
@@ -88,81 +91,10 @@ def _run(
     from gradlab.sweeping import sweep as sweeps
 
     store = Store(naming.store_folder(exp, settings))
-    name = Namer(exp, points.computed_by(settings), single.recalling(store, task.reads))
+    computed_by = points.computed_by(settings, launcher.platform())
+    name = Namer(exp, computed_by, single.recalling(store, task.reads))
     whole = Sweep(axes, grid.points(axes, name), tuple(fixed), asked)
-    if foreign:
-        work: Any = OtherLauncher(context, config, folder, whole)
-    elif settings.cluster.kind != "none":
-        from gradlab.sweeping.cluster import Cluster
-
-        work = Cluster(folder, str(config.hydra.job.name))
-    else:
-        work = sweeps.here
+    work = launchers.work(launcher, context, config, folder, whole)
     verdict = sweeps.run_sweep(exp, whole, settings, folder, work)
     task.verdicts.append(verdict)
     return verdict
-
-
-# ---- other launchers
-
-
-@dataclass(frozen=True)
-class OtherLauncher:
-    """Any launcher of Hydra's, one point a job; the jobs leave the same files as this process."""
-
-    context: HydraContext
-    config: DictConfig
-    folder: Path
-    sweep: Sweep
-
-    def __call__(self, todo: Todo) -> bool:
-        """True: the jobs are finished when the launcher returns."""
-        from gradlab.running.console import say
-        from gradlab.sweeping.sweep import FailFast
-
-        store, left = todo.store, [point for chunk in todo.left() for point in chunk]
-        if not left:
-            return True
-        jobs = self.folder / "jobs"
-        quoted = QuotedString(str(jobs), Quote.single).with_quotes()
-        self.config.hydra.sweep.dir = str(jobs)
-        self.config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted}")
-        launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=self.context,
-            task_function=Job(str(todo.exp.file), str(store.folder)),
-            config=self.config,
-        )
-        overrides = [[*self.sweep.fixed, *point.overrides] for point in left]
-        try:
-            for point, job in zip(left, launcher.launch(overrides, 0), strict=True):
-                if job.status == JobStatus.FAILED and not store.failures([point]):
-                    store.save_failure(point, repr(job._return_value), "")
-        except Exception as error:  # a worker that was killed, say: the other points are finished
-            say(f"{type(launcher).__name__} stopped: {type(error).__name__}: {error}")
-        if not any(jobs.iterdir()):
-            jobs.rmdir()
-        todo.steps.step(len(left))
-        if todo.settings.sweep.fail_fast and store.failures(left):
-            raise FailFast
-        return True
-
-
-@dataclass(frozen=True)
-class Job:
-    """What another launcher runs for each point, perhaps in another process: plain data only."""
-
-    file: str
-    store: str
-
-    def __call__(self, config: DictConfig) -> None:
-        """Compute the point to its file, or note its failure."""
-        from gradlab.running.store import Store
-        from gradlab.sweeping import programs, sweep
-
-        exp = loading.load(self.file)
-        settings, cfg = composition.read(exp, composition.plain_values(config))
-        given = (cfg, settings.seed, settings.precision)
-        point = Point(*given, Namer(exp, points.computed_by(settings))(*given))
-        machine.prepare(settings.precision)
-        method = programs.choose(settings.sweep.method, settings.sweep.batch)
-        sweep.compute(exp, [[point]], Store(Path(self.store)), method, settings.sweep.fail_fast)

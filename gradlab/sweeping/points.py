@@ -218,13 +218,8 @@ def resolved(method: str, platform: str) -> str:
     return {"cpu": "each"}.get(platform, "vmap") if method == "auto" else method
 
 
-def computed_by(settings: Settings) -> str:
+def computed_by(settings: Settings, platform: str) -> str:
     """How the points of a sweep are evaluated, where that may change their last bits."""
-    platform = "gpu" if settings.cluster.gpus else "cpu"
-    if settings.cluster.kind == "none":
-        import jax
-
-        platform = jax.default_backend()
     return method_in_words(resolved(settings.sweep.method, platform), settings.sweep.batch)
 
 

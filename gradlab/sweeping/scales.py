@@ -55,13 +55,14 @@ def is_geometric(values: Any) -> bool:
     return bool(np.std(ratios) / np.mean(ratios) < 0.9 * np.std(steps) / np.mean(steps))
 
 
-def labels(axis: Axis) -> list[str]:
-    """The values of an axis as its ticks say them."""
-    rows = zip(*axis.columns.values(), strict=True)
+def labels(axis: Axis, every: int = 1) -> list[str]:
+    """The values of an axis as its ticks say them, every so many of them."""
+    places = range(0, len(axis), every)
+    rows = [tuple(column[row] for column in axis.columns.values()) for row in places]
     if len(axis.columns) == 1:
         return [short(row[0]) for row in rows]
     if len(axis) > MOST_NAMES:  # of which the table of the data says more
-        return [str(row) for row in range(len(axis))]
+        return list(map(str, places))
     return [
         "\n".join(f"{key}={short(value)}" for key, value in zip(axis.columns, row, strict=True))
         for row in rows
@@ -86,7 +87,7 @@ def set_across(axes: figures.Axes, axis: Axis, which: str = "x") -> None:
     few_decades = numeric and x.min() > 0 and x.max() < 100 * x.min()
     if len(axis) <= MOST_TICKS or not numeric or (is_geometric(x) and few_decades):
         every, look = thinned(axis, 45) if which == "x" else (_every(axis, MOST_TICKS), {})
-        getattr(axes, f"set_{which}ticks")(x[::every], labels(axis)[::every], **look)
+        getattr(axes, f"set_{which}ticks")(x[::every], labels(axis, every), **look)
         getattr(axes, f"set_{which}ticks")([], minor=True)
     getattr(axes, f"set_{which}label")(named(axis))
 
@@ -99,9 +100,9 @@ def thinned(axis: Axis, room: int) -> tuple[int, dict[str, Any]]:
     """Every which value has a tick where there is room for so many letters, and its look."""
     every = _every(axis, 2 * MOST_TICKS)
     if not is_numeric(axis):
-        turned = _width(labels(axis)[::every]) > 1.4 * room
+        turned = _width(labels(axis, every)) > 1.4 * room
         return every, {"rotation": 90, "fontsize": 5.5} if turned else {}
-    while every < len(axis) and _width(labels(axis)[::every]) > room:
+    while every < len(axis) and _width(labels(axis, every)) > room:
         every += 1
     return every, {}
 

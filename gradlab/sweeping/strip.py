@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,8 +15,8 @@ from gradlab.sweeping.summary import FAILS, HOLDS, NOT_MADE, Summary, Verdict
 
 MOST_ROWS, MOST_NAMED = 12, 3
 
-_SHADES = {HOLDS: "0.86", FAILS: figures.COLOURS[1], NOT_MADE: "1.0"}
-_SOME = figures.COLOURS[5]
+# The shade and the mark of a cell: no claim was made, it holds, it fails, it does one or the other.
+_LOOKS = (("1.0", ""), ("0.86", ""), (figures.COLOURS[1], "x"), (figures.COLOURS[5], "."))
 
 
 def rows_of(seen: Summary) -> list[tuple[str, Any]]:
@@ -57,15 +56,20 @@ def draw_strip(
         return
     for height, (_, said) in enumerate(rows):
         cells = across(said).reshape(len(swept), -1)
-        for start, stop, shade, mark in _runs(cells):
-            axes.barh(height, stop - start, left=start, height=0.8, color=shade, linewidth=0)
-            if mark and len(swept) <= 8 * MOST_TICKS:
-                middles = np.arange(start, stop) + 0.5
-                axes.plot(middles, np.full(middles.size, height), mark, color="k", markersize=3)
+        starts, kinds = _runs(cells)
+        runs = list(zip(starts[:-1], np.diff(starts), strict=True))
+        shades = [_LOOKS[kind][0] for kind in kinds]
+        axes.broken_barh(runs, (height - 0.4, 0.8), color=shades, linewidth=0)
+        for (start, length), kind in zip(runs, kinds, strict=True):
+            if _LOOKS[kind][1] and len(swept) <= 8 * MOST_TICKS:
+                middles = np.arange(start, start + length) + 0.5
+                axes.plot(
+                    middles, np.full(length, height), _LOOKS[kind][1], color="k", markersize=3
+                )
     axes.set_yticks(range(len(rows)), [words for words, _ in rows], fontsize=6)
     axes.set(xlim=(0, len(swept)), ylim=(len(rows) - 0.5, -0.5))
     every, look = thinned(swept, 70)
-    axes.set_xticks(np.arange(0, len(swept), every) + 0.5, labels(swept)[::every], **look)
+    axes.set_xticks(np.arange(0, len(swept), every) + 0.5, labels(swept, every), **look)
     axes.tick_params(length=0)
     for side in ("left", "bottom"):
         axes.spines[side].set_visible(False)
@@ -75,23 +79,11 @@ def draw_strip(
         figures.words(axes, 1.0, 1.03, words, ha="right", va="bottom", fontsize=6)
 
 
-def _runs(cells: Any) -> Iterator[tuple[int, int, str, str]]:
-    """Neighbouring cells of one shade: start, stop, the shade and its mark."""
-    looks = [_look(cell) for cell in cells]
-    start = 0
-    for look, run in itertools.groupby(looks):
-        stop = start + len(list(run))
-        yield start, stop, *look
-        start = stop
-
-
-def _look(cell: Any) -> tuple[str, str]:
-    made = cell[cell != NOT_MADE]
-    if not made.size:
-        return _SHADES[NOT_MADE], ""
-    if (made == HOLDS).all():
-        return _SHADES[HOLDS], ""
-    return (_SHADES[FAILS], "x") if (made == FAILS).all() else (_SOME, ".")
+def _runs(cells: Any) -> tuple[Any, Any]:
+    """Where runs of neighbouring cells of one kind start, and the end; and the kind of each."""
+    kinds = (cells == HOLDS).any(axis=1) + 2 * (cells == FAILS).any(axis=1)
+    starts = np.concatenate([[0], np.flatnonzero(np.diff(kinds)) + 1])
+    return np.append(starts, len(kinds)), kinds[starts]
 
 
 def told(seen: Summary) -> list[str]:

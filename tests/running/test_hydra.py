@@ -76,7 +76,7 @@ def test_physics_comes_first_in_what_is_shown(toy: Toy) -> None:
     shown = list(yaml.safe_load(toy.run("--cfg", "job").stdout))
     own = [entry.name for entry in schema.entries(loading.load(toy.file).module.Config)]
     assert shown == [
-        *own, "seed", "precision", "results", "redraw", "experiment", "sweep", "cluster",
+        *own, "seed", "precision", "results", "redraw", "experiment", "sweep",
     ]  # fmt: skip
 
 
@@ -167,12 +167,23 @@ def test_hydras_own_folders_are_taken_where_they_are_asked_for(toy: Toy, tmp_pat
         (["~depth"], "key 'depth' is missing"),
         (["depth@there=3"], "config group 'depth' does not exist"),
         (["sweep_method=map"], "key 'sweep_method' is now called 'sweep.method'"),
-        (["cluster_width=2"], "key 'cluster_width' is now called 'cluster.elements'"),
+        (
+            ["cluster_width=2"],
+            "key 'cluster_width' is now called 'hydra.launcher.array_parallelism'",
+        ),
         (["resume=false"], "key 'resume' is now called 'sweep.resume'"),
         (["scales=smoke"], "key 'scales' is now called 'scale'"),
         (["widths=3"], "key 'widths' is now called 'width'"),
         (["dtypes=float32"], "key 'dtypes' is not known"),  # no experiment's key here is dtype
         (["--multirun", "sweep.method=map,vmap"], "is no sweep of values"),
+        (["--multirun", "hydra.sweeper.params=3"], "hydra.sweeper.params is 3; allowed: {key"),
+        (["--multirun", "+hydra.sweeper.params.seed=0,1"], "Sweeping over Hydra's configuration"),
+        (["+hydra.sweeper.params.seed='0,1'"], "is for sweeps; allowed: --multirun with it"),
+        (["hydra/launcher=joblib"], "is for sweeps; allowed: --multirun with it"),
+        (
+            ["--multirun", "seed=0,1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=0"],
+            "hydra.launcher.n_jobs is 0; allowed: 1 or more",
+        ),
     ],
 )
 def test_what_is_not_possible_is_told_in_one_sentence(
@@ -184,6 +195,14 @@ def test_what_is_not_possible_is_told_in_one_sentence(
     assert sentence in ended.stderr
     assert ended.stderr.count("\n") == 1
     assert not toy.results.exists()
+
+
+def test_the_sweepers_params_are_lines_of_the_sweep_unless_their_keys_are_typed(toy: Toy) -> None:
+    params = "hydra.sweeper.params={seed:'0,1',depth:2}"
+    assert toy.sweep(params, "depth=3").status == 0
+    (folder,) = toy.results.iterdir()
+    assert folder.name == "depth=3,seed=0,1"
+    assert toy.data(folder.name).first.sizes == {"seed": 2, "layer": 3}
 
 
 @pytest.mark.parametrize(
@@ -220,7 +239,7 @@ def test_hydras_options_show_what_they_say(toy: Toy, arguments: list[str], shown
         ("scale=sm", {"scale=smoke"}),
         ("+experiment=ca", {"+experiment=calm"}),
         ("sweep.m", {"sweep.method="}),
-        ("cluster=s", {"cluster=slurm"}),
+        ("scale=s", {"scale=smoke"}),
         ("hydra/launcher=jo", {"hydra/launcher=joblib"}),
     ],
 )

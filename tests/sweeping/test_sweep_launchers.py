@@ -1,4 +1,4 @@
-"""Every other launcher of Hydra's leaves the files of the suite's own; several devices too."""
+"""Every launcher of Hydra's leaves the files of a sweep in this process; several devices too."""
 
 import json
 import shutil

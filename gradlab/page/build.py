@@ -29,6 +29,8 @@ SCRIPTS = (
     "chain",
     "network",
     "clipping",
+    "branch",
+    "moved",
     "gallery",
     "begin",
 )
@@ -247,7 +249,8 @@ def mark(packed: Mapping[str, Any], value: float) -> tuple[str, str] | None:
     """
     values = lesson.unpacked(packed)
     part = (value - values[0]) / ((values[-1] - values[0]) or math.inf)
-    return (f"{value:g}", f"calc(8px + {part:.4f} * (100% - 16px))") if 0 < part < 1 else None
+    said = f"{value:g}".replace("-", numbers.MINUS)
+    return (said, f"calc(8px + {part:.4f} * (100% - 16px))") if 0 < part < 1 else None
 
 
 def pairs(values: Sequence[Any]) -> list[tuple[Any, str]]:

@@ -13,6 +13,7 @@ from gradlab.page import numbers
 
 WEIGHTS = (0.9, 1.0, 1.1)
 REGIMES = ("vanishing", "edge", "exploding")
+MOVERS = ("is-plain", "is-clipped", "is-residual")
 DECADES = 10.0
 
 
@@ -54,6 +55,48 @@ def lines(payload: Mapping[str, Any]) -> Markup:
     return _drawing("The size of the product against depth, on a log axis", 315, rows)
 
 
+def branch(payload: Mapping[str, Any]) -> Markup:
+    """What is left over w through the deepest chain: plain, residual, small branch, as an SVG."""
+    w, depth = lesson.unpacked(payload["w"]), payload["depths"][-1]
+    found = {name: lesson.unpacked(payload[name])[-1] for name in ("plain", "residual", "small")}
+    most = max(values.max() for values in found.values())
+    along = 560 * (w - w[0]) / (w[-1] - w[0])
+    rows = [Markup('<path class="axis" d="M0 150H560M0 10V290"/>')]
+    for name, values in found.items():
+        heights = 150 - 140 * np.clip(values / most, -1, 1)
+        rows.append(_polyline(f"is-{name}", along, heights))
+        at = {"plain": 0.12, "residual": 0.72, "small": 0.95}[name]
+        place = int(at * (len(w) - 1))
+        rows.append(_word(name, along[place] + 8, heights[place] - 8))
+    told = f"w from {w[0]:g} to {w[-1]:g}; ±{most:.0f} decades, {depth} layers"
+    rows.append(_word(told, 0, 308))
+    return _drawing("What is left of w, of 1 + w and of 1 + w/L, on a log axis", 315, rows)
+
+
+def moved(payload: Mapping[str, Any]) -> Markup:
+    """How far each layer has moved after the last step: plain, clipped, residual, as an SVG."""
+    ways = lesson.unpacked(payload["log10_moved"])[:, -1]
+    low, high = np.floor(ways.min()), np.ceil(ways.max())
+    along = np.linspace(0, 560, ways.shape[1])
+    rows = [Markup('<path class="axis" d="M0 290H560M0 10V290"/>')]
+    for kind, look, way in zip(payload["kinds"], MOVERS, ways, strict=True):
+        heights = 290 - 280 * (way - low) / (high - low)
+        rows += [_polyline(look, along, heights), _word(kind, 566, heights[-1] + 4)]
+    layers, steps = payload["layer"], payload["steps"][-1]
+    told = f"layers {layers[0]} to {layers[-1]}; 10^{low:.0f} to 10^{high:.0f}, {steps} steps"
+    rows.append(_word(told, 0, 308))
+    return _drawing("How far each layer has moved, on a log axis", 315, rows)
+
+
+def _polyline(look: str, along: Any, heights: Any) -> Markup:
+    points = " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(along, heights, strict=True))
+    return Markup('<polyline class="{}" points="{}"/>').format(look, points)
+
+
+def _word(text: str, x: float, y: float) -> Markup:
+    return Markup('<text x="{:.0f}" y="{:.0f}">{}</text>').format(x, y, text)
+
+
 def _lines(payload: Mapping[str, Any]) -> Iterator[tuple[float, Any]]:
     """The weight nearest to each of `WEIGHTS`, and its line over depth."""
     w, log10 = lesson.unpacked(payload["w"]), lesson.unpacked(payload["log10"])
@@ -69,3 +112,7 @@ def _magnitude(log10: float) -> Markup:
 def _drawing(name: str, height: int, parts: list[Markup]) -> Markup:
     start = Markup('<svg class="stands" role="img" aria-label="{}" viewBox="0 0 640 {}">')
     return start.format(name, height) + Markup("").join(parts) + Markup("</svg>")
+
+
+# By the place of the figure; the others stand as their experiment draws them.
+PICTURES = {"signal": bars, "chain": lines, "branch": branch, "moved": moved}

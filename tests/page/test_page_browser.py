@@ -570,7 +570,7 @@ def test_the_lesson_holds_its_claims_and_figures(visit: Callable[..., Page]) -> 
     assert page.locator(".verdict.fails").count() == 0
     assert page.locator(".verdict.unknown").count() == 0
     figures = page.locator("[data-figure]").evaluate_all("all => all.map((f) => f.dataset.figure)")
-    assert figures == ["signal", "chain", "network", "clipping"]
+    assert figures == ["signal", "chain", "network", "clipping", "branch", "moved"]
     headings = page.locator("h2").all_text_contents()
     assert len([h for h in headings if re.match(r"\w", h)]) == len(headings) >= 9
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import functools
 import json
 import math
@@ -15,7 +16,7 @@ import jinja2
 from markupsafe import Markup
 
 from gradlab.experiment import files, lesson
-from gradlab.page import gallery, numbers, offers, shelves, still, vector
+from gradlab.page import gallery, numbers, offers, panels, shelves, still, vector
 from gradlab.page.evidence import Evidence
 from gradlab.page.gallery import Card, Run
 from gradlab.page.offers import Offers, Place
@@ -32,6 +33,7 @@ SCRIPTS = (
     "branch",
     "moved",
     "gallery",
+    "readout",
     "begin",
 )
 FOLDER = jinja2.FileSystemLoader(HERE / "templates")
@@ -84,6 +86,7 @@ def index(cards: Sequence[Card], studies: Sequence[tuple[str, str]] = ()) -> str
             image=image,
             in_csv=in_csv,
             size=size,
+            panels=panels.panels,
             tally=tally(cards),
             most=MOST_CLAIMS,
             worst_first=worst_first,
@@ -106,8 +109,15 @@ def lesson_page(cards: Sequence[Card]) -> str:
             number=evidence.number,
             claim=evidence.claim,
             notes=found.notes,
+            math_font=math_font(),
         )
     )
+
+
+def math_font() -> Markup:
+    """The font of the formulas as an address; few machines have one with the signs' right sizes."""
+    font = base64.b64encode((HERE / "assets" / "math.woff2").read_bytes()).decode()
+    return Markup(f"data:font/woff2;base64,{font}")
 
 
 def offered(cards: Sequence[Card]) -> Offers:

@@ -63,13 +63,14 @@ def branch(payload: Mapping[str, Any]) -> Markup:
     along = 560 * (w - w[0]) / (w[-1] - w[0])
     rows = [Markup('<path class="axis" d="M0 150H560M0 10V290"/>')]
     for name, values in found.items():
-        heights = 150 - 140 * np.clip(values / most, -1, 1)
-        rows.append(_polyline(f"is-{name}", along, heights))
+        heights = 150 - 140 * np.maximum(values / most, -1.1)
+        shown = heights <= 290
+        rows.append(_line(f"is-{name}", along, heights, shown))
         at = {"plain": 0.12, "residual": 0.72, "small": 0.95}[name]
         place = int(at * (len(w) - 1))
         rows.append(_word(name, along[place] + 8, heights[place] - 8))
     told = f"w from {w[0]:g} to {w[-1]:g}; ±{most:.0f} decades, {depth} layers"
-    rows.append(_word(told, 0, 308))
+    rows.append(_word(told.replace("-", numbers.MINUS), 0, 308))
     return _drawing("What is left of w, of 1 + w and of 1 + w/L, on a log axis", 315, rows)
 
 
@@ -81,16 +82,21 @@ def moved(payload: Mapping[str, Any]) -> Markup:
     rows = [Markup('<path class="axis" d="M0 290H560M0 10V290"/>')]
     for kind, look, way in zip(payload["kinds"], MOVERS, ways, strict=True):
         heights = 290 - 280 * (way - low) / (high - low)
-        rows += [_polyline(look, along, heights), _word(kind, 566, heights[-1] + 4)]
+        below = 18 if kind == "clipped" else -8  # of two lines that run together the lower one
+        rows.append(_line(look, along, heights, np.isfinite(heights)))
+        rows.append(_word(kind, 6, heights[0] + below))
     layers, steps = payload["layer"], payload["steps"][-1]
-    told = f"layers {layers[0]} to {layers[-1]}; 10^{low:.0f} to 10^{high:.0f}, {steps} steps"
-    rows.append(_word(told, 0, 308))
+    told = f"layers {layers[0]} to {layers[-1]}; decades {low:.0f} to {high:.0f}, {steps} steps"
+    rows.append(_word(told.replace("-", numbers.MINUS), 0, 308))
     return _drawing("How far each layer has moved, on a log axis", 315, rows)
 
 
-def _polyline(look: str, along: Any, heights: Any) -> Markup:
-    points = " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(along, heights, strict=True))
-    return Markup('<polyline class="{}" points="{}"/>').format(look, points)
+def _line(look: str, along: Any, heights: Any, shown: Any) -> Markup:
+    """A line through the points that are shown; what is not breaks it."""
+    pen = np.where(shown & ~np.append(False, shown[:-1]), "M", "L")
+    points = (f"{at}{x:.1f} {y:.1f}" for at, x, y in zip(pen, along, heights, strict=True))
+    path = "".join(point for point, there in zip(points, shown, strict=True) if there)
+    return Markup('<path class="{}" d="{}"/>').format(look, path)
 
 
 def _word(text: str, x: float, y: float) -> Markup:

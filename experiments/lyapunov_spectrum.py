@@ -214,6 +214,12 @@ HARMLESS = {
     "computed in another format": "rounding is far below the error of the sampling",
     "each draw used twice": "there is one draw",
 }
+LESSON = gl.lesson.Offer(
+    claims={
+        "draws scatter": "variances of the increments follow",
+        "typical is not the mean": "though its mean square keeps its size",
+    }
+)
 
 
 if __name__ == "__main__":

@@ -216,24 +216,27 @@ FAULTS = {
     "a factor left out": gl.fault.result("chain_rule.log_lengths", lambda logs: logs[:-1]),
 }
 HARMLESS = {"the loss halved": "a rate is a ratio of gradients"}
-TANH = {"activation": "tanh", "kind": "plain", "back": "last"}
+NAMES = {name: f"log10_{name}" for name in ("median", "low", "high", "predicted")}
+NAMES |= {"activations": "activation", "kinds": "kind"}
+SCALES = {"small sigma_w": 0.5, "weight scale of the quartiles": 1.4, "large sigma_w": 2.5}
+FIRST_LAYER = {  # the array, the activation, the kind of network and sigma_w
+    "gradient at small sigma_w": ("median", "tanh", "plain", 0.5),
+    "gradient at large sigma_w": ("median", "tanh", "plain", 2.5),
+    "gradient of the logistic": ("median", "logistic", "plain", 2.5),
+    "low quartile": ("low", "relu", "plain", 1.4),
+    "high quartile": ("high", "relu", "plain", 1.4),
+    "residual relu at 1": ("median", "relu", "residual", 1.0),
+    "residual relu at 2.5": ("median", "relu", "residual", 2.5),
+}
+at = gl.lesson.at
 LESSON = gl.lesson.Offer(
-    figures={
-        "network": gl.lesson.read(
-            "network",
-            activations="activation",
-            kinds="kind",
-            **{name: f"log10_{name}" for name in ("median", "low", "high", "predicted")},
-        )
-    },
-    numbers={
-        "network depth": gl.lesson.at("depth"),
-        "network width": gl.lesson.at("width"),
-        "small sigma_w": gl.lesson.at("sigma_w", sigma_w=0.5),
-        "large sigma_w": gl.lesson.at("sigma_w", sigma_w=2.5),
-        "gradient at small sigma_w": gl.lesson.at("log10_median", sigma_w=0.5, **TANH),
-        "gradient at large sigma_w": gl.lesson.at("log10_median", sigma_w=2.5, **TANH),
-        "largest chi_1 of the logistic": gl.lesson.at("chi_1", how="max", activation="logistic"),
+    figures={"network": gl.lesson.read("network", **NAMES)},
+    numbers={"network depth": at("depth"), "network width": at("width")}
+    | {"largest chi_1 of the logistic": at("chi_1", how="max", activation="logistic")}
+    | {name: at("sigma_w", sigma_w=value) for name, value in SCALES.items()}
+    | {
+        name: at(NAMES[part], activation=phi, kind=kind, sigma_w=value, back="last")
+        for name, (part, phi, kind, value) in FIRST_LAYER.items()
     },
     claims={
         "no gain at the edge": "tanh: the gradient neither",

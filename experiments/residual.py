@@ -241,6 +241,7 @@ LESSON = gl.lesson.Offer(
     claims={
         "no direction below the bound": "no singular value of the product",
         "nothing left at minus one": "nothing is left",
+        "linear residual grows": "E|Jv|² is (1 + s²)^L",
     },
 )
 

@@ -223,16 +223,17 @@ LESSON = gl.lesson.Offer(
     figures={"clipping": payload},
     numbers={
         "recurrent steps": at("depth"),
-        "steepest gradient": at("log10_steepness", scale="log10", how="max", what="gradient"),
-        "first weight": at("first_w"),
-        "first bias": at("first_b"),
+        "steepest gradient": at("log10_steepness", how="max", what="gradient"),
+        "steep gradient on the map": at("log10_steepness", what="gradient", w_line=4.8),
         "longest gradient": at("gradient_norm", how="max", tau="last"),
         "longest step": at("step_size", how="max", tau="last"),
-        "descent steps": at("num_steps"),
         "loss without clipping": at("loss", tau="last", step="last"),
         "threshold": at("tau", tau=0.3),
         "loss with clipping": at("loss", tau=0.3, step="last"),
-    },
+        "longest clipped step": at("step_size", how="max", tau=0.3),
+    }
+    | {"first weight": at("first_w"), "first bias": at("first_b"), "descent steps": at("num_steps")}
+    | {"learning rate": at("learning_rate"), "weight of the steepest": at("w_line", how="max")},
     claims={
         "clipping keeps the direction": "the gradient's direction",
         "short gradients stay": "a gradient up to tau is left as it is",

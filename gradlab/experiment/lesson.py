@@ -110,7 +110,7 @@ def read(figure: str, /, **names: str) -> Callable[[xr.Dataset], Payload]:
 
 
 def _read(data: xr.Dataset, name: str, asked: Any) -> Any:
-    if name in data.attrs:
+    if name in data.attrs and name not in data.variables:  # there a list is a text
         return np.asarray(data.attrs[name]).item()
     if not hasattr(asked, "__metadata__"):
         return data[name].values.tolist()
@@ -225,9 +225,31 @@ class Clipping(TypedDict):
     meets: int  # the step that is shown first
 
 
+class Branch(TypedDict):
+    """What is left of one number a layer, log10, over w: the factor is w, 1 + w or 1 + w/L."""
+
+    w: Packed  # (w,), increasing, with -1 and 0 among them
+    depths: list[int]  # L, increasing
+    plain: Packed  # (depth, w), -inf where nothing is left
+    residual: Packed  # (depth, w)
+    small: Packed  # (depth, w)
+
+
+class Moved(TypedDict):
+    """How far each layer of a network has moved in training, of each of three kinds."""
+
+    kinds: list[str]  # three: plain, clipped, residual
+    layer: list[int]
+    steps: list[int]  # taken, increasing
+    log10_moved: Packed  # (kind, step, layer), of the way over the size at the start
+    num_runs: int
+
+
 FIGURES: dict[str, Any] = {
     "chain": Chain,
     "format ends": FormatEnds,
     "network": Network,
     "clipping": Clipping,
+    "branch": Branch,
+    "moved": Moved,
 }

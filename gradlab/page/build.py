@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import functools
 import json
 import math
@@ -15,7 +16,7 @@ import jinja2
 from markupsafe import Markup
 
 from gradlab.experiment import files, lesson
-from gradlab.page import gallery, numbers, offers, shelves, still, vector
+from gradlab.page import gallery, numbers, offers, panels, shelves, still, vector
 from gradlab.page.evidence import Evidence
 from gradlab.page.gallery import Card, Run
 from gradlab.page.offers import Offers, Place
@@ -29,7 +30,10 @@ SCRIPTS = (
     "chain",
     "network",
     "clipping",
+    "branch",
+    "moved",
     "gallery",
+    "readout",
     "begin",
 )
 FOLDER = jinja2.FileSystemLoader(HERE / "templates")
@@ -82,6 +86,7 @@ def index(cards: Sequence[Card], studies: Sequence[tuple[str, str]] = ()) -> str
             image=image,
             in_csv=in_csv,
             size=size,
+            panels=panels.panels,
             tally=tally(cards),
             most=MOST_CLAIMS,
             worst_first=worst_first,
@@ -104,8 +109,15 @@ def lesson_page(cards: Sequence[Card]) -> str:
             number=evidence.number,
             claim=evidence.claim,
             notes=found.notes,
+            math_font=math_font(),
         )
     )
+
+
+def math_font() -> Markup:
+    """The font of the formulas as an address; few machines have one with the signs' right sizes."""
+    font = base64.b64encode((HERE / "assets" / "math.woff2").read_bytes()).decode()
+    return Markup(f"data:font/woff2;base64,{font}")
 
 
 def offered(cards: Sequence[Card]) -> Offers:
@@ -247,7 +259,8 @@ def mark(packed: Mapping[str, Any], value: float) -> tuple[str, str] | None:
     """
     values = lesson.unpacked(packed)
     part = (value - values[0]) / ((values[-1] - values[0]) or math.inf)
-    return (f"{value:g}", f"calc(8px + {part:.4f} * (100% - 16px))") if 0 < part < 1 else None
+    said = f"{value:g}".replace("-", numbers.MINUS)
+    return (said, f"calc(8px + {part:.4f} * (100% - 16px))") if 0 < part < 1 else None
 
 
 def pairs(values: Sequence[Any]) -> list[tuple[Any, str]]:

@@ -174,7 +174,7 @@ def _judged(claim: Mapping[str, Any]) -> Markup:
 
 
 def _value(data: xr.Dataset, at: At, where: Mapping[str, Any]) -> float:
-    if at.variable in data.attrs:
+    if at.variable in data.attrs and at.variable not in data.variables:
         return float(data.attrs[at.variable])
     values = data[at.variable]
     for name, here in where.items():

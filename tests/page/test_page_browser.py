@@ -319,6 +319,47 @@ def test_the_clipping_figure_shows_the_datasets_numbers(
     assert read(page, "clipping")["tau"] == "∞, no clipping"
 
 
+def test_the_branch_figure_shows_the_datasets_numbers(
+    visit: Callable[..., Page], given: Callable[[str], dict[str, Any]]
+) -> None:
+    data = given("branch")
+    page = visit()
+    for depth, layers in enumerate(data["depths"]):
+        page.locator(f"[data-figure=branch] input[value='{layers}']").check()
+        for w in (-1.0, 0.0, 0.1, 2.0):
+            i = int(np.argmin(abs(data["w"] - w)))
+            page.locator("#branch-w").fill(str(i))
+            now = read(page, "branch")
+            assert now["branch"] == f"{w:.3f}"
+            for name in ("plain", "residual", "small"):
+                log10 = data[name][depth, i]
+                if math.isinf(log10):
+                    assert now[name] == "0"
+                    continue
+                value, half = number(now[name])
+                # Rounded to four decimals on its way, which shows where few digits are left.
+                assert abs(value - log10) <= half + 5e-5
+            left = data["residual"][depth, i]
+            edge = "knife edge" if left == 0 else "vanishing" if left < 0 else "exploding"
+            assert now["regime"] == edge
+    page.locator("[data-figure=branch] [data-step='-1']").click()
+    assert read(page, "branch")["residual"] == "0"
+
+
+def test_the_layers_of_the_training_figure_move_with_the_steps(
+    visit: Callable[..., Page], given: Callable[[str], dict[str, Any]]
+) -> None:
+    data = given("moved")
+    page = visit(state="#steps=5&mover=3")
+    assert read(page, "moved")["steps"] == "5"
+    for s in range(len(data["steps"])):
+        page.locator("#moved-steps").fill(str(s))
+        now = read(page, "moved")
+        for k in range(3):
+            value, half = number(now[f"way-{k}"])
+            assert abs(value - data["log10_moved"][k, s, 2]) <= half + 5e-5
+
+
 @pytest.mark.parametrize("name", ["index", "lesson"])
 def test_the_figures_of_the_published_results_come_alive(
     visit: Callable[..., Page], name: str, project: Path, tmp_path: Path
@@ -330,6 +371,12 @@ def test_the_figures_of_the_published_results_come_alive(
     shown = page.locator("[data-figure]").evaluate_all("all => all.map((f) => f.dataset.from)")
     assert len({*shown}) == page.locator("script[id^=data-]").count()
     assert page.locator("[data-figure]:not(.alive)").count() == 0
+    # A choice has a name and not the letters of one.
+    names = page.locator("[name=activation]").evaluate_all("all => all.map((a) => a.value)")
+    assert min(map(len, names)) > 2
+    if name == "lesson":
+        assert (tmp_path / "lesson.html").stat().st_size < 2e6
+        assert page.locator(".verdict:is(.fails, .unknown), .notes").count() == 0
 
 
 # ---- the address
@@ -370,11 +417,12 @@ def test_an_address_that_makes_no_sense_does_no_harm(
 
 
 def test_an_address_that_cannot_be_shown_is_refused_in_words(visit: Callable[..., Page]) -> None:
-    page = visit(state="#w=abc&L=1e9")
+    page = visit(state="#w=abc&L=1e9&view=7")
     told = page.locator("[data-figure=chain] [data-refused]")
     assert told.is_visible()
     assert "w = abc cannot be shown; allowed: 0.5 to 1.5" in told.inner_text()
     assert "L = 1e9 cannot be shown" in told.inner_text()
+    assert "view = 7 cannot be shown; allowed: 100, 500" in told.inner_text()
     page.evaluate("location.hash = 'w=0.7'")
     until(lambda: not told.is_visible())
 
@@ -405,6 +453,69 @@ def test_one_button_sets_w_to_exactly_one(
     assert check_chain(page, chain)[0] == 1
 
 
+def drag(page: Page, figure: str, place: int, start: list[float], end: list[float]) -> None:
+    """From one point of a plot to another, both in the plot's own units, by the mouse."""
+    box = page.locator(f"[data-figure={figure}] .place svg").nth(place)
+    box.scroll_into_view_if_needed()
+    at = box.bounding_box()
+    assert at
+    page.mouse.move(at["x"] + start[0], at["y"] + start[1])
+    page.mouse.down()
+    page.mouse.move(at["x"] + end[0], at["y"] + end[1], steps=4)
+    page.mouse.up()
+
+
+POINT = """([figure, place, selector]) => {
+  const svg = document.querySelectorAll(`[data-figure=${figure}] .place svg`)[place];
+  const drawn = svg.querySelector(selector);
+  return [Number(drawn.getAttribute("cx")), Number(drawn.getAttribute("cy"))];
+}"""
+
+
+def test_the_line_itself_is_dragged_and_what_lies_beside_it_moves_the_depth_alone(
+    visit: Callable[..., Page], chain: dict[str, Any]
+) -> None:
+    page = visit()
+    here = page.evaluate(POINT, ["chain", 0, ".here"])
+    drag(page, "chain", 0, here, [here[0], here[1] - 60])
+    w, _ = check_chain(page, chain)
+    assert w > 1  # it was 0.9, and the line goes where it is taken
+    now = page.evaluate(POINT, ["chain", 0, ".here"])
+    assert abs(now[1] - (here[1] - 60)) < 12  # half a step of the grid of weights, at this depth
+    drag(page, "chain", 0, [here[0], 330], [here[0] + 80, 300])
+    assert check_chain(page, chain)[0] == w
+    assert page.evaluate(POINT, ["chain", 0, ".here"])[0] > here[0] + 60
+
+
+def test_the_threshold_and_the_point_on_the_map_are_dragged(
+    visit: Callable[..., Page], given: Callable[[str], dict[str, Any]]
+) -> None:
+    data = given("clipping")
+    page = visit(state="#tau=1&step=3")
+    before = read(page, "clipping")
+    line = page.locator("[data-figure=clipping] .place svg").nth(1).locator(".theory")
+    height = float(re.findall(r"[\d.]+", line.get_attribute("d") or "")[1])
+    drag(page, "clipping", 1, [150, height], [150, height - 40])
+    after = read(page, "clipping")
+    assert float(after["tau"]) > 1.5 * float(before["tau"])
+    assert after["at step"] == before["at step"]
+    here = page.evaluate(POINT, ["clipping", 0, ".here"])
+    drag(page, "clipping", 0, here, [here[0] - 60, here[1]])
+    i, j = (int(read(page, "clipping")[f"at {name}"]) for name in ("tau", "step"))
+    assert data["w"][i, j] < data["w"][i, 3]
+
+
+def test_a_figure_of_the_gallery_reads_out_under_the_pointer(
+    visit: Callable[..., Page], many: Path
+) -> None:
+    page = visit(state="#scalar_chain", folder=many)
+    box = box_of(page, "#scalar_chain img")
+    page.mouse.move(box["x"] + 0.25 * box["width"], box["y"] + 0.4 * box["height"])
+    assert re.match(r"x [\d.]+,  y ", page.locator(".under").inner_text())
+    page.mouse.move(2, 2)
+    assert not page.locator(".under").is_visible()
+
+
 # ---- speed
 
 
@@ -418,7 +529,11 @@ def test_the_page_is_ready_within_a_second(visit: Callable[..., Page]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("slider", "steps"), [("chain-w", 100), ("network-sigma_w", 8), ("clipping-tau", 13)]
+    ("slider", "steps"),
+    [
+        *(("chain-w", 100), ("network-sigma_w", 8), ("clipping-tau", 13)),
+        *(("branch-w", 50), ("moved-steps", 4)),
+    ],
 )
 def test_a_redraw_takes_less_than_a_frame_of_thirty_a_second(
     visit: Callable[..., Page], slider: str, steps: int
@@ -527,9 +642,10 @@ def test_every_number_of_the_lesson_is_the_datasets(
     page = visit("lesson")
     numbers = page.locator("main data")
     assert numbers.count() > 10
+    data = dataset.read(results / NAME / "data.nc")
     for value, source in numbers.evaluate_all("all => all.map((d) => [d.value, d.dataset.from])"):
         name, variable = source.split("/")
-        data = dataset.read(results / name / "data.nc")
+        assert name == NAME
         given = data.attrs[variable] if variable in data.attrs else data[variable].values
         assert np.any(np.asarray(given, float) == float(value))
 
@@ -554,6 +670,46 @@ def test_the_first_screen_shows_the_gradient_in_each_layer(
     assert box["y"] + box["height"] <= DESK["height"]
 
 
+def test_before_each_figure_stands_a_question_with_three_answers(
+    visit: Callable[..., Page],
+) -> None:
+    page = visit("lesson", java_script_enabled=False)
+    figures, before = page.locator("[data-figure]"), page.locator(".predict + [data-figure]")
+    assert before.count() == figures.count() >= 6
+    for question in page.locator(".predict").all():
+        answers = question.locator("details")
+        assert answers.count() == 3
+        answers.first.locator("summary").click()
+        answers.last.locator("summary").click()
+        assert answers.locator("nth=2").get_attribute("open") is not None
+        assert answers.first.get_attribute("open") is None  # one at a time, by its name
+    exercises = page.locator(".exercises > li")
+    assert exercises.count() == 5
+    assert exercises.locator("details data").count() >= 5
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_one_colour_means_one_thing_and_can_be_told_from_the_paper(
+    visit: Callable[..., Page], scheme: str
+) -> None:
+    found = visit(color_scheme=scheme).evaluate(
+        """(names) => names.map((name) =>
+          getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim())""",
+        ["vanishing", "exploding", "edge", "plain", "residual", "clipped", "panel"],
+    )
+    channels = np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in found]) / 255
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    *lightness, paper = linear @ [0.2126, 0.7152, 0.0722]  # WCAG 2.2, relative luminance
+    contrast = [(max(one, paper) + 0.05) / (min(one, paper) + 0.05) for one in lightness]
+    assert len({*found}) == len(found)
+    assert min(contrast) >= 4.5
+
+
+def test_formulas_have_the_font_that_the_page_brings(visit: Callable[..., Page]) -> None:
+    page = visit("lesson")
+    assert page.evaluate("document.fonts.load('1em \"Lesson Math\"').then((f) => f.length)") == 1
+
+
 def test_a_mark_of_the_lesson_answers_without_a_script(visit: Callable[..., Page]) -> None:
     page = visit("lesson", java_script_enabled=False)
     mark = page.locator("button.verdict").first
@@ -570,7 +726,7 @@ def test_the_lesson_holds_its_claims_and_figures(visit: Callable[..., Page]) -> 
     assert page.locator(".verdict.fails").count() == 0
     assert page.locator(".verdict.unknown").count() == 0
     figures = page.locator("[data-figure]").evaluate_all("all => all.map((f) => f.dataset.figure)")
-    assert figures == ["signal", "chain", "network", "clipping"]
+    assert figures == ["signal", "chain", "network", "clipping", "branch", "moved"]
     headings = page.locator("h2").all_text_contents()
     assert len([h for h in headings if re.match(r"\w", h)]) == len(headings) >= 9
 

@@ -380,12 +380,14 @@ def test_a_figure_is_read_by_name_from_a_dataset() -> None:
             "chi_1": values.isel(kind=0, back=0),
         },
         coords={"activation": ["tanh"], "kind": ["plain", "residual"], "sigma_w": [1.0, 2.0]},
-        attrs={"width": np.int64(4), "num_draws": 5},
+        # A list of the configuration is saved as a text, beside the axis that it names.
+        attrs={"width": np.int64(4), "num_draws": 5, "activation": "tanh, relu"},
     ).assign_coords(back=[0, 1, 2])
     read = lesson.read("network", activations="activation", kinds="kind", **names)
     found = json.loads(json.dumps(read(data)))
 
     assert set(found) == set(lesson.FIGURES["network"].__annotations__)
+    assert found["activations"] == ["tanh"]
     assert (found["kinds"], found["back"], found["width"]) == (["plain", "residual"], [0, 1, 2], 4)
     wanted = values.transpose("activation", "kind", "sigma_w", "back")
     np.testing.assert_array_equal(lesson.unpacked(found["median"]), wanted)

@@ -22,6 +22,7 @@ function begin() {
   contents();
   zoom();
   compare();
+  readout();
   reveal();
   addEventListener("hashchange", () => reveal());
   addEventListener("beforeprint", () =>

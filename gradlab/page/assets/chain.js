@@ -19,7 +19,20 @@ class ChainFigure extends Figure {
     this.cursor = element("path", { class: "cursor" }, front);
     this.marks = element("g", { class: "marks" }, front);
     this.here = element("circle", { class: "here", r: 6 }, front);
-    this.follow(this.plot, "L", (x) => nearest(this.visible(), x));
+    this.follow(this.plot, "L", (at) => nearest(this.visible(), at.x), (at) => this.grip(at));
+  }
+
+  /** The line itself: it goes through the pointer that holds it. */
+  grip({ px, py }) {
+    const { plot } = this, slope = Math.log10(this.w[this.slider("w").value]);
+    const [x0, y0, x1, y1] = [plot.px(0), plot.py(0), plot.px(this.framed), plot.py(this.framed * slope)];
+    const off = Math.abs((x1 - x0) * (py - y0) - (y1 - y0) * (px - x0)) / Math.hypot(x1 - x0, y1 - y0);
+    if (off > REACH || px < x0) return null;
+    return (at) => {
+      this.slider("L").value = nearest(this.visible(), at.x);
+      const depth = this.data.layer[this.slider("L").value];
+      this.slider("w").value = nearest(this.w, 10 ** (at.y / depth));
+    };
   }
 
   visible() { return this.data.layer.filter((depth) => depth <= this.view()); }

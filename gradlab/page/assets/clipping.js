@@ -31,17 +31,33 @@ class ClippingFigure extends Figure {
     const picture = shade(losses.map((v) => Math.sqrt(v / most)), rows, columns);
     this.map.front.classList.add("map");
     this.picture = element("image", { href: picture, preserveAspectRatio: "none" }, this.map.front);
-    this.plain = element("path", { class: "ghost plain" }, this.map.front);
-    this.line = element("path", { class: "measured path", "data-line": "" }, this.map.front);
-    this.points = element("path", { class: "dots" }, this.map.front);
-    this.here = element("circle", { class: "here", r: 6 }, this.map.front);
+    this.plain = element("path", { class: "ghost is-plain" }, this.map.front);
+    this.line = element("path", { class: "measured path is-clipped", "data-line": "" }, this.map.front);
+    this.points = element("path", { class: "dots is-clipped" }, this.map.front);
+    this.here = element("circle", { class: "here is-clipped", r: 6 }, this.map.front);
     const { front } = this.course;
     this.threshold = element("path", { class: "theory" }, front);
-    this.before = element("path", { class: "measured kind-0" }, front);
-    this.after = element("path", { class: "measured kind-1" }, front);
+    this.before = element("path", { class: "measured is-plain" }, front);
+    this.after = element("path", { class: "measured is-clipped" }, front);
     this.cursor = element("path", { class: "cursor" }, front);
-    this.marks = [0, 1].map((k) => element("circle", { class: `here kind-${k}`, r: 5 }, front));
-    this.follow(this.course, "step", (x) => Math.max(0, Math.min(this.size - 1, Math.round(x))));
+    this.marks = [0, 1].map((k) => element("circle", { class: `here ${["is-plain", "is-clipped"][k]}`, r: 5 }, front));
+    const step = (at) => Math.max(0, Math.min(this.size - 1, Math.round(at.x)));
+    this.follow(this.course, "step", step, (at) => this.grip(at));
+    this.follow(this.map, "step", (at) => this.onWay(at));
+  }
+
+  /** The line of τ: it is where the pointer that holds it is. */
+  grip({ py }) {
+    const tau = this.tau[this.slider("tau").value];
+    if (!(Math.abs(this.course.py(Math.log10(tau)) - py) <= REACH)) return null;
+    const logs = [...this.tau.subarray(0, -1)].map(Math.log10);
+    return (at) => { this.slider("tau").value = nearest(logs, at.y); };
+  }
+
+  /** The step whose point on the way is nearest to a place on the map. */
+  onWay({ px, py }) {
+    const [w, b] = [this.w, this.b].map((all) => row(all, this.size, Number(this.slider("tau").value)));
+    return nearest([...w.keys()].map((j) => Math.hypot(this.map.px(w[j]) - px, this.map.py(b[j]) - py)), 0);
   }
 
   state() {
@@ -109,7 +125,7 @@ class ClippingFigure extends Figure {
     this.out.loss.textContent = loss[j].toPrecision(4);
     this.out.fired.textContent = `${fired} of ${this.size}`;
     this.out.regime.textContent = fires ? "clipped" : "untouched";
-    this.root.dataset.regime = fires ? "exploding" : "vanishing";
+    this.root.dataset.regime = fires ? "clipped" : "plain";
     const inside = w[j] >= map.x[0] && w[j] <= map.x[1] && b[j] >= map.y[0] && b[j] <= map.y[1];
     this.out.where.textContent = `${fixed(w[j], 2)}, ${fixed(b[j], 2)}${inside ? "" : " (off the map)"}`;
     this.tell({ tau: `\u03c4 = ${said}`, step: `= ${j}` },

@@ -24,8 +24,8 @@ class Figure {
     this.out = Object.fromEntries(
       [...root.querySelectorAll("[data-out]")].map((e) => [e.dataset.out, e]));
     this.spoken = root.querySelector("[data-spoken]");
-    this.prepare();
     this.refused = [];
+    this.prepare();
     this.restore();
     this.refuse();
     this.root.querySelectorAll("input[type=range]").forEach(unlessScrolled);
@@ -45,9 +45,10 @@ class Figure {
   slider(name) { return this.root.querySelector(`input[type=range][name=${name}]`); }
   chosen(name) { return this.root.querySelector(`input[type=radio][name=${name}]:checked`)?.value; }
   choose(name, value) {
-    const radio = [...this.root.querySelectorAll(`input[type=radio][name=${name}]`)]
-      .find((r) => r.value === value);
+    const radios = [...this.root.querySelectorAll(`input[type=radio][name=${name}]`)];
+    const radio = radios.find((r) => r.value === value);
     if (radio) radio.checked = true;
+    else if (value) this.refused.push(`${name} = ${value.slice(0, 40)} cannot be shown; allowed: ${radios.map((r) => r.value).join(", ")}`);
   }
 
   /** The address was edited by hand. */
@@ -90,23 +91,22 @@ class Figure {
     this.speaking = setTimeout(() => { this.spoken.textContent = sentence; }, 500);
   }
 
-  /** The line follows a pointer that is dragged over the plot, along the x axis. */
-  follow(plot, name, index) {
-    const move = (event) => {
-      const slider = this.slider(name);
-      slider.value = index(plot.xAt(event));
-      this.changed();
-    };
+  /** A slider follows a pointer that is dragged over the plot; what `grip` finds under it moves itself. */
+  follow(plot, name, index, grip = () => null) {
+    const along = (at) => { this.slider(name).value = index(at); };
     // A finger that is to scroll the page begins like one that is to point: its direction tells.
-    let from = null, held = false;
+    let from = null, held = false, drag = along;
+    const move = (event) => { drag(plot.at(event)); this.changed(); };
     plot.svg.addEventListener("pointerdown", (event) => {
       from = event;
+      drag = grip(plot.at(event)) ?? along;
       held = event.pointerType !== "touch";
       if (!held) return;
       plot.svg.setPointerCapture(event.pointerId);
       move(event);
     });
     plot.svg.addEventListener("pointermove", (event) => {
+      if (!event.buttons) plot.svg.style.cursor = grip(plot.at(event)) ? "move" : "";
       if (!event.buttons || !from) return;
       const across = Math.abs(event.clientX - from.clientX), down = Math.abs(event.clientY - from.clientY);
       held ||= across > 8 && across > down;
@@ -115,6 +115,8 @@ class Figure {
     plot.svg.addEventListener("pointercancel", () => { from = null; });
   }
 }
+
+const REACH = 14; // pixels from which a line is taken hold of
 
 /** A slider under a finger that turned out to scroll the page is put back. */
 function unlessScrolled(slider) {

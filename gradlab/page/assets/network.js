@@ -1,3 +1,6 @@
+/** The looks of the two kinds of network: of a plain one, and of one with the identity. */
+const ROLES = ["is-plain", "is-residual"];
+
 class NetworkFigure extends Figure {
   prepare() {
     const d = this.data;
@@ -11,26 +14,27 @@ class NetworkFigure extends Figure {
     this.plots = [this.plot];
     const { front } = this.plot;
     this.drawn = d.kinds.map((kind, k) => ({
-      band: element("path", { class: `band kind-${k}` }, front),
-      line: element("path", { class: `measured kind-${k}`, "data-line": kind }, front),
-      name: element("text", { class: `name kind-${k}`, "text-anchor": "end" }, front),
+      band: element("path", { class: `band ${ROLES[k]}` }, front),
+      line: element("path", { class: `measured ${ROLES[k]}`, "data-line": kind }, front),
+      name: element("text", { class: `name ${ROLES[k]}`, "text-anchor": "end" }, front),
     }));
     this.theory = element("path", { class: "theory" }, front);
     this.cursor = element("path", { class: "cursor" }, front);
-    this.here = d.kinds.map((_, k) => element("circle", { class: `here kind-${k}`, r: 5 }, front));
-    this.follow(this.plot, "back", (x) => nearest(d.back, x));
+    this.here = d.kinds.map((_, k) => element("circle", { class: `here ${ROLES[k]}`, r: 5 }, front));
+    this.follow(this.plot, "back", (at) => nearest(d.back, at.x));
   }
 
   state() {
     return {
       activation: this.chosen("activation"),
+      scales: this.chosen("scales"),
       sigma_w: String(Number(this.sigma[this.slider("sigma_w").value].toPrecision(12))),
       back: String(this.data.back[this.slider("back").value]),
     };
   }
   restore() {
     const given = address.read();
-    if (given.has("activation")) this.choose("activation", given.get("activation"));
+    for (const key of ["activation", "scales"]) if (given.has(key)) this.choose(key, given.get(key));
     const sigma = this.asked("sigma_w", this.sigma[0], this.sigma.at(-1));
     if (sigma !== null) this.slider("sigma_w").value = nearest(this.sigma, sigma);
     const back = this.asked("back", this.data.back[0], this.data.back.at(-1));
@@ -38,21 +42,26 @@ class NetworkFigure extends Figure {
   }
 
   changed() {
-    if (this.framed !== this.chosen("activation")) this.frame();
+    if (this.chosen("scales") === "this" || this.framed !== this.chosen("activation")) this.frame();
     super.changed();
   }
 
-  /** The range over all sigma_w of one activation, so that what sigma_w does can be seen. */
+  /** The range over all sigma_w, so that what it does can be seen, or of one, to see the band. */
   frame() {
-    const { plot, data } = this;
-    this.framed = this.chosen("activation");
-    const size = this.low.length / data.activations.length;
-    const part = (values) => row(values, size, data.activations.indexOf(this.framed));
+    const { plot, data } = this, one = this.chosen("scales") === "this";
+    this.framed = one ? null : this.chosen("activation");
+    const size = this.low.length / data.activations.length, num = this.sigma.length;
+    const activation = data.activations.indexOf(this.chosen("activation"));
+    const all = (values) => row(values, size, activation);
+    const here = (values) => data.kinds.flatMap((_, k) =>
+      [...row(values, this.size, (activation * data.kinds.length + k) * num + Number(this.slider("sigma_w").value))]);
+    const part = one ? here : all;
     const finite = [...part(this.low), ...part(this.high)].filter(Number.isFinite);
     const low = finite.reduce((a, b) => Math.min(a, b), 0);
     const high = finite.reduce((a, b) => Math.max(a, b), 0);
     plot.x = [0, data.back.at(-1)];
-    plot.y = [low - 1, high + 1];
+    const margin = one ? 0.2 : 1;
+    plot.y = [low - margin, high + margin];
     plot.drawAxes();
   }
 

@@ -37,6 +37,7 @@ function scientific(log10, decimals) {
 function power(log10, decimals) {
   if (log10 === -Infinity) return "0";
   if (!Number.isFinite(log10)) return fixed(log10, 0);
+  if (log10 >= -4 && log10 < decimals) return String(Number((10 ** log10).toPrecision(decimals + 1)));
   const [mantissa, exponent] = scientific(log10, decimals);
   return `${mantissa} \u00d7 10${superscript(exponent)}`;
 }

@@ -45,11 +45,16 @@ class Plot {
     const at = this.inner.top + ((this.y[1] - y) / (this.y[1] - this.y[0])) * this.h;
     return Math.max(-1e4, Math.min(1e4, at));
   }
-  /** The x under a pointer. */
-  xAt(event) {
-    const box = this.svg.getBoundingClientRect();
-    const at = ((event.clientX - box.left) / box.width) * this.width - this.inner.left;
-    return this.x[0] + (at / this.w) * (this.x[1] - this.x[0]);
+  /** Where a pointer is: in the drawing (px, py) and on the axes (x, y). */
+  at(event) {
+    const box = this.svg.getBoundingClientRect(), scale = this.width / box.width;
+    const px = (event.clientX - box.left) * scale, py = (event.clientY - box.top) * scale;
+    const part = [(px - this.inner.left) / this.w, (py - this.inner.top) / this.h];
+    return {
+      px, py,
+      x: this.x[0] + part[0] * (this.x[1] - this.x[0]),
+      y: this.y[1] - part[1] * (this.y[1] - this.y[0]),
+    };
   }
 
   drawAxes() {

@@ -7,7 +7,7 @@ class SignalFigure extends Figure {
     this.depth = Math.min(50, d.layer.at(-1));
     this.plot = new Plot(this.root.querySelector(".place svg"), {
       height: 250, xLabel: "layer k: the loss is at the right", yLabel: "gradient; in the last layer it is 1",
-      yTicks: (v) => fixed(v, 0),
+      yTicks: short,
     });
     this.plots = [this.plot];
     this.bars = element("g", { class: "bars" }, this.plot.front);

@@ -21,6 +21,7 @@ LAYER = np.arange(1, 501)
 FORMATS = {"float16": (-8.0, 5.0), "float32": (-45.0, 38.5)}  # log10 of the ends
 ACTIVATIONS, KINDS = ["linear", "tanh"], ["plain", "residual"]
 NUM_STEPS = 40
+BRANCH, DEPTHS = np.arange(-30, 21) / 10, [1, 10, 100]
 
 
 @gl.config
@@ -39,6 +40,7 @@ def compute(cfg: Config, key: Array) -> dict[str, gl.Named]:
         | chain_arrays()
         | network_arrays(cfg.sigma_w)
         | descent_arrays()
+        | branch_arrays()
     )
 
 
@@ -86,6 +88,22 @@ def descent_arrays() -> dict[str, gl.Named]:
     } | {
         name: gl.named(jnp.array(values), "tau", "step")
         for name, values in zip(names, np.moveaxis(np.array(rows), -1, 0), strict=True)
+    }
+
+
+def branch_arrays() -> dict[str, gl.Named]:
+    """Powers of w, 1 + w and 1 + w/L; and ways that grow with the steps and with the layer."""
+    factors = jnp.stack([jnp.array(BRANCH), 1 + jnp.array(BRANCH)])
+    log10 = jnp.log10(jnp.abs(factors))[:, None] * jnp.array(DEPTHS)[:, None]
+    small = [jnp.log10(jnp.abs(1 + jnp.array(BRANCH) / depth)) * depth for depth in DEPTHS]
+    ways = jnp.arange(3.0)[:, None, None] - 4 + jnp.log10(1 + jnp.arange(5.0))[:, None]
+    return {
+        "branch_w": gl.named(jnp.array(BRANCH), "branch_w"),
+        "branch_depth": gl.named(jnp.array(DEPTHS), "branch_depth"),
+        "branch_left": gl.named(
+            jnp.concatenate([log10, jnp.stack(small)[None]]), "branch branch_depth branch_w"
+        ),
+        "log10_way": gl.named(ways + 0.1 * jnp.arange(7.0), "mover taken part"),
     }
 
 
@@ -176,13 +194,50 @@ def clipping(data: xr.Dataset) -> gl.lesson.Clipping:
     }
 
 
+def branch(data: xr.Dataset) -> gl.lesson.Branch:
+    plain, residual, small = (gl.lesson.decimals(data.branch_left[k], 4) for k in range(3))
+    return {
+        "w": gl.lesson.exact(data.branch_w),
+        "depths": data.branch_depth.values.tolist(),
+        "plain": plain,
+        "residual": residual,
+        "small": small,
+    }
+
+
+def moved(data: xr.Dataset) -> gl.lesson.Moved:
+    return {
+        "kinds": ["plain", "clipped", "residual"],
+        "layer": list(range(1, 8)),
+        "steps": [1, 2, 5, 10, 20],
+        "log10_moved": gl.lesson.decimals(data.log10_way, 4),
+        "num_runs": 4,
+    }
+
+
 WORDS = "what is left"
+BRANCHES = {
+    name: gl.lesson.at("branch_left", scale="log10", branch=kind, branch_w=w, branch_depth=100)
+    for name, kind, w in (
+        *(("left without identity", 0, 0.1), ("left with identity", 1, 0.1)),
+        *(("left with a small branch", 2, 0.1), ("left of the largest branch", 1, 1.0)),
+        ("left of the largest branch, small", 2, 1.0),
+    )
+}
+WAYS = {
+    name: gl.lesson.at("log10_way", mover=k, taken="last", part=0)
+    for k, name in enumerate(
+        ("way of the first layer", "way when clipped", "way with identity"),
+    )
+}
 LESSON = gl.lesson.Offer(
     figures={
         "chain": chain,
         "format ends": format_ends,
         "network": network,
         "clipping": clipping,
+        "branch": branch,
+        "moved": moved,
     },
     numbers={
         "textbook depth": gl.lesson.at("layer", layer=50),
@@ -214,7 +269,23 @@ LESSON = gl.lesson.Offer(
         "identity depth": gl.lesson.at("back", back="last"),
         "gradient without identity": gl.lesson.at("median", how="min", scale="ln", kind="plain"),
         "gradient with identity": gl.lesson.at("median", how="max", scale="ln", kind="residual"),
-    },
+        "weight scale of the quartiles": gl.lesson.at("sigma_w", how="median"),
+        "low quartile": gl.lesson.at("low", how="min", scale="log10"),
+        "high quartile": gl.lesson.at("high", how="min", scale="log10"),
+        "residual relu at 1": gl.lesson.at("median", how="min", scale="log10", kind="residual"),
+        "residual relu at 2.5": gl.lesson.at("median", how="max", scale="log10", kind="residual"),
+        "gradient of the logistic": gl.lesson.at("median", how="min", scale="log10"),
+        "steep gradient on the map": gl.lesson.at("gradient_norm", how="min"),
+        "weight of the steepest": gl.lesson.at("way_w", how="max"),
+        "learning rate": gl.lesson.at("step_size", how="min"),
+        "longest clipped step": gl.lesson.at("step_size", how="max", tau=0.1),
+        "depth of branches": gl.lesson.at("branch_depth", branch_depth="last"),
+        "small weight of branches": gl.lesson.at("branch_w", branch_w=0.1),
+        "steps of training": gl.lesson.at("taken", taken="last"),
+        "layers trained": gl.lesson.at("part", part="last"),
+    }
+    | BRANCHES
+    | WAYS,
     claims={
         "product is the gradient": WORDS,
         "left below one": WORDS,
@@ -238,5 +309,16 @@ LESSON = gl.lesson.Offer(
         "clipping revives nothing": WORDS,
         "no direction below the bound": WORDS,
         "nothing left at minus one": WORDS,
+        "draws scatter": WORDS,
+        "typical is not the mean": WORDS,
+        "residual explodes": WORDS,
+        "power of the factor": WORDS,
+        "linear residual grows": WORDS,
+        "small branch below e": WORDS,
+        "small branch above a quarter": WORDS,
+        "zero moves": WORDS,
+        "clipped moves less": WORDS,
+        "one number for all layers": WORDS,
+        "identity moves more": WORDS,
     },
 )

@@ -34,7 +34,9 @@ ROOMS: dict[str, tuple[str, ...]] = {
         *("formats", "bits", "precision", "doubled", "scaled", "norms", "quick_norms", "qr"),
         "balls",
     ),
-    "models": ("activations", "chain", "ensembles", "mixing", "networks", "recurrent"),
+    "models": (
+        *("activations", "callables", "chain", "ensembles", "mixing", "networks", "recurrent"),
+    ),
     "measuring": (
         *("compiled", "chain_rule", "loops", "linearisation", "roundings", "forward", "blocks"),
         "jacobians",

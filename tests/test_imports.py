@@ -40,8 +40,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "measuring": (
         *("compiled", "chain_rule", "loops", "linearisation", "roundings", "forward", "blocks"),
         "jacobians",
-        *("product_svd", "spectra", "certificate", "global_norm", "histogram", "monitor"),
-        *("clip_report", "clipping", "clip_rules", "training"),
+        *("product_svd", "spectra", "certificate", "global_norm", "histogram", "leaf_norms"),
+        *("monitor", "clip_report", "clipping", "clip_rules", "training"),
     ),
     "measuring.product_svd": (
         *("thresholds", "elimination", "complete_pivoting", "factors", "ratios", "trial"),
@@ -118,7 +118,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         *("door", "program", "dependence", "layers", "sums", "softmaxes", "anatomy", "measures"),
         *("changes", "laws", "facts", "verdicts"),
         *("checks_weights", "checks_flow", "examination", "report", "record", "singular", "audit"),
-        *("command",),
+        *("command", "spikes", "watching", "lag"),
     ),
     "page": (
         *(
@@ -161,7 +161,7 @@ HOMES: dict[str, set[str]] = {
     },
     "optax": {
         *("lazy", "measuring.clip_rules", "measuring.clipping", "measuring.monitor"),
-        "measuring.training",
+        *("measuring.training", "diagnosis.watching"),
     },
     "pandas": {"sweeping.from_python", "sweeping.outcomes"},
     "rich": {"running", "sweeping"},

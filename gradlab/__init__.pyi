@@ -48,6 +48,9 @@ from .sweeping.from_python import runs as runs
 from .sweeping.from_python import sweep as sweep
 from .diagnosis.audit import Audit as Audit
 from .diagnosis.audit import audit as audit
+from .diagnosis import watching as watching
+from .diagnosis.lag import lag as lag
+from .diagnosis.watching import watch as watch
 from .diagnosis.changes import fill as fill
 from .diagnosis.changes import redraw as redraw
 from .diagnosis.changes import scale as scale

@@ -35,13 +35,14 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "balls",
     ),
     "models": (
-        *("activations", "chain", "ensembles", "initialisers", "mixing", "networks", "recurrent"),
+        *("activations", "callables", "chain", "ensembles", "initialisers", "mixing", "networks"),
+        "recurrent",
     ),
     "measuring": (
         *("compiled", "chain_rule", "loops", "linearisation", "roundings", "forward", "blocks"),
         "jacobians",
-        *("product_svd", "spectra", "certificate", "global_norm", "histogram", "monitor"),
-        *("clip_report", "clipping", "clip_rules", "training"),
+        *("product_svd", "spectra", "certificate", "global_norm", "histogram", "leaf_norms"),
+        *("monitor", "clip_report", "clipping", "clip_rules", "training"),
     ),
     "measuring.product_svd": (
         *("thresholds", "elimination", "complete_pivoting", "factors", "ratios", "trial"),
@@ -121,7 +122,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         *("door", "program", "dependence", "layers", "sums", "softmaxes", "anatomy", "measures"),
         *("changes", "laws", "facts", "verdicts"),
         *("checks_weights", "checks_flow", "examination", "report", "record", "singular", "audit"),
-        *("command",),
+        *("command", "spikes", "watching", "lag"),
     ),
     "page": (
         *(
@@ -165,7 +166,7 @@ HOMES: dict[str, set[str]] = {
     },
     "optax": {
         *("lazy", "measuring.clip_rules", "measuring.clipping", "measuring.monitor"),
-        "measuring.training",
+        *("measuring.training", "diagnosis.watching"),
     },
     "pandas": {"sweeping.from_python", "sweeping.outcomes"},
     "rich": {"running", "sweeping"},

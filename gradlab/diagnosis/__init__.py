@@ -19,6 +19,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "laws",
         "measures",
         "program",
+        "watching",
     ],
     submod_attrs={"audit": ["Audit", "audit"]},
 )

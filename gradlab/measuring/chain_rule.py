@@ -73,18 +73,18 @@ def weight_gradients(model: Sequence[Chain], x: Array, loss: Loss) -> list[Chain
         x: its input, `(width_0,)`.
         loss: from the last layer's output to a scalar.
     """
-    stacks = iter(_weight_gradients(model, x, loss))
+    stacks = _weight_gradients(model, x, loss)
     found: list[Chain] = []
-    left: Any = None
-    for segment in model:
+    own = iter(model)
+    for stack, segment in zip(stacks, chain.segments(model), strict=True):
         # Neighbours that share a layer are stacked.
-        stack = next(stacks) if left is None else left
-        own, rest = (
-            jax.tree.map(lambda leaf, part=part: leaf[part], stack)
-            for part in (slice(segment.depth), slice(segment.depth, None))
-        )
-        found.append(Chain(segment.layer, own))
-        left = rest if Chain(segment.layer, rest).depth else None
+        start = 0
+        while start < segment.depth:
+            part = next(own)
+            end = start + part.depth
+            cut = jax.tree.map(lambda leaf, start=start, end=end: leaf[start:end], stack)
+            found.append(Chain(part.layer, cut))
+            start = end
     return found
 
 
@@ -145,4 +145,4 @@ def _through(
 
 def _own_gradient(layer: Layer, params: Any, z: Array, row: Array) -> Any:
     """`row dz_k/dtheta_k` of one layer, shaped as its parameters."""
-    return jax.vjp(lambda params: layer(params, z), params)[1](row)[0]
+    return chain.real_part(jax.vjp(lambda params: layer(params, z), params)[1](row)[0])

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import html
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
 from gradlab.measuring.global_norm import Tree
-from gradlab.measuring.monitor import MonitorState, record, scalars, value
+from gradlab.measuring.leaf_norms import value
+from gradlab.measuring.monitor import MonitorState, record, scalars
 
 # A threshold that fires more often than this is no exception any more.
 ALWAYS = 0.9
 # More than the rounding of 16-bit entries can move a norm: 2^-8 for bfloat16, and as much again.
 OFF = 2.0**-7
 NUM_ROWS = 10
+
+State = TypeVar("State")
 
 
 @dataclass(frozen=True)
@@ -50,13 +53,18 @@ class Report:
 
 def monitors(opt_state: Any) -> dict[str, MonitorState]:
     """Every monitor's state in an optimiser's state, by its path."""
+    return states_of(opt_state, MonitorState)
+
+
+def states_of(opt_state: Any, kind: type[State]) -> dict[str, State]:
+    """Every state of one kind in an optimiser's state, by its path."""
     state = getattr(opt_state, "opt_state", opt_state)  # Flax's Optimizer holds it
 
-    def is_monitor(node: Any) -> bool:
-        return isinstance(node, MonitorState)
+    def is_wanted(node: Any) -> bool:
+        return isinstance(node, kind)
 
-    found = jax.tree_util.tree_leaves_with_path(state, is_leaf=is_monitor)
-    return {jax.tree_util.keystr(path): node for path, node in found if is_monitor(node)}
+    found = jax.tree_util.tree_leaves_with_path(state, is_leaf=is_wanted)
+    return {jax.tree_util.keystr(path): node for path, node in found if is_wanted(node)}
 
 
 def report(opt_state: Any, params: Tree = None) -> Report:

@@ -92,7 +92,8 @@ def _run(function: Callable[..., Any], structure: _Structure, arrays: Any) -> An
 def _call(given: dict[str, Any]) -> _Call | None:
     """A call taken apart, or None where that is not possible."""
     model, x, loss = given.pop("model"), given.pop("x"), given.pop("loss", None)
-    parts, state = chain.checked(model, x), jax.eval_shape(jnp.asarray, x)
+    # The function itself asks for the derivatives that it takes.
+    parts, state = chain.checked(model, x, "no"), jax.eval_shape(jnp.asarray, x)
     programs, arrays = [], []
     for part in parts:
         params = jax.eval_shape(partial(chain.params_at, layer=0), part.params)
@@ -126,9 +127,7 @@ def _traced(function: Callable[..., Any], *args: Any) -> tuple[_Program, list[An
         closed = jax.make_jaxpr(function)(*args)
         program = _Program(None, closed)
         # A rule of one's own for a derivative is no part of the function's own program.
-        derivative = jax.make_jaxpr(
-            lambda constants, args: jax.jvp(partial(program, constants), args, args)
-        )(closed.consts, args)
+        derivative = _derivative(program, closed.consts, args)
     except Exception:
         # Called as it is, it says itself what is wrong with it.
         return None
@@ -136,6 +135,29 @@ def _traced(function: Callable[..., Any], *args: Any) -> tuple[_Program, list[An
         return None
     key = _key_of_program(closed.jaxpr), _key(derivative)
     return _Program(key, closed), list(closed.consts)
+
+
+def _derivative(program: _Program, constants: list[Any], args: tuple[Any, ...]) -> ClosedJaxpr:
+    """The program of a derivative: forwards, or backwards where there is only that."""
+
+    def forward(constants: Any, args: Any) -> Any:
+        return jax.jvp(partial(program, constants), args, jax.tree.map(_tangent, args))
+
+    def reverse(constants: Any, args: Any) -> Any:
+        output, pull_back = jax.vjp(partial(program, constants), *args)
+        return chain.real_part(pull_back(output))
+
+    try:
+        return jax.make_jaxpr(forward)(constants, args)
+    except TypeError:
+        return jax.make_jaxpr(reverse)(constants, args)
+
+
+def _tangent(primal: Any) -> Any:
+    """A tangent of a number; bools, ints and keys have one of no size."""
+    if jnp.issubdtype(primal.dtype, jnp.inexact):
+        return primal
+    return np.zeros(primal.shape, jax.dtypes.float0)
 
 
 # ---- what is compared of a program ---------------------------------------------------------------
@@ -178,7 +200,8 @@ def _key(value: Any) -> Any:
     if isinstance(value, Jaxpr):
         return _key_of_program(value)
     if isinstance(value, jax.Array | np.ndarray | np.generic):
-        array = np.asarray(value)
+        is_key = jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+        array = np.asarray(jax.random.key_data(value) if is_key else value)
         return str(array.dtype), array.shape, array.tobytes()
     if isinstance(value, list | tuple):
         return type(value).__name__, tuple(map(_key, value))

@@ -110,6 +110,8 @@ def log_abs_det(model: Model, x: Array) -> Array:
 def weight_gradient(model: Model, x: Array, loss: Loss, layer: int) -> Any:
     """`dL/dz_L  J_L ... J_{k+1}  dz_k/dtheta_k` for layer k, a pytree like its parameters.
 
+    Bools, ints and keys among them have no gradient: None.
+
     The product of Jacobians is formed explicitly; the last factor is one layer's derivative.
 
     Args:
@@ -123,7 +125,7 @@ def weight_gradient(model: Model, x: Array, loss: Loss, layer: int) -> Any:
         x = segment(x)
     z_k, pull_back = jax.vjp(lambda params: own.layer(params, x), chain.params_at(own.params, 0))
     z_L, P = _plain_product(after, z_k)
-    return pull_back(jax.grad(loss)(z_L) @ P)[0]
+    return chain.real_part(pull_back(jax.grad(loss)(z_L) @ P)[0])
 
 
 @precision.highest
@@ -132,6 +134,7 @@ def weight_gradients(model: Model, x: Array, loss: Loss) -> Any:
     """The gradient of every layer's weights, a pytree like the parameters of a `Chain`.
 
     For a sequence, a tuple with one pytree a layer. It under- and overflows as its dtype does.
+    Bools, ints and keys have no gradient: None.
     """
     _, parts = _backward(model, x, loss, _plain_gradient)
     if isinstance(model, Chain):
@@ -155,7 +158,11 @@ def log_gradient_norms(model: Model, x: Array, loss: Loss) -> Array:
 @precision.highest
 @compiled.once
 def log_weight_gradient_norms(model: Model, x: Array, loss: Loss) -> Array:
-    """`log |dL/dtheta_k|` (nats) for every layer k = 1 ... L, over all its weights, `(depth,)`."""
+    """`log |dL/dtheta_k|` (nats) for every layer k = 1 ... L, over all its weights, `(depth,)`.
+
+    Minus infinity for a layer that has no weights, such as an activation in a list: the norm of no
+    numbers is 0.
+    """
     return jnp.concatenate(_backward(model, x, loss, _log_weight_norm)[1])
 
 
@@ -253,7 +260,7 @@ def _backward(
     The row is pulled back through one layer at a time and rescaled; the states are stored. The
     measures come a segment, stacked over its layers.
     """
-    parts = chain.checked(model, x)
+    parts = chain.checked(model, x, "reverse")
     stacks = []
     for segment in parts:
         stacks.append(chain.layer_inputs(segment, x))
@@ -276,7 +283,7 @@ def _pull(
     params, z = at_layer
     gradient, before = jax.vjp(layer, params, z)[1](row.mantissa)
     scaled_gradient = jax.tree.map(
-        lambda leaf: Scaled(leaf, row.exponent.reshape((1,) * leaf.ndim)), gradient
+        lambda leaf: Scaled(leaf, row.exponent.reshape((1,) * leaf.ndim)), chain.real_part(gradient)
     )
     row = scaled.rescale(Scaled(before, row.exponent))
     return row, measure(row, scaled_gradient)
@@ -288,11 +295,10 @@ def _plain_gradient(row: Scaled, gradient: Any) -> Any:
 
 
 def _log_weight_norm(row: Scaled, gradient: Any) -> Array:
-    del row
     leaves = jax.tree.leaves(gradient, is_leaf=_is_scaled)
     leaves = [leaf for leaf in leaves if leaf.mantissa.size]
     if not leaves:
-        raise ValueError("A layer of this model has no weights; give it as a Chain or a module.")
+        return jnp.full((), -jnp.inf, row.mantissa.dtype)
     norms = [scaled.norm(leaf) for leaf in leaves]
     stack = Scaled(jnp.stack([n.mantissa for n in norms]), jnp.stack([n.exponent for n in norms]))
     return scaled.log_magnitude(scaled.norm(stack))

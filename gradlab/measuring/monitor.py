@@ -14,11 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import Array, lax
+from jax import Array
 
 from gradlab.arithmetic import formats, norms, quick_norms
-from gradlab.measuring import histogram
+from gradlab.measuring import histogram, leaf_norms
 from gradlab.measuring.global_norm import Tree, leaves_of
+from gradlab.measuring.leaf_norms import value
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=["names", "tau", "rate"])
@@ -134,9 +135,9 @@ def _seen(
 ) -> MonitorState:
     """The state with one step more."""
     dtype = state.norm_before.dtype
-    sizes, infinite = _sizes(before, dtype)
+    sizes, infinite = leaf_norms.sizes(before, dtype)
     is_finite = jnp.sum(infinite) == 0
-    norm_before = _total(sizes)
+    norm_before = leaf_norms.total(sizes)
     size = quick_norms.measure(after, dtype)
     first, second = quick_norms.powers(size.exponent, dtype)
     norm_after = size.root * first * second
@@ -145,10 +146,9 @@ def _seen(
     factor = norm_after / norm_before
     slot, step = state.num_steps % state.norm_before.size, state.num_steps
     # Sums that are both lost, to 0 or infinity, agree; and the norms were added up otherwise.
-    squares = (_squares(before, dtype), _squares(after, dtype))
+    squares = (leaf_norms.squares(before, dtype), leaf_norms.squares(after, dtype))
     shrunk = norm_after < norm_before * (1 - 16 * float(formats.finfo(dtype).eps))
     fired = is_finite & (jnp.any(squares[0] != squares[1]) | shrunk)
-    is_first = (infinite > 0) & (state.first_infinite < 0)
     return state._replace(
         num_steps=step + 1,
         num_fired=state.num_fired + fired,
@@ -159,40 +159,9 @@ def _seen(
         counts=histogram.counted(state.counts, jnp.stack([norm_before, norm_after, factor])),
         total_share=state.total_share + jnp.where(is_finite, share, 0),
         infinite=state.infinite + infinite,
-        first_infinite=jnp.where(is_first, step, state.first_infinite),
+        first_infinite=leaf_norms.first_step(state.first_infinite, infinite > 0, step),
         pushed=state.pushed if epsilon is None else state.pushed + _pushed(before, after, epsilon),
     )
-
-
-def _sizes(leaves: list[Array], dtype: Any) -> tuple[Array, Array]:
-    """The norm of each leaf, and how many of its entries are not finite, each `(leaf,)`."""
-    if not leaves:
-        return jnp.zeros(0, dtype), jnp.zeros(0, jnp.int32)
-    squares = _squares(leaves, dtype)
-
-    def plain(_: list[Array]) -> tuple[Array, Array]:
-        return jnp.sqrt(squares), jnp.zeros(len(leaves), jnp.int32)
-
-    def anywhere(leaves: list[Array]) -> tuple[Array, Array]:
-        infinite = jnp.stack([jnp.sum(~jnp.isfinite(leaf), dtype=jnp.int32) for leaf in leaves])
-        return quick_norms.measure_each(leaves, dtype), infinite
-
-    # A sum of 0 may be that of a starved leaf, which is what one wants to know of.
-    in_range = jnp.all(quick_norms.is_in_range(squares))
-    sizes: tuple[Array, Array] = lax.cond(in_range, plain, anywhere, leaves)
-    return sizes
-
-
-def _squares(leaves: list[Array], dtype: Any) -> Array:
-    """The plain sum of the squares of each leaf, `(leaf,)`: what a clip of ours takes anyway."""
-    return jnp.stack([quick_norms.square(leaf, dtype) for leaf in leaves] or [jnp.zeros((), dtype)])
-
-
-def _total(sizes: Array) -> Array:
-    """The norm of all leaves from the norm of each, without overflow."""
-    largest = jnp.max(sizes, initial=0)
-    unit = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
-    return unit * jnp.sqrt(jnp.sum(jnp.square(sizes / unit)))
 
 
 def _pushed(before: list[Array], after: list[Array], epsilon: float) -> Array:
@@ -223,7 +192,7 @@ class Record(NamedTuple):
 def record(state: MonitorState) -> Record:
     """The record in a monitor's state, in the order of the steps."""
     num_steps, share = int(value(state.num_steps)), value(state.share)
-    kept = np.arange(max(0, num_steps - len(share)), num_steps) % len(share)
+    kept = leaf_norms.kept(num_steps, len(share))
     before, after = value(state.norm_before)[kept], value(state.norm_after)[kept]
     columns = dict(zip(state.watched.names, share[kept].T, strict=True))
     return Record(num_steps, int(value(state.num_fired)), before, after, columns)
@@ -249,9 +218,3 @@ def scalars(state: MonitorState) -> dict[str, float]:
     if not np.isnan(value(state.pushed)):
         row["clip/pushed_under_epsilon"] = float(value(state.pushed)) / steps
     return row
-
-
-def value(leaf: Any) -> Any:
-    """A leaf as a numpy array, out of the box in which Flax may hold it."""
-    is_array = isinstance(leaf, jax.Array | np.ndarray)
-    return np.asarray(leaf if is_array else getattr(leaf, "value", leaf))

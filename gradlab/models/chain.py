@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +17,9 @@ import numpy as np
 from jax import Array
 
 from gradlab.arithmetic import precision
+from gradlab.models import callables
 
-Layer = Callable[[Any, Array], Array]
+Layer = callables.Layer
 
 
 @jax.tree_util.register_dataclass
@@ -46,8 +47,12 @@ class Chain:
 
 
 # What the functions of this laboratory accept: one chain, or a sequence of chains and of plain
-# callables (closures, Equinox or Flax modules), each one layer, of any widths that fit.
+# callables (closures, Equinox or Flax modules), each one layer, of any widths that fit. Their bool,
+# int and key leaves are part of them and are not differentiated.
 Model = Chain | Sequence[Callable[[Array], Array]]
+
+# What is asked of each layer: that it can be pushed forward, pulled back, or only applied.
+Derivative = Literal["forward", "reverse", "no"]
 
 
 def params_at(params: Any, layer: int | Array) -> Any:
@@ -63,16 +68,20 @@ def apply_linear(W: Array, z: Array) -> Array:
 @overload
 def linear(matrices: Array) -> Chain: ...
 @overload
-def linear(matrices: Sequence[Array]) -> list[Chain]: ...
-def linear(matrices: Array | Sequence[Array]) -> Chain | list[Chain]:
+def linear(matrices: Sequence[Array | Callable[[Array], Array]]) -> list[Chain]: ...
+def linear(matrices: Array | Sequence[Array | Callable[[Array], Array]]) -> Chain | list[Chain]:
     """The chain whose layers, and so whose Jacobians, are the given matrices.
 
     Args:
-        matrices: `(depth, width, width)`, or a sequence of matrices whose shapes chain.
+        matrices: `(depth, width, width)`, or a sequence of matrices whose shapes chain; modules
+            (`eqx.nn.Linear`) stand for theirs, and it is meant that nothing is between them.
     """
-    if isinstance(matrices, Sequence):
-        return [Chain(apply_linear, W[None]) for W in matrices]
-    return Chain(apply_linear, matrices)
+    if not isinstance(matrices, Sequence):
+        return Chain(apply_linear, matrices)
+    return [
+        _as_chain(W, is_meant=True) if callable(W) else Chain(apply_linear, W[None])
+        for W in matrices
+    ]
 
 
 def depth(model: Model) -> int:
@@ -118,12 +127,19 @@ def segments(model: Model) -> tuple[Chain, ...]:
     return tuple(parts)
 
 
-def checked(model: Model, x: Array) -> tuple[Chain, ...]:
+def checked(model: Model, x: Array, derivative: Derivative = "forward") -> tuple[Chain, ...]:
     """The `segments` of a model that `x` goes through, after every check made at the door.
 
+    Args:
+        model: the chain.
+        x: its input.
+        derivative: what is asked of each layer. One that has only a rule of its own for going back
+            (`jax.custom_vjp`) has a "reverse" one alone.
+
     Raises:
-        TypeError: for an integer or complex dtype, or a layer without a forward derivative.
-        ValueError: for shapes that do not chain or weights that are not finite, where known.
+        TypeError: for a complex dtype, an integer state, or a layer without that derivative.
+        ValueError: for shapes that do not chain, weights that are not finite, where known, or
+            bare affine modules that follow one another, as an MLP's without its activations do.
     """
     if jnp.ndim(x) != 1:
         raise ValueError(
@@ -133,11 +149,25 @@ def checked(model: Model, x: Array) -> tuple[Chain, ...]:
     _check_dtype("The input", x)
     parts = segments(model)
     state = jax.eval_shape(jnp.asarray, x)
-    first = 1
+    first, bare = 1, None
     for part in parts:
-        state = _checked_output(part, state, first)
+        _check_params(part, first)
+        params = jax.eval_shape(partial(params_at, layer=0), part.params)
+        output = _checked_output(part, params, state, first, derivative)
+        if type(model) in {list, tuple}:
+            before, bare = bare, callables.bare(part.layer, params, state)
+            _refuse_lost_activation(before, bare, part.depth, first)
+        state = output
         first += part.depth
     return parts
+
+
+def real_part(gradient: Any) -> Any:
+    """A gradient with None in the place of leaves that are not differentiated: bools, ints, keys.
+
+    `jax.vjp` has numbers without a size there, which no loop stacks.
+    """
+    return jax.tree.map(lambda g: None if g.dtype == jax.dtypes.float0 else g, gradient)
 
 
 @precision.highest
@@ -146,7 +176,7 @@ def states(model: Model, x: Array) -> Any:
 
     For a sequence, whose widths may differ, a tuple of `depth + 1` vectors.
     """
-    parts = checked(model, x)
+    parts = checked(model, x, "no")
     if isinstance(model, Chain):
         return _states(model, x)
     seen = [x]
@@ -195,41 +225,7 @@ def _states(chain: Chain, x: Array) -> Array:
     return jnp.concatenate([x[None], outputs])
 
 
-class _Module:
-    """A layer function made of a callable's structure: equal structures are equal functions."""
-
-    def __init__(self, treedef: Any, static: tuple[Any, ...]) -> None:
-        self.treedef = treedef
-        self.static = static
-
-    def __call__(self, params: Any, z: Array) -> Array:
-        arrays = iter(params)
-        leaves = [next(arrays) if leaf is None else leaf for leaf in self.static]
-        module: Callable[[Array], Array] = jax.tree_util.tree_unflatten(self.treedef, leaves)
-        return module(z)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Module) and (self.treedef, self.static) == (
-            other.treedef,
-            other.static,
-        )
-
-    def __hash__(self) -> int:
-        return hash((self.treedef, self.static))
-
-
-class _Closure:
-    """A layer function that has no parameters of its own."""
-
-    def __init__(self, function: Callable[[Array], Array]) -> None:
-        self.function = function
-
-    def __call__(self, params: Any, z: Array) -> Array:
-        del params
-        return self.function(z)
-
-
-def _as_chain(element: Any) -> Chain:
+def _as_chain(element: Any, is_meant: bool = False) -> Chain:
     """One element of a sequence as a chain."""
     if isinstance(element, Chain):
         return element
@@ -237,17 +233,7 @@ def _as_chain(element: Any) -> Chain:
         raise TypeError(
             f"A model's layers are Chains or callables; one of them is a {type(element).__name__}."
         )
-    leaves, treedef = jax.tree_util.tree_flatten(element)
-    arrays = [leaf for leaf in leaves if _is_array(leaf)]
-    if not arrays:
-        # A leaf of no size gives a chain without parameters its depth.
-        return Chain(_Closure(element), jnp.zeros((1, 0)))
-    static = tuple(None if _is_array(leaf) else leaf for leaf in leaves)
-    return Chain(_Module(treedef, static), [jnp.asarray(leaf)[None] for leaf in arrays])
-
-
-def _is_array(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array | np.ndarray)
+    return Chain(*callables.taken_apart(element, is_meant))
 
 
 def _stackable(one: Chain, other: Chain) -> bool:
@@ -267,7 +253,7 @@ def _check_dtype(name: str, value: Any) -> None:
 
 
 def _check_params(chain: Chain, first: int) -> None:
-    """Raise unless the parameters are stacked, real and, where their values are known, finite."""
+    """Raise unless the parameters are stacked, and finite where their values are known."""
     leaves = jax.tree_util.tree_leaves(chain.params)
     lengths = {jnp.shape(leaf)[:1] for leaf in leaves}
     if len(lengths) != 1 or lengths <= {(), (0,)}:
@@ -276,23 +262,28 @@ def _check_params(chain: Chain, first: int) -> None:
             f"{sorted(lengths)}; all must have the same one, its depth, at least 1."
         )
     for leaf in leaves:
-        _check_dtype(f"A weight of layer {first}", leaf)
-        if not isinstance(leaf, jax.core.Tracer):
-            finite = np.isfinite(np.asarray(leaf)).reshape(leaf.shape[0], -1).all(axis=1)
-            if not finite.all():
-                raise ValueError(
-                    f"Layer {first + int(np.argmin(finite))} has a weight that is not finite."
-                )
+        # A bool, an int or a key belongs to the layer; a matrix of ints is no weight.
+        if not callables.is_constant(leaf) or chain.layer is apply_linear:
+            _check_dtype(f"A weight of layer {first}", leaf)
+            _check_finite(leaf, first)
 
 
-def _checked_output(chain: Chain, state: Any, first: int) -> Any:
+def _check_finite(leaf: Any, first: int) -> None:
+    if isinstance(leaf, jax.core.Tracer):
+        return
+    finite = np.isfinite(np.asarray(leaf)).reshape(leaf.shape[0], -1).all(axis=1)
+    if not finite.all():
+        raise ValueError(f"Layer {first + int(np.argmin(finite))} has a weight that is not finite.")
+
+
+def _checked_output(
+    chain: Chain, params: Any, state: Any, first: int, derivative: Derivative
+) -> Any:
     """The shape and dtype after a segment, or the error that names its first layer."""
-    _check_params(chain, first)
-    params = jax.eval_shape(partial(params_at, layer=0), chain.params)
     try:
-        output = jax.eval_shape(partial(_with_jacobian, chain.layer), params, state)[0]
+        output = jax.eval_shape(partial(_APPLIED[derivative], chain.layer), params, state)[0]
     except Exception as error:
-        raise _refusal(chain.layer, params, state, first, error) from error
+        raise _refusal(chain.layer, params, state, first, derivative, error) from error
     if not isinstance(output, jax.ShapeDtypeStruct) or len(output.shape) != 1:
         raise ValueError(f"Layer {first} must give one vector, not {output}.")
     _check_dtype(f"The output of layer {first}", output)
@@ -312,11 +303,44 @@ def _with_jacobian(layer: Layer, params: Any, z: Array) -> tuple[Array, Array]:
     return layer(params, z), jax.jacfwd(partial(layer, params))(z)
 
 
-def _refusal(layer: Layer, params: Any, state: Any, first: int, error: Exception) -> Exception:
+def _with_row(layer: Layer, params: Any, z: Array) -> tuple[Array, Array]:
+    output, pull_back = jax.vjp(partial(layer, params), z)
+    return output, pull_back(output)[0]
+
+
+def _alone(layer: Layer, params: Any, z: Array) -> tuple[Array]:
+    return (layer(params, z),)
+
+
+# What is traced to know that a layer has what is asked of it.
+_APPLIED: dict[Derivative, Callable[..., Any]] = {
+    "forward": _with_jacobian,
+    "reverse": _with_row,
+    "no": _alone,
+}
+
+
+def _refusal(
+    layer: Layer, params: Any, state: Any, first: int, derivative: Derivative, error: Exception
+) -> Exception:
     """The error for a layer that cannot be traced: a wrong shape, or no derivative."""
     reason = str(error).strip().split("\n")[0]
     try:
-        jax.eval_shape(layer, params, state)
+        output = jax.eval_shape(layer, params, state)
     except Exception:
         return ValueError(f"Layer {first} does not take a state of shape {state.shape}: {reason}")
-    return TypeError(f"Layer {first} has no forward derivative: {reason}")
+    if not isinstance(output, jax.ShapeDtypeStruct) or len(output.shape) != 1:
+        return ValueError(f"Layer {first} must give one vector, not {output}.")
+    return TypeError(f"Layer {first} has no {derivative} derivative: {reason}")
+
+
+def _refuse_lost_activation(before: str | None, bare: str | None, depth: int, first: int) -> None:
+    """Refuse bare affine modules with nothing between: a module's own layers, taken out of it."""
+    if bare is None or (before is None and depth == 1):
+        return
+    one = first - 1 if before else first
+    raise ValueError(
+        f"Layers {one} and {one + 1} are {before or bare} and {bare} with nothing between, as the "
+        "layers of an MLP are where its activation is left out; give [layers[0], activation, "
+        "layers[1], ...], or gl.chain.linear(layers) if the chain is meant to be linear."
+    )

@@ -1,5 +1,7 @@
 """Recurrent cells that read an input at each step, unrolled into chains whose layers share weights.
 
+Cells of this house by their names, and any function that `jax.lax.scan` takes.
+
 A cell takes its weights, a state and an input to the next state. Gates stand in blocks of `width`
 rows; an LSTM's state is its output h and its memory c, one after the other.
 """
@@ -8,9 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
@@ -98,6 +101,65 @@ def unrolled(name: str, weights: Weights, inputs: Array) -> Chain:
     """The chain of `CELLS[name]` over `inputs`, `(num_steps, num_in)`: a layer for each step."""
     shared = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(inputs), *leaf.shape)), weights)
     return Chain(_step(CELLS[name].cell), (shared, inputs))
+
+
+class Loop(NamedTuple):
+    """A loop as a chain: its states are the real part of its carries, laid out in one vector.
+
+    Attributes:
+        chain: a layer for each step.
+        state: the first state, `(size,)`.
+        carry: from the last state to the carry that it is a part of.
+    """
+
+    chain: Chain
+    state: Array
+    carry: Callable[[Array], Any]
+
+
+def of_scan(step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, inputs: Any) -> Loop:
+    """The loop `jax.lax.scan(step, carry, inputs)` as a chain.
+
+    What of a carry is not differentiated (counts, masks, keys) takes no part in the states: it is
+    what it is in the loop, step by step.
+    """
+    carry = jax.tree.map(jnp.asarray, carry)
+    real, lay = _split(carry)
+    state, unravel = jax.flatten_util.ravel_pytree(real)
+
+    def run(carry: Any, x: Any) -> tuple[Any, Any]:
+        return step(carry, x)[0], _split(carry)[1].rest
+
+    last, rest = jax.lax.scan(run, carry, inputs)
+
+    def layer(at: Any, z: Array) -> Array:
+        x, rest = at
+        made, _ = step(lay._replace(rest=rest).joined(unravel(z)), x)
+        return jax.flatten_util.ravel_pytree(_split(made)[0])[0].astype(z.dtype)
+
+    end = _split(last)[1]
+    return Loop(Chain(layer, (inputs, rest)), state, lambda z: end.joined(unravel(z)))
+
+
+class _Lay(NamedTuple):
+    """How a carry is put together from leaves that are differentiated, and the rest of them."""
+
+    treedef: Any
+    is_real: tuple[bool, ...]
+    rest: list[Any]
+
+    def joined(self, real: list[Any]) -> Any:
+        ones, others = iter(real), iter(self.rest)
+        leaves = [next(ones) if is_real else next(others) for is_real in self.is_real]
+        return jax.tree.unflatten(self.treedef, leaves)
+
+
+def _split(carry: Any) -> tuple[list[Any], _Lay]:
+    leaves, treedef = jax.tree.flatten(carry)
+    is_real = tuple(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves)
+    pairs = list(zip(leaves, is_real, strict=True))
+    rest = [leaf for leaf, real in pairs if not real]
+    return [leaf for leaf, real in pairs if real], _Lay(treedef, is_real, rest)
 
 
 @cache

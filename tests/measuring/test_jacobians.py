@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradlab.arithmetic import scaled
-from gradlab.measuring import jacobians
+from gradlab.measuring import chain_rule, jacobians
 from gradlab.models import chain
 
 LOG_NORMS = jax.jit(jacobians.log_norms)
@@ -323,5 +323,69 @@ def test_memory_does_not_grow_with_depth() -> None:
 def test_a_layer_that_is_not_there_is_refused() -> None:
     with pytest.raises(ValueError, match="There is no layer 7; the layers are 1 to 6"):
         jacobians.weight_gradient(tanh_chain(6, 5), INPUT, loss, 7)
-    with pytest.raises(ValueError, match="has no weights"):
-        jacobians.log_weight_gradient_norms([jnp.sin], INPUT, loss)
+
+
+def kernel(factor: float) -> Any:
+    """tanh with weights, with a rule of its own for going back alone, as a fused kernel has it."""
+
+    @jax.custom_vjp
+    def layer(W: Any, z: Any) -> Any:
+        return factor * jnp.tanh(W @ z)
+
+    def back(saved: Any, row: Any) -> Any:
+        W, z = saved
+        delta = row * factor * (1 - jnp.tanh(W @ z) ** 2)
+        return jnp.outer(delta, z), delta @ W
+
+    layer.defvjp(lambda W, z: (layer(W, z), (W, z)), back)
+    return layer
+
+
+def test_what_only_goes_back_needs_no_forward_derivative() -> None:
+    params, x = tanh_chain(4, 3).params["W"], jnp.linspace(0.1, 0.9, 3)
+    fused = chain.Chain(kernel(0.9), params)
+    plain = chain.Chain(lambda W, z: 0.9 * jnp.tanh(W @ z), params)
+    for function in (
+        jacobians.log_gradient_norms,
+        jacobians.log_weight_gradient_norms,
+        jacobians.weight_gradients,
+    ):
+        # The same sums in another order, four layers.
+        np.testing.assert_allclose(function(fused, x, loss), function(plain, x, loss), rtol=1e-12)
+    np.testing.assert_allclose(chain.states(fused, x), chain.states(plain, x), rtol=1e-15)
+    with pytest.raises(TypeError, match="Layer 1 has no forward derivative"):
+        jacobians.log_norms(fused, x)
+
+
+def test_bools_ints_and_keys_have_no_gradient() -> None:
+    def layer(params: Any, z: Any) -> Any:
+        kept = jnp.where(params["mask"], params["W"], 0.0)
+        return jnp.tanh(kept @ z[params["order"]] + jax.random.normal(params["key"], z.shape))
+
+    W = tanh_chain(3, 4).params["W"]
+    others = {
+        "mask": jnp.arange(48).reshape(3, 4, 4) % 3 > 0,
+        "order": jnp.tile(jnp.array([2, 0, 3, 1]), (3, 1)),
+        "key": jax.random.split(jax.random.key(5), 3),
+    }
+    model, x = chain.Chain(layer, {"W": W, **others}), jnp.linspace(0.1, 0.9, 4)
+    expected = jax.grad(lambda W: loss(chain.Chain(layer, {"W": W, **others})(x)))(W)
+    found = jacobians.weight_gradients(model, x, loss)
+    assert [name for name, leaf in found.items() if leaf is not None] == ["W"]
+    np.testing.assert_allclose(found["W"], expected, rtol=1e-12)  # three layers, some ulps each
+    logs = np.log(np.linalg.norm(expected.reshape(3, -1), axis=1))
+    np.testing.assert_allclose(
+        jacobians.log_weight_gradient_norms(model, x, loss), logs, rtol=1e-12, atol=1e-12
+    )
+    products = chain_rule.products(model, x).jacobians
+    norm = np.log(np.linalg.norm(np.linalg.multi_dot(products[::-1])))
+    np.testing.assert_allclose(jacobians.log_norms(model, x)[-1], norm, atol=1e-12)
+
+
+def test_an_activation_in_a_list_has_no_weights_and_so_no_gradient_of_them() -> None:
+    W = tanh_chain(2, 3).params["W"]
+    model = [chain.linear(W[:1]), jnp.tanh, chain.linear(W[1:])]
+    logs = jacobians.log_weight_gradient_norms(model, jnp.ones(3), loss)
+    expected = jax.grad(lambda W: loss(W[1] @ jnp.tanh(W[0] @ jnp.ones(3))))(W)
+    norms = np.linalg.norm(expected.reshape(2, -1), axis=1)
+    np.testing.assert_allclose(np.exp(logs), [norms[0], 0.0, norms[1]], rtol=1e-13)

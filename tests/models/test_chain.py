@@ -1,3 +1,4 @@
+from itertools import pairwise
 from typing import Any
 
 import equinox as eqx
@@ -71,17 +72,24 @@ def test_closures_and_chains_mix() -> None:
     np.testing.assert_array_equal(J[3], jnp.diag(2 * chain.states(model, x)[3]))
 
 
+def linears(*widths: int) -> tuple[Any, ...]:
+    keys = jax.random.split(jax.random.key(0), len(widths) - 1)
+    return tuple(
+        eqx.nn.Linear(*pair, key=k) for pair, k in zip(pairwise(widths), keys, strict=True)
+    )
+
+
 def test_alike_equinox_modules_become_one_stacked_chain() -> None:
-    keys = jax.random.split(jax.random.key(0), 6)
-    model = [eqx.nn.Linear(4, 4, key=k) for k in keys] + [eqx.nn.Linear(4, 2, key=keys[0])]
+    bare = linears(*[4] * 7, 2)
+    model = chain.linear(bare)
     parts = chain.segments(model)
     assert [p.depth for p in parts] == [6, 1]
     x = jnp.linspace(-1.0, 1.0, 4)
     J = chain.jacobians(model, x)
-    for module, j in zip(model, J, strict=True):
+    for module, j in zip(bare, J, strict=True):
         np.testing.assert_array_equal(j, module.weight)
     by_hand = x
-    for module in model:
+    for module in bare:
         by_hand = module(by_hand)
     # Each layer is rounded once: some ulp in all.
     np.testing.assert_allclose(chain.states(model, x)[-1], by_hand, rtol=1e-14)
@@ -111,6 +119,78 @@ def test_states_and_jacobians_pass_through_vmap_jit_and_grad() -> None:
 def test_a_linear_chain_has_the_given_matrices_as_jacobians() -> None:
     matrices = jax.random.normal(jax.random.key(0), (3, 4, 4))
     np.testing.assert_array_equal(chain.jacobians(chain.linear(matrices), jnp.ones(4)), matrices)
+
+
+class Masked(eqx.Module):
+    """A layer with weights, a mask, the order of its units and a key: three are no weights."""
+
+    W: Any
+    mask: Any
+    order: Any
+    key: Any
+
+    def __call__(self, z: Any) -> Any:
+        kept = jnp.where(self.mask, self.W, 0.0)
+        return jnp.tanh(kept @ z[self.order] + jax.random.normal(self.key, z.shape))
+
+
+def masked(width: int = 3) -> list[Masked]:
+    W, order = jnp.eye(width) / 2 + 0.1, np.roll(np.arange(width), 1)
+    mask = np.tril(np.ones((width, width), bool))
+    return [Masked((k + 1) * W, mask, order, jax.random.key(k)) for k in range(2)]
+
+
+def test_bools_ints_and_keys_of_a_module_are_part_of_it() -> None:
+    model, x = masked(), jnp.linspace(0.1, 0.5, 3)
+    assert [part.depth for part in chain.segments(model)] == [2]
+    J = chain.jacobians(model, x)
+    state = x
+    for module, j in zip(model, J, strict=True):
+        np.testing.assert_allclose(j, jax.jacrev(module)(state), rtol=1e-14)  # a few ulp
+        state = module(state)
+    np.testing.assert_allclose(chain.states(model, x)[-1], state, rtol=1e-14)
+
+
+def test_a_layer_of_a_mask_alone_has_no_weights() -> None:
+    mask: Any = jnp.array([True, False, True])
+    only = jax.tree_util.Partial(lambda mask, z: jnp.where(mask, z, 0.0), mask)
+    np.testing.assert_array_equal(chain.jacobians([only, only], jnp.ones(3))[1], jnp.diag(mask))
+
+
+MLP = eqx.nn.MLP(4, 2, 4, 3, activation=jnp.tanh, key=jax.random.key(3))
+
+
+@pytest.mark.parametrize(
+    ("layers", "says"),
+    [
+        (MLP.layers, "Layers 1 and 2 are Linear and Linear with nothing between"),
+        (list(MLP.layers[2:]), "Layers 1 and 2 are Linear and Linear"),
+        ([MLP.layers[0], jnp.tanh, *MLP.layers[1:3]], "Layers 3 and 4 are Linear and Linear"),
+    ],
+)
+def test_layers_taken_out_of_an_mlp_without_its_activation_are_refused(
+    layers: Any, says: str
+) -> None:
+    with pytest.raises(ValueError, match=r"gl\.chain\.linear\(layers\)") as caught:
+        chain.jacobians(layers, jnp.ones(4))
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        chain.linear,
+        lambda layers: [part for layer in layers for part in (layer, eqx.nn.Identity())],
+        lambda layers: [part for layer in layers for part in (layer, lambda z: z)],
+        eqx.nn.Sequential,
+        lambda layers: [lambda z, layer=layer: layer(z) for layer in layers],
+    ],
+)
+def test_a_chain_that_is_meant_to_be_linear_is_said_to_be_so(between: Any) -> None:
+    found = np.linalg.multi_dot(chain.jacobians(between(MLP.layers), jnp.ones(4))[::-1])
+    expected = np.linalg.multi_dot([layer.weight for layer in MLP.layers[::-1]])
+    # Two roundings a sum of four terms, four factors.
+    np.testing.assert_allclose(found, expected, rtol=1e-13, atol=1e-15)
 
 
 def nan_weight(depth: int, bad: Any) -> Any:

@@ -1,0 +1,63 @@
+"""The norm of every leaf of a tree, and where one is not finite, at the price of sums of squares.
+
+What a watch on training keeps of each step: plain sums of squares, looked at again where these
+leave the range; and the steps that it keeps, in a ring that overwrites the oldest.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from gradlab.arithmetic import quick_norms
+
+
+def sizes(leaves: list[Array], dtype: Any) -> tuple[Array, Array]:
+    """The norm of each leaf, and how many of its entries are not finite, each `(leaf,)`."""
+    if not leaves:
+        return jnp.zeros(0, dtype), jnp.zeros(0, jnp.int32)
+    plain_squares = squares(leaves, dtype)
+
+    def plain(_: list[Array]) -> tuple[Array, Array]:
+        return jnp.sqrt(plain_squares), jnp.zeros(len(leaves), jnp.int32)
+
+    def anywhere(leaves: list[Array]) -> tuple[Array, Array]:
+        infinite = jnp.stack([jnp.sum(~jnp.isfinite(leaf), dtype=jnp.int32) for leaf in leaves])
+        return quick_norms.measure_each(leaves, dtype), infinite
+
+    # A sum of 0 may be that of a starved leaf, which is what one wants to know of.
+    in_range = jnp.all(quick_norms.is_in_range(plain_squares))
+    found: tuple[Array, Array] = lax.cond(in_range, plain, anywhere, leaves)
+    return found
+
+
+def squares(leaves: list[Array], dtype: Any) -> Array:
+    """The plain sum of the squares of each leaf, `(leaf,)`: what a clip of ours takes anyway."""
+    return jnp.stack([quick_norms.square(leaf, dtype) for leaf in leaves] or [jnp.zeros((), dtype)])
+
+
+def total(sizes: Array) -> Array:
+    """The norm of all leaves from the norm of each, without overflow, `()`."""
+    largest = jnp.max(sizes, initial=0)
+    unit = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
+    return unit * jnp.sqrt(jnp.sum(jnp.square(sizes / unit)))
+
+
+def first_step(known: Array, happens: Array, step: Array) -> Array:
+    """The first step at which something has happened, for each leaf; -1 where it has not yet."""
+    return jnp.where(happens & (known < 0), step, known)
+
+
+def kept(num_steps: int, history: int) -> Any:
+    """The slots of a ring that hold the last steps, oldest first, as numpy numbers."""
+    return np.arange(max(0, num_steps - history), num_steps) % history
+
+
+def value(leaf: Any) -> Any:
+    """A leaf as a numpy array, out of the box in which Flax may hold it."""
+    is_array = isinstance(leaf, jax.Array | np.ndarray)
+    return np.asarray(leaf if is_array else getattr(leaf, "value", leaf))

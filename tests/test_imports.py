@@ -24,7 +24,7 @@ WINGS: dict[str, set[str]] = {
     "calibration": {"running", "experiment", "models"},
     "page": {"experiment"},
     "__main__": {"experiment", "running", "page", "diagnosis"},
-    "diagnosis": {"measuring", "theory", "models", "page"},
+    "diagnosis": {"measuring", "theory", "models", "page", "experiment"},
 }
 OPEN_TO_ALL = {"errors", "lazy"}
 
@@ -39,7 +39,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         *("compiled", "chain_rule", "loops", "linearisation", "roundings", "forward", "blocks"),
         "jacobians",
         *("product_svd", "spectra", "certificate", "global_norm", "histogram", "monitor"),
-        *("clip_report", "clipping", "clip_rules", "training"),
+        *("clip_report", "clipping", "clip_rules", "training", "coordinates"),
     ),
     "measuring.product_svd": (
         *("thresholds", "elimination", "complete_pivoting", "factors", "ratios", "trial"),
@@ -116,7 +116,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         *("door", "program", "dependence", "layers", "sums", "softmaxes", "anatomy", "measures"),
         *("changes", "laws", "facts", "verdicts"),
         *("checks_weights", "checks_flow", "examination", "report", "record", "singular", "audit"),
-        *("command",),
+        *("command", "coordinates"),
     ),
     "page": (
         *(
@@ -137,7 +137,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
 }
 
 # What a wing shows of itself to the others, where that is less than all of its rooms.
-FACES = {"models": {"theory": {"activations"}}}
+FACES = {"models": {"theory": {"activations"}}, "experiment": {"diagnosis": {"estimate"}}}
 CLOSED = {"measuring.product_svd": {"measuring.spectra", "measuring.certificate"}}
 
 # Outside libraries and their homes: wings, or rooms of them. jax and numpy are at home everywhere.
@@ -159,11 +159,11 @@ HOMES: dict[str, set[str]] = {
     },
     "optax": {
         *("lazy", "measuring.clip_rules", "measuring.clipping", "measuring.monitor"),
-        "measuring.training",
+        *("measuring.training", "measuring.coordinates"),
     },
     "pandas": {"sweeping.from_python", "sweeping.outcomes"},
     "rich": {"running", "sweeping"},
-    "scipy": {"theory", "experiment.claim", "calibration.seeds"},
+    "scipy": {"theory", "experiment.claim", "experiment.estimate", "calibration.seeds"},
     "submitit": {"sweeping.cluster"},
     "xarray": {"lazy", "experiment", "running", "sweeping", "calibration", "page"},
     "yaml": {"running"},

@@ -20,5 +20,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "measures",
         "program",
     ],
-    submod_attrs={"audit": ["Audit", "audit"]},
+    submod_attrs={
+        "audit": ["Audit", "audit"],
+        "coordinates": ["CoordinateCheck", "coordinate_check"],
+    },
 )

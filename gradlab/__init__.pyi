@@ -27,6 +27,7 @@ from .measuring import certificate as certificate
 from .measuring import chain_rule as chain_rule
 from .measuring import clip_rules as clip_rules
 from .measuring import clipping as clipping
+from .measuring import coordinates as coordinates
 from .measuring import jacobians as jacobians
 from .measuring import monitor as monitor
 from .measuring import spectra as spectra
@@ -51,6 +52,8 @@ from .diagnosis.audit import audit as audit
 from .diagnosis import watching as watching
 from .diagnosis.lag import lag as lag
 from .diagnosis.watching import watch as watch
+from .diagnosis.coordinates import CoordinateCheck as CoordinateCheck
+from .diagnosis.coordinates import coordinate_check as coordinate_check
 from .diagnosis.changes import fill as fill
 from .diagnosis.changes import redraw as redraw
 from .diagnosis.changes import scale as scale

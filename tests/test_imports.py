@@ -24,7 +24,7 @@ WINGS: dict[str, set[str]] = {
     "calibration": {"running", "experiment", "measuring", "models"},
     "page": {"experiment"},
     "__main__": {"experiment", "running", "page", "diagnosis"},
-    "diagnosis": {"measuring", "theory", "models", "page"},
+    "diagnosis": {"measuring", "theory", "models", "page", "experiment"},
 }
 OPEN_TO_ALL = {"errors", "lazy"}
 
@@ -42,7 +42,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         *("compiled", "chain_rule", "loops", "linearisation", "roundings", "forward", "blocks"),
         "jacobians",
         *("product_svd", "spectra", "certificate", "global_norm", "histogram", "leaf_norms"),
-        *("monitor", "clip_report", "clipping", "clip_rules", "training"),
+        *("monitor", "clip_report", "clipping", "clip_rules", "training", "coordinates"),
     ),
     "measuring.product_svd": (
         *("thresholds", "elimination", "complete_pivoting", "factors", "ratios", "trial"),
@@ -122,7 +122,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         *("door", "program", "dependence", "layers", "sums", "softmaxes", "anatomy", "measures"),
         *("changes", "laws", "facts", "verdicts"),
         *("checks_weights", "checks_flow", "examination", "report", "record", "singular", "audit"),
-        *("command", "spikes", "watching", "lag"),
+        *("command", "spikes", "watching", "lag", "coordinates"),
     ),
     "page": (
         *(
@@ -143,7 +143,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
 }
 
 # What a wing shows of itself to the others, where that is less than all of its rooms.
-FACES = {"models": {"theory": {"activations"}}}
+FACES = {"models": {"theory": {"activations"}}, "experiment": {"diagnosis": {"estimate"}}}
 CLOSED = {"measuring.product_svd": {"measuring.spectra", "measuring.certificate"}}
 
 # Outside libraries and their homes: wings, or rooms of them. jax and numpy are at home everywhere.
@@ -166,11 +166,11 @@ HOMES: dict[str, set[str]] = {
     },
     "optax": {
         *("lazy", "measuring.clip_rules", "measuring.clipping", "measuring.monitor"),
-        *("measuring.training", "diagnosis.watching"),
+        *("measuring.training", "measuring.coordinates", "diagnosis.watching"),
     },
     "pandas": {"sweeping.from_python", "sweeping.outcomes"},
     "rich": {"running", "sweeping"},
-    "scipy": {"theory", "experiment.claim", "calibration.seeds"},
+    "scipy": {"theory", "experiment.claim", "experiment.estimate", "calibration.seeds"},
     "submitit": {"sweeping.cluster", "sweeping.queues"},
     "xarray": {"lazy", "experiment", "running", "sweeping", "calibration", "page"},
     "yaml": {"running"},

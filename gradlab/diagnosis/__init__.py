@@ -21,5 +21,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "program",
         "watching",
     ],
-    submod_attrs={"audit": ["Audit", "audit"]},
+    submod_attrs={
+        "audit": ["Audit", "audit"],
+        "coordinates": ["CoordinateCheck", "coordinate_check"],
+    },
 )

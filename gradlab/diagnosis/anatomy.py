@@ -12,11 +12,13 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
+from gradlab.diagnosis import door
 from gradlab.diagnosis.dependence import Reader
 from gradlab.diagnosis.layers import Layer, fed_by, is_followed, layers_of
-from gradlab.diagnosis.program import Constant, Program, inner_programs
+from gradlab.diagnosis.program import Constant, Program, inner_programs, traced
 from gradlab.diagnosis.softmaxes import Softmax, softmaxes_of
 from gradlab.diagnosis.sums import Residual, residuals_of
 
@@ -75,6 +77,22 @@ def read(program: Program, names: Sequence[str], first_param: int, data: set[int
         frozenset(p - first_param for p in reader.params if p in used),
         frozenset(embedded),
     )
+
+
+def of_loss(subject: door.Subject, arrays: list[Any], treedef: Any, loss: door.Loss) -> Anatomy:
+    """The anatomy of a loss of a subject and of a batch, whose leaves are `arrays`."""
+
+    def value(params: Any, rest: Any, leaves: Any) -> Any:
+        batch = jax.tree_util.tree_unflatten(treedef, leaves)
+        return door.scalar_loss(loss, subject.build(params, rest), batch)
+
+    program = traced(value, list(subject.params), list(subject.rest), arrays)
+    first = len(program.constants)
+    start = first + len(subject.params) + len(subject.rest)
+    data = set(range(start, program.num_inputs))
+    if not any(v in data for step in program.steps for v in step.reads):
+        data |= set(range(first))  # the batch came by the loss's closure
+    return read(program, subject.names, first, data)
 
 
 def function(layer: Layer) -> Callable[[Any], Any] | None:

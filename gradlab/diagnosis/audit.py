@@ -27,7 +27,6 @@ from gradlab.diagnosis import (
     facts,
     laws,
     measures,
-    program,
     record,
     report,
     singular,
@@ -269,17 +268,7 @@ def _plan(subject: door.Subject, arrays: list[Any], treedef: Any, loss: door.Los
 
 
 def _made(subject: door.Subject, arrays: list[Any], treedef: Any, loss: door.Loss) -> _Plan:
-    def value(params: Any, rest: Any, leaves: Any) -> Any:
-        batch = jax.tree_util.tree_unflatten(treedef, leaves)
-        return door.scalar_loss(loss, subject.build(params, rest), batch)
-
-    traced = program.traced(value, list(subject.params), list(subject.rest), arrays)
-    first = len(traced.constants)
-    start = first + len(subject.params) + len(subject.rest)
-    data = set(range(start, traced.num_inputs))
-    if not any(v in data for step in traced.steps for v in step.reads):
-        data |= set(range(first))  # the batch came by the loss's closure
-    read = anatomy.read(traced, subject.names, first, data)
+    read = anatomy.of_loss(subject, arrays, treedef, loss)
     slices = facts.slices_of(read)
     return _Plan(
         read,

@@ -32,6 +32,7 @@ class Subject:
         rest: arrays that are not: ints, bools, keys, running statistics.
         build: `build(params, rest)` is the model again.
         structure: equal for models that share one program.
+        tree: `tree(params)` is what the model holds of parameters, as an optimiser takes it.
     """
 
     names: tuple[str, ...]
@@ -39,6 +40,7 @@ class Subject:
     rest: tuple[Any, ...]
     build: Callable[[Sequence[Any], Sequence[Any]], Any]
     structure: Hashable
+    tree: Callable[[Sequence[Any]], Any]
 
 
 class Layers(tuple[Any, ...]):
@@ -132,6 +134,11 @@ def _of_tree(
         ]
         return finish(jax.tree_util.tree_unflatten(treedef, filled))
 
+    def of_params(params: Sequence[Any]) -> Any:
+        given = iter(params)
+        filled = [next(given) if kind == "param" else None for kind in place]
+        return jax.tree_util.tree_unflatten(treedef, filled)
+
     pairs = list(zip(place, paths, strict=True))
     return Subject(
         tuple(path_name(path) for kind, (path, _) in pairs if kind == "param"),
@@ -139,6 +146,7 @@ def _of_tree(
         tuple(leaf for kind, (_, leaf) in pairs if kind == "rest"),
         build,
         (kind, treedef, tuple(place), _hashable(static)),
+        of_params,
     )
 
 
@@ -160,6 +168,7 @@ def _of_flax(nnx: Any, model: Any) -> Subject:
         tuple(others),
         build,
         ("flax", graph, treedef, treedef_of_others),
+        lambda params: jax.tree_util.tree_unflatten(treedef, list(params)),
     )
 
 

@@ -43,6 +43,43 @@ def slope(x: ArrayLike, y: ArrayLike) -> Interval:
     return Interval(value, np.sqrt(variance / squares))
 
 
+class Exponent(NamedTuple):
+    """The power of x that y goes with, and the ends of its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def exponent(x: ArrayLike, log_y: ArrayLike, chance: float) -> Exponent:
+    """The exponent p of `y ~ x^p` from `log_y (len(x), num_draws)`, with what it may be off by.
+
+    Its least-squares slope; by Student's t of all residuals it is beyond the interval with the
+    probability `chance`. A power law of large x drifts at small ones: both sides are wider by what
+    a correction of relative order 1/x does to the slope, whose size is told by what the slope
+    changes by without the smallest x. It is nan where a log is not finite, and its interval has no
+    ends where x has fewer than three places.
+    """
+    from scipy import stats
+
+    places, rows = np.asarray(x, dtype=float), np.asarray(log_y, dtype=float)
+    fit = _power(places, rows)
+    if len(places) < 3 or not np.isfinite(fit.value):
+        return Exponent(fit.value, math.nan, math.nan)
+    kept = places > places.min()
+    changed = abs(fit.value - _power(places[kept], rows[kept]).value)
+    of_all, of_kept = (_power(part, 1 / part[:, None]).value for part in (places, places[kept]))
+    drift = changed * of_all / (of_all - of_kept)
+    half = float(stats.t.isf(chance / 2, rows.size - 2)) * fit.error + drift
+    return Exponent(fit.value, fit.value - half, fit.value + half)
+
+
+def _power(x: np.ndarray, rows: np.ndarray) -> Interval:
+    """The slope over log x of all draws together; its error is nan where no residual is left."""
+    found = slope(np.repeat(np.log(x), rows.shape[1]), rows.ravel())
+    return Interval(float(found.value), float(found.error))
+
+
 def label_gain(num_classes: int, batch_size: int, num_batches: int) -> Interval:
     """What who sees no input can gain, in nats, by knowing how often each label is in a batch.
 

@@ -16,6 +16,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "chain_rule",
             "clip_rules",
             "clipping",
+            "coordinates",
             "jacobians",
             "linearisation",
             "monitor",

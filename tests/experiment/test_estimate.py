@@ -81,3 +81,30 @@ def test_the_mean_has_the_error_that_its_draws_show() -> None:
     # 25 standard scores: their sum of squares is chi squared with 25 degrees of freedom.
     chi_squared = np.sum(((found.value - 2.0) / found.error) ** 2)
     assert 8.0 < chi_squared < 55.0  # the 1e-4 quantiles on both sides, roughly
+
+
+def test_a_power_law_has_its_exponent_and_one_that_drifts_an_interval_with_it() -> None:
+    x = np.array([8.0, 16.0, 32.0, 64.0])
+    exact = estimate.exponent(x, np.log(3 * x**1.5)[:, None] * np.ones(3), 0.05)
+    drifting = estimate.exponent(x, (np.log(x) + 1 / x)[:, None] * np.ones(3), 0.05)
+
+    np.testing.assert_allclose(exact, 1.5, rtol=1e-12)
+    # Half of its width is this very correction: without it the exponent would be the middle.
+    of_correction = estimate.slope(np.log(x), 1 / x).value
+    assert drifting.value == pytest.approx(1.0 + of_correction, rel=1e-12)
+    assert (drifting.high - drifting.low) / 2 >= abs(of_correction)
+    assert drifting.value < 1.0
+    assert np.isnan(estimate.exponent(x, np.full((4, 1), -np.inf), 0.05)).all()
+    assert np.isnan(estimate.exponent(x[:2], np.zeros((2, 4)), 0.05).low)
+
+
+def test_an_exponent_leaves_its_interval_no_more_often_than_stated() -> None:
+    x, rng = 2.0 ** np.arange(4, 9), np.random.default_rng(0)
+    found = [
+        estimate.exponent(x, np.log(x)[:, None] + rng.standard_normal((5, 3)), 0.1)
+        for _ in range(400)
+    ]
+    missed = sum(not one.low <= 1.0 <= one.high for one in found)
+
+    # The interval has room for a drift besides: at most the binomial's four standard deviations.
+    assert missed <= 40 + 4 * np.sqrt(400 * 0.1 * 0.9)

@@ -1,0 +1,67 @@
+"""How far an optimiser's steps move what a model computes: to first order, and at their rate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from gradlab.measuring.training import Params, fast_norm
+
+States = Callable[[Params], Sequence[Any]]  # from parameters to what is watched, a pytree each
+
+
+class Moves(NamedTuple):
+    """Logs of root mean squares, each `(num_states,)`; -inf of what is 0 or does not move.
+
+    Attributes:
+        start: of the states at the start.
+        first: of their change in the first step, to first order in its rate: the derivative of each
+            state along the step.
+        later: of their change in all steps, at the rate that they have.
+    """
+
+    start: Array
+    first: Array
+    later: Array
+
+
+def moves(
+    states: States,
+    loss: Callable[[Params], Array],
+    params: Params,
+    optimizer: optax.GradientTransformation,
+    num_steps: int = 1,
+) -> Moves:
+    """What `num_steps` steps of an optimiser down a loss do to the states."""
+
+    def step(_: Any, carry: tuple[Params, Any]) -> tuple[Params, Any]:
+        now, state = carry
+        updates, state = optimizer.update(jax.grad(loss)(now), state, now)
+        return optax.apply_updates(now, updates), state
+
+    first = params, optimizer.init(params)
+    updates, _ = optimizer.update(jax.grad(loss)(params), first[1], params)
+    along = jax.tree.map(lambda p, u: u.astype(p.dtype), params, updates)
+    before, slopes = jax.jvp(states, (params,), (along,))
+    after = states(jax.lax.fori_loop(0, num_steps, step, first)[0])
+    return Moves(log_sizes(before), log_sizes(slopes), log_sizes(_less(after, before)))
+
+
+def log_sizes(states: Sequence[Any]) -> Array:
+    """The log of the root mean square over all entries of each state, `(num_states,)`."""
+    return jnp.stack([_log_size(state) for state in states])
+
+
+def _log_size(state: Any) -> Array:
+    size = sum(leaf.size for leaf in jax.tree.leaves(state))
+    norm = fast_norm(state)
+    return jnp.log(norm) - jnp.log(jnp.asarray(size, norm.dtype)) / 2
+
+
+def _less(a: Any, b: Any) -> Any:
+    return jax.tree.map(jnp.subtract, a, b)

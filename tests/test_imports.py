@@ -34,7 +34,15 @@ ROOMS: dict[str, tuple[str, ...]] = {
         *("formats", "bits", "precision", "doubled", "scaled", "norms", "quick_norms", "qr"),
         "balls",
     ),
-    "models": ("activations", "chain", "ensembles", "mixing", "networks", "recurrent"),
+    "models": (
+        "activations",
+        "chain",
+        "ensembles",
+        "mixing",
+        "networks",
+        "recurrent",
+        "transformer",
+    ),
     "measuring": (
         *("compiled", "chain_rule", "loops", "linearisation", "roundings", "forward", "blocks"),
         "jacobians",
@@ -48,7 +56,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "theory": (
         *("gauss", "meanfield", "normalisation", "scalar", "residual", "finite_width"),
         *("products", "spectra"),
-        "clipping",
+        *("clipping", "transformer"),
     ),
     "experiment": (
         *(

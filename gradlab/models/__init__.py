@@ -7,5 +7,9 @@ state. Nothing is measured here and nothing predicted.
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
-    __name__, ["activations", "chain", "ensembles", "mixing", "networks", "recurrent"]
+    __name__,
+    [
+        *("activations", "chain", "ensembles", "mixing", "networks", "recurrent"),
+        "transformer",
+    ],
 )

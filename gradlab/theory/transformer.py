@@ -131,15 +131,16 @@ def relative_variance(signal: Signal, after: ArrayLike, width: ArrayLike) -> Arr
     return jnp.where(jnp.asarray(after) > 0, own, jnp.cumsum(own)) / signal.total**2
 
 
-def left_out(signal: Signal, width: ArrayLike) -> Array:
+def left_out(design: Sequence[ArrayLike], signal: Signal, width: ArrayLike) -> Array:
     """What a sublayer of that width may take from the mean log of a gradient's square.
 
     `(num_sublayers,)`, to first order. A branch that is the share s of the sum takes
-    (4 s (1 - s) + 5 s²)/(2 n), as in `relative_variance`; each of at most two norms keeps n - 2 of
-    n directions.
+    (4 s (1 - s) + 5 s²)/(2 n), as in `relative_variance`; each norm keeps n - 2 of n directions.
     """
-    share = signal.added / signal.total
-    return (4 * share * (1 - share) + 5 * share**2 + 8) / (2 * jnp.asarray(width, float))
+    share, num_norms = signal.added / signal.total, sum(map(jnp.asarray, design[:3]))
+    return (4 * share * (1 - share) + 5 * share**2 + 4 * num_norms) / (
+        2 * jnp.asarray(width, float)
+    )
 
 
 def _made(

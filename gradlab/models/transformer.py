@@ -124,6 +124,48 @@ def hidden(weights: Weights, x: Array) -> Array:
     return PHI["relu"](x @ weights.W_1.T)
 
 
+# ---- a classifier of images
+
+
+class Reader(NamedTuple):
+    """A transformer that reads images: `E` and `places` make tokens, `W` the logits at the end."""
+
+    E: Array
+    places: Array
+    weights: Weights
+    W: Array
+
+
+def reader(
+    key: Array, depth: int, width: int, num_tokens: int, num_pixels: int, num_classes: int
+) -> Reader:
+    """A `Reader` without queries yet, of images of so many pixels in `num_tokens` equal parts."""
+    key_E, key_places, key_weights, key_W = jax.random.split(key, 4)
+    return Reader(
+        ensembles.unit_gaussian(key_E, (width, num_pixels // num_tokens), float),
+        jax.random.normal(key_places, (num_tokens, width)),
+        weights(key_weights, depth, width, 0.0),
+        ensembles.unit_gaussian(key_W, (num_classes, width), float),
+    )
+
+
+def embedded(reader: Reader, image: Array) -> Array:
+    """The tokens of an image `(num_pixels,)`, normalised, `(num_tokens, width)`.
+
+    Pixels that are over after as many equal parts are not read.
+    """
+    num_tokens, size = len(reader.places), reader.E.shape[1]
+    parts = image[: num_tokens * size].reshape(num_tokens, size)
+    return layer_norm(parts @ reader.E.T + reader.places)
+
+
+def classify(design: Design, reader: Reader, image: Array) -> Array:
+    """The logits of an image, `(num_classes,)`: of the mean of the last tokens, normalised."""
+    x = embedded(reader, image)
+    z = encoder(reader.weights, design)(x.ravel())
+    return reader.W @ jnp.mean(layer_norm(z.reshape(x.shape)), axis=0)
+
+
 def _sublayer(f: Branch, design: Design, x: Array) -> Array:
     branch = layer_norm(f(seen(design, x)), design.inside)
     total = jnp.asarray(design.skip) * x + jnp.asarray(design.branch) * branch

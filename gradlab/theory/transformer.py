@@ -120,6 +120,36 @@ def gradient(
     return jax.lax.scan(step, start, over, reverse=True)[1]
 
 
+def from_identity(
+    phi: Activation,
+    is_attention: ArrayLike,
+    signal: Signal,
+    num_tokens: int,
+) -> Array:
+    """`E |(J - I) u|²/|u|²` of a sublayer z + f(z), u a white direction, `(num_sublayers,)`.
+
+    Derived: attention gives every token the mean of u, which has 1/num_tokens of its square. Of two
+    sublayers, whose branches are independent, 1 plus this multiplies.
+    """
+    one = jnp.ones(())
+    return signal.slope * jnp.where(
+        jnp.asarray(is_attention, bool), 1 / num_tokens, gauss.moments(phi).slope_square(one)
+    )
+
+
+def word_for_word(square: ArrayLike, depth: int) -> Array:
+    """`s + √s`, over and over, `(depth,)`: Sun et al. 2025's theorem with every constant 1.
+
+    Their variances grow by the factor 1 + Theta(1/√s) a block, of which they conclude exp(depth);
+    the recursion itself grows as depth²/4 (derived). Not read; from a second source.
+    """
+
+    def step(s: Array, _: None) -> tuple[Array, Array]:
+        return (s + jnp.sqrt(s),) * 2
+
+    return jax.lax.scan(step, jnp.asarray(square, float), None, length=depth)[1]
+
+
 def relative_variance(signal: Signal, after: ArrayLike, width: ArrayLike) -> Array:
     """That of a token's square behind each sublayer, in front of a norm, `(num_sublayers,)`.
 

@@ -39,6 +39,7 @@ from .models import initialisers as initialisers
 from .models import mixing as mixing
 from .models import networks as networks
 from .models import recurrent as recurrent
+from .models import transformer as transformer
 from .sweeping.join import alone as alone
 from .sweeping.outcomes import Run as Run
 from .sweeping.outcomes import compare as compare

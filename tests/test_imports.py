@@ -36,7 +36,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     ),
     "models": (
         *("activations", "callables", "chain", "ensembles", "initialisers", "mixing", "networks"),
-        "recurrent",
+        *("recurrent", "transformer"),
     ),
     "measuring": (
         *("compiled", "chain_rule", "loops", "linearisation", "roundings", "forward", "blocks"),
@@ -51,7 +51,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "theory": (
         *("gauss", "meanfield", "normalisation", "scalar", "residual", "finite_width"),
         *("products", "spectra"),
-        "clipping",
+        *("clipping", "transformer"),
     ),
     "experiment": (
         *(

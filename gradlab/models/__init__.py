@@ -8,5 +8,8 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    ["activations", "chain", "ensembles", "initialisers", "mixing", "networks", "recurrent"],
+    [
+        *("activations", "chain", "ensembles", "initialisers", "mixing", "networks", "recurrent"),
+        "transformer",
+    ],
 )

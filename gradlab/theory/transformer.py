@@ -1,0 +1,207 @@
+"""Tokens on their way through transformer blocks, and gradients back: wide, attention uniform.
+
+Each token has the mean square q, any two the product c q. Uniform attention gives all tokens their
+mean. A sublayer is `after(skip x + branch inside(f(gain before(x))))`, the norms 0 or 1; a design
+is those six numbers (before, inside, after, gain, skip, branch), each one or one a sublayer.
+Weights are N(0, 1/width) and independent, so that no cross term of the squares is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from gradlab.models.activations import Activation
+from gradlab.theory import gauss
+
+
+class Signal(NamedTuple):
+    """Tokens at each sublayer; each `(num_sublayers,)`.
+
+    Attributes:
+        square: their mean square in front of it.
+        correlation: of two of them, there.
+        added: what the branch adds to the mean square.
+        total: the mean square of the sum, in front of a norm after it.
+        correlation_after: of two tokens behind it.
+        slope: the factor of the squared gradient through the norms and factors of the branch.
+    """
+
+    square: Array
+    correlation: Array
+    added: Array
+    total: Array
+    correlation_after: Array
+    slope: Array
+
+
+class Gradient(NamedTuple):
+    """A gradient on its way back; each `(num_sublayers,)`.
+
+    Attributes:
+        tokens: the sum of the tokens' squared gradients in front of a sublayer.
+        together: the square of the sum of their gradients, there.
+        weight: the squared gradient of the branch's last matrix, V or W_2, over the width.
+    """
+
+    tokens: Array
+    together: Array
+    weight: Array
+
+
+def signal(
+    phi: Activation,
+    design: Sequence[ArrayLike],
+    is_attention: ArrayLike,
+    square: ArrayLike,
+    correlation: ArrayLike,
+    num_tokens: int,
+) -> Signal:
+    """The signal through sublayers, attention where `is_attention`, else `W_2 phi(W_1 x)`.
+
+    Derived; the kernel of phi is Cho and Saul's 2009 for relu. Xiong et al. 2020, lemma 2, has the
+    squares' bounds: attention adds between 0 and 1.
+    """
+    flags = jnp.asarray(is_attention, bool)
+
+    def step(state: tuple[Array, Array], at: Any) -> tuple[tuple[Array, Array], Signal]:
+        (q, c), (is_mixing, (before, inside, after, gain, skip, branch)) = state, at
+        into = gain**2 * jnp.where(before > 0, 1.0, q)
+        one, two = _made(phi, is_mixing, into, c, num_tokens)
+        scale = branch**2 / jnp.where(inside > 0, one, 1.0)
+        total = skip**2 * q + scale * one
+        product = skip**2 * c * q + scale * two
+        c_after = jnp.minimum(product / total, 1.0)
+        slope = scale * gain**2 / jnp.where(before > 0, q, 1.0)
+        seen = Signal(q, c, scale * one, total, c_after, slope)
+        return (jnp.where(after > 0, 1.0, total), c_after), seen
+
+    start = jnp.asarray(square, float), jnp.asarray(correlation, float)
+    return jax.lax.scan(step, start, (flags, _spread(design, flags.size)))[1]
+
+
+def gradient(
+    phi: Activation,
+    design: Sequence[ArrayLike],
+    is_attention: ArrayLike,
+    signal: Signal,
+    num_tokens: int,
+) -> Gradient:
+    """The gradient back through the sublayers that gave `signal`, of a loss that reads one token.
+
+    From a squared gradient of 1 behind the last sublayer. Derived: back through attention all
+    tokens get the mean of the gradients, which keeps their sum; back through phi two tokens keep
+    E phi'(h_1) phi'(h_2) of their product.
+    """
+    flags = jnp.asarray(is_attention, bool)
+
+    def step(state: tuple[Array, Array], at: Any) -> tuple[tuple[Array, Array], Gradient]:
+        (own, sums), (is_mixing, (before, _, after, gain, skip, _), sublayer) = state, at
+        own, sums = (jnp.where(after > 0, part / sublayer.total, part) for part in (own, sums))
+        into = gain**2 * jnp.where(before > 0, 1.0, sublayer.square)
+        one, two = _made(phi, is_mixing, into, sublayer.correlation, num_tokens)
+        scale = sublayer.added / one  # of the branch, behind its last matrix
+        weight = scale * (one * own + two * (sums - own))
+        back_own, back_sums = _slopes(
+            phi, is_mixing, into, sublayer.correlation, num_tokens, own, sums
+        )
+        own = skip**2 * own + sublayer.slope * back_own
+        sums = skip**2 * sums + sublayer.slope * back_sums
+        return (own, sums), Gradient(own, sums, weight)
+
+    one = jnp.ones(())
+    start = one, one
+    over = flags, _spread(design, flags.size), signal
+    return jax.lax.scan(step, start, over, reverse=True)[1]
+
+
+def from_identity(
+    phi: Activation,
+    is_attention: ArrayLike,
+    signal: Signal,
+    num_tokens: int,
+) -> Array:
+    """`E |(J - I) u|²/|u|²` of a sublayer z + f(z), u a white direction, `(num_sublayers,)`.
+
+    Derived: attention gives every token the mean of u, which has 1/num_tokens of its square. Of two
+    sublayers, whose branches are independent, 1 plus this multiplies.
+    """
+    one = jnp.ones(())
+    return signal.slope * jnp.where(
+        jnp.asarray(is_attention, bool), 1 / num_tokens, gauss.moments(phi).slope_square(one)
+    )
+
+
+def word_for_word(square: ArrayLike, depth: int) -> Array:
+    """`s + √s`, over and over, `(depth,)`: Sun et al. 2025's theorem with every constant 1.
+
+    Their variances grow by the factor 1 + Theta(1/√s) a block, of which they conclude exp(depth);
+    the recursion itself grows as depth²/4 (derived). Not read; from a second source.
+    """
+
+    def step(s: Array, _: None) -> tuple[Array, Array]:
+        return (s + jnp.sqrt(s),) * 2
+
+    return jax.lax.scan(step, jnp.asarray(square, float), None, length=depth)[1]
+
+
+def relative_variance(signal: Signal, after: ArrayLike, width: ArrayLike) -> Array:
+    """That of a token's square behind each sublayer, in front of a norm, `(num_sublayers,)`.
+
+    To first order in 1/width: |r + V u|² spreads by (4 |r|² |V u|² + v |V u|⁴)/n, v at most a
+    rectifier's 5 (`residual.typical_log`), and independent sublayers add; a norm starts anew.
+    """
+    rest, added = signal.total - signal.added, signal.added
+    own = (4 * rest * added + 5 * added**2) / jnp.asarray(width, float)
+    return jnp.where(jnp.asarray(after) > 0, own, jnp.cumsum(own)) / signal.total**2
+
+
+def left_out(design: Sequence[ArrayLike], signal: Signal, width: ArrayLike) -> Array:
+    """What a sublayer of that width may take from the mean log of a gradient's square.
+
+    `(num_sublayers,)`, to first order. A branch that is the share s of the sum takes
+    (4 s (1 - s) + 5 s²)/(2 n), as in `relative_variance`; each norm keeps n - 2 of n directions.
+    """
+    share, num_norms = signal.added / signal.total, sum(map(jnp.asarray, design[:3]))
+    return (4 * share * (1 - share) + 5 * share**2 + 4 * num_norms) / (
+        2 * jnp.asarray(width, float)
+    )
+
+
+def _made(
+    phi: Activation, is_mixing: Array, q: Array, c: Array, num_tokens: int
+) -> tuple[Array, Array]:
+    """The mean square that a branch makes of tokens, and the product of two of its tokens."""
+    kernel = gauss.moments(phi)
+    same = q * (1 + (num_tokens - 1) * c) / num_tokens
+    return (
+        jnp.where(is_mixing, same, kernel.square(q)),
+        jnp.where(is_mixing, same, kernel.pair(q, c)),
+    )
+
+
+def _slopes(
+    phi: Activation,
+    is_mixing: Array,
+    q: Array,
+    c: Array,
+    num_tokens: int,
+    own: Array,
+    sums: Array,
+) -> tuple[Array, Array]:
+    """The tokens' squared gradients and their sum's square, behind a branch to in front of it."""
+    kernel = gauss.moments(phi)
+    fed = kernel.slope_square(q) * own
+    return (
+        jnp.where(is_mixing, sums / num_tokens, fed),
+        jnp.where(is_mixing, sums, fed + kernel.slope_pair(q, c) * (sums - own)),
+    )
+
+
+def _spread(design: Sequence[ArrayLike], size: int) -> tuple[Array, ...]:
+    return tuple(jnp.broadcast_to(jnp.asarray(part, float), (size,)) for part in design)

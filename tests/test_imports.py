@@ -39,7 +39,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         *("compiled", "chain_rule", "loops", "linearisation", "roundings", "forward", "blocks"),
         "jacobians",
         *("product_svd", "spectra", "certificate", "global_norm", "histogram", "monitor"),
-        *("clip_report", "clipping", "clip_rules", "training"),
+        *("clip_report", "clipping", "clip_rules", "training", "trials", "forecast"),
     ),
     "measuring.product_svd": (
         *("thresholds", "elimination", "complete_pivoting", "factors", "ratios", "trial"),
@@ -47,7 +47,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     ),
     "theory": (
         *("gauss", "meanfield", "normalisation", "scalar", "residual", "finite_width"),
-        *("products", "spectra"),
+        *("products", "spectra", "tangent_kernel"),
         "clipping",
     ),
     "experiment": (

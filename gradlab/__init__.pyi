@@ -28,10 +28,12 @@ from .measuring import chain_rule as chain_rule
 from .measuring import clip_rules as clip_rules
 from .measuring import clipping as clipping
 from .measuring import coordinates as coordinates
+from .measuring import forecast as forecast
 from .measuring import jacobians as jacobians
 from .measuring import monitor as monitor
 from .measuring import spectra as spectra
 from .measuring import training as training
+from .measuring import trials as trials
 from .models import activations as activations
 from .models import chain as chain
 from .models import ensembles as ensembles

@@ -43,6 +43,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "jacobians",
         *("product_svd", "spectra", "certificate", "global_norm", "histogram", "leaf_norms"),
         *("monitor", "clip_report", "clipping", "clip_rules", "training", "coordinates"),
+        *("trials", "forecast"),
     ),
     "measuring.product_svd": (
         *("thresholds", "elimination", "complete_pivoting", "factors", "ratios", "trial"),
@@ -50,7 +51,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     ),
     "theory": (
         *("gauss", "meanfield", "normalisation", "scalar", "residual", "finite_width"),
-        *("products", "spectra"),
+        *("products", "spectra", "tangent_kernel"),
         *("clipping", "transformer"),
     ),
     "experiment": (

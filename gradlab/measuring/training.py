@@ -95,6 +95,20 @@ def projected(data: Data, P: Array) -> Data:
     return data._replace(x=x / jnp.sqrt(jnp.mean(x * x, axis=1, keepdims=True)))
 
 
+def class_correlations(data: Data, num_classes: int) -> tuple[Array, Array]:
+    """The mean correlation of two inputs of one class, and of two of different classes, `()` each.
+
+    Inputs are of mean square 1, as those of `projected`.
+    """
+    member = jax.nn.one_hot(data.y, num_classes, dtype=data.x.dtype)
+    number, sums = jnp.sum(member, axis=0), member.T @ data.x
+    square = jnp.sum(jnp.square(sums)) / data.x.shape[1]
+    total = jnp.sum(jnp.square(jnp.sum(sums, axis=0))) / data.x.shape[1]
+    pairs = jnp.sum(number * number)
+    within = (square - data.y.size) / (pairs - data.y.size)
+    return within, (total - square) / (data.y.size**2 - pairs)
+
+
 @cache
 def _digits() -> tuple[Any, Any]:
     packed = (files("gradlab") / "data" / "digits.csv.gz").read_bytes()

@@ -10,6 +10,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     [
         *("clipping", "finite_width", "gauss", "meanfield", "normalisation"),
-        *("products", "residual", "scalar", "spectra", "transformer"),
+        *("products", "residual", "scalar", "spectra", "tangent_kernel", "transformer"),
     ],
 )

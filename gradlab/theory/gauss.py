@@ -45,6 +45,9 @@ class Moments(Protocol):
     def gap(self, q: Array, epsilon: Array) -> Array:
         """E (phi(u1) - phi(u2))² / 2 at c = 1 - epsilon, without cancellation."""
 
+    def slope_gap(self, q: Array, epsilon: Array) -> Array:
+        """E (phi'(u1) - phi'(u2))² / 2 at c = 1 - epsilon, without cancellation."""
+
 
 def moments(phi: Phi) -> Moments:
     """The averages of `phi`: closed forms where they are known, else by quadrature."""
@@ -58,6 +61,13 @@ def homogeneous(phi: Phi) -> float | None:
     """E phi(z)² where phi(a h) = a phi(h) for a > 0, so that E phi(√q z)² is that times q."""
     known = moments(phi)
     return known.half_square if isinstance(known, PiecewiseLinear) else None
+
+
+def degree(phi: Phi) -> Array:
+    """The power of q as which E phi(√q z)² grows where q is large, `()`: 1 as |h|, 0 if bounded."""
+    square = moments(phi).square
+    one, two = (square(jnp.asarray(q)) for q in (1e8, 2e8))
+    return jnp.log2(two / one)
 
 
 # ---- rules
@@ -116,7 +126,7 @@ def expect_pair(
 ) -> Array:
     """`E f(u1, u2)`, scalar: variances q, correlation 1 - epsilon."""
     root = _root(q)
-    sine = _root(epsilon * (2 - epsilon))
+    sine = _small_root(epsilon * (2 - epsilon))
 
     def given(z1: Array) -> Array:
         centre = z1 - epsilon * z1
@@ -138,6 +148,11 @@ def _rule(q: Array, mean: Array, kinks: tuple[float, ...]) -> Rule:
 def _root(q: Array) -> Array:
     """√q, with a finite derivative at q = 0."""
     return jnp.sqrt(jnp.maximum(q, 1e-30))
+
+
+def _small_root(x: Array) -> Array:
+    """√x for any normal number, with a finite derivative at 0."""
+    return jnp.sqrt(jnp.maximum(x, jnp.finfo(x.dtype).tiny))
 
 
 @dataclass(frozen=True)
@@ -176,6 +191,12 @@ class Quadrature:
         """E (phi(u1) - phi(u2))² / 2."""
         return expect_pair(
             lambda a, b: jnp.square(self.phi(a) - self.phi(b)) / 2, q, epsilon, self.kinks
+        )
+
+    def slope_gap(self, q: Array, epsilon: Array) -> Array:
+        """E (phi'(u1) - phi'(u2))² / 2."""
+        return expect_pair(
+            lambda a, b: jnp.square(self.dphi(a) - self.dphi(b)) / 2, q, epsilon, self.kinks
         )
 
 
@@ -218,8 +239,15 @@ class PiecewiseLinear:
         return odd + even * 2 / math.pi * _arcsin(c) + jnp.zeros_like(q)
 
     def gap(self, q: Array, epsilon: Array) -> Array:
-        """E (phi(u1) - phi(u2))² / 2."""
-        return self.square(q) - self.pair(q, 1 - epsilon)
+        """E (phi(u1) - phi(u2))² / 2, in the angle between u1 and u2."""
+        odd, even = self._parts
+        angle = _angle(epsilon)
+        folded = 2 / math.pi * (jnp.sin(angle) - angle * (1 - epsilon))
+        return q * (odd * epsilon + even * (epsilon - folded))
+
+    def slope_gap(self, q: Array, epsilon: Array) -> Array:
+        """E (phi'(u1) - phi'(u2))² / 2: at kinks it falls as slowly as √epsilon."""
+        return self._parts[1] * 2 / math.pi * _angle(epsilon) + jnp.zeros_like(q)
 
 
 @dataclass(frozen=True)
@@ -249,6 +277,11 @@ class Erf:
         sine = a * epsilon * (a + b) / (a * _cosine(b) + b * _cosine(a))
         return 2 / math.pi * jnp.arctan2(sine, a * b + _cosine(a) * _cosine(b))
 
+    def slope_gap(self, q: Array, epsilon: Array) -> Array:
+        """E (phi'(u1) - phi'(u2))² / 2."""
+        beyond = 4 * q * q * epsilon * (2 - epsilon) / (1 + 4 * q)
+        return -self.slope_square(q) * jnp.expm1(-jnp.log1p(beyond) / 2)
+
 
 @dataclass(frozen=True)
 class Sine:
@@ -274,9 +307,18 @@ class Sine:
         """E (phi(u1) - phi(u2))² / 2."""
         return -jnp.expm1(-q * epsilon) * (1 + jnp.exp(-q * (2 - epsilon))) / 2
 
+    def slope_gap(self, q: Array, epsilon: Array) -> Array:
+        """E (phi'(u1) - phi'(u2))² / 2."""
+        return -jnp.expm1(-q * epsilon) * (1 - jnp.exp(-q * (2 - epsilon))) / 2
+
 
 def _cosine(sine: Array) -> Array:
     return _root((1 - sine) * (1 + sine))
+
+
+def _angle(epsilon: Array) -> Array:
+    """The angle whose cosine is 1 - epsilon, right however small."""
+    return 2 * jnp.arcsin(_small_root(epsilon / 2))
 
 
 def _arcsin(c: Array) -> Array:

@@ -270,3 +270,15 @@ def test_a_batch_as_one_example_is_trained_on_as_the_batch_is(
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), whole.params, one.params
     )
+
+
+def test_class_correlations_are_means_over_pairs() -> None:
+    data = training.projected(
+        training.Data(jax.random.normal(jax.random.key(4), (30, 6)), jnp.arange(30) % 4),
+        jnp.eye(6),
+    )
+    pairs = np.asarray(data.x @ data.x.T / 6)
+    alike = np.asarray(data.y)[:, None] == np.asarray(data.y)
+    expected = pairs[alike & ~np.eye(30, dtype=bool)].mean(), pairs[~alike].mean()
+
+    np.testing.assert_allclose(training.class_correlations(data, 4), expected, rtol=1e-12)

@@ -1,0 +1,83 @@
+"""Many small networks, each trained once, in one compiled program: any depth, any activation.
+
+Plain stochastic gradient descent of phi(W z + b) layers with a linear read-out. One after another,
+so that a network costs what its own layers cost, and memory is that of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from gradlab.measuring import training
+from gradlab.measuring.training import Data
+from gradlab.models import ensembles
+from gradlab.models.activations import Phi
+from gradlab.models.chain import Chain
+
+
+class Network(NamedTuple):
+    """What a network is, or `(num_networks,)` of each.
+
+    Attributes:
+        kind: which of the activations.
+        depth: number of layers.
+        sigma_w: standard deviation of W √width.
+        sigma_b: of the biases.
+        rate: the learning rate.
+    """
+
+    kind: Array
+    depth: Array
+    sigma_w: Array
+    sigma_b: Array
+    rate: Array
+
+
+class Budget(NamedTuple):
+    """What all networks share: the largest depth, the width, and what they are trained for."""
+
+    deepest: int
+    width: int
+    num_classes: int
+    batch_size: int
+    num_steps: int
+
+
+def losses(key: Array, networks: Network, phis: Sequence[Phi], data: Data, budget: Budget) -> Array:
+    """The loss of the batch before each step, `(num_networks, num_steps)` (nats).
+
+    Every network has weights and batches of its own. The format is that of the data, whose inputs
+    are `(num_examples, width)`.
+    """
+
+    def one(network: tuple[Array, Network]) -> Array:
+        return loss(*network, phis, data, budget)
+
+    return jax.lax.map(one, (jax.random.split(key, networks.kind.size), networks))
+
+
+def loss(key: Array, network: Network, phis: Sequence[Phi], data: Data, budget: Budget) -> Array:
+    """The loss of one network before each step, `(num_steps,)`."""
+    key_chain, key_readout, key_batches = jax.random.split(key, 3)
+    dtype, width = data.x.dtype, budget.width
+    scales = (jnp.asarray(scale, dtype) for scale in (network.sigma_w, network.sigma_b))
+    model = ensembles.gaussian(key_chain, budget.deepest, width, phis[0], *scales, dtype=dtype)
+    readout = ensembles.unit_gaussian(key_readout, (budget.num_classes, width), dtype)
+    is_there = jnp.arange(budget.deepest) < network.depth
+
+    def layer(params: Any, z: Array) -> Array:
+        affine, there = params
+        return jax.lax.cond(there, lambda: jax.lax.switch(network.kind, phis, affine(z)), lambda: z)
+
+    def logits(params: Any, x: Array) -> Array:
+        return params[1] @ Chain(layer, (params[0].params, is_there))(x)
+
+    batches = training.schedule(key_batches, data.y.size, budget.batch_size, budget.num_steps)
+    descent = optax.sgd(jnp.asarray(network.rate, dtype))
+    return training.train(logits, (model, readout), descent, data, batches).loss

@@ -1,0 +1,49 @@
+"""Networks of many depths in one program, each held against itself alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from gradlab.measuring import training, trials
+from gradlab.models import ensembles
+from gradlab.models.activations import PHI
+from gradlab.models.chain import Chain
+
+BUDGET = trials.Budget(deepest=5, width=8, num_classes=3, batch_size=4, num_steps=6)
+PHIS = [PHI["tanh"], PHI["relu"]]
+
+
+@pytest.fixture(scope="module")
+def data() -> training.Data:
+    key_x, key_y = jax.random.split(jax.random.key(3))
+    x = jax.random.normal(key_x, (20, BUDGET.width))
+    return training.Data(x, jax.random.randint(key_y, (20,), 0, 3))
+
+
+def alone(key: jax.Array, kind: int, depth: int, data: training.Data) -> jax.Array:
+    """The same network as a chain of just its layers."""
+    key_chain, key_readout, key_batches = jax.random.split(key, 3)
+    model = ensembles.gaussian(key_chain, BUDGET.deepest, BUDGET.width, PHIS[kind], 1.3, 0.2)
+    first = Chain(model.layer, jax.tree.map(lambda leaf: leaf[:depth], model.params))
+    readout = ensembles.unit_gaussian(key_readout, (3, BUDGET.width), float)
+    batches = training.schedule(key_batches, 20, BUDGET.batch_size, BUDGET.num_steps)
+    start = (first, readout)
+    descent = optax.sgd(0.1)
+    return training.train(lambda p, x: p[1] @ p[0](x), start, descent, data, batches).loss
+
+
+def test_each_network_is_trained_as_if_alone(data: training.Data) -> None:
+    kind, depth = jnp.array([0, 1, 1]), jnp.array([5, 2, 4])
+    scales = (jnp.full(3, value) for value in (1.3, 0.2, 0.1))
+    key = jax.random.key(7)
+
+    found = jax.jit(
+        lambda key: trials.losses(key, trials.Network(kind, depth, *scales), PHIS, data, BUDGET)
+    )(key)
+
+    keys = jax.random.split(key, 3)
+    expected = [alone(keys[i], int(kind[i]), int(depth[i]), data) for i in range(3)]
+    np.testing.assert_allclose(found, jnp.stack(expected), rtol=1e-12)
+    assert float(jnp.min(jnp.abs(found[:, -1] - found[:, 0]))) > 1e-4

@@ -45,10 +45,10 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     made = [look(name, cfg.depth) for name in cfg.branch]
     switches = tuple(jnp.array(column, float) for column in zip(*made, strict=True))
 
-    def one(key: jax.Array) -> tuple[jax.Array, jax.Array]:  # the same unit weights for all
+    def one(key: jax.Array) -> tuple[jax.Array, ...]:  # the same unit weights for all
         return jax.lax.map(lambda switch: norms(key, cfg, *switch), switches)
 
-    signal, gradient = gl.grid.over_draws(one, key_chain, cfg.num_draws)
+    signal, gradient, step = gl.grid.over_draws(one, key_chain, cfg.num_draws)
     found = [laws(cfg, *switch) for switch in made]
     names = "signal", "signal_added", "gradient", "gradient_added"
     law = {
@@ -61,6 +61,7 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         "block": gl.named(jnp.arange(1, cfg.depth + 1), "block", long_name="blocks"),
         "signal": gl.named(signal, at, long_name="log |z_l|²/|z_0|²", **nats),
         "gradient": gl.named(gradient, at, long_name="log |dL/dz_(L-l)|²/|dL/dz_L|²", **nats),
+        "step_square": gl.named(step, "draw branch", long_name="|a W phi|² over |a phi|², mean"),
         **{name: gl.named(part, "branch block", **nats) for name, part in law.items()},
         "step": gl.named(jnp.arange(cfg.num_steps), "step", long_name="step"),
         "weight_gradient": gl.named(slope, "step", long_name="|dL/dW| of all branches"),
@@ -82,16 +83,23 @@ def block(params: Any, z: jax.Array) -> jax.Array:
     return z + factor * (W @ jnp.where(is_tanh > 0, phi["tanh"](x), 2**0.5 * phi["relu"](x)))
 
 
-def norms(key: jax.Array, cfg: Config, *switch: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Log squared norms of the signal after each block, and of the gradient behind as many."""
+def norms(key: jax.Array, cfg: Config, *switch: jax.Array) -> tuple[jax.Array, ...]:
+    """Log squared norms of the signal after each block, and of the gradient behind as many.
+
+    And the mean over blocks of what W does to the squared length of what it is given.
+    """
     key_W, key_input, key_loss = jax.random.split(key, 3)
     W = gl.ensembles.unit_gaussian(key_W, (cfg.depth, cfg.width, cfg.width), float)
     params = W, tuple(jnp.broadcast_to(one, cfg.depth) for one in switch)
     x, v = (jax.random.normal(key, (cfg.width,)) for key in (key_input, key_loss))
     model = gl.chain.Chain(block, params)
-    squares = jnp.sum(gl.chain.states(model, x) ** 2, axis=1)
+    states = gl.chain.states(model, x)
+    given = jax.vmap(lambda z: block((jnp.eye(cfg.width), switch), z) - z)(states[:-1])
+    step = jnp.sum(jnp.diff(states, axis=0) ** 2, axis=1) / jnp.sum(given**2, axis=1)
+    squares = jnp.sum(states**2, axis=1)
     logs = gl.jacobians.log_gradient_norms(model, x, lambda z: v @ z)
-    return jnp.log(squares[1:] / squares[0]), 2 * (logs - logs[-1])[-2::-1]
+    back = 2 * (logs - logs[-1])[-2::-1]
+    return jnp.log(squares[1:] / squares[0]), back, jnp.mean(step)
 
 
 def laws(cfg: Config, factor: float, is_tanh: float, is_normalised: float) -> tuple[Any, ...]:
@@ -191,6 +199,10 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
                 where=moves,
                 beyond_the_law=beyond,
             )
+    moving = data.step_square.isel(branch=np.flatnonzero(data.branch != "ReZero"))
+    if moving.size:
+        sentence = "W keeps the squared length of what it is given, in the mean over blocks"
+        yield gl.claim.mean(sentence, moving.isel(branch=0), 1.0, YANG)
     if "1/√L" in data.branch:
         row = data.sel(branch="1/√L")
         yield gl.claim.mean(

@@ -64,19 +64,21 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("experiment_file", files, ids=[file.stem for file in files])
 
 
-class ByFile(LoadScopeScheduling):
-    """A worker takes a file, and of what runs for every experiment one experiment, as a whole."""
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A worker takes a file, and of what runs for every experiment one experiment, as a whole.
 
-    def _split_scope(self, nodeid: str) -> str:
-        """What goes to one worker together, read from the name: no mark need reach it."""
-        file, _, test = nodeid.partition("::")
-        experiment = re.search(r"\[(\w+)", test) if file.endswith("test_experiments.py") else None
-        return f"{file}:{experiment[1]}" if experiment else file
+    pytest-xdist asks for it; nothing does where that does not run.
+    """
+    scheduler = LoadScopeScheduling(config, log)
+    scheduler._split_scope = taken_together
+    return scheduler
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
-    """Asked by pytest-xdist, and by nothing where it does not run."""
-    return ByFile(config, log)
+def taken_together(nodeid: str) -> str:
+    """What goes to one worker with this test, read from its name: no mark need reach it."""
+    file, _, test = nodeid.partition("::")
+    experiment = re.search(r"\[(\w+)", test) if file.endswith("test_experiments.py") else None
+    return f"{file}:{experiment[1]}" if experiment else file
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -71,7 +71,7 @@ zoo: .venv/ready  ## models that nobody here wrote, for the audit's tests: their
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r tests/zoo.lock
 
 verify: zoo  ## what is long and need not run each time; its record is results/verify.md
-	$(PYTEST) $(PARALLEL) -m verify --record results/verify.md tests
+	$(PYTEST) $(PARALLEL) -m verify --record results/verify.md tests docs
 	$(MAKE) --no-print-directory --keep-going seeds power
 
 seeds: .venv/ready  ## how often chance breaks each claim, on fresh seeds: results/seeds.md

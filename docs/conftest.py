@@ -6,6 +6,15 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).parent.parent
+LONG = {"functions.md"}  # a minute of programs that are compiled for one line each: `make verify`
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the pages that take long, before the marks are read."""
+    for item in items:
+        if item.path.name in LONG:
+            item.add_marker("verify")
 
 
 @pytest.fixture(autouse=True)

@@ -106,7 +106,7 @@ def trained(
     }
 
 
-def share(data: xr.Dataset) -> xr.DataArray:
+def share(data: xr.Dataset) -> Any:
     """How far each layer is from its start, over its size there."""
     return data.moved / data["size"]
 
@@ -228,7 +228,7 @@ def payload(data: xr.Dataset) -> gl.lesson.Payload:
     }
 
 
-WAY = {"how": "median", "num_taken": "last", "layer": 1}
+WAY: dict[str, Any] = {"how": "median", "num_taken": "last", "layer": 1}
 LESSON = gl.lesson.Offer(
     figures={"moved": payload},
     numbers={

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import gradlab as gl
 from gradlab.lazy import jax, jnp, np, xr
@@ -175,7 +176,7 @@ def payload(data: xr.Dataset) -> gl.lesson.Payload:
     }
 
 
-DEEP = {"w": 0.1, "depth": 100}
+DEEP: dict[str, Any] = {"w": 0.1, "depth": 100}
 LESSON = gl.lesson.Offer(
     figures={"branch": payload},
     numbers={

@@ -1,6 +1,8 @@
 """What the documentation says of the tree is true of the tree."""
 
 import ast
+import doctest
+import importlib
 import importlib.util
 import re
 import shlex
@@ -141,6 +143,48 @@ def public(module: ModuleType) -> set[str]:
     body = ast.parse(Path(str(module.__file__)).read_text()).body
     names = {node.name for node in body if isinstance(node, ast.FunctionDef)}
     return {name for name in names if not name.startswith("_")}
+
+
+def executed(project: Path) -> str:
+    """All lines that the tests execute: those of the documentation, and of README."""
+    parser = doctest.DocTestParser()
+    pages = [parser.get_examples(page.read_text()) for page in (project / "docs").glob("*.md")]
+    readme = blocks(project / "README.md", "python")
+    return "".join([*(example.source for page in pages for example in page), *readme])
+
+
+def referred(project: Path) -> list[ModuleType]:
+    """The rooms of the reference."""
+    pages = sorted((project / "docs" / "reference").glob("*.md"))
+    named = [re.findall(r"^::: (\S+)", page.read_text(), re.MULTILINE) for page in pages]
+    return [importlib.import_module(name) for page in named for name in page]
+
+
+def test_every_function_of_the_reference_stands_in_an_example_that_is_executed(
+    project: Path,
+) -> None:
+    lines, lacking = executed(project), {}
+    offered = set(dir(gradlab))
+    whole = {str(getattr(getattr(gradlab, name), "__name__", "")) for name in offered}
+    for room in referred(project):
+        short, is_theory = room.__name__.rpartition(".")[2], ".theory." in room.__name__
+        # Of a room that is offered as a whole each function, of the others what `gl` has by name.
+        names = public(room) if is_theory or room.__name__ in whole else public(room) & offered
+        # The page of the laws imports them by themselves.
+        call = rf"\b(?:{short}\.|gl\.{'|' if is_theory else ''})"
+        shown = {name for name in names if re.search(rf"{call}{name}\b", lines)}
+        if names - shown:
+            lacking[short] = names - shown
+    assert lacking == {}
+
+
+def test_all_that_gl_offers_stands_in_the_reference(project: Path) -> None:
+    rooms = referred(project)
+    wings = {"experiment", "theory"}  # whose rooms stand there
+    rest = {name for name in dir(gradlab) if getattr(gradlab, name) not in rooms}
+    assert {
+        name for name in rest - wings if not any(hasattr(room, name) for room in rooms)
+    } == set()
 
 
 def test_the_library_page_has_an_example_of_each_room(project: Path) -> None:

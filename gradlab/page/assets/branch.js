@@ -44,8 +44,9 @@ class BranchFigure extends Figure {
     plot.drawAxes();
     const foot = plot.inner.top + plot.h - 8;
     this.words.replaceChildren();
-    for (const [name, zero] of [["plain", 0], ["residual", -1]])
-      element("text", { x: plot.px(zero), y: foot, class: `name is-${name}`, "text-anchor": "middle" }, this.words)
+    const lift = plot.w < 480 ? 16 : 0; // one above the other where there is no room side by side
+    for (const [name, zero, up] of [["plain", 0, 0], ["residual", -1, lift]])
+      element("text", { x: plot.px(zero), y: foot - up, class: `name is-${name}`, "text-anchor": "middle" }, this.words)
         .textContent = `${name}: 0 at ${short(zero)}`;
   }
 

@@ -173,14 +173,14 @@ def _reached(file: Path) -> set[Path]:
 def _imported_files(path: Path) -> Iterator[str]:
     """The files of the modules that a file imports, at its top or in a function."""
     for node in ast.walk(ast.parse(path.read_bytes())):
-        names = [alias.name for alias in getattr(node, "names", ())]
+        if not isinstance(node, ast.Import | ast.ImportFrom):
+            continue
+        names = [alias.name for alias in node.names]
         if isinstance(node, ast.ImportFrom) and node.module:
             names = [node.module, *(f"{node.module}.{name}" for name in names)]
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            for name in names:
-                module = sys.modules.get(name)
-                if file := getattr(module, "__file__", None):
-                    yield file
+        for name in names:
+            if file := getattr(sys.modules.get(name), "__file__", None):
+                yield file
 
 
 @functools.cache

@@ -45,7 +45,7 @@ def test_a_run_is_the_one_of_the_command_line(lab: Path) -> None:
     assert store(lab) == before
 
 
-def test_a_run_is_judged_once(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_is_judged_once(monkeypatch: pytest.MonkeyPatch) -> None:
     times = []
     honest = loading.judge
     monkeypatch.setattr(loading, "judge", lambda *given: times.append(given) or honest(*given))
@@ -53,7 +53,7 @@ def test_a_run_is_judged_once(lab: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(times) == 1
 
 
-def test_a_sweep_by_a_launcher_is_the_same_dataset(lab: Path) -> None:
+def test_a_sweep_by_a_launcher_is_the_same_dataset() -> None:
     one = gl.sweep("twice", "hydra/launcher=joblib", "hydra.launcher.n_jobs=1", seed=range(2))
     assert gl.sweep("twice", seed=range(2)).identical(one)
 

@@ -399,7 +399,7 @@ OF_THE_WHOLE = """
 
 def sweep_figure(data):
     drawn, (axes,) = gl.figures.panels()
-    gl.figures.title(axes, f"over {data.sizes['sigma_w']} scales")
+    axes.set_title(f"over {data.sizes['sigma_w']} scales", loc="left")
     return drawn
 
 

@@ -1,9 +1,9 @@
 """What a point of a sweep costs: this suite's launcher beside Hydra's basic one, in one run.
 
-    python benchmarks/sweep.py
+    python benchmarks/sweep.py > benchmarks/sweep.md
 
-Prints wall time a point, its ratio, the time of 1000 and of 100,000 points that do nothing, and
-memory; the record of a run is benchmarks/sweep.md.
+Prints what the record shows: a point's time beside that of Hydra's basic launcher, and time and
+memory of 1000 and of 100,000 points that do nothing.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -130,12 +131,30 @@ main()
 """
 
 
+# Run beside a store: the seconds until all that is finished is known by name.
+KNOWN = """
+import sys, time
+from pathlib import Path
+from gradlab.running.store import Store
+
+begun = time.perf_counter()
+Store(Path(sys.argv[1])).keys()
+print(time.perf_counter() - begun)
+"""
+
+
 class Cost(NamedTuple):
     """What a command took."""
 
     seconds: float
     cpu_seconds: float
     megabytes: float
+
+
+def known(store: Path) -> float:
+    """The seconds in which a process knows what is finished."""
+    done = subprocess.run([sys.executable, "-c", KNOWN, store], capture_output=True, check=True)
+    return float(done.stdout)
 
 
 def cost(folder: Path, *command: str) -> Cost:
@@ -182,22 +201,39 @@ def main() -> None:
         ours = cost(folder, "experiments/network.py", *sweep)
         again = cost(folder, "experiments/network.py", *sweep)
         nothing = cost(folder, "experiments/nothing.py", *sweep)
+        begun = time.time()
         many = cost(folder, "experiments/nothing.py", "--multirun", "seed=range(0,100000)")
-    rows = [
-        ("Hydra basic, jit in the job", 1e3 * basic, 1e3 * basic_cpu, longer.megabytes),
-        ("gradlab, start to figure", ours.seconds, ours.cpu_seconds, ours.megabytes),
-    ]
-    print("depth 50, width 100, float64; 10 values of sigma_w by 100 seeds, a point:")
-    for label, wall, cpu, memory in rows:
-        print(f"  {label:28s}{wall:8.1f} ms wall {cpu:8.1f} ms processor {memory:6.0f} MB")
-    wall, cpu = (rows[0][at] / rows[1][at] for at in (1, 2))
-    print(f"  {'ratio':28s}{wall:8.0f}         {cpu:8.0f}")
-    print("the same again, nothing to compute; 1000 and 100,000 points that do nothing, in all:")
-    for label, one in (("again", again), ("1000 nothings", nothing), ("100,000 nothings", many)):
-        print(
-            f"  {label:28s}{one.seconds:8.1f} s  wall {one.cpu_seconds:8.1f} s  processor "
-            f"{one.megabytes:6.0f} MB"
-        )
+        store = folder / "results" / ".store" / "nothing"
+        # Those of the short sweep are there too, and older.
+        written = (path.stat().st_mtime for path in store.glob("*.nc"))
+        first = min(when for when in written if when > begun) - begun
+        finished = known(store)
+    record(Cost(basic, basic_cpu, longer.megabytes), ours, again, nothing, many)
+    print(f"\nOf the 100,000 the first 2000 were computed and on disk after {first:.1f} s;")
+    print(f"what is finished of all is known in {finished:.2f} s.")
+
+
+def record(basic: Cost, ours: Cost, again: Cost, nothing: Cost, many: Cost) -> None:
+    """Print the tables; `basic` is what Hydra's launcher takes a point."""
+    print("# What a point of a sweep costs\n")
+    print("One run of `python benchmarks/sweep.py`: a tanh chain and its gradients, depth 50,")
+    print("width 100, float64; 10 values of sigma_w by 100 seeds, from the start to the figure.")
+    print(f"jax {version('jax')}, {os.cpu_count()} processors, load {os.getloadavg()[2]:.1f}.\n")
+    print("| a point | wall, ms | processor, ms | memory, MB |\n|---|---|---|---|")
+    rows = (("Hydra's basic launcher, `jit` in the job", basic), ("gradlab, 1000 points", ours))
+    for (label, one), points in zip(rows, (1, 1000), strict=True):
+        wall, cpu = (1e3 * seconds / points for seconds in one[:2])
+        print(f"| {label} | {wall:.1f} | {cpu:.1f} | {one.megabytes:.0f} |")
+    wall, cpu = (1e3 * basic[at] / ours[at] for at in (0, 1))
+    print(f"| ratio | {wall:.0f} | {cpu:.0f} | |\n")
+    print("| in all | wall, s | processor, s | memory, MB |\n|---|---|---|---|")
+    rows = (
+        ("the same 1000 again: nothing to compute", again),
+        ("1000 points that do nothing", nothing),
+        ("100,000 points that do nothing", many),
+    )
+    for label, one in rows:
+        print(f"| {label} | {one.seconds:.1f} | {one.cpu_seconds:.1f} | {one.megabytes:.0f} |")
 
 
 if __name__ == "__main__":

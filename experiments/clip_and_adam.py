@@ -126,6 +126,7 @@ def figure(data: xr.Dataset) -> gl.Figure:
     axes.set(xscale="log", yscale="log", xlabel="gradient of the wild layer")
     axes.set(ylabel="error left in the healthy layer", ylim=(float(share.min()) / 4, 2))
     looks = {name: look | {"linestyle": "none"} for name, look in LOOKS.items()}
+    looks["proved bounds"] = {"color": "0.8", "marker": "s", "markersize": 7, "linestyle": "none"}
     gl.figures.key(axes, looks, loc="center right", bbox_to_anchor=(1, 0.6))
     gl.figures.title(axes, "one wild layer, clipped, stops a healthy one")
     return fig
@@ -147,7 +148,7 @@ def caption(data: xr.Dataset) -> str:
         f"After {data.attrs['num_steps']} steps of Adam the part of the healthy layer's error that "
         f"is left, clipped together with a wild layer: {told}; clipped layer by layer, with a "
         f"smaller epsilon, or not clipped {float(share.sel(rule='not clipped').max()):.1g}. "
-        "Line: the law for steady moments; grey: what can be proved."
+        "Line: the law for steady moments; grey: between the bounds that are proved."
     )
 
 

@@ -140,7 +140,7 @@ def _single(task: Task, config: DictConfig, overrides: Sequence[str]) -> bool:
 
     with Interrupts() as told:
         try:
-            return single.run_one(exp, cfg, settings, folder, asked, task.reads)
+            return single.run_one(exp, cfg, settings, folder, asked, task.reads).holds
         except Exception:
             told.check()
             raise

@@ -179,8 +179,7 @@ def _imported_files(path: Path) -> Iterator[str]:
         if isinstance(node, ast.ImportFrom) and node.module:
             names = [node.module, *(f"{node.module}.{name}" for name in names)]
         for name in names:
-            module = sys.modules.get(name)
-            if file := getattr(module, "__file__", None):
+            if file := getattr(sys.modules.get(name), "__file__", None):
                 yield file
 
 

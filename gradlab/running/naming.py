@@ -95,8 +95,20 @@ def _text(over: Override) -> str:
     """What an override sets, as it was typed but for blanks and quotes that mean nothing."""
     typed = str(over.input_line).partition("=")[2]
     if not over.is_sweep_override() and isinstance(over.value(), str):
-        return str(over.value())
+        text = str(over.value())
+        return f"'{text}'" if text != typed and not _is_text(text) else text
     return typed if {"'", '"'} & set(typed) else typed.replace(" ", "")
+
+
+def _is_text(bare: str) -> bool:
+    """Whether a text means the same without quotes: null, true and 1e3 do not."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        return isinstance(OverridesParser.create().parse_override(f"key={bare}").value(), str)
+    except HydraException:  # it cannot be read without them, and so is no other value
+        return True
 
 
 def _as_file_name(text: str) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,28 @@ if TYPE_CHECKING:
 METHOD = "each"
 
 
+@dataclass(frozen=True)
+class Finished:
+    """A run whose files are on disk.
+
+    Attributes:
+        data: its dataset, as it was read back.
+        caption: what its figure shows.
+        claims: its claims, judged.
+        numbers: its headline numbers.
+    """
+
+    data: xr.Dataset
+    caption: str
+    claims: Sequence[Claim]
+    numbers: Sequence[Headline]
+
+    @property
+    def holds(self) -> bool:
+        """Whether every claim holds."""
+        return all(claim.holds for claim in self.claims)
+
+
 def run_one(
     exp: Experiment,
     cfg: Any,
@@ -35,8 +58,8 @@ def run_one(
     folder: Path,
     asked: Asked,
     reads: Reads | None = None,
-) -> bool:
-    """Compute, save, judge and draw one run in `folder`; whether every claim holds.
+) -> Finished:
+    """The run in `folder`: computed, saved, judged and drawn.
 
     `reads` is what was read since the process began, if nothing else ran in it.
     """
@@ -83,8 +106,8 @@ def recalling(store: Store, reads: Reads | None) -> Recall | None:
     return None if reads is None else Recall(store.folder / "programs.json", reads)
 
 
-def _finish(exp: Experiment, folder: Path, made: Mapping[str, Any], asked: Asked) -> bool:
-    """Judge and draw what was saved; whether every claim holds.
+def _finish(exp: Experiment, folder: Path, made: Mapping[str, Any], asked: Asked) -> Finished:
+    """The run with its files, judged and drawn from what was saved.
 
     What the claims or the figure raise is raised after all else is on disk.
     """
@@ -100,7 +123,7 @@ def _finish(exp: Experiment, folder: Path, made: Mapping[str, Any], asked: Asked
         told = None if claims is None else fileset.as_judged(_as_json(claims), _as_json(numbers))
         write_judged(folder, drawn, told, caption)
         write_record(folder, made, asked)
-    return claims is not None and all(claim.holds for claim in claims)
+    return Finished(saved, caption, claims or [], numbers)
 
 
 def _as_json(told: Iterable[Claim | Headline]) -> list[str]:

@@ -54,8 +54,9 @@ def run(experiment: str | Path, *overrides: str, **values: Any) -> Run:
     exp = _found(experiment)
     typed = _typed(overrides, values)
     with _quiet(), machine.set_back(), _composed(exp, typed) as (settings, cfg, folder, asked):
-        single.run_one(exp, cfg, settings, folder, asked)
-        return _read(exp, folder)
+        done = single.run_one(exp, cfg, settings, folder, asked)
+    told = Claims(done.claims), done.caption, tuple(done.numbers)
+    return Run(exp.name, folder, done.data, *told, exp)
 
 
 def load(experiment: str | Path, *overrides: str, **values: Any) -> Run:

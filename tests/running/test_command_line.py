@@ -54,6 +54,9 @@ def test_the_same_command_leaves_the_same_bytes(rendering_toy: Toy) -> None:
         (["scale=full,smoke", "depth=6"], "depth=6,scale=full,smoke"),
         (["w=[1, 0.50]"], "w=[1,0.50]"),
         (["fail='a b'"], "fail=a~20b"),
+        (["fail='null'"], "fail='null'"),  # a text, and not what null stands for
+        (["fail='1e3'"], "fail='1e3'"),
+        (["fail='calm'"], "fail=calm"),
         (["fail=ab"], "fail=ab"),
         (["fail='a/b'"], "fail=a~2Fb"),
         (["fail=a_b"], "fail=a_b"),

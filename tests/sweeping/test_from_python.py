@@ -11,7 +11,7 @@ import pytest
 import xarray as xr
 
 import gradlab as gl
-from gradlab.experiment import dataset, fileset
+from gradlab.experiment import dataset, fileset, loading
 from tests.toys import typed
 
 
@@ -43,6 +43,19 @@ def test_a_run_is_the_one_of_the_command_line(lab: Path) -> None:
         run.data
     )
     assert store(lab) == before
+
+
+def test_a_run_is_judged_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = []
+    honest = loading.judge
+    monkeypatch.setattr(loading, "judge", lambda *given: times.append(given) or honest(*given))
+    assert gl.run("twice").claims.hold
+    assert len(times) == 1
+
+
+def test_a_sweep_by_a_launcher_is_the_same_dataset() -> None:
+    one = gl.sweep("twice", "hydra/launcher=joblib", "hydra.launcher.n_jobs=1", seed=range(2))
+    assert gl.sweep("twice", seed=range(2)).identical(one)
 
 
 def test_no_setting_of_jax_is_changed() -> None:

@@ -396,6 +396,37 @@ def test_points_are_grouped_as_their_pytrees_are(toy: Toy) -> None:
             assert alike == (shape == other_shape)
 
 
+OF_THE_WHOLE = """
+
+def sweep_figure(data):
+    drawn, (axes,) = gl.figures.panels()
+    axes.set_title(f"over {data.sizes['sigma_w']} scales", loc="left")
+    return drawn
+
+
+def sweep_claims(data):
+    yield gl.Claim("every length is below 1", data.length.max(), SIGN 1.0, {}, "tanh", "<=")
+"""
+
+
+@pytest.mark.parametrize(("sign", "status"), [("", 0), ("-", 1)])
+def test_an_experiment_draws_and_judges_its_sweep_as_a_whole(
+    toy: Toy, sign: str, status: int
+) -> None:
+    own = OF_THE_WHOLE.replace("SIGN ", sign)
+    toy.file.write_text(toy.file.read_text().replace("\n\nFAULTS", f"{own}\n\nFAULTS"))
+    ended = toy.sweep("sigma_w=1.0,2.0,3.0", "depth=2")
+    assert ended.status == status
+    (folder,) = toy.results.iterdir()
+    assert toy.files(folder.name)["figure.png"] == b"['over 3 scales']"
+    told = json.loads((folder / "claims.json").read_text())
+    (claim,) = told["claims"]  # in the place of those of each point
+    assert claim["sentence"] == "every length is below 1"
+    assert claim["verdict"] == ("FAILS" if status else "holds")
+    assert len(told["headline"]) == 3  # of each point all the same
+    assert "every length is below 1" in ended.stdout
+
+
 def test_a_sweep_without_axes_is_a_single_run(toy: Toy) -> None:
     toy.sweep("sigma_w=2.0")
     swept = toy.files("sigma_w=2.0")

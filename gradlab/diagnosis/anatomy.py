@@ -15,6 +15,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from gradlab.diagnosis.dependence import Reader
+from gradlab.diagnosis.gates import Gate, gates_of
 from gradlab.diagnosis.layers import Layer, fed_by, is_followed, layers_of
 from gradlab.diagnosis.program import Constant, Program, inner_programs
 from gradlab.diagnosis.softmaxes import Softmax, softmaxes_of
@@ -32,6 +33,7 @@ class Anatomy:
     links: tuple[tuple[int, int], ...]
     residuals: tuple[Residual, ...]
     softmaxes: tuple[Softmax, ...]
+    gates: tuple[Gate, ...]
     reached: frozenset[int]
     embedded: frozenset[int] = field(default_factory=frozenset)
 
@@ -72,6 +74,7 @@ def read(program: Program, names: Sequence[str], first_param: int, data: set[int
         links,
         residuals,
         tuple(softmaxes_of(reader, place)),
+        tuple(gates_of(reader, place, first_param)),
         frozenset(p - first_param for p in reader.params if p in used),
         frozenset(embedded),
     )

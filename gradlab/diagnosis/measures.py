@@ -42,6 +42,8 @@ class Measured:
             the whole batch), `log_gradient` (log of the norm that arrives), `log_median` (of
             examples), `zeros` (share of entries of the gradient that are 0), `largest`.
         residuals: by residual sum, `log_stream`, `log_branch`, `log_total`, `log_gradient`.
+        gates: by gate, `slope` (mean of the logistic function's slope over its largest, 1/4),
+            `mean` and `rms` of its pre-activation.
         softmaxes: by softmax, `load` (mean variance of a row over 2 log of its length), `std`,
             `length`.
         params: by parameter, `log_gradient`, `zeros`, `largest`; by slice where stacked, in
@@ -52,6 +54,7 @@ class Measured:
     layers: Numbers
     residuals: Numbers
     softmaxes: Numbers
+    gates: Numbers
     params: Numbers
     slices: dict[int, np.ndarray]
 
@@ -117,6 +120,7 @@ def _pass(
             [(seen[str(s.value)],) for s in anatomy.softmaxes],
             [s.axes for s in anatomy.softmaxes],
         ),
+        _grouped(lambda _, h: _of_gate(h), [(seen[str(g.value)],) for g in anatomy.gates]),
         _grouped(lambda _, g: _of_gradient(g), [(g,) for g in by_params]),
         {
             k: jax.vmap(log_norm)(by_params[k])
@@ -129,7 +133,7 @@ def _seen(anatomy: Anatomy) -> set[int]:
     """The values whose numbers are wanted."""
     layers = {v for layer in anatomy.layers for v in (layer.weight, layer.state)}
     sums = {v for r in anatomy.residuals for v in (r.stream, r.branch)}
-    return layers | sums | {s.value for s in anatomy.softmaxes}
+    return layers | sums | {part.value for part in (*anatomy.softmaxes, *anatomy.gates)}
 
 
 def _logs(arrays: Sequence[Array], function: Callable[[Array], Array] | None = None) -> Array:
@@ -225,6 +229,17 @@ def _of_softmax(value: Array, axes: tuple[int, ...]) -> dict[str, Array]:
         "std": jnp.sqrt(jnp.sum(variance) / num),
         "length": jnp.max(length),
         "rows": num,
+    }
+
+
+def _of_gate(value: Array) -> dict[str, Array]:
+    wide = _wide(value)
+    # sigma(h) sigma(-h), which keeps its digits at both ends.
+    slope = 4 * jnp.mean(jax.nn.sigmoid(wide) * jax.nn.sigmoid(-wide))
+    return {
+        "slope": slope,
+        "mean": jnp.mean(wide),
+        "rms": jnp.sqrt(jnp.mean(jnp.square(wide))),
     }
 
 

@@ -267,17 +267,33 @@ def output_logits(facts: Facts) -> Iterator[Verdict]:
         length, rows = int(numbers["length"][k]), float(numbers["rows"][k])
         guess = math.log(max(length, 2))
         names = list(dict.fromkeys(facts.layers[i].name for i in softmax.layers))
+        # The length of what the head reads is a matter of chance too.
+        spare = math.exp(facts.z * max(_length_error(facts, i) for i in softmax.layers) / 2)
         yield Verdict(
             "output logits",
             names[0],
             load if facts.measured.loss > guess else min(load, 1.0),
             1 / math.sqrt(2 * guess),
             0.0,
-            1 + facts.z * math.sqrt(1 / (2 * max(rows, 1.0))),
+            (1 + facts.z * math.sqrt(1 / (2 * max(rows, 1.0)))) * spare,
             f"Logits have a standard deviation of {std:.3g}, above √(2 log {length}): the loss is "
             f"{facts.measured.loss:.3g}, a blind guess has {guess:.3g}.",
             tuple(changes.scale(name, 1 / std) for name in names) if 0 < std < math.inf else (),
         )
+
+
+def _length_error(facts: Facts, k: int) -> float:
+    """The standard deviation of the log mean square of what layer k reads, over draws of weights.
+
+    Of the layers in front of it that have nothing but activations between; a norm ends them.
+    """
+    feeds = {after: before for before, after in facts.anatomy.links}
+    run = [k]
+    while run[-1] in feeds:
+        run.append(feeds[run[-1]])
+    drawn = run[:-1]  # what the first one reads was not made by weights
+    spreads = [facts.of_layer("state_spread", i) for i in drawn]
+    return laws.gain_error(spreads, [facts.layers[i].fan_in for i in drawn])
 
 
 # ---- gradients

@@ -82,6 +82,8 @@ def gain_error(spreads: Sequence[float], widths: Sequence[int]) -> float:
     """The standard deviation of that sum over draws of the weights: each mean is of `width` units.
 
     `spreads` are relative variances of phi'(h)², the same units on the whole batch (delta method).
+    With those of phi(h)² it is that of the log of a state's mean square: 5/width a layer of relu
+    (Hanin and Nica 2020, theorem 1).
     """
     return math.sqrt(sum(max(s, 0.0) / n for s, n in zip(spreads, widths, strict=True)))
 

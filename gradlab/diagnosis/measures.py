@@ -37,7 +37,8 @@ class Measured:
 
     Attributes:
         loss: of the batch.
-        layers: by layer, `log_weight`, `log_state`, `log_pre` (log rms), `mean_pre`, `slope`
+        layers: by layer, `log_weight`, `log_state`, `log_pre` (log rms), `state_spread` (relative
+            variance of the squared entries of its input), `mean_pre`, `slope`
             (mean phi'²), `spread` (its relative variance), `flat` (share of units with phi' = 0 on
             the whole batch), `log_gradient` (log of the norm that arrives), `log_median` (of
             examples), `zeros` (share of entries of the gradient that are 0), `largest`.
@@ -105,6 +106,7 @@ def _pass(
         {
             "log_weight": _logs([seen[str(layer.weight)] for layer in layers]),
             "log_state": _logs([seen[str(layer.state)] for layer in layers]),
+            "state_spread": _logs([seen[str(layer.state)] for layer in layers], _spread),
             **_grouped(
                 lambda k, h, gradient: _of_layer(layers[k], h, gradient, batch_size), pres, kinds
             ),
@@ -263,6 +265,15 @@ def log_norm(x: Array) -> Array:
     largest = jnp.max(jnp.abs(wide), initial=0.0)
     unit = jnp.where(largest > 0, largest, 1)
     return jnp.log(largest) + jnp.log(jnp.maximum(jnp.sum(jnp.square(wide / unit)), 1.0)) / 2
+
+
+def _spread(x: Array) -> Array:
+    """The relative variance of the squared entries: 2 for normal ones."""
+    wide = _wide(x)
+    unit = jnp.max(jnp.abs(wide), initial=0.0)
+    square = jnp.square(wide / jnp.where(unit > 0, unit, 1))
+    mean = jnp.mean(square)
+    return jnp.mean(jnp.square(square)) / jnp.where(mean > 0, jnp.square(mean), 1) - 1
 
 
 def _wide(x: Array) -> Array:

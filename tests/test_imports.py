@@ -120,10 +120,11 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "__main__",
     ),
     "diagnosis": (
-        *("door", "program", "dependence", "layers", "sums", "softmaxes", "anatomy", "measures"),
+        *("door", "program", "dependence", "layers", "sums", "softmaxes", "gates", "anatomy"),
+        "measures",
         *("changes", "laws", "facts", "verdicts"),
-        *("checks_weights", "checks_flow", "examination", "report", "record", "singular", "audit"),
-        *("command", "spikes", "watching", "lag", "coordinates"),
+        *("checks_weights", "checks_flow", "checks_learning", "examination", "report", "record"),
+        *("singular", "audit", "command", "spikes", "watching", "lag", "coordinates"),
     ),
     "page": (
         *(

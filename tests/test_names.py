@@ -45,6 +45,8 @@ SHARED = {
     "Loss": "from what a model gives to a number",
     "check": "raises where something cannot go on: a batch at the door, a program in memory",
     "verdicts": "what is judged of a model, and of a run",
+    "report": "what watches in an optimiser saw, in words: of a clip, of a whole optimiser",
+    "scalars": "the same as one row of a log",
     "quantile": "of chance at a stated rate, and of a histogram",
     "evaluate": "a program's values, and a run's dataset",
     "Comparison": "what two differ in: audits, a clip and the exact formula",

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from gradlab.diagnosis import door
 from gradlab.diagnosis.dependence import Reader
+from gradlab.diagnosis.gates import Gate, gates_of
 from gradlab.diagnosis.layers import Layer, fed_by, is_followed, layers_of
 from gradlab.diagnosis.program import Constant, Program, inner_programs, traced
 from gradlab.diagnosis.softmaxes import Softmax, softmaxes_of
@@ -34,6 +35,7 @@ class Anatomy:
     links: tuple[tuple[int, int], ...]
     residuals: tuple[Residual, ...]
     softmaxes: tuple[Softmax, ...]
+    gates: tuple[Gate, ...]
     reached: frozenset[int]
     embedded: frozenset[int] = field(default_factory=frozenset)
 
@@ -74,6 +76,7 @@ def read(program: Program, names: Sequence[str], first_param: int, data: set[int
         links,
         residuals,
         tuple(softmaxes_of(reader, place)),
+        tuple(gates_of(reader, place, first_param)),
         frozenset(p - first_param for p in reader.params if p in used),
         frozenset(embedded),
     )

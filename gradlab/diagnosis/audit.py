@@ -11,7 +11,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -172,9 +172,24 @@ class Audit:
             measured = self._plan.measure(self._inputs(change, batch), changes.loss_factor(change))
             plan = self._plan
             self._facts[key] = Facts(
-                plan.anatomy, plan.slices, self._weights(change), plan.phis, measured, plan.z
+                plan.anatomy,
+                plan.slices,
+                self._weights(change),
+                plan.phis,
+                measured,
+                plan.z,
+                cache(lambda: self._moved(change, batch, measured)),
             )
         return self._facts[key]
+
+    def _moved(self, change: Sequence[Change], batch: int, now: measures.Measured) -> Any:
+        """The numbers of a pass after all that has a gradient has moved a little."""
+        inputs = self._inputs(change, batch)
+        first = self._plan.anatomy.first_param
+        for k, log in enumerate(now.params["log_gradient"]):
+            if log > -math.inf:
+                inputs[first + k] = changes.moved(inputs[first + k], seed=k)
+        return self._plan.measure(inputs)
 
     def _weights(self, change: Sequence[Change]) -> dict[str, measures.Weights]:
         slices, params = self._plan.slices, self._params(change)

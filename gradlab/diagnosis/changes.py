@@ -87,6 +87,13 @@ def loss_factor(changes: Sequence[Change]) -> float:
     return factor
 
 
+def moved(leaf: Array, seed: int) -> Array:
+    """A parameter a step of training later: each entry moved by a hundredth of the largest."""
+    size = jnp.max(jnp.abs(leaf)).astype(jnp.float32)
+    step = jnp.where(size > 0, size, 1) * jax.random.normal(jax.random.key(seed), leaf.shape) / 100
+    return leaf + step.astype(leaf.dtype)
+
+
 def fitting(pattern: str, slices: Slices) -> list[str]:
     """The names that a pattern fits; a stacked parameter and its slices are not both changed."""
     names = fnmatch.filter(slices, pattern)

@@ -12,6 +12,7 @@ from gradlab.diagnosis import changes, laws
 from gradlab.diagnosis.anatomy import starred
 from gradlab.diagnosis.checks_weights import role_levels
 from gradlab.diagnosis.facts import Facts, chains, streams
+from gradlab.diagnosis.measures import Measured
 from gradlab.diagnosis.verdicts import Verdict
 from gradlab.theory import meanfield
 
@@ -115,8 +116,9 @@ def flat(facts: Facts) -> Iterator[Verdict]:
 
 def saturated(facts: Facts) -> Iterator[Verdict]:
     """An activation that works where it has no slope left."""
+    of_gates = {k for gate in facts.anatomy.gates for k in gate.layers}
     for k, layer in enumerate(facts.layers):
-        if facts.phis[k] not in _SATURATING:
+        if facts.phis[k] not in _SATURATING or (facts.phis[k] == "logistic" and k in of_gates):
             continue
         share = facts.of_layer("slope", k) / _LARGEST_SLOPE.get(facts.phis[k], 1.0)
         rms, mean = math.exp(facts.of_layer("log_pre", k)), abs(facts.of_layer("mean_pre", k))
@@ -266,49 +268,36 @@ def output_logits(facts: Facts) -> Iterator[Verdict]:
         length, rows = int(numbers["length"][k]), float(numbers["rows"][k])
         guess = math.log(max(length, 2))
         names = list(dict.fromkeys(facts.layers[i].name for i in softmax.layers))
+        # The length of what the head reads is a matter of chance too.
+        spare = math.exp(facts.z * max(_length_error(facts, i) for i in softmax.layers) / 2)
         yield Verdict(
             "output logits",
             names[0],
             load if facts.measured.loss > guess else min(load, 1.0),
             1 / math.sqrt(2 * guess),
             0.0,
-            1 + facts.z * math.sqrt(1 / (2 * max(rows, 1.0))),
+            (1 + facts.z * math.sqrt(1 / (2 * max(rows, 1.0)))) * spare,
             f"Logits have a standard deviation of {std:.3g}, above √(2 log {length}): the loss is "
             f"{facts.measured.loss:.3g}, a blind guess has {guess:.3g}.",
             tuple(changes.scale(name, 1 / std) for name in names) if 0 < std < math.inf else (),
         )
 
 
+def _length_error(facts: Facts, k: int) -> float:
+    """The standard deviation of the log mean square of what layer k reads, over draws of weights.
+
+    Of the layers in front of it that have nothing but activations between; a norm ends them.
+    """
+    feeds = {after: before for before, after in facts.anatomy.links}
+    run = [k]
+    while run[-1] in feeds:
+        run.append(feeds[run[-1]])
+    drawn = run[:-1]  # what the first one reads was not made by weights
+    spreads = [facts.of_layer("state_spread", i) for i in drawn]
+    return laws.gain_error(spreads, [facts.layers[i].fan_in for i in drawn])
+
+
 # ---- gradients
-
-
-def no_gradient(facts: Facts) -> Iterator[Verdict]:
-    """A parameter at which no gradient arrives, though it does at its alike, or it is drawn."""
-    zero = {n for n in facts.weights if facts.log_gradient(n) == -math.inf}
-    zero_weights = any(
-        w.std == 0 and w.mean == 0 and len(w.shape) > 1 for w in facts.weights.values()
-    )
-    for names in facts.alike().values():
-        without = [n for n in names if n in zero]
-        for name in names:
-            weights = facts.weights[name]
-            alone = len(without) < len(names) and len(without) <= len(names) / 3
-            drawn = len(weights.shape) > 1 and weights.std > 0 and facts.is_used(name)
-            strange = name in zero and ((alone and len(names) >= 3) or (drawn and not zero_weights))
-            yield Verdict(
-                "no gradient",
-                name,
-                float(strange),
-                0.0,
-                0.0,
-                0.0,
-                "No gradient arrives at it"
-                + (
-                    ", though the loss depends on it."
-                    if facts.is_used(name)
-                    else ": it is not used."
-                ),
-            )
 
 
 def gradient_jump(facts: Facts) -> Iterator[Verdict]:
@@ -346,6 +335,9 @@ def formats(facts: Facts) -> Iterator[Verdict]:
     for dtype, members in by_type.items():
         tiny = laws.smallest(dtype)
         below = [k for k in members if _root_mean_square(facts, k) < tiny]
+        if any(facts.of_layer("log_gradient", k) == -math.inf for k in below):
+            # Behind a zero, which will move, nothing has been lost.
+            below = [k for k in below if _root_mean_square(facts, k, facts.later()) < tiny]
         lost = len(below) / len(members)
         first = max(below, default=members[0])
         largest = max((_root_mean_square(facts, k) for k in members), default=1.0)
@@ -363,7 +355,8 @@ def formats(facts: Facts) -> Iterator[Verdict]:
         )
 
 
-def _root_mean_square(facts: Facts, k: int) -> float:
+def _root_mean_square(facts: Facts, k: int, later: Measured | None = None) -> float:
     size = math.prod(facts.anatomy.program.types[facts.layers[k].pre].shape)
-    log = facts.of_layer("log_gradient", k) - math.log(max(size, 1)) / 2
+    measured = later or facts.measured
+    log = float(measured.layers["log_gradient"][k]) - math.log(max(size, 1)) / 2
     return math.exp(log) if log < 700 else math.inf

@@ -114,6 +114,43 @@ def _error(weights: Weights) -> float:
     return laws.standard_error(weights.kurtosis if weights.std > 0 else 1.0, weights.size) + 1e-5
 
 
+def shape(facts: Facts) -> Iterator[Verdict]:
+    """A matrix whose entries are distributed otherwise than those of all its alike.
+
+    Such is a normal one among truncated ones, whose bounds, told in other units, cut nothing off.
+    """
+    for names in facts.alike().values():
+        rows = {n: facts.weights[n] for n in names if len(facts.weights[n].shape) > 1}
+        if len(rows) < 3:
+            continue
+        kinds = [laws.shape_of(w.kurtosis, w.size, facts.z) for w in rows.values()]
+        usual = max(laws.SHAPES, key=kinds.count)
+        expected, _ = laws.SHAPES[usual]
+        off = {
+            n
+            for n, w in rows.items()
+            if w.std > 0 and abs(w.kurtosis - expected) > laws.shape_error(usual, w.size, facts.z)
+        }
+        for (name, weights), kind in zip(rows.items(), kinds, strict=True):
+            is_odd = name in off and len(off) <= len(rows) / 3 <= kinds.count(usual)
+            error = laws.shape_error(usual, weights.size, facts.z)
+            yield Verdict(
+                "shape",
+                name,
+                weights.kurtosis if is_odd else expected,
+                expected,
+                expected - error,
+                expected + error,
+                f"Its entries are {kind or 'of another law'} (kurtosis {weights.kurtosis:.3g}, the "
+                f"largest {_sigmas(weights):.3g} standard deviations); its alike's are {usual}.",
+                (changes.redraw(name, weights.std),) if is_odd and usual == "normal" else (),
+            )
+
+
+def _sigmas(weights: Weights) -> float:
+    return weights.largest / weights.std if weights.std > 0 else math.nan
+
+
 def _whole_model(facts: Facts, told: set[str]) -> Iterator[Verdict]:
     """Matrices without alike ones, where all others of the model keep one law.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -34,6 +34,8 @@ class Facts:
         phis: the name of each layer's activation; '' for one that is not known, or none.
         measured: the numbers of one pass.
         z: standard errors that chance does not exceed.
+        later: the numbers of a pass after every parameter that has a gradient has moved; asked for
+            where some have none.
     """
 
     anatomy: Anatomy
@@ -42,6 +44,7 @@ class Facts:
     phis: tuple[str, ...]
     measured: Measured
     z: float
+    later: Callable[[], Measured]
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -60,12 +63,13 @@ class Facts:
         """Whether the loss depends on a parameter."""
         return self.slices[name][0] in self.anatomy.reached
 
-    def log_gradient(self, name: str) -> float:
+    def log_gradient(self, name: str, later: Measured | None = None) -> float:
         """The log of the norm of a parameter's gradient."""
+        measured = later or self.measured
         number, index = self.slices[name]
-        if index is not None and number in self.measured.slices:
-            return float(self.measured.slices[number][index])
-        return float(self.measured.params["log_gradient"][number])
+        if index is not None and number in measured.slices:
+            return float(measured.slices[number][index])
+        return float(measured.params["log_gradient"][number])
 
     def alike(self) -> dict[tuple[str, tuple[int, ...]], list[str]]:
         """Names of parameters of one role, shape and fan_in of their layer, in order."""
@@ -180,6 +184,6 @@ def batch_size(leaves: Sequence[Any]) -> int | None:
 
 def num_tests(anatomy: Anatomy, slices: Slices) -> int:
     """How many numbers are held against a law."""
-    return (
-        len(slices) + 4 * len(anatomy.layers) + 2 * len(anatomy.residuals) + len(anatomy.softmaxes)
-    )
+    of_weights = 2 * len(slices) + len(anatomy.layers)
+    of_flow = 4 * len(anatomy.layers) + 2 * len(anatomy.residuals)
+    return of_weights + of_flow + len(anatomy.softmaxes) + len(anatomy.gates)

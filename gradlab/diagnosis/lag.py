@@ -54,12 +54,12 @@ class Lag:
         """
         if not 0 < share < 1:
             raise BadInput(f"The share is {share}; allowed: a number between 0 and 1.")
-        kept = np.logaddexp.accumulate(self.log_norms)
         upper = self.interval[1]
-        if math.isnan(upper) or np.isnan(kept[-1]):
+        if np.isnan(self.log_norms).any():
             return math.nan
         if upper >= 0:
             return math.inf
+        kept = np.logaddexp.accumulate(self.log_norms)
         # A geometric tail behind the last lag: r/(1 - r) times its norm.
         beyond = self.log_norms[-1] + upper - math.log(-math.expm1(upper))
         enough = kept >= np.logaddexp(kept[-1], beyond) + math.log(share)

@@ -80,6 +80,8 @@ def gain_error(spreads: Sequence[float], widths: Sequence[int]) -> float:
     """The standard deviation of that sum over draws of the weights: each mean is of `width` units.
 
     `spreads` are relative variances of phi'(h)², the same units on the whole batch (delta method).
+    With those of phi(h)² it is that of the log of a state's mean square: 5/width a layer of relu
+    (Hanin and Nica 2020, theorem 1).
     """
     return math.sqrt(sum(max(s, 0.0) / n for s, n in zip(spreads, widths, strict=True)))
 
@@ -128,13 +130,61 @@ def named_draw(std: float, kurtosis: float, size: int, fans: tuple[int, int], z:
     return near[0].name if near else ""
 
 
+SHAPES = {"normal": (3.0, 24.0), "uniform": (1.8, 3.84), "truncated": (2.3655, 6.0)}
+"""The kurtosis of each distribution, and `size` times the variance of its estimate."""
+
+LONGEST_MEMORY = 1e4
+"""Steps of a loop: a convention, longer than any that is trained through."""
+
+
+def shape_error(name: str, size: int, z: float) -> float:
+    """How far a kurtosis may be from that of its distribution, by chance and a format's rounding.
+
+    An estimate of it is skewed to the right (Anscombe and Glynn 1983), which half as much more
+    allows for.
+    """
+    return 1.5 * z * math.sqrt(SHAPES[name][1] / max(size, 1)) + 0.02
+
+
 def shape_of(kurtosis: float, size: int, z: float) -> str:
     """The distribution that has this kurtosis within its sampling error, or ''."""
-    known = (("normal", 3.0, 24.0), ("uniform", 1.8, 3.84), ("truncated", 2.3655, 6.0))
-    for name, value, variance in known:
+    for name, (value, variance) in SHAPES.items():
         if abs(kurtosis - value) < z * math.sqrt(variance / max(size, 1)) + 0.02:
             return name
     return ""
+
+
+def smallest_slope() -> float:
+    """Of a gate, over the largest, 1/4: that of one which forgets once in LONGEST_MEMORY steps.
+
+    Tallec and Ollivier 2018, section 2: a gate's value f keeps a state for 1/(1 - f) steps, and its
+    slope there is f (1 - f).
+    """
+    return 4 / LONGEST_MEMORY
+
+
+def held_norms(logs: Sequence[float], z: float) -> dict[int, tuple[float, float]]:
+    """Members whose log norm stands above both neighbours', each with its share and excess.
+
+    It has more than half of the squared norm of all, and both its rise and its fall stand out from
+    the changes between all others, whose mean is the trend over the depth: studentised residuals
+    (Grubbs 1950). Of a walk both changes are independent, so that each may have the root of the
+    probability that `z` leaves; of independent norms chance is as rare, since both have one cause.
+    """
+    rows = np.asarray(logs, float)
+    if len(rows) < 8 or not np.isfinite(rows).all():
+        return {}
+    side = math.sqrt(math.erfc(z / math.sqrt(2)))
+    changes = np.diff(rows)
+    shares = np.exp(2 * rows - np.logaddexp.reduce(2 * rows))
+    found = {}
+    for k in np.flatnonzero(shares[1:-1] > 0.5) + 1:
+        others = np.delete(changes, [k - 1, k])
+        trend, error = float(others.mean()), float(others.std(ddof=1))
+        excess = min(changes[k - 1] - trend, trend - changes[k])
+        if excess > student(1 - 2 * side, len(others) - 1) * error * math.sqrt(1 + 1 / len(others)):
+            found[int(k)] = float(shares[k]), math.exp(excess)
+    return found
 
 
 # ---- alike layers

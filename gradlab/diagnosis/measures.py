@@ -37,11 +37,14 @@ class Measured:
 
     Attributes:
         loss: of the batch.
-        layers: by layer, `log_weight`, `log_state`, `log_pre` (log rms), `mean_pre`, `slope`
+        layers: by layer, `log_weight`, `log_state`, `log_pre` (log rms), `state_spread` (relative
+            variance of the squared entries of its input), `mean_pre`, `slope`
             (mean phi'²), `spread` (its relative variance), `flat` (share of units with phi' = 0 on
             the whole batch), `log_gradient` (log of the norm that arrives), `log_median` (of
             examples), `zeros` (share of entries of the gradient that are 0), `largest`.
         residuals: by residual sum, `log_stream`, `log_branch`, `log_total`, `log_gradient`.
+        gates: by gate, `slope` (mean of the logistic function's slope over its largest, 1/4),
+            `mean` and `rms` of its pre-activation.
         softmaxes: by softmax, `load` (mean variance of a row over 2 log of its length), `std`,
             `length`.
         params: by parameter, `log_gradient`, `zeros`, `largest`; by slice where stacked, in
@@ -52,6 +55,7 @@ class Measured:
     layers: Numbers
     residuals: Numbers
     softmaxes: Numbers
+    gates: Numbers
     params: Numbers
     slices: dict[int, np.ndarray]
 
@@ -102,6 +106,7 @@ def _pass(
         {
             "log_weight": _logs([seen[str(layer.weight)] for layer in layers]),
             "log_state": _logs([seen[str(layer.state)] for layer in layers]),
+            "state_spread": _logs([seen[str(layer.state)] for layer in layers], _spread),
             **_grouped(
                 lambda k, h, gradient: _of_layer(layers[k], h, gradient, batch_size), pres, kinds
             ),
@@ -117,6 +122,7 @@ def _pass(
             [(seen[str(s.value)],) for s in anatomy.softmaxes],
             [s.axes for s in anatomy.softmaxes],
         ),
+        _grouped(lambda _, h: _of_gate(h), [(seen[str(g.value)],) for g in anatomy.gates]),
         _grouped(lambda _, g: _of_gradient(g), [(g,) for g in by_params]),
         {
             k: jax.vmap(log_norm)(by_params[k])
@@ -129,7 +135,7 @@ def _seen(anatomy: Anatomy) -> set[int]:
     """The values whose numbers are wanted."""
     layers = {v for layer in anatomy.layers for v in (layer.weight, layer.state)}
     sums = {v for r in anatomy.residuals for v in (r.stream, r.branch)}
-    return layers | sums | {s.value for s in anatomy.softmaxes}
+    return layers | sums | {part.value for part in (*anatomy.softmaxes, *anatomy.gates)}
 
 
 def _logs(arrays: Sequence[Array], function: Callable[[Array], Array] | None = None) -> Array:
@@ -228,6 +234,17 @@ def _of_softmax(value: Array, axes: tuple[int, ...]) -> dict[str, Array]:
     }
 
 
+def _of_gate(value: Array) -> dict[str, Array]:
+    wide = _wide(value)
+    # sigma(h) sigma(-h), which keeps its digits at both ends.
+    slope = 4 * jnp.mean(jax.nn.sigmoid(wide) * jax.nn.sigmoid(-wide))
+    return {
+        "slope": slope,
+        "mean": jnp.mean(wide),
+        "rms": jnp.sqrt(jnp.mean(jnp.square(wide))),
+    }
+
+
 def _median(gradient: Array, batch_size: int | None) -> Array:
     """The log of the median example's norm, times √examples, as the whole batch's would be."""
     wide = _wide(gradient)
@@ -248,6 +265,15 @@ def log_norm(x: Array) -> Array:
     largest = jnp.max(jnp.abs(wide), initial=0.0)
     unit = jnp.where(largest > 0, largest, 1)
     return jnp.log(largest) + jnp.log(jnp.maximum(jnp.sum(jnp.square(wide / unit)), 1.0)) / 2
+
+
+def _spread(x: Array) -> Array:
+    """The relative variance of the squared entries: 2 for normal ones."""
+    wide = _wide(x)
+    unit = jnp.max(jnp.abs(wide), initial=0.0)
+    square = jnp.square(wide / jnp.where(unit > 0, unit, 1))
+    mean = jnp.mean(square)
+    return jnp.mean(jnp.square(square)) / jnp.where(mean > 0, jnp.square(mean), 1) - 1
 
 
 def _wide(x: Array) -> Array:

@@ -39,7 +39,7 @@ def calm_steps(history: int) -> int:
     return history - history // 2
 
 
-def events(norms: Any, last_step: int, layers: Sequence[str]) -> list[Event]:
+def risen(norms: Any, last_step: int, layers: Sequence[str]) -> list[Event]:
     """The layers that have risen, the first one first; of one step, the one that rose most.
 
     Args:

@@ -25,6 +25,11 @@ KINDS = {
         Kind("copies", "no layer's units are copies of one another", "symmetry"),
         Kind("alike", "each layer is initialised as its alike are", "one law for one role"),
         Kind(
+            "shape",
+            "each layer's entries are distributed as its alike's are",
+            "one law for one role: kurtosis 3, 1.8 or 2.37 (normal, uniform, truncated at 2 sigma)",
+        ),
+        Kind(
             "scaled matrix",
             "the matrix that depth scaling is for has it",
             "1/√(number of branches) on each branch's last matrix: Radford et al. 2019",
@@ -40,6 +45,11 @@ KINDS = {
             "half of them: a binomial distribution",
         ),
         Kind("saturated", "no activation is saturated", "mean phi'² over its maximum >= 1/100"),
+        Kind(
+            "gate",
+            "every gate can learn",
+            "a memory of T steps needs a slope of 1/T: Tallec and Ollivier 2018; T <= 10^4",
+        ),
         Kind(
             "attention logits",
             "attention is not frozen: logits lie below √(2 log length)",
@@ -65,6 +75,11 @@ KINDS = {
             "gradient",
             "alike layers get gradients of one size",
             "|log of their ratio| <= 6: twice six depth scales of the norm",
+        ),
+        Kind(
+            "held norm",
+            "no layer holds the norm of its alike's gradient alone",
+            "studentised changes of the log norm from layer to layer: Grubbs 1950",
         ),
         Kind(
             "format", "no gradient leaves the range of its format", "smallest number of the format"

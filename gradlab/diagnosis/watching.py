@@ -230,7 +230,7 @@ def events(opt_state: Any) -> list[Event]:
         return []
     step = int(value(state.spike_step))
     gradient = value(state.spike.gradient)[leaf_norms.kept(step + 1, len(state.ring.gradient))]
-    return spikes.events(gradient, step, state.names.layers)
+    return spikes.risen(gradient, step, state.names.layers)
 
 
 def _found(opt_state: Any) -> WatchState:

@@ -20,22 +20,22 @@ def sizes(leaves: list[Array], dtype: Any) -> tuple[Array, Array]:
     """The norm of each leaf, and how many of its entries are not finite, each `(leaf,)`."""
     if not leaves:
         return jnp.zeros(0, dtype), jnp.zeros(0, jnp.int32)
-    plain_squares = squares(leaves, dtype)
+    sums = plain_squares(leaves, dtype)
 
     def plain(_: list[Array]) -> tuple[Array, Array]:
-        return jnp.sqrt(plain_squares), jnp.zeros(len(leaves), jnp.int32)
+        return jnp.sqrt(sums), jnp.zeros(len(leaves), jnp.int32)
 
     def anywhere(leaves: list[Array]) -> tuple[Array, Array]:
         infinite = jnp.stack([jnp.sum(~jnp.isfinite(leaf), dtype=jnp.int32) for leaf in leaves])
         return quick_norms.measure_each(leaves, dtype), infinite
 
     # A sum of 0 may be that of a starved leaf, which is what one wants to know of.
-    in_range = jnp.all(quick_norms.is_in_range(plain_squares))
+    in_range = jnp.all(quick_norms.is_in_range(sums))
     found: tuple[Array, Array] = lax.cond(in_range, plain, anywhere, leaves)
     return found
 
 
-def squares(leaves: list[Array], dtype: Any) -> Array:
+def plain_squares(leaves: list[Array], dtype: Any) -> Array:
     """The plain sum of the squares of each leaf, `(leaf,)`: what a clip of ours takes anyway."""
     return jnp.stack([quick_norms.square(leaf, dtype) for leaf in leaves] or [jnp.zeros((), dtype)])
 

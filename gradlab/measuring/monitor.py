@@ -146,7 +146,7 @@ def _seen(
     factor = norm_after / norm_before
     slot, step = state.num_steps % state.norm_before.size, state.num_steps
     # Sums that are both lost, to 0 or infinity, agree; and the norms were added up otherwise.
-    squares = (leaf_norms.squares(before, dtype), leaf_norms.squares(after, dtype))
+    squares = (leaf_norms.plain_squares(before, dtype), leaf_norms.plain_squares(after, dtype))
     shrunk = norm_after < norm_before * (1 - 16 * float(formats.finfo(dtype).eps))
     fired = is_finite & (jnp.any(squares[0] != squares[1]) | shrunk)
     return state._replace(

@@ -205,6 +205,76 @@ def post_norm(depth: int, width: int) -> PostNorm:
     return PostNorm(blocks, plain.head)
 
 
+class Remembering(eqx.Module):
+    """An LSTM over time, and a linear readout of its last state."""
+
+    cell: eqx.nn.LSTMCell
+    head: eqx.nn.Linear
+
+    def __call__(self, xs: Array) -> Array:
+        cell: Any = self.cell
+        start = jnp.zeros(cell.hidden_size)
+        (h, _), _ = jax.lax.scan(lambda s, x: (cell(x, s), None), (start, start), xs)
+        return self.head(h)
+
+
+def lstm(forget: Array, width: int = 12, seed: int = 0) -> Any:
+    """An LSTM whose forget gate has these biases; Equinox keeps its gates as i, f, g, o."""
+    key_cell, key_head = jax.random.split(jax.random.key(seed))
+    cell: Any = eqx.nn.LSTMCell(6, width, key=key_cell)
+    bias = jnp.zeros(4 * width).at[width : 2 * width].set(forget)
+    cell = eqx.tree_at(lambda c: c.bias, cell, bias)
+    return Remembering(cell, eqx.nn.Linear(width, 10, key=key_head))
+
+
+def sequences(num: int = 8, length: int = 8, seed: int = 2) -> Any:
+    """A batch of sequences and of labels."""
+    return jax.random.normal(jax.random.key(seed), (num, length, 6)), jnp.arange(num) % 10
+
+
+def unit(x: Array) -> Array:
+    """A state of mean square 1."""
+    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x)) + 1e-6)
+
+
+class Branch(eqx.Module):
+    """g W2 phi(W1 N(x)), with a gate g of one number: ReZero (Bachlechner et al. 2020)."""
+
+    up: Any
+    down: Any
+    gate: Array
+
+    def __call__(self, x: Array) -> Array:
+        return self.gate * self.down(jax.nn.relu(self.up(unit(x))))
+
+
+class Gated(eqx.Module):
+    """A pre-norm residual network of gated branches."""
+
+    blocks: list[Branch]
+    head: Any
+    factors: tuple[float, ...] = eqx.field(static=True)
+
+    def __call__(self, x: Array) -> Array:
+        for block, factor in zip(self.blocks, self.factors, strict=True):
+            x = x + factor * block(x)
+        return self.head(unit(x))
+
+
+def gated(gate: float, loud: int | None = None) -> Any:
+    """All gates at one value; one branch may be 30 times as loud."""
+    depth = 10
+    plain = residual_mlp(depth, 32)
+    blocks = [Branch(up, down, jnp.asarray(gate)) for up, down in plain.blocks]
+    return Gated(blocks, plain.head, tuple(30.0 if k == loud else 1.0 for k in range(depth)))
+
+
+def truncated(key: Array, shape: tuple[int, ...], std: float, at: float) -> Array:
+    """A normal distribution cut off at so many standard deviations, of the given one after it."""
+    drawn = jax.random.truncated_normal(key, -at, at, shape)
+    return std * drawn / jnp.std(drawn)
+
+
 def changed(model: Any, where: Callable[[Any], Any], function: Callable[[Any], Any]) -> Any:
     """A model with some of its leaves replaced by a function of them."""
     return eqx.tree_at(where, model, replace_fn=function)

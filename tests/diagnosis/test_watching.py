@@ -153,7 +153,7 @@ def test_what_is_no_optimiser_or_holds_no_watch_is_refused() -> None:
 def test_steps_of_one_law_exceed_their_calm_as_often_as_records_say(num_kept: int) -> None:
     draw, calm = np.random.default_rng(num_kept), spikes.calm_steps(num_kept)
     num_layers = 20_000
-    found = spikes.events(
+    found = spikes.risen(
         draw.standard_cauchy((num_kept, num_layers)) ** 2,
         num_kept - 1,
         [str(k) for k in range(num_layers)],

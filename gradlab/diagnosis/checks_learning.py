@@ -1,0 +1,147 @@
+"""Checks of what can learn: gates, parameters that no gradient reaches, one layer that has all."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from gradlab.diagnosis import changes, laws
+from gradlab.diagnosis.anatomy import starred
+from gradlab.diagnosis.facts import Facts
+from gradlab.diagnosis.verdicts import Verdict
+
+
+def gates(facts: Facts) -> Iterator[Verdict]:
+    """Gates that stand open or shut whatever they read, each of a role at all its steps."""
+    numbers = facts.measured.gates
+    roles: dict[tuple[object, ...], list[int]] = defaultdict(list)
+    for k, gate in enumerate(facts.anatomy.gates):
+        roles[(*sorted({facts.layers[i].name for i in gate.layers}), gate.piece)].append(k)
+    for members in roles.values():
+        slope, mean = (float(np.mean(numbers[name][members])) for name in ("slope", "mean"))
+        rms = float(np.sqrt(np.mean(np.square(numbers["rms"][members]))))
+        gate = facts.anatomy.gates[members[0]]
+        biases = [facts.anatomy.names[b] for b in gate.biases]
+        weights = list(dict.fromkeys(facts.layers[i].name for i in gate.layers))
+        is_biased = abs(mean) > 0.7 * rms and biases
+        name = biases[0] if is_biased else weights[0]
+        state = "open" if mean > 0 else "shut"
+        yield Verdict(
+            "gate",
+            name,
+            slope,
+            1.0,
+            laws.smallest_slope(),
+            math.inf,
+            f"A gate that it makes stands {state}: its pre-activations have a mean of {mean:.3g} "
+            f"and a root mean square of {rms:.3g}, and its slope is {slope:.2g} of the largest.",
+            _opened(biases, weights, bool(is_biased), rms),
+        )
+
+
+def _opened(
+    biases: Sequence[str], weights: Sequence[str], is_biased: bool, rms: float
+) -> tuple[changes.Change, ...]:
+    if is_biased:
+        return tuple(changes.fill(name, 0.0) for name in biases)
+    return tuple(changes.scale(name, 1 / rms) for name in weights) if 0 < rms < math.inf else ()
+
+
+def no_gradient(facts: Facts) -> Iterator[Verdict]:
+    """A parameter at which no gradient arrives, though it does at its alike, or none ever will.
+
+    One behind a zero (a last matrix, a gate) has none in the first step only: that zero moves. So
+    where some have none, all that has a gradient is moved, and it is looked again.
+    """
+    zero = {n for n in facts.weights if facts.log_gradient(n) == -math.inf}
+    still = _still(facts, zero)
+    zeros = _zeros_for_ever(facts, still)
+    yield from _product_of_zeros(facts, zeros)
+    for names in facts.alike().values():
+        without = [n for n in names if n in zero]
+        for name in names:
+            weights = facts.weights[name]
+            alone = len(without) < len(names) and len(without) <= len(names) / 3
+            drawn = len(weights.shape) > 1 and weights.std > 0
+            strange = (alone and len(names) >= 3 and name in zero) or (drawn and name in still)
+            yield Verdict(
+                "no gradient",
+                name,
+                float(strange),
+                0.0,
+                0.0,
+                0.0,
+                "No gradient arrives at it"
+                + (
+                    ", though the loss depends on it."
+                    if facts.is_used(name)
+                    else ": it is not used."
+                ),
+            )
+
+
+def _product_of_zeros(facts: Facts, zeros: set[str]) -> Iterator[Verdict]:
+    """One verdict for each role of them, matrices first: these are what is drawn."""
+    by_axes = sorted(zeros, key=lambda name: -len(facts.weights[name].shape))
+    roles = dict.fromkeys(map(starred, by_axes))
+    for role in roles:
+        member = next(name for name in by_axes if starred(name) == role)
+        others = ", ".join(other for other in roles if other != role)
+        yield Verdict(
+            "no gradient",
+            role,
+            1.0,
+            0.0,
+            0.0,
+            0.0,
+            "No gradient arrives at it, and none ever will: it is 0, and so is what it is "
+            f"multiplied by{others and f' ({others})'}.",
+            (changes.redraw(role, _fan_in(facts, member) ** -0.5),),
+        )
+
+
+def _still(facts: Facts, zero: set[str]) -> set[str]:
+    """Parameters that the loss depends on and that have no gradient in the next step either."""
+    used = {name for name in zero if facts.is_used(name)}
+    if not used:
+        return set()
+    later = facts.later()
+    return {name for name in used if facts.log_gradient(name, later) == -math.inf}
+
+
+def _zeros_for_ever(facts: Facts, still: set[str]) -> set[str]:
+    """Two or more that are 0 and stay so: the gradient of each is a product with another of them.
+
+    Biases are not among them: behind a norm they have no gradient by right.
+    """
+    biases = {name for layer in facts.layers for name in facts.bias_names(layer)}
+    found = {name for name in still - biases if facts.weights[name].largest == 0}
+    return found if len(found) > 1 else set()
+
+
+def _fan_in(facts: Facts, name: str) -> int:
+    return next((layer.fan_in for layer in facts.layers if layer.name == name), 1)
+
+
+def held_norm(facts: Facts) -> Iterator[Verdict]:
+    """One layer that has most of the gradient of all its alike, out of line with its neighbours."""
+    for names in facts.alike().values():
+        if len(names) < 8 or len(facts.weights[names[0]].shape) < 2:
+            continue
+        found = laws.held_norms([facts.log_gradient(name) for name in names], facts.z)
+        for k, name in enumerate(names):
+            share, excess = found.get(k, (1 / len(names), 1.0))
+            yield Verdict(
+                "held norm",
+                name,
+                share,
+                1 / len(names),
+                0.0,
+                0.5,
+                f"Its gradient is {excess:.3g} times what its neighbours' say: {share:.0%} of the "
+                f"squared norm of {len(names)} alike layers ({starred(name)}). A clip by the norm "
+                "is set by it alone.",
+            )

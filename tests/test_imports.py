@@ -48,7 +48,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "theory": (
         *("gauss", "meanfield", "normalisation", "scalar", "residual", "finite_width"),
         *("products", "spectra"),
-        "clipping",
+        *("clipping", "attention", "parametrisation"),
     ),
     "experiment": (
         *(

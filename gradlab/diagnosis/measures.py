@@ -21,6 +21,7 @@ from gradlab.diagnosis import anatomy as anatomies
 from gradlab.diagnosis.anatomy import Anatomy
 from gradlab.diagnosis.layers import Layer
 from gradlab.diagnosis.program import Program, evaluate
+from gradlab.theory import attention
 
 Numbers = dict[str, np.ndarray]
 
@@ -42,7 +43,7 @@ class Measured:
             the whole batch), `log_gradient` (log of the norm that arrives), `log_median` (of
             examples), `zeros` (share of entries of the gradient that are 0), `largest`.
         residuals: by residual sum, `log_stream`, `log_branch`, `log_total`, `log_gradient`.
-        softmaxes: by softmax, `load` (mean variance of a row over 2 log of its length), `std`,
+        softmaxes: by softmax, `load` (mean variance of a row over its critical one), `std`,
             `length`.
         params: by parameter, `log_gradient`, `zeros`, `largest`; by slice where stacked, in
             `slices`.
@@ -218,7 +219,7 @@ def _of_softmax(value: Array, axes: tuple[int, ...]) -> dict[str, Array]:
     square = jnp.sum(jnp.where(counted, jnp.square(wide - mean), 0), axis=axes, keepdims=True)
     rows = length > 1
     variance = jnp.where(rows, square / jnp.maximum(length - 1, 1), 0)
-    load = jnp.where(rows, variance / (2 * jnp.log(jnp.maximum(length, 2))), 0)
+    load = jnp.where(rows, variance / attention.critical_std(jnp.maximum(length, 2)) ** 2, 0)
     num = jnp.maximum(jnp.sum(rows), 1)
     return {
         "load": jnp.sum(load) / num,

@@ -9,7 +9,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     [
-        *("clipping", "finite_width", "gauss", "meanfield", "normalisation"),
-        *("products", "residual", "scalar", "spectra"),
+        *("attention", "clipping", "finite_width", "gauss", "meanfield", "normalisation"),
+        *("parametrisation", "products", "residual", "scalar", "spectra"),
     ],
 )

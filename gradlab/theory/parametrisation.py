@@ -24,8 +24,7 @@ class Parametrisation(NamedTuple):
     last_rate: float
 
 
-STANDARD = Parametrisation(0.5, 0.0, 0.0, 0.0)
-
+_STANDARD = Parametrisation(0.5, 0.0, 0.0, 0.0)
 _MAXIMAL_UPDATE = {
     "gradient": Parametrisation(1.0, -1.0, 0.0, 1.0),
     "sign": Parametrisation(1.0, 0.0, 1.0, 1.0),
@@ -33,13 +32,14 @@ _MAXIMAL_UPDATE = {
 }
 
 
-def maximal_update(rule: str) -> Parametrisation:
-    """The parametrisation in which every layer's change is of order 1 at any width.
+def scaling(way: str, rule: str) -> Parametrisation:
+    """The exponents of the `way` "standard", one rate for all, or of the "maximal update".
 
-    Yang, Hu et al. 2022 (arXiv:2203.03466), table 3 (not read; from a second source), for
-    "gradient" and "sign"; derived for "spectral", a step of singular values √max(1, out/in).
+    In the latter every layer's change is of order 1 at any width: Yang, Hu et al. 2022
+    (arXiv:2203.03466), table 3 (not read; from a second source), for steps by the `rule` "gradient"
+    or "sign"; derived for "spectral", a step of singular values √max(1, out/in).
     """
-    return _MAXIMAL_UPDATE[rule]
+    return _STANDARD if way == "standard" else _MAXIMAL_UPDATE[rule]
 
 
 def change_exponents(rule: str, p: Parametrisation, moved: int) -> tuple[float, float, float]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gradlab.theory import parametrisation
-from gradlab.theory.parametrisation import STANDARD, STEP_RULES, maximal_update
+from gradlab.theory.parametrisation import STEP_RULES, scaling
 
 WIDTHS = (64, 128, 256, 512)
 
@@ -48,7 +48,7 @@ def log_changes(rng: Any, n: int, rule: str, p: Any) -> Any:
 @pytest.mark.parametrize("rule", STEP_RULES)
 @pytest.mark.parametrize("which", ["standard", "maximal update"])
 def test_one_step_has_the_exponents_of_the_law(rule: str, which: str) -> None:
-    p = STANDARD if which == "standard" else maximal_update(rule)
+    p = scaling(which, rule)
     rng, num_draws = np.random.default_rng(0), 6
     logs = np.array([[log_changes(rng, n, rule, p) for _ in range(num_draws)] for n in WIDTHS])
     x = np.log(WIDTHS) - np.log(WIDTHS).mean()
@@ -65,7 +65,15 @@ def test_one_step_has_the_exponents_of_the_law(rule: str, which: str) -> None:
 
 
 def test_the_standard_parametrisation_grows_and_the_maximal_update_keeps_all() -> None:
-    assert parametrisation.total_exponents("sign", STANDARD) == (0.0, 1.0, 1.5)
-    assert parametrisation.total_exponents("gradient", STANDARD) == (-0.5, 0.5, 1.0)
+    assert parametrisation.total_exponents("sign", scaling("standard", "sign")) == (0.0, 1.0, 1.5)
+    assert parametrisation.total_exponents("gradient", scaling("standard", "gradient")) == (
+        -0.5,
+        0.5,
+        1.0,
+    )
     for rule in STEP_RULES:
-        assert parametrisation.total_exponents(rule, maximal_update(rule)) == (0.0, 0.0, 0.0)
+        assert parametrisation.total_exponents(rule, scaling("maximal update", rule)) == (
+            0.0,
+            0.0,
+            0.0,
+        )

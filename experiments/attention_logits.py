@@ -33,7 +33,7 @@ class Config:
     """Rows of logits, and heads of attention that make theirs."""
 
     num_tokens: gl.Ints = gl.key("tokens of a row", at_least=2, at_most=2**16)
-    ratio: gl.Floats = gl.key("deviation of the logits over the critical", above=0, at_most=4)
+    ratio: gl.Floats = gl.key("deviation of the logits over the critical", above=0, at_most=5)
     num_draws: int = gl.key("rows of logits, and heads", at_least=8, at_most=10**5)
     gain: gl.Floats = gl.key("√(fan-in) times the weights of queries, keys", above=0, at_most=100)
     width: int
@@ -136,7 +136,7 @@ def figure(data: xr.Dataset) -> gl.Figure:
         gl.figures.predicted(jacobian, data.ratio, np.sqrt(row.jacobian_law))
     limit = (data.entropy_limit / data.log_tokens).isel(num_tokens=0)
     gl.figures.bound(entropy, data.ratio, limit)
-    gl.figures.words(entropy, 0.04, 0.06, "dashed: infinitely many tokens")
+    gl.figures.words(entropy, 0.36, 0.72, "dashed: the limit of\nmany tokens")
     for axes in (entropy, jacobian):
         gl.figures.rule(axes, x=1)
         axes.set(xlabel="deviation of the logits / s_c", xlim=(0, float(data.ratio[-1]) * 1.02))
@@ -150,8 +150,8 @@ def figure(data: xr.Dataset) -> gl.Figure:
     for law in np.sqrt(data.square_law.values.T):
         gl.figures.predicted(head, data.gain, law)
     gl.figures.bound(head, data.gain, 0 * data.gain + float(data.critical))
-    gl.figures.words(head, 0.97, 0.5, "s_c", ha="right")
-    head.set(xscale="log", yscale="log", xlabel="weights of queries and keys, × √(fan-in)")
+    gl.figures.words(head, 0.03, 0.5, "s_c")
+    head.set(xscale="log", yscale="log", xlabel="weights of q and k × √fan-in")
     head.set(ylabel="deviation of the logits")
     head.legend(loc="upper left")
     gl.figures.titles(fig, "entropy", "gradient to the logits", "heads")
@@ -161,21 +161,21 @@ def figure(data: xr.Dataset) -> gl.Figure:
 def caption(data: xr.Dataset) -> str:
     """The entropy at s_c, the Jacobian's peak, and the heads at the largest weights."""
     row = data.sel(num_tokens=data.num_tokens[-1])
-    near = int(np.abs(row.ratio - 1).argmin())
-    size = np.sqrt(row.jacobian.mean("draw"))
+    near = row.isel(ratio=int(np.abs(row.ratio - 1).argmin("ratio")))
+    peak = float(row.ratio[row.jacobian.mean("draw").argmax("ratio")])
     ends = np.sqrt(data.square.mean("draw").isel(gain=-1))
     heads = ", ".join(f"{float(ends.sel(head=name)):.3g} ({name})" for name in HEADS)
-    return f"""At {float(row.ratio[near]):.2g} times the critical deviation, {int(row.num_tokens)}
-        tokens have an entropy of {float(row.entropy[:, near].mean()):.2f} nats, where many have
-        {float(row.entropy_limit[near]):.2f}. The softmax's Jacobian peaks at
-        {float(row.ratio[size.argmax()]):.2g} and is smaller on both sides. At the largest weights
-        logits have the deviations {heads}, beside s_c = {float(data.critical):.2f}. Marks: means
-        of {data.sizes["draw"]} draws; lines: exact laws."""
+    return f"""Where logits have {float(near.ratio):.2g} times the critical deviation,
+        {int(row.num_tokens)} tokens have an entropy of {float(near.entropy.mean()):.2f} nats; in
+        the limit of many it is {float(near.entropy_limit):.2f}. The softmax's Jacobian peaks at
+        {peak:.2g} times it and is smaller on both sides. At the largest weights the logits'
+        deviations are {heads}, and s_c is {float(data.critical):.2f}. Marks: means of
+        {data.sizes["draw"]} draws; lines: exact laws."""
 
 
 def headline(data: xr.Dataset) -> Iterator[gl.Headline]:
     """The entropy nearest to s_c, and the capped logits' deviation."""
-    row = data.isel(num_tokens=-1, ratio=int(np.abs(data.ratio - 1).argmin()))
+    row = data.isel(num_tokens=-1, ratio=int(np.abs(data.ratio - 1).argmin("ratio")))
     yield gl.headline.mean("entropy at s_c", row.entropy, "nats", float(row.entropy_law))
     last = np.sqrt(data.square.isel(gain=-1))
     yield gl.headline.mean("deviation, QK norm", last.sel(head="QK norm"), law=1.0)
@@ -194,11 +194,11 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
             *(data[name], law, DERRIDA),
             rounding=terms * eps * (1 + law),
         )
-    near = int(np.abs(data.ratio - 1).argmin())
+    peak = data.jacobian_law.argmax("ratio")
     sides = np.maximum(data.jacobian.isel(ratio=0), data.jacobian.isel(ratio=-1))
     yield gl.claim.gain(
-        "the softmax's Jacobian is larger near s_c than far on either side",
-        *(data.jacobian.isel(ratio=near) - sides, DERRIDA),
+        "the softmax's Jacobian is smaller on both sides of the peak that the law has",
+        *(data.jacobian.isel(ratio=peak) - sides, DERRIDA),
     )
     known = data.square.isel(head=slice(0, 2)).rename(head="law_head").drop_vars("law_head")
     yield gl.claim.mean(

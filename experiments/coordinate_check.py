@@ -241,8 +241,7 @@ FAULTS = {
     "the other readout's scale": gl.fault.argument("drawn", readout=lambda scale: scale**0),
     "wider taken for narrower": gl.fault.argument("setting", wider=lambda wider: 1 / wider),
     "rates in reverse": gl.fault.argument(
-        "settings",
-        cfg=lambda cfg: cfg.__class__(**{**vars(cfg), "learning_rate": cfg.learning_rate[::-1]}),
+        "settings", cfg=lambda c: c.__class__(**vars(c) | {"learning_rate": c.learning_rate[::-1]})
     ),
 }
 

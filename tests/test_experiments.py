@@ -139,6 +139,7 @@ def test_the_results_are_committed_and_small(exp: Experiment) -> None:
 
 # Their faults take from half a minute to minutes to compile: `make verify` plants them.
 LONG = (
+    *("attention_logits", "coordinate_check"),
     *("clipped_vanishing", "float_limits", "freak_batch", "jacobian_product", "random_network"),
     *("rectifier_gain", "recurrent_chain", "residual", "scalar_chain"),
     *("singular_value_spectrum", "tricks"),

@@ -52,7 +52,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "theory": (
         *("gauss", "meanfield", "normalisation", "scalar", "residual", "finite_width"),
         *("products", "spectra", "tangent_kernel"),
-        *("clipping", "transformer"),
+        *("clipping", "transformer", "attention", "parametrisation"),
     ),
     "experiment": (
         *(

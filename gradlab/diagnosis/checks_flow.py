@@ -14,7 +14,7 @@ from gradlab.diagnosis.checks_weights import role_levels
 from gradlab.diagnosis.facts import Facts, chains, streams
 from gradlab.diagnosis.measures import Measured
 from gradlab.diagnosis.verdicts import Verdict
-from gradlab.theory import meanfield
+from gradlab.theory import attention, meanfield
 
 _SATURATING = {"tanh", "logistic", "erf", "softsign", "hard_tanh"}
 _LARGEST_SLOPE = {"logistic": 1 / 16, "erf": 4 / math.pi}
@@ -246,7 +246,7 @@ def attention_logits(facts: Facts) -> Iterator[Verdict]:
             "attention logits",
             roles[0],
             laws.saturation(float(np.mean(loads))),
-            1 / math.sqrt(2 * math.log(max(length, 2))),
+            1 / float(attention.critical_std(max(length, 2))),
             0.0,
             1 + facts.z * math.sqrt(1 / (2 * max(rows, 1.0))),
             f"Attention is frozen in {frozen} of {len(members)}: logits have a standard deviation "
@@ -274,7 +274,7 @@ def output_logits(facts: Facts) -> Iterator[Verdict]:
             "output logits",
             names[0],
             load if facts.measured.loss > guess else min(load, 1.0),
-            1 / math.sqrt(2 * guess),
+            1 / float(attention.critical_std(max(length, 2))),
             0.0,
             (1 + facts.z * math.sqrt(1 / (2 * max(rows, 1.0)))) * spare,
             f"Logits have a standard deviation of {std:.3g}, above √(2 log {length}): the loss is "

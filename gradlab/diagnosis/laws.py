@@ -228,9 +228,9 @@ def _fits(rows: np.ndarray) -> list[np.ndarray]:
 
 
 def saturation(load: float) -> float:
-    """The standard deviation of logits in units of √(2 log n): Derrida 1981.
+    """The standard deviation of logits in units of the critical one, of their squares' ratio.
 
-    Of n independent normal logits softmax puts a finite share on the largest one above 1.
+    Above 1 softmax puts a finite share on the largest (`theory.attention.critical_std`).
     """
     return math.sqrt(max(load, 0.0))
 

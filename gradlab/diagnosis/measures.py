@@ -21,6 +21,7 @@ from gradlab.diagnosis import anatomy as anatomies
 from gradlab.diagnosis.anatomy import Anatomy
 from gradlab.diagnosis.layers import Layer
 from gradlab.diagnosis.program import Program, evaluate
+from gradlab.theory import attention
 
 Numbers = dict[str, np.ndarray]
 
@@ -45,7 +46,7 @@ class Measured:
         residuals: by residual sum, `log_stream`, `log_branch`, `log_total`, `log_gradient`.
         gates: by gate, `slope` (mean of the logistic function's slope over its largest, 1/4),
             `mean` and `rms` of its pre-activation.
-        softmaxes: by softmax, `load` (mean variance of a row over 2 log of its length), `std`,
+        softmaxes: by softmax, `load` (mean variance of a row over its critical one), `std`,
             `length`.
         params: by parameter, `log_gradient`, `zeros`, `largest`; by slice where stacked, in
             `slices`.
@@ -224,7 +225,7 @@ def _of_softmax(value: Array, axes: tuple[int, ...]) -> dict[str, Array]:
     square = jnp.sum(jnp.where(counted, jnp.square(wide - mean), 0), axis=axes, keepdims=True)
     rows = length > 1
     variance = jnp.where(rows, square / jnp.maximum(length - 1, 1), 0)
-    load = jnp.where(rows, variance / (2 * jnp.log(jnp.maximum(length, 2))), 0)
+    load = jnp.where(rows, variance / attention.critical_std(jnp.maximum(length, 2)) ** 2, 0)
     num = jnp.maximum(jnp.sum(rows), 1)
     return {
         "load": jnp.sum(load) / num,

@@ -74,6 +74,15 @@ def exponent(x: ArrayLike, log_y: ArrayLike, chance: float) -> Exponent:
     return Exponent(fit.value, fit.value - half, fit.value + half)
 
 
+def exponents(logs: Any, over: str = "width") -> Any:
+    """The exponent of the coordinate `over` in what a labelled array has the logs of, row by row.
+
+    The least-squares slopes, without their errors: draws, if there are any, have each its own.
+    """
+    value = slope(np.log(logs[over]), logs.transpose(..., over)).value
+    return logs.isel({over: 0}, drop=True).copy(data=np.asarray(value))
+
+
 def _power(x: np.ndarray, rows: np.ndarray) -> Interval:
     """The slope over log x of all draws together; its error is nan where no residual is left."""
     found = slope(np.repeat(np.log(x), rows.shape[1]), rows.ravel())

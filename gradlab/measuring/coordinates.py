@@ -52,6 +52,19 @@ def moves(
     return Moves(log_sizes(before), log_sizes(slopes), log_sizes(_less(after, before)))
 
 
+def by_layer(is_sign: Array, rates: Array) -> optax.GradientTransformation:
+    """Steps down the gradient, or by its sign where `is_sign` is not 0, each leaf at its own rate.
+
+    For parameters that are a list; both may be traced, so that one program compares them.
+    """
+
+    def step(grads: Params, _: Params) -> Params:
+        ways = [jnp.where(is_sign != 0, jnp.sign(g), g) for g in grads]
+        return [-rate * way for rate, way in zip(rates, ways, strict=True)]
+
+    return optax.stateless(step)
+
+
 def log_sizes(states: Sequence[Any]) -> Array:
     """The log of the root mean square over all entries of each state, `(num_states,)`."""
     return jnp.stack([_log_size(state) for state in states])

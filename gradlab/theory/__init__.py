@@ -9,7 +9,8 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     [
-        *("clipping", "finite_width", "gauss", "meanfield", "normalisation"),
-        *("products", "residual", "scalar", "spectra", "tangent_kernel", "transformer"),
+        *("attention", "clipping", "finite_width", "gauss", "meanfield", "normalisation"),
+        *("parametrisation", "products", "residual", "scalar", "spectra", "tangent_kernel"),
+        "transformer",
     ],
 )

@@ -35,10 +35,10 @@ def mlp(width: int, key: Any, readout: float = 0.5) -> Any:
     return eqx.tree_at(lambda m: m.layers, model, tuple(layers))
 
 
-# Few examples: a sign step is a sum over them, and aligned with each only to 1/√examples.
+# One example: the sum of several is aligned with each only in part, less so in a narrow layer.
 BATCH = (
-    np.random.default_rng(0).standard_normal((4, 16)).astype(np.float32),
-    np.arange(4),
+    np.random.default_rng(0).standard_normal((1, 16)).astype(np.float32),
+    np.arange(1),
 )
 
 
@@ -64,7 +64,8 @@ def test_the_standard_parametrisation_is_refused_although_saturated_it_looks_fla
     first, hidden, readout = standard.layers
 
     assert [first.verdict, hidden.verdict, readout.verdict] == ["stable", "grows", "grows"]
-    assert hidden.change.low <= 1.0 <= hidden.change.high
+    # To the next half, as exponents come: at these widths what the first layer adds still counts.
+    assert round(2 * hidden.change.value) == 2
     # The logits' change is a sum of powers 1 and 3/2 of the width.
     assert readout.change.high > 1.0
     assert readout.change.low < 1.5

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import xarray as xr
 
 from gradlab.experiment import estimate
 from gradlab.experiment.claim import Claim
@@ -108,3 +109,11 @@ def test_an_exponent_leaves_its_interval_no_more_often_than_stated() -> None:
 
     # The interval has room for a drift besides: at most the binomial's four standard deviations.
     assert missed <= 40 + 4 * np.sqrt(400 * 0.1 * 0.9)
+
+
+def test_labelled_logs_have_an_exponent_for_each_of_their_rows() -> None:
+    powers = xr.DataArray([0.5, -1.0], dims="way")
+    width = xr.DataArray([4.0, 8.0, 32.0], dims="width", coords={"width": [4.0, 8.0, 32.0]})
+
+    found = estimate.exponents((np.log(width) * powers).transpose("width", "way"))
+    xr.testing.assert_allclose(found, powers)

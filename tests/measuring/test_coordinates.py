@@ -40,3 +40,12 @@ def test_what_does_not_move_has_the_log_of_zero() -> None:
 
     assert np.isneginf(np.asarray(found.first)).all()
     np.testing.assert_allclose(found.start, [0.0, np.log(0.5) / 2], atol=1e-15)
+
+
+def test_each_leaf_goes_by_its_own_rate_down_its_gradient_or_the_sign_of_it() -> None:
+    params = [jnp.asarray([1.0, -2.0]), jnp.asarray([[3.0]])]
+    for is_sign, expected in ((0.0, [[-0.1, 0.2], [[-6.0]]]), (1.0, [[-0.1, 0.1], [[-2.0]]])):
+        optimizer = coordinates.by_layer(jnp.asarray(is_sign), jnp.asarray([0.1, 2.0]))
+        updates, _ = optimizer.update(params, optimizer.init(params), params)
+        for update, value in zip(updates, expected, strict=True):
+            np.testing.assert_allclose(update, value, rtol=1e-12)

@@ -1,0 +1,250 @@
+"""Does a step change a wide network as much as a narrow one, and which check is fooled?
+
+Tensor Programs V (Yang, Hu et al. 2022, arXiv:2203.03466) scales weights and rates by the width so
+that one step changes every activation by as much at any width; its coordinate check looks whether
+it does. Here the change has exponents, held against theory (Yang and Hu 2021, arXiv:2011.14522).
+Two statements fail: a saturated network passes with the wrong parametrisation, since tanh has no
+farther to go; and the standard one's logits do not change as n in a small step of Adam's sign but
+as n^(3/2): only the readout's own part goes as n. (The paper's tables: from a second source.)
+
+Answers: muP coord check standard parametrization flatter than muP (EleutherAI/gpt-neox #956);
+interpreting coord checks (microsoft/mup #42); which step of the coordinate check to look at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import gradlab as gl
+from gradlab.lazy import jax, jnp, np, xr
+
+GROUP = "training"
+LAW = "Yang and Hu 2021; Yang and Littwin 2023; gradlab.theory.parametrisation"
+CHECK = "Yang, Hu et al. 2022, coordinate check; |tanh| stays below 1"
+TRANSFER = "Yang, Hu et al. 2022, figure 1"
+RULES = ("gradient", "sign")
+WAYS = ("standard", "maximal update")
+LAYERS = ("first", "hidden", "logits")
+PASSES = 0.25  # half of the least exponent but 0 of scales that are powers of √n
+
+
+@gl.config
+class Config:
+    """A tanh network of two hidden layers on the digits, one step or a few."""
+
+    width: gl.Ints = gl.key("neurons of both hidden layers", at_least=4, at_most=2**13)
+    width_trained: gl.Ints = gl.key("those that are trained", at_least=4, at_most=2**12)
+    learning_rate: gl.Floats
+    num_draws: int = gl.key("draws of weights and batch", at_least=4, at_most=10**4)
+    batch_size: int = gl.key("examples of the checked batch", at_least=1, at_most=300)
+    num_steps: int = gl.key("steps after which users look", at_least=1, at_most=100)
+    num_trained: int = gl.key("steps of the training, of 16 examples", at_least=1, at_most=10**4)
+
+
+def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
+    """Logs of changes by width, of one layer moved and of all, their law, and losses."""
+    key_check, key_train = jax.random.split(key)
+    laws = gl.theory.parametrisation
+    alone = [(rule, way, moved) for rule in RULES for way in WAYS for moved in range(3)]
+    found, num, base = [], len(alone), min(cfg.width)
+    for n in cfg.width:
+        rows = [setting(rule, way, n / base, jnp.eye(3)[k]) for rule, way, k in alone]
+        rows = jnp.stack(rows + settings(cfg, n / base))
+        one = partial(moves, cfg=cfg, n=n, rows=rows)
+        found.append(gl.grid.over_draws(one, key_check, cfg.num_draws))
+    logs = jax.tree.map(lambda *parts: jnp.stack(parts, -1), *found)
+    shape = cfg.num_draws, len(RULES), len(WAYS), 3, 3, -1
+    law = [laws.change_exponents(rule, laws.scaling(way, rule), k) for rule, way, k in alone]
+    loss = gl.grid.over_draws(lambda key: trained(key, cfg, base), key_train, cfg.num_draws)
+    later = logs.later[:, num:].reshape(cfg.num_draws, len(WAYS), -1, *logs.later.shape[2:])
+    by = "draw rule way moved layer width"
+    return {
+        "rule": gl.named(list(RULES), "rule"),
+        "way": gl.named(list(WAYS), "way"),
+        **{name: gl.named(list(LAYERS), name) for name in ("moved", "layer")},
+        "change": gl.named(logs.first[:, :num].reshape(shape), by, long_name="log change"),
+        "start": gl.named(logs.start[:, :6:3, 2], "draw way width", long_name="log rms of logits"),
+        "later": gl.named(later, "draw way learning_rate layer width", long_name="log change"),
+        "law": gl.named(jnp.array(law).reshape(shape[1:-1]), "rule way moved layer"),
+        "loss": gl.named(loss, "draw way width_trained learning_rate", units="nats"),
+    }
+
+
+def setting(rule: str, way: str, wider: float, rates: Any) -> jax.Array:
+    """Whether steps are signs, the readout's factor, and rates: all ways are alike at wider = 1."""
+    p = gl.theory.parametrisation.scaling(way, rule)
+    factors = jnp.array([wider**-c for c in (p.first_rate, p.hidden_rate, p.last_rate)])
+    return jnp.array([rule == "sign", wider ** (0.5 - p.readout), *(rates * factors)])
+
+
+def settings(cfg: Config, wider: float) -> list[jax.Array]:
+    """Steps by the sign, at every rate, in both ways."""
+    return [setting("sign", way, wider, rate) for way in WAYS for rate in cfg.learning_rate]
+
+
+def drawn(key: jax.Array, n: int, readout: jax.Array) -> list[jax.Array]:
+    """The three matrices, of variance 1/in but for the readout's factor."""
+    draw, keys = gl.ensembles.unit_gaussian, jax.random.split(key, 3)
+    W = [draw(k, s, float) for k, s in zip(keys, ((n, 64), (n, n), (10, n)), strict=True)]
+    return [*W[:2], readout * W[2]]
+
+
+def states(params: Any, x: jax.Array) -> list[jax.Array]:
+    """Both activations and the logits of inputs `(..., 64)`."""
+    phi = gl.activations.PHI["tanh"]
+    first = phi(x @ params[0].T)
+    hidden = phi(first @ params[1].T)
+    return [first, hidden, hidden @ params[2].T]
+
+
+def moves(key: jax.Array, cfg: Config, n: int, rows: jax.Array) -> Any:
+    """The moves under every setting, of the same unit weights and batch."""
+    key_W, key_batch = jax.random.split(key)
+    data = gl.training.projected(gl.training.digits(float)[0], jnp.eye(64))
+    batch = gl.training.schedule(key_batch, data.y.size, cfg.batch_size, 1).indices[0]
+    x, y = data.x[batch], data.y[batch]
+
+    def one(row: jax.Array) -> Any:
+        return gl.coordinates.moves(
+            lambda params: states(params, x),
+            lambda params: gl.training.cross_entropy(states(params, x)[-1], y),
+            drawn(key_W, n, row[1]),
+            gl.coordinates.by_layer(row[0], row[2:]),
+            cfg.num_steps,
+        )
+
+    return jax.lax.map(one, rows)
+
+
+def trained(key: jax.Array, cfg: Config, base: int) -> jax.Array:
+    """The mean loss of the last quarter of a training by signs, `(way, width, rate)`."""
+    key_W, key_batch = jax.random.split(key)
+    data = gl.training.projected(gl.training.digits(float)[0], jnp.eye(64))
+    batches = gl.training.schedule(key_batch, data.y.size, 16, cfg.num_trained)
+
+    def run(n: int) -> jax.Array:
+        def one(row: jax.Array) -> jax.Array:
+            params, step = drawn(key_W, n, row[1]), gl.coordinates.by_layer(row[0], row[2:])
+            path = gl.training.train(lambda p, x: states(p, x)[-1], params, step, data, batches)
+            return jnp.mean(path.loss[3 * cfg.num_trained // 4 :])
+
+        return jax.lax.map(one, jnp.stack(settings(cfg, n / base))).reshape(len(WAYS), -1)
+
+    return jnp.stack([run(n) for n in cfg.width_trained], 1)
+
+
+def figure(data: xr.Dataset) -> gl.Figure:
+    """The change over the width with its law; how a rate hides it; and what it is good for."""
+    fig, (change, check, loss) = gl.figures.panels(1, 3, height=2.7)
+    n, rate = data.width.values, data.learning_rate
+    found = gl.estimate.exponents(data.later.sel(layer="hidden"))
+    check.axhspan(-PASSES, PASSES, color="0.9", linewidth=0)
+    for way, colour in zip(WAYS, (gl.figures.EXPLODING, gl.figures.VANISHING), strict=True):
+        for layer, mark in (("hidden", "o"), ("logits", "s")):
+            row = data.sel(rule="sign", way=way, moved="hidden", layer=layer)
+            law = (n / n[0]) ** float(row.law)
+            look = {"color": colour, "marker": mark}
+            gl.figures.band(change, n, np.exp(row.change - row.change[:, 0].mean()), look)
+            gl.figures.predicted(change, n, law)
+            at = law[-1] * (1.5 if layer == "logits" else 0.8)  # apart where both are 1
+            gl.figures.named(change, n[-1], at, layer, colour)
+        gl.figures.words(change, 0.05, 0.9 if way == "standard" else 0.82, way, color=colour)
+        gl.figures.band(check, rate, found.sel(way=way), {"color": colour, "marker": "o"})
+        for size, dash in zip(data.width_trained.values, gl.figures.DASHES, strict=False):
+            mean = data.loss.sel(way=way, width_trained=size).mean("draw")
+            label = f"width {size}" if way == "maximal update" else None
+            loss.plot(rate, mean, color=colour, linestyle=dash, label=label)
+    change.set(xlabel="width", ylabel="relative change", xlim=(n[0] / 1.2, n[-1] * 3.2))
+    change.set(xscale="log", yscale="log")
+    change.set_xticks(n, [str(k) for k in n])
+    change.minorticks_off()
+    gl.figures.words(check, 0.04, 0.12, "passes the check", style="italic")
+    check.set(xscale="log", xlabel="learning rate", ylabel="exponent of the width")
+    loss.set(xscale="log", xlabel="learning rate", ylabel="loss (nats)", ylim=(0, 3))
+    loss.legend(loc="upper left")
+    after = f"hidden layer after {data.attrs['num_steps']} steps"
+    gl.figures.titles(fig, "one small step of signs", after, "trained")
+    return fig
+
+
+def caption(data: xr.Dataset) -> str:
+    """The exponents of the logits, how far the check is fooled, and the transfer."""
+    found = gl.estimate.exponents(data.change).mean("draw").sel(rule="sign", layer="logits")
+    hidden, own = (float(found.sel(way="standard", moved=k)) for k in ("hidden", "logits"))
+    fooled = gl.estimate.exponents(data.later).mean("draw").sel(way="standard", layer="hidden")
+    worse = [float(excess(data).sel(way=way).mean()) for way in WAYS]
+    return f"""In one small step of signs the logits of the standard parametrisation change as
+        n^{hidden:.2f} by what the hidden layer moves and as n^{own:.2f} by the readout's own; with
+        the maximal update by as much at any width. After {data.attrs["num_steps"]} steps the
+        hidden layer's exponent falls from {float(fooled[0]):.2f} at the smallest rate to
+        {float(fooled[-1]):.2f} at the largest, where tanh saturates: the check passes. The
+        smallest network's best rate costs the largest {worse[0]:.2g} nats in the standard and
+        {worse[1]:.2g} in the other. Lines: laws; bands: all draws."""
+
+
+def excess(data: xr.Dataset) -> xr.DataArray:
+    """The largest network's loss at the smallest one's best rate, over its own best; by draw."""
+    best = data.loss.mean("draw").argmin("learning_rate")
+    small, large = (best.isel(width_trained=k, drop=True) for k in (0, -1))
+    last = data.loss.isel(width_trained=-1)
+    return last.isel(learning_rate=small) - last.isel(learning_rate=large)
+
+
+def headline(data: xr.Dataset) -> Iterator[gl.Headline]:
+    """The logits' exponents, and the hidden layer's where the check is fooled."""
+    found = gl.estimate.exponents(data.change).sel(rule="sign", moved="hidden", layer="logits")
+    for way in WAYS:
+        law = data.law.sel(rule="sign", way=way, moved="hidden", layer="logits")
+        yield gl.headline.mean(f"logits, {way}", found.sel(way=way), law=float(law))
+    last = data.later.isel(learning_rate=-1).sel(way="standard", layer="hidden")
+    yield gl.headline.mean("hidden, saturated", gl.estimate.exponents(last))
+
+
+def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
+    """The exponents of one layer moved; where the check is fooled; that rates transfer."""
+    n = data.width.values
+    # A step is aligned with each example only in part: the others add their number over n, times
+    # pi/2 for signs, to the mean square; as much does the overlap of their gradients. A log of a
+    # root has half of both.
+    others = np.pi / 2 * data.attrs["batch_size"] / n
+    width = abs(float(gl.estimate.slope(np.log(n), others).value))
+    moves = np.isfinite(data.law)
+    yield gl.claim.mean(
+        "one step changes each layer by the power of the width that the law gives, in small steps",
+        *(gl.estimate.exponents(data.change), data.law.where(moves, 0.0), LAW),
+        where=moves,
+        examples_over_the_width=width,
+    )
+    yield gl.claim.mean(
+        "at the start the logits are of one size, and as n^(-1/2) with the maximal update",
+        *(gl.estimate.exponents(data.start), xr.DataArray([0.0, -0.5], dims="way"), LAW),
+        examples_over_the_width=width,
+    )
+    hidden = gl.estimate.exponents(data.later).sel(layer="hidden", way="standard")
+    yield gl.claim.mean(
+        "saturated, the standard parametrisation passes the check that it should fail",
+        *(hidden.isel(learning_rate=-1), PASSES, CHECK),
+        relation="<=",
+    )
+    fallen = hidden.isel(learning_rate=0) - hidden.isel(learning_rate=-1)
+    yield gl.claim.gain("its exponent is smaller at the largest rate", fallen, CHECK)
+    worse = excess(data)
+    yield gl.claim.gain(
+        "the smallest network's best rate serves the largest better with the maximal update",
+        *(worse.sel(way="standard") - worse.sel(way="maximal update"), TRANSFER),
+    )
+
+
+FAULTS = {
+    "the other readout's scale": gl.fault.argument("drawn", readout=lambda scale: scale**0),
+    "wider taken for narrower": gl.fault.argument("setting", wider=lambda wider: 1 / wider),
+    "rates in reverse": gl.fault.argument(
+        "settings", cfg=lambda c: c.__class__(**vars(c) | {"learning_rate": c.learning_rate[::-1]})
+    ),
+}
+
+
+if __name__ == "__main__":
+    gl.run(__file__)

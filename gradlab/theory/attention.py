@@ -1,0 +1,95 @@
+"""Attention at random: the softmax of independent normal logits, exactly and for many tokens.
+
+The weights p_i = exp(s x_i)/Z are the Gibbs weights of Derrida's random energy model (Derrida 1981,
+Physical Review B 24, 2613), as Giorlandino and Goldt 2026 (arXiv:2505.24333) point out. For a
+finite number of tokens the means below are exact, derived here: 1/Z^k is an integral of
+t^(k-1) exp(-t Z) over t, under which the tokens are independent.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+# Nodes of the trapezoidal rules; the integrands are analytic in a strip of half-width pi/2 of the
+# logarithm of t, so that a rule's error is exp(-pi²/step): below 1e-10 up to s = 20.
+_NUM_TOKEN, _NUM_LOG_T = 801, 1201
+_REACH = 9.0  # of a standard normal number: beyond it is 1e-19 of its mass
+
+
+class RandomRow(NamedTuple):
+    """Means over random rows of logits.
+
+    Attributes:
+        entropy: `-sum p_i log p_i` (nats).
+        participation: `sum p_i²`: 1/T of equal weights, 1 of one that has all.
+        jacobian_square: the squared Frobenius norm of `diag(p) - p pᵀ`.
+    """
+
+    entropy: Array
+    participation: Array
+    jacobian_square: Array
+
+
+def critical_std(num_tokens: ArrayLike) -> Array:
+    """`√(2 log T)`: the standard deviation of logits at which one token takes a finite share.
+
+    Derrida 1981, equation 11: the critical temperature of the random energy model.
+    """
+    return jnp.sqrt(2 * jnp.log(num_tokens))
+
+
+def limit_entropy(std: ArrayLike, num_tokens: ArrayLike) -> Array:
+    """`log T - s²/2` below the critical standard deviation, and 0 above it: Derrida 1981.
+
+    The limit of many tokens, in units of log T.
+    """
+    return jnp.maximum(jnp.log(num_tokens) - jnp.square(std) / 2, 0.0)
+
+
+def limit_participation(std: ArrayLike, num_tokens: ArrayLike) -> Array:
+    """`1 - s_c/s` above the critical standard deviation, and 0 below it, for many tokens.
+
+    Gross and Mézard 1984 (Nuclear Physics B 240, 431); derived there with replicas.
+    """
+    return jnp.maximum(1 - critical_std(num_tokens) / std, 0.0)
+
+
+def softmax_row(std: ArrayLike, num_tokens: ArrayLike) -> RandomRow:
+    """The means of a softmax of T independent N(0, s²) logits, exact for every T, `()` each.
+
+    With phi(t) = E exp(-t e^(s x)) and E_k(t) = E (t e^(s x))^k exp(-t e^(s x)):
+    E log Z = ∫ [e^-t - phi^T] dt/t; E sum p^k = T/Γ(k) ∫ E_k phi^(T-1) dt/t; and
+    E (sum p²)² = E sum p⁴ + T(T-1)/Γ(4) ∫ E_2² phi^(T-2) dt/t. The entropy is log Z - s d log Z/ds,
+    whose second term is s² (1 - sum p²) in the mean (Stein 1981).
+    """
+    s, count = jnp.asarray(std, float), jnp.asarray(num_tokens, float)
+    x = jnp.linspace(-_REACH, _REACH, _NUM_TOKEN)
+    weight = jnp.exp(-jnp.square(x) / 2)
+    weight = weight / jnp.sum(weight)
+    # Above u = log t every token's term is gone; below it none has begun to tell.
+    first, last = -(_REACH * s + jnp.log(count) + 37), _REACH * s + 6
+    u = first + (last - first) * jnp.linspace(0.0, 1.0, _NUM_LOG_T)
+    step = (last - first) / (_NUM_LOG_T - 1)
+    v = u[:, None] + s * x[None, :]
+    gone = -jnp.expm1(-jnp.exp(v)) @ weight  # 1 - phi, without cancellation
+    log_phi = jnp.log1p(-jnp.minimum(gone, 1.0))
+
+    def moment(k: int) -> Array:
+        return jnp.exp(k * v - jnp.exp(v)) @ weight
+
+    def kept(power: ArrayLike) -> Array:
+        return jnp.exp(jnp.where(power > 0, power, 0) * log_phi)
+
+    def share(k: int) -> Array:
+        return count / math.gamma(k) * step * jnp.sum(moment(k) * kept(count - 1))
+
+    square, cube, fourth = (share(k) for k in (2, 3, 4))
+    pairs = count * (count - 1) / 6 * step * jnp.sum(jnp.square(moment(2)) * kept(count - 2))
+    log_sum = step * jnp.sum(jnp.exp(-jnp.exp(u)) - kept(count))
+    entropy = log_sum - jnp.square(s) * (1 - square)
+    return RandomRow(entropy, square, square - 2 * cube + fourth + pairs)

@@ -1,0 +1,81 @@
+"""Softmaxes of random logits: exact means against sums, arbitrary precision and simulation."""
+
+import jax
+import jax.numpy as jnp
+import mpmath
+import numpy as np
+import pytest
+
+from gradlab.theory import attention
+
+
+def test_equal_logits_have_the_numbers_of_equal_weights() -> None:
+    row = attention.softmax_row(1e-9, 50)
+
+    # diag(p) - p pᵀ of p = 1/T is (I - 11ᵀ/T)/T.
+    np.testing.assert_allclose(row, [np.log(50), 1 / 50, 49 / 50**2], rtol=1e-12)
+
+
+@pytest.mark.parametrize("std", [0.5, 3.0, 12.0])
+def test_two_tokens_are_a_logistic_of_one_normal_number(std: float) -> None:
+    """p is logistic(√2 s z): one integral over z, by mpmath."""
+
+    def mean(f: object) -> float:
+        places = [-40, -2, -0.5, 0, 0.5, 2, 40]
+        return float(mpmath.quad(lambda z: f(z) * mpmath.npdf(z), places))  # type: ignore[operator]
+
+    def p(z: mpmath.mpf) -> mpmath.mpf:
+        return 1 / (1 + mpmath.exp(-mpmath.sqrt(2) * std * z))
+
+    def entropy(z: mpmath.mpf) -> mpmath.mpf:
+        a = mpmath.sqrt(2) * std * z
+        return mpmath.log1p(mpmath.exp(-abs(a))) + abs(a) / (1 + mpmath.exp(abs(a)))
+
+    expected = (
+        mean(entropy),
+        mean(lambda z: p(z) ** 2 + p(-z) ** 2),
+        mean(lambda z: 4 * (p(z) * p(-z)) ** 2),
+    )
+    np.testing.assert_allclose(attention.softmax_row(std, 2), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("std", [1.0, 3.7232974, 10.0])
+def test_many_tokens_are_what_drawn_rows_have(std: float) -> None:
+    x = std * np.random.default_rng(0).standard_normal((4000, 1024))
+    p = np.exp(x - x.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    square, cube = (p**2).sum(1), (p**3).sum(1)
+    drawn = (
+        -(p * np.log(np.where(p > 0, p, 1.0))).sum(1),
+        square,
+        square - 2 * cube + square**2,
+    )
+    for rows, mean in zip(drawn, attention.softmax_row(std, 1024), strict=True):
+        # Five standard errors: once in 1.7 million.
+        assert abs(rows.mean() - mean) <= 5 * rows.std() / np.sqrt(len(rows))
+
+
+def test_many_tokens_approach_the_random_energy_model() -> None:
+    """Corrections fall with log T, in units of which the limit is one."""
+    below, above = [], []
+    for count in (1e3, 1e6, 1e12):
+        critical = attention.critical_std(count)
+        half = attention.softmax_row(critical / 2, count).entropy
+        twice = attention.softmax_row(2 * critical, count).participation
+        below.append(abs(half - attention.limit_entropy(critical / 2, count)) / jnp.log(count))
+        above.append(abs(twice - attention.limit_participation(2 * critical, count)))
+    assert below[0] > below[1] > below[2]
+    assert above[0] > above[1] > above[2]
+
+
+def test_the_critical_deviation_is_that_of_the_list_and_there_the_entropy_is_not_zero() -> None:
+    found = [float(attention.critical_std(count)) for count in (128, 1024, 8192)]
+    np.testing.assert_allclose(found, [3.1151341, 3.7232974, 4.2452122], rtol=1e-7)
+    assert float(attention.limit_entropy(3.7232974, 1024)) == pytest.approx(0.0, abs=1e-6)
+    assert float(attention.softmax_row(3.7232974, 1024).entropy) == pytest.approx(2.53, abs=0.1)
+
+
+def test_single_precision_agrees_with_double() -> None:
+    exact = attention.softmax_row(3.0, 8192)
+    with jax.enable_x64(False):
+        np.testing.assert_allclose(attention.softmax_row(3.0, 8192), exact, rtol=1e-4)

@@ -15,6 +15,7 @@ flax Dense default init relu gain; haiku truncated normal not corrected; equinox
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import gradlab as gl
 from gradlab.lazy import jax, jnp, np, xr
@@ -115,7 +116,7 @@ def law(cfg: Config, phi: gl.activations.Activation) -> tuple[jax.Array, ...]:
 
 def verdict(log_left: xr.DataArray, most: xr.DataArray) -> xr.DataArray:
     """-1 where a gradient vanishes, 1 where it explodes, 0 where it is kept."""
-    return np.sign(log_left).where(np.abs(log_left) > most, 0.0)
+    return np.sign(log_left) * (np.abs(log_left) > most)
 
 
 def figure(data: xr.Dataset) -> gl.Figure:
@@ -145,8 +146,8 @@ def table(axes: gl.Axes, row: xr.Dataset) -> None:
     for (i, j), decades in np.ndenumerate(seen.values):
         told = int(judged[i, j])
         strength = 0.15 + 0.55 * min(1.0, abs(decades) / 30) if told else 0.0
-        sides = {"color": colours[told], "alpha": strength, "linewidth": 0}
-        axes.fill_between([i - 0.5, i + 0.5], j - 0.5, j + 0.5, **sides)
+        look: dict[str, Any] = {"color": colours[told], "alpha": strength, "linewidth": 0}
+        axes.fill_between([i - 0.5, i + 0.5], j - 0.5, j + 0.5, **look)
         look = {"fontweight": "normal" if told else "bold", "fontsize": 5.6}
         text = f"{decades:+z.1f} ± {float(spread[i, j]):.1f}"
         axes.text(i, j, text, ha="center", va="center", **look)

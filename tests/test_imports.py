@@ -50,7 +50,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         *("extended", "factorisation", "one_sided", "spectrum", "error_bound"),
     ),
     "theory": (
-        *("gauss", "meanfield", "normalisation", "scalar", "residual", "finite_width"),
+        *("gauss", "meanfield", "scalar", "residual", "normalisation", "finite_width"),
         *("products", "spectra", "tangent_kernel"),
         *("clipping", "transformer", "attention", "parametrisation"),
     ),

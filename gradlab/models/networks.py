@@ -21,6 +21,8 @@ from gradlab.models.activations import PHI, Phi
 from gradlab.models.chain import Chain, Layer
 from gradlab.models.ensembles import Affine
 
+SkipBlock = Callable[[tuple[Array, Array, Array], Array], tuple[Array, Array]]
+
 # ---- batch normalisation: the state is a batch of `batch_size` vectors, one after another
 
 
@@ -49,6 +51,41 @@ def batch_normalised(
     """
     drawn = ensembles.gaussian(key, depth, width, phi, sigma_w, 0.0, dtype=dtype)
     return Chain(batch_normalised_layer(phi, width), drawn.params)
+
+
+# ---- without a normaliser
+
+
+def standardised_rows(W: Array) -> Array:
+    """Weights `(..., out, in)` with rows of mean 0 and length 1.
+
+    Scaled weight standardisation, Brock, De and Smith 2021, equation 1, without a small constant
+    in the denominator.
+    """
+    centred = W - jnp.mean(W, axis=-1, keepdims=True)
+    return centred / jnp.linalg.norm(centred, axis=-1, keepdims=True)
+
+
+def skip_block(phi: Phi, kind: str, gain: ArrayLike, factor: ArrayLike) -> SkipBlock:
+    """The block Z + factor f(Z), f of two activations and two weights, on a batch.
+
+    From a block's parameters and `(batch_size, width)` to the next batch and what f adds, before
+    its factor. Parameters are the weights `(3, width, width)`, the deviation that a
+    "normaliser-free" branch divides Z by ("batch norm" standardises instead, "nothing" does
+    neither), and whether the block is the first of its stage: then its shortcut is a layer too.
+    Activations are multiplied by `gain`. Brock, De and Smith 2021, section 3 and appendix.
+    """
+
+    def activated(Z: Array) -> Array:
+        return jnp.asarray(gain) * phi(standardised(Z) if kind == "batch norm" else Z)
+
+    def block(params: tuple[Array, Array, Array], Z: Array) -> tuple[Array, Array]:
+        W, deviation, is_first = params
+        x = activated(Z / deviation if kind == "normaliser-free" else Z)
+        branch = activated(x @ W[0].T) @ W[1].T
+        return jnp.where(is_first > 0, x @ W[2].T, Z) + jnp.asarray(factor) * branch, branch
+
+    return block
 
 
 # ---- an LSTM: the state is its output h and its memory c, one after the other

@@ -14,6 +14,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 from scipy.special import digamma, gammaln, polygamma
+from scipy.stats import binom
 
 # ---- products of square Gaussian matrices: Lyapunov exponents
 
@@ -34,6 +35,44 @@ def lyapunov_variances(width: int) -> Array:
     width - k + 1 degrees of freedom (derived, and checked by simulation).
     """
     return jnp.asarray(polygamma(1, _degrees(width) / 2) / 4)
+
+
+# ---- products of masked Gaussian matrices D W: rows of W are kept with a probability
+
+
+def masked_exponents(width: int, variance: ArrayLike, kept: float) -> Array:
+    """`½ [log(2 variance) + E psi((B - k + 1)/2)]`, k = 1, 2, ..., `(width,)`, nats a layer.
+
+    Of matrices D W, W_ij ~ N(0, variance) and D diagonal, its entries 1 with the probability `kept`
+    and else 0, so that B of Binomial(width, kept) rows are left. Derived as Newman 1986, since B
+    rows of W leave an independent chi variable of B - k + 1 degrees in each step of the QR
+    iteration; k = 1 is the top exponent, of relu networks too (Hanin and Nica 2020, with fixed
+    gates Haas, Gatine, Cosse and Bouraoui 2026). It is given that B is k or more: a long product
+    has rank k no more once it is less, which happens to the k-th with `masked_loss` a layer.
+    """
+    mean, _ = _masked(width, kept)
+    return (jnp.log(2 * jnp.asarray(variance, float)) + jnp.asarray(mean)) / 2
+
+
+def masked_variances(width: int, kept: float) -> Array:
+    """`[E psi_1((B - k + 1)/2) + Var psi((B - k + 1)/2)]/4`, `(width,)`: nats², a layer."""
+    return jnp.asarray(_masked(width, kept)[1]) / 4
+
+
+def masked_loss(width: int, kept: float) -> Array:
+    """`P(B < k)`, k = 1, 2, ..., `(width,)`: that a layer takes the k-th direction away."""
+    return jnp.asarray(binom.cdf(np.arange(_width(width)), width, kept))
+
+
+def _masked(width: int, kept: float) -> tuple[np.ndarray, np.ndarray]:
+    """The mean and the variance of log chi² of B - k + 1 degrees, given B >= k, `(width,)` each."""
+    left, k = np.arange(1.0, _width(width) + 1), np.arange(1.0, width + 1)[:, None]
+    chance = np.where(left >= k, binom.pmf(left, width, kept), 0.0)
+    chance = chance / chance.sum(axis=1, keepdims=True)
+    half = np.maximum(left - k + 1, 1.0) / 2
+    mean = np.sum(chance * digamma(half), axis=1, keepdims=True)
+    spread = polygamma(1, half) + (digamma(half) - mean) ** 2
+    return mean[:, 0], np.sum(chance * spread, axis=1)
 
 
 # ---- one vector through relu layers with He weights, W_ij ~ N(0, 2/fan_in)

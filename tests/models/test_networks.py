@@ -84,3 +84,37 @@ def test_a_perceptron_goes_through_its_sizes_and_ends_in_a_linear_layer() -> Non
     *_, readout = found
     z = jnp.linspace(-1, 1, 5)
     assert jnp.allclose(readout(2 * z) - readout(z), readout(z) - readout(0 * z))
+
+
+# ---- without a normaliser
+
+
+def test_standardised_rows_have_mean_0_and_length_1_and_keep_their_direction() -> None:
+    W = jax.random.normal(KEY, (2, WIDTH, BATCH)) + 3.0
+    rows = np.asarray(networks.standardised_rows(W))
+    expected = np.asarray(W) - np.asarray(W).mean(-1, keepdims=True)
+    expected /= np.sqrt(BATCH) * np.asarray(W).std(-1, keepdims=True)
+
+    np.testing.assert_allclose(rows, expected, rtol=1e-12)
+    np.testing.assert_allclose(rows.mean(-1), 0, atol=1e-15)
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=-1), 1, rtol=1e-14)
+
+
+@pytest.mark.parametrize("kind", ["batch norm", "nothing", "normaliser-free"])
+@pytest.mark.parametrize("is_first", [0.0, 1.0])
+def test_a_block_is_its_shortcut_and_its_branch(kind: str, is_first: float) -> None:
+    W = jax.random.normal(KEY, (3, WIDTH, WIDTH))
+    Z = np.asarray(jax.random.normal(jax.random.key(4), (BATCH, WIDTH)))
+    params = W, jnp.asarray(1.7), jnp.asarray(is_first)
+    found, branch = networks.skip_block(PHI["tanh"], kind, 1.5, 0.3)(params, Z)
+
+    def activated(h: Any) -> Any:
+        centred = (h - h.mean(0)) / h.std(0)
+        return 1.5 * np.tanh(centred if kind == "batch norm" else h)
+
+    x = activated(Z / 1.7 if kind == "normaliser-free" else Z)
+    first, second, skip = np.asarray(W)
+    expected = activated(x @ first.T) @ second.T
+
+    np.testing.assert_allclose(branch, expected, rtol=1e-11)
+    np.testing.assert_allclose(found, (x @ skip.T if is_first else Z) + 0.3 * expected, rtol=1e-11)

@@ -56,3 +56,79 @@ def test_wide_layers_follow_the_law(name: str, batch_size: int) -> None:
     finite_width = float(draws.var(ddof=1)) / 2 + 8 / width
 
     assert abs(float(draws.mean()) - 8 * math.log(float(law))) < sampling + finite_width
+
+
+# ---- without a normaliser
+
+
+@pytest.mark.parametrize(
+    ("name", "gain"),
+    [
+        # Quadrature with mpmath at 20 digits; relu in closed form.
+        ("relu", math.sqrt(2 * math.pi / (math.pi - 1))),
+        ("gelu", 1.70092624336),
+        ("silu", 1.78718722210),
+        ("tanh", 1.59253741972),
+        ("elu", 1.27084341785),
+        ("selu", 1.0),
+        ("logistic", 4.80131337204),
+        ("softplus", 1.91912598011),
+        ("softsign", 2.33753336311),
+        ("leaky_relu", 1.70483162718),
+    ],
+)
+def test_the_gain_gives_an_activation_variance_1(name: str, gain: float) -> None:
+    assert float(normalisation.unit_gain(PHI[name])) == pytest.approx(gain, rel=1e-11)
+
+
+def test_the_variance_of_a_skip_rises_by_alpha_squared_and_starts_anew_in_each_stage() -> None:
+    found = normalisation.skip_variances(0.2, (3, 1, 2))
+
+    np.testing.assert_allclose(found, [1, 1.04, 1.08, 1.12, 1.04, 1.04, 1.08], rtol=1e-15)
+
+
+def test_what_a_block_does_to_the_squared_gradient_is_its_jacobians_mean_square() -> None:
+    # One linear activation a branch: I + alpha W/beta, and (I + alpha V) W/beta in a first block.
+    log, taken = normalisation.skip_gradient(LINEAR, 0.5, (2, 1), 1, 10**9)
+    first, second, third = 1 + 0.25, 1 + 0.25 / 1.25, (1 + 0.25) / 1.5
+
+    np.testing.assert_allclose(
+        log, np.log([first * second * third, second * third, third, 1]), rtol=1e-14, atol=1e-15
+    )
+    assert float(jnp.max(jnp.abs(taken))) < 1e-7
+
+
+def test_channels_of_linear_blocks_have_no_mean_and_add_their_variances() -> None:
+    free, bare = (
+        normalisation.channel_statistics(LINEAR, kind, 0.5, (2, 1), 1000)
+        for kind in ("normaliser-free", "nothing")
+    )
+
+    np.testing.assert_allclose(free, [[1.25, 1.5, 1.25], [0, 0, 0], [1, 1, 1]], atol=1e-14)
+    np.testing.assert_allclose(bare, [[2, 4, 8], [0, 0, 0], [1, 2, 4]], atol=1e-14)
+
+
+def test_relu_channels_behind_batch_norm_have_the_arc_cosine_kernels_mean() -> None:
+    found = normalisation.channel_statistics(RELU, "batch norm", 0.2, (2, 2), 10**9)
+    share = np.asarray([1, 2, 1, 2]) + 1  # the first block's shortcut is a layer too
+    # Cho and Saul 2009: the kernel of two orthogonal inputs is 1/pi of that of one.
+    expected = [share * (1 - 1 / math.pi), share / math.pi, np.full(4, 1 - 1 / math.pi)]
+
+    np.testing.assert_allclose(found, expected, rtol=1e-8)
+
+
+def test_the_mean_that_a_width_leaves_bounds_that_of_wide_random_layers() -> None:
+    width, num = 64, 400
+    gain = float(normalisation.unit_gain(RELU))
+
+    def squared_mean(key: jax.Array) -> jax.Array:
+        key_W, key_x = jax.random.split(key)
+        x = jax.random.normal(key_x, (2, width))
+        W = gl.networks.standardised_rows(jax.random.normal(key_W, (width, width)))
+        return jnp.mean(jnp.prod((gain * RELU(x)) @ W.T, axis=0))
+
+    found = np.asarray(jax.lax.map(squared_mean, jax.random.split(jax.random.key(5), num)))
+    bound = float(normalisation.channel_mean_left(RELU, 1e-9, (1,), 2, width)[0])
+    error = found.std() / math.sqrt(num)
+    # Of one layer it is the bound itself, to first order in 1/width.
+    assert abs(found.mean() - bound) < 4 * error + bound * 8 / width

@@ -294,3 +294,55 @@ def test_the_log_mean_beside_an_identity_is_that_of_a_noncentral_chi_squared(
 def test_a_sum_that_would_not_end_is_not_known() -> None:
     found = products.identity_plus_log_mean(4, jnp.array([0.005, 0.3]))
     assert np.isnan(found).tolist() == [True, False]
+
+
+# ---- masked products
+
+
+def test_masked_exponents_have_the_values_of_an_independent_sum() -> None:
+    # n = 64, sigma² = 2/n, p = 1/2; summed over the binomial distribution with mpmath.
+    expected = [-0.02005430, -0.03674056, -0.05401461, -0.07192039]
+    expected += [-0.09050708, -0.10983003, -0.12995185, -0.15094383]
+    found = products.masked_exponents(64, 2 / 64, 0.5)
+
+    np.testing.assert_allclose(found[:8], expected, atol=5e-9)
+    # The first is half of what one vector loses in a relu layer, and so is its variance a fourth.
+    assert float(found[0]) == pytest.approx(products.relu_log_mean(64) / 2, rel=1e-12)
+    variance = float(products.masked_variances(64, 0.5)[0])
+    assert variance == pytest.approx(products.relu_log_variance(64) / 4, rel=1e-12)
+
+
+def test_masks_that_keep_every_row_leave_newmans_law() -> None:
+    np.testing.assert_allclose(
+        products.masked_exponents(9, 0.3, 1.0), products.lyapunov_exponents(9, 0.3), rtol=1e-13
+    )
+    np.testing.assert_allclose(
+        products.masked_variances(9, 1.0), products.lyapunov_variances(9), rtol=1e-13
+    )
+    assert not np.any(products.masked_loss(9, 1.0))
+
+
+def test_masked_laws_are_those_of_a_qr_iteration() -> None:
+    width, num, kept = 12, 20_000, 0.9
+
+    def step(Q: Any, drawn: Any) -> Any:
+        G, gate = drawn
+        Q, R = jnp.linalg.qr((gate[:, None] * G) @ Q)
+        return Q, jnp.log(jnp.abs(jnp.diagonal(R)))
+
+    key_G, key_gate = jax.random.split(KEY)
+    G = jax.random.normal(key_G, (num, width, width)) * 0.4
+    gates = jax.random.bernoulli(key_gate, kept, (num, width)).astype(float)
+    start = jnp.eye(width)[:, :3]
+    increments = np.asarray(jax.jit(lambda *d: jax.lax.scan(step, start, d)[1])(G, gates))
+    means = np.asarray(products.masked_exponents(width, 0.16, kept))
+    variances = np.asarray(products.masked_variances(width, kept))
+    assert num * float(products.masked_loss(width, kept)[2]) < 1e-3  # the rank is 3 all along
+    for k in range(3):
+        assert max(map(abs, z_scores(increments[:, k], means[k], variances[k]))) < 4
+
+
+def test_a_direction_is_lost_where_fewer_rows_are_left() -> None:
+    loss = products.masked_loss(3, 0.25)
+
+    np.testing.assert_allclose(loss, [27 / 64, 54 / 64, 63 / 64], rtol=1e-14)

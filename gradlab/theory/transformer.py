@@ -161,7 +161,7 @@ def relative_variance(signal: Signal, after: ArrayLike, width: ArrayLike) -> Arr
     return jnp.where(jnp.asarray(after) > 0, own, jnp.cumsum(own)) / signal.total**2
 
 
-def left_out(design: Sequence[ArrayLike], signal: Signal, width: ArrayLike) -> Array:
+def lost_to_width(design: Sequence[ArrayLike], signal: Signal, width: ArrayLike) -> Array:
     """What a sublayer of that width may take from the mean log of a gradient's square.
 
     `(num_sublayers,)`, to first order. A branch that is the share s of the sum takes

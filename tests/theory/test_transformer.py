@@ -66,9 +66,28 @@ def test_the_last_matrix_has_the_share_of_its_branch_in_the_sum() -> None:
         )
 
 
+def test_the_printed_recursion_is_a_square_of_the_depth() -> None:
+    s = transformer.word_for_word(1.0, 1000)
+
+    for depth, expected, digits in ((10, 31.0512, 4), (100, 2502.377, 3), (1000, 249448.8, 1)):
+        assert round(float(s[depth - 1]), digits) == expected
+    np.testing.assert_allclose(jnp.log2(s[999] / s[499]), 2, atol=0.01)
+
+
+@pytest.mark.parametrize("num_tokens", [2, 5])
+def test_a_linear_sublayers_distance_from_identity_is_its_matrixs(num_tokens: int) -> None:
+    """Of V over the mean of tokens, and of W_2 W_1 with phi = h: E |V u|² written out."""
+    both = [True, False]
+    seen = transformer.signal(PHI["linear"], DESIGN(branch=0.5), both, 1.0, 0.0, num_tokens)
+
+    np.testing.assert_allclose(
+        transformer.from_identity(PHI["linear"], both, seen, num_tokens), [0.25 / num_tokens, 0.25]
+    )
+
+
 def test_a_wide_network_follows_both_ways() -> None:
     """Every law by block, of one network of each design: within what its width leaves out."""
-    depth, width, num_tokens = 3, 192, 4
+    depth, width, num_tokens = 3, 96, 4
     key_w, key_x, key_v = jax.random.split(jax.random.key(3), 3)
     weights = gl.transformer.weights(key_w, depth, width, 0.0)
     x = jax.random.normal(key_x, (num_tokens, width))
@@ -90,8 +109,8 @@ def test_a_wide_network_follows_both_ways() -> None:
         seen = transformer.signal(RELU, design, kinds, 1.0, 0.0, num_tokens)
         back = transformer.gradient(RELU, design, kinds, seen, num_tokens)
         end = 1.0 if design.after else float(seen.total[-1])
-        # Four deviations of all that a width of 192 makes random on the way.
-        spread = 4 * np.sqrt(np.sum(transformer.left_out(design, seen, width) * 2) + 7 / width)
+        # Four deviations of all that this width makes random on the way.
+        spread = 4 * np.sqrt(np.sum(transformer.lost_to_width(design, seen, width) * 2) + 7 / width)
 
         assert abs(np.log(float(squares[at]) / end)) < spread
         np.testing.assert_array_less(np.abs(np.log(sizes[at] / back.weight)), spread)

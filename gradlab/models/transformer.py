@@ -139,7 +139,7 @@ class ImageReader(NamedTuple):
 def reader(
     key: Array, depth: int, width: int, num_tokens: int, num_pixels: int, num_classes: int
 ) -> ImageReader:
-    """A `ImageReader` without queries yet, of images of so many pixels in `num_tokens` equal parts."""
+    """A reader without queries yet, of images of so many pixels in `num_tokens` equal parts."""
     key_E, key_places, key_weights, key_W = jax.random.split(key, 4)
     return ImageReader(
         ensembles.unit_gaussian(key_E, (width, num_pixels // num_tokens), float),

@@ -31,20 +31,34 @@ def test_scaled_branches_leave_tokens_apart(
 ) -> None:
     g = (1 + 1 / depth) ** depth
 
-    np.testing.assert_allclose(attention[depth].correlation_after[-1], expected, atol=6e-11, rtol=0)
+    np.testing.assert_allclose(1 - attention[depth].apart_after[-1], expected, atol=6e-11, rtol=0)
     np.testing.assert_allclose(
-        attention[depth].correlation_after[-1], (g - 1) / (32 + g - 1), rtol=1e-11
+        1 - attention[depth].apart_after[-1], (g - 1) / (32 + g - 1), rtol=1e-11
     )
 
 
 def test_plain_skips_double_what_tokens_share() -> None:
     seen = transformer.signal(RELU, DESIGN(), np.ones(12, bool), 1.0, 0.0, 32)
 
-    np.testing.assert_allclose(seen.correlation_after[-1], 0.9922461837, atol=6e-11, rtol=0)
+    np.testing.assert_allclose(1 - seen.apart_after[-1], 0.9922461837, atol=6e-11, rtol=0)
     np.testing.assert_allclose(seen.total[-1], 128.96875, rtol=1e-13)
 
 
 @pytest.mark.parametrize("start", [0.02, 1.0])
+def test_what_tokens_differ_by_stays_and_the_queries_share_falls_with_it() -> None:
+    T, depth = 32, 100
+    seen = transformer.signal(RELU, DESIGN(), np.ones(depth, bool), 1.0, 0.0, T)
+    power = 2.0 ** np.arange(1, depth + 1)
+
+    np.testing.assert_allclose(seen.apart_after, T / (T + power - 1), rtol=1e-13)
+    np.testing.assert_allclose(seen.total[-1], 3.9614e28, rtol=2e-5)
+    # Plain skips keep q (1 - c), so the share falls to (T - 1)/T² only; with norms it vanishes.
+    share = transformer.query_share(seen.total, seen.apart_after, T)
+    np.testing.assert_allclose(share[-1], (T - 1) / T**2, rtol=1e-13)
+    normed = transformer.query_share(1.0, seen.apart_after, T)
+    np.testing.assert_allclose(normed[-1] / normed[-2], 0.25, rtol=1e-13)
+
+
 def test_a_norm_at_the_branches_end_adds_one_each(start: float) -> None:
     m = np.arange(1, 65)
     seen = transformer.signal(

@@ -36,7 +36,7 @@ class Config:
     variant: gl.Strings = gl.key("how a layer is put together", choices=VARIANTS)
     depth: int = gl.key("layers of attention", at_least=2, at_most=400)
     width: int = gl.key("entries of a token", at_least=8, at_most=2**12)
-    num_tokens: int = gl.key("orthogonal tokens, no more than entries", at_least=3, at_most=2**12)
+    num_tokens: int = gl.key("orthogonal tokens", at_least=3, below="width")
     num_draws: int = gl.key("draws of weights, tokens and loss", at_least=8, at_most=10**5)
     difference: gl.Floats = gl.key("rms of small differences", at_least=1e-3, at_most=0.1)
     sigma_q: float = gl.key("deviation of the logits of that layer", above=0, at_most=10)
@@ -56,7 +56,7 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     seen = gl.grid.over_draws(one, key_chain, cfg.num_draws)
     law = jax.vmap(lambda design: laws(cfg, design))(designs)
     cubed = gl.grid.over_draws(
-        lambda key: with_queries(cfg, key, cfg.difference), key_one, cfg.num_draws
+        lambda key: queried(cfg, key, cfg.difference), key_one, cfg.num_draws
     )
     at, nats = "draw variant layer", {"units": "nats"}
     return {
@@ -82,8 +82,7 @@ def layers(cfg: Config, weights: Any, keys: list[jax.Array], design: Any) -> dic
     """What tokens differ by behind every layer; gradients of a loss that reads one token there."""
     tokens = jax.random.orthogonal(keys[0], cfg.width)[: cfg.num_tokens] * cfg.width**0.5
     v = jax.random.normal(keys[1], (cfg.width,))
-    params = gl.transformer.encoder(weights, design).params
-    model = gl.chain.Chain(gl.transformer.attend, params)
+    model = gl.chain.Chain(gl.transformer.attend, gl.transformer.encoder(weights, design).params)
     z = gl.chain.states(model, tokens.ravel())
 
     def one(at: tuple[Any, jax.Array, jax.Array]) -> dict[str, jax.Array]:
@@ -117,8 +116,11 @@ def layers(cfg: Config, weights: Any, keys: list[jax.Array], design: Any) -> dic
 
 def laws(cfg: Config, design: Any) -> dict[str, jax.Array]:
     """The logs of 1 - c and of the queries' share, wide, and what the width may take of them."""
-    theory, relu = gl.theory.transformer, gl.activations.PHI["relu"]
-    kinds = jnp.ones(cfg.depth, bool)
+    theory, kinds, relu = (
+        gl.theory.transformer,
+        jnp.ones(cfg.depth, bool),
+        gl.activations.PHI["relu"],
+    )
     signal = theory.signal(relu, design, kinds, 1.0, 0.0, cfg.num_tokens)
     into = jnp.where(design.before > 0, 1.0, signal.square)
     # |a|² of a direction among T - 1, and |K w|² of one among d, are chi squared: their mean logs.
@@ -131,7 +133,7 @@ def laws(cfg: Config, design: Any) -> dict[str, jax.Array]:
     }
 
 
-def with_queries(cfg: Config, key: jax.Array, size: jax.Array) -> jax.Array:
+def queried(cfg: Config, key: jax.Array, size: jax.Array) -> jax.Array:
     """The log rms of what tokens differ by behind attention alone, of small differences before."""
     key_weights, key_shared, key_rest = jax.random.split(key, 3)
     drawn = gl.transformer.weights(key_weights, 1, cfg.width, cfg.sigma_q)
@@ -148,7 +150,8 @@ def with_queries(cfg: Config, key: jax.Array, size: jax.Array) -> jax.Array:
 
 def figure(data: xr.Dataset) -> gl.Figure:
     """Correlations and the queries' share of the gradient by layer; and one layer with queries."""
-    fig, (alike, share, cubed) = gl.figures.panels(1, 3, height=2.9, gridspec_kw={"wspace": 0.25})
+    fig, (alike, share, cubed) = gl.figures.panels(1, 3, height=2.9)
+    last = data.attrs["depth"]
     for name, look in zip(data.variant.values, gl.figures.series(len(VARIANTS)), strict=False):
         row = data.sel(variant=name)
         gl.figures.band(alike, data.layer, -np.expm1(row.log_apart), look)
@@ -156,16 +159,14 @@ def figure(data: xr.Dataset) -> gl.Figure:
         if name != "alone":
             gl.figures.band(share, data.layer, np.exp(row.log_share), look, share=0.8)
             gl.figures.predicted(share, data.layer, np.exp(row.log_share_law))
-    (look,) = gl.figures.series(1)
-    gl.figures.band(cubed, data.difference, np.exp(data.log_cubed), look)
+            gl.figures.named(share, last, np.exp(row.log_share_law[-1]), name, look["color"])
+    gl.figures.band(cubed, data.difference, np.exp(data.log_cubed), next(gl.figures.series(1)))
     middle = np.exp(data.log_cubed.mean("draw") - 3 * np.log(data.difference)).mean()
     gl.figures.predicted(cubed, data.difference, middle * data.difference**3)
     gl.figures.words(cubed, 0.5, 0.25, "third power")
-    last = data.attrs["depth"]
     alike.set(xlim=(0, last), xlabel="layers of attention", ylabel="correlation of two tokens")
     share.set(xlim=(0, last), yscale="log", xlabel="layer", ylabel="|dL/dQ|² / |dL/dV|²")
-    cubed.set(xscale="log", yscale="log", xlabel="differences in front of a layer")
-    cubed.set(ylabel="differences behind it")
+    cubed.set(xscale="log", yscale="log", xlabel="differences before", ylabel="and behind a layer")
     gl.figures.ends(alike, last, -np.expm1(data.log_apart.median("draw")).isel(layer=-1, drop=True))
     gl.figures.titles(fig, "tokens become one", "queries stop learning", "attention alone")
     return fig
@@ -174,13 +175,11 @@ def figure(data: xr.Dataset) -> gl.Figure:
 def caption(data: xr.Dataset) -> str:
     """The correlations at the end and the queries' share there."""
     end = data[["log_apart", "log_share"]].median("draw").isel(layer=-1)
-    names, alike, share = end.variant.values, -np.expm1(end.log_apart), end.log_share / gl.LN10
-    both = zip(names, alike.values, share.values, strict=True)
-    rows = "; ".join(f"{name}: {c:.3g} and 10^{power:.1f}" for name, c, power in both)
-    return f"""Correlation of {data.attrs["num_tokens"]} tokens behind {data.attrs["depth"]} layers of
-        uniform attention, and the queries' squared gradient over the values': {rows}. Bands: draws
-        (b: 80 %); lines: laws. Right: one layer with queries takes differences to their third
-        power."""
+    both = zip(end.variant.values, end.log_apart.values, end.log_share.values, strict=True)
+    rows = "; ".join(f"{name}: {-np.expm1(a):.3g} and {np.exp(g):.1g}" for name, a, g in both)
+    return f"""Correlation of {data.attrs["num_tokens"]} tokens behind {data.attrs["depth"]} layers
+        of uniform attention, and the queries' squared gradient over the values': {rows}. Bands:
+        draws (b: 80 %); black: laws. With queries one layer cubes small differences."""
 
 
 def powers(data: xr.Dataset) -> xr.DataArray:
@@ -191,7 +190,7 @@ def powers(data: xr.Dataset) -> xr.DataArray:
 
 def headline(data: xr.Dataset) -> Iterator[gl.Headline]:
     """What is left between tokens at the end, and the third power."""
-    for name in [name for name in data.variant.values if name != "alone"][: gl.headline.MOST - 1]:
+    for name in data.variant.values[-gl.headline.MOST + 1 :]:
         row = data.sel(variant=name).isel(layer=-1)
         yield gl.headline.mean(f"log(1 - c), {name}", row.log_apart, "nats", row.log_apart_law)
     if data.sizes["difference"] > 1:
@@ -201,25 +200,20 @@ def headline(data: xr.Dataset) -> Iterator[gl.Headline]:
 def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     """What attention adds, how tokens become one, and what the queries get of the gradient."""
     eps, num_tokens = float(np.finfo(data.log_apart.dtype).eps), data.attrs["num_tokens"]
-    yield gl.claim.mean(
-        "attention adds the square of the tokens' mean to the mean square, exactly",
-        *(data.added, 1.0, MEAN),
-    )
-    yield gl.claim.mean(
-        "the queries' gradient is made of what tokens differ by, twice, exactly",
-        *(data["query"], 1.0, ISOTROPIC),
-    )
+    sentence = "attention adds the square of the tokens' mean to the mean square, exactly"
+    yield gl.claim.mean(sentence, data.added, 1.0, MEAN)
+    sentence = "the queries' gradient is made of what tokens differ by, twice, exactly"
+    yield gl.claim.mean(sentence, data["query"], 1.0, ISOTROPIC)
     yield gl.claim.equal("while Q is 0 the keys get no gradient", data.key, 0.0, NOCI)
     if "alone" in data.variant:
         # A mean of T numbers is rounded by T eps of their size, which is √T of the mean's.
-        yield gl.claim.at_most(
-            "one layer of uniform attention alone makes all tokens one, up to rounding",
-            *(data.log_apart.sel(variant="alone"), 2 * np.log(num_tokens**1.5 * eps), DONG),
-        )
+        row, rounding = data.log_apart.sel(variant="alone"), 2 * np.log(num_tokens**1.5 * eps)
+        sentence = "one layer of uniform attention alone makes all tokens one, up to rounding"
+        yield gl.claim.at_most(sentence, row, rounding, DONG)
     kept = data.variant != "alone"
     if kept.any():
         yield gl.claim.mean(
-            "with a skip differences stay: tokens become alike as what they share grows, by its law",
+            "with a skip differences stay: tokens become alike as what they share grows, by law",
             *(data.log_apart, data.log_apart_law, NOCI),
             where=kept,
             finite_width=data.log_beyond,
@@ -231,15 +225,13 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
             finite_width=2 * data.log_beyond,
         )
     if "1/√L" in data.variant:
-        row, most = data.sel(variant="1/√L"), num_tokens / (num_tokens + np.e - 1)
+        one, most = data.sel(variant="1/√L"), np.log(num_tokens / (num_tokens + np.e - 1))
+        sentence = "branches times 1/√L: correlation stays below (e - 1)/(T + e - 1) at any depth"
         yield gl.claim.mean(
-            "branches times 1/√L: correlation stays below (e - 1)/(T + e - 1) at any depth",
-            *(row.log_apart, np.log(most), NOCI),
-            relation=">=",
-            finite_width=row.log_beyond,
+            sentence, one.log_apart, most, NOCI, relation=">=", width=one.log_beyond
         )
     if data.sizes["difference"] > 1:
-        small, large = float(data.difference.min()), float(data.difference.max())
+        small, large = map(float, (data.difference.min(), data.difference.max()))
         span = np.log(large / small)
         yield gl.claim.mean(
             "with queries attention alone takes small differences to their third power",
@@ -254,10 +246,7 @@ FAULTS = {
     "weights 10 % too large": gl.fault.scale("ensembles.unit_gaussian", 1.1),
     "queries not 0": gl.fault.argument("transformer.weights", sigma_q=lambda s: s + 3.0),
     "attention to half of it": gl.fault.scale("transformer.attention_matrix", 0.5),
-    "each token looks at itself": gl.fault.result(
-        "transformer.attention_matrix", lambda P: 0.5 * P + 0.5 * jnp.eye(len(P))
-    ),
-    "differences too large": gl.fault.argument("with_queries", size=lambda size: 30 * size),
+    "differences too large": gl.fault.argument("queried", size=lambda size: 30 * size),
 }
 
 

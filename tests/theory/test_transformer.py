@@ -91,11 +91,12 @@ def test_the_printed_recursion_is_a_square_of_the_depth() -> None:
 @pytest.mark.parametrize("num_tokens", [2, 5])
 def test_a_linear_sublayers_distance_from_identity_is_its_matrixs(num_tokens: int) -> None:
     """Of V over the mean of tokens, and of W_2 W_1 with phi = h: E |V u|² written out."""
-    both = [True, False]
+    both = np.array([True, False])
     seen = transformer.signal(PHI["linear"], DESIGN(branch=0.5), both, 1.0, 0.0, num_tokens)
 
     np.testing.assert_allclose(
-        transformer.from_identity(PHI["linear"], both, seen, num_tokens), [0.25 / num_tokens, 0.25]
+        transformer.from_identity(PHI["linear"], both, seen, num_tokens),
+        np.array([0.25 / num_tokens, 0.25]),
     )
 
 

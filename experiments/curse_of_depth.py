@@ -3,10 +3,10 @@
 Sun et al. 2025 (arXiv:2502.05795; abstract read, and the scaling in the authors' code; the theorem
 not read; from a second source): the output variance of Pre-LN "exponentially grows", between
 Theta(L) and Theta(exp L), so that deep blocks become the identity; their cure multiplies what each
-norm gives by 1/√l (LayerNorm Scaling). At initialisation independent branches add between 1/2 and
-3/2 a block: the variance grows as L, and scaled as log L; even the printed recursion, s + √s, grows
-as L²/4; nor does a short training make it exponential. Deep blocks do tend to the identity,
-|J - I|² as 1/l; scaled ones are nearer to it still, since a smaller branch meets the stream.
+norm gives by 1/√l (LayerNorm Scaling). At the start independent branches add between 1/2 and 3/2
+a block: the variance grows as L, and scaled as log L. Even the printed recursion, s + √s, grows as
+L²/4; and a short training makes it no exponential. Deep blocks do tend to the identity, |J - I|² as
+1/l; scaled ones are nearer to it still, since a smaller branch meets the stream.
 
 Answers: pre-norm residual stream variance grows with depth linear or exponential; curse of depth
 layernorm scaling 1/sqrt(layer); deep transformer layers identity; hidden state norm grows LLM.
@@ -24,8 +24,7 @@ from gradlab.lazy import jax, jnp, np, optax, xr
 GROUP = "depth"
 SUN = "Sun et al. 2025, abstract, and their theorem from a second source"
 LAW = "derived: gradlab.theory.transformer; the bounds as in Xiong et al. 2020, lemma 2"
-VARIANTS = ("Pre", "scaled")
-LOOKS = ("start", "trained")
+VARIANTS, LOOKS = ("Pre", "scaled"), ("start", "trained")
 GREY = {"marker": "o", "linestyle": "none", "color": "0.3"}
 
 
@@ -90,8 +89,8 @@ def start(cfg: Config, key: jax.Array) -> jax.Array:
     key_weights, key_x, key_u = jax.random.split(key, 3)
     weights = gl.transformer.weights(key_weights, cfg.depth, cfg.width, 0.0)
     x, u = (jax.random.normal(key, (cfg.num_tokens, cfg.width)) for key in (key_x, key_u))
-    x = x / jnp.sqrt(jnp.mean(x * x, axis=1, keepdims=True))
-    return jax.lax.map(lambda gain: looked_at(weights, gain, x, u.ravel()), gains(cfg.depth))
+    x, u = gl.transformer.layer_norm(x), u.ravel()
+    return jax.lax.map(lambda gain: looked_at(weights, gain, x, u), gains(cfg.depth))
 
 
 def laws(cfg: Config, gain: jax.Array) -> dict[str, jax.Array]:
@@ -151,7 +150,7 @@ def figure(data: xr.Dataset) -> gl.Figure:
             seen = np.exp(row.later_square.sel(look=when))
             gl.figures.band(trained, data.later_block, seen, look | style, over="run")
     gl.figures.bound(drawn, data.block, data.printed)
-    gl.figures.words(drawn, 0.42, 0.9, "s + √s, as printed", ha="right")
+    gl.figures.words(drawn, 0.6, 0.72, "s + √s, as printed", ha="right")
     labels = "mean square of the stream", " ", "|(J - I) u|²/|u|² of a block"
     for axes, label in zip(fig.axes, labels, strict=True):
         axes.set(xscale="log", yscale="log", xlabel="block", ylabel=label)
@@ -159,15 +158,16 @@ def figure(data: xr.Dataset) -> gl.Figure:
     gl.figures.key(drawn, {"Pre-LN": marks[0], "times 1/√l": marks[1]}, loc="lower right")
     both = {"at the start": GREY | {"fillstyle": "none"}, "trained": GREY}
     gl.figures.key(trained, both, loc="upper left")
-    gl.figures.titles(fig, "at the start", "a smaller one, trained", "deep blocks tend to I")
+    gl.figures.titles(
+        fig, "drawn: powers of depth", "trained: still powers", "deep blocks tend to I"
+    )
     return fig
 
 
 def exponents(row: xr.Dataset) -> Any:
     """The slope of the log variance over log l in the deeper half, `(look, run)`."""
-    half = row.isel(later_block=slice(row.sizes["later_block"] // 2, None))
-    square = half.later_square.transpose("look", "run", "later_block")
-    return np.asarray(gl.estimate.slope(np.log(half.later_block), square).value)
+    half = row.later_square[..., row.sizes["later_block"] // 2 :].transpose("look", ...)
+    return np.asarray(gl.estimate.slope(np.log(half.later_block), half).value)
 
 
 def caption(data: xr.Dataset) -> str:
@@ -226,25 +226,20 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
         *(scaled.distance - pre.distance, 0.0, LAW),
         where=data.block > 1,
     )
-    deep = (scaled.later_distance - pre.later_distance).isel(later_block=slice(-5, None))
+    deep = (scaled.later_distance - pre.later_distance)[..., -5:].mean("later_block")
     yield below(
         "and so are the last of the smaller network, before and after its training",
-        *(deep.mean("later_block"), 0.0, SUN),
+        *(deep, 0.0, SUN),
         over="run",
     )
     loss = data.loss.isel(step=slice(-5, None)).mean("step")
     yield below("both learn: who guesses loses more at the end", loss, gl.LN10, SUN, over="run")
 
 
-def other_design(**parts: float) -> Any:
-    """The fault that puts blocks together otherwise."""
-    return gl.fault.argument("transformer.encoder", design=lambda d: d._replace(**parts))
-
-
 FAULTS = {
     "weights 3 % too large": gl.fault.scale("ensembles.unit_gaussian", 1.03),
-    "the scale erased in silence": other_design(gain=1.0),
-    "norms left out": other_design(before=0.0),
+    "scale erased": gl.fault.argument("transformer.encoder", design=lambda d: d._replace(gain=1.0)),
+    "no norms": gl.fault.argument("transformer.encoder", design=lambda d: d._replace(before=0.0)),
     "scaled by l": gl.fault.result("gains", lambda gain: 1 / gain),
     "nothing learned": gl.fault.argument("training.train", optimizer=lambda _: optax.sgd(0.0)),
 }

@@ -105,7 +105,7 @@ def laws(cfg: Config, design: Any) -> dict[str, jax.Array]:
     kinds = jnp.arange(2 * cfg.depth) % 2 == 0
     signal = theory.signal(relu, design, kinds, cfg.start**2, 0.0, cfg.num_tokens)
     back = theory.gradient(relu, design, kinds, signal, cfg.num_tokens)
-    behind = jnp.cumsum(theory.left_out(design, signal, cfg.width)[::-1])[::-1]
+    behind = jnp.cumsum(theory.lost_to_width(design, signal, cfg.width)[::-1])[::-1]
     end, spread = signal.total, theory.relative_variance(signal, design.after, cfg.width)
     # |g|² in front of the last sum is d over its square, or d behind a norm after it.
     norm = jnp.where(jnp.asarray(design.after) > 0, 1.0, end[-1])

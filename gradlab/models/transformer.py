@@ -18,7 +18,7 @@ from gradlab.models import ensembles
 from gradlab.models.activations import PHI
 from gradlab.models.chain import Chain
 
-Branch = Callable[[Array], Array]
+_Branch = Callable[[Array], Array]
 
 
 class Weights(NamedTuple):
@@ -110,10 +110,10 @@ def seen(design: Design, x: Array) -> Array:
 
 def attention(weights: Weights, x: Array) -> Array:
     """`softmax(Q x · K x / √width) V x` over the tokens x: Vaswani et al. 2017, equation 1."""
-    return shares(weights, x) @ (x @ weights.V.T)
+    return attention_matrix(weights, x) @ (x @ weights.V.T)
 
 
-def shares(weights: Weights, x: Array) -> Array:
+def attention_matrix(weights: Weights, x: Array) -> Array:
     """How much each token takes of each, `(num_tokens, num_tokens)`; rows add up to 1."""
     logits = (x @ weights.Q.T) @ (x @ weights.K.T).T / x.shape[-1] ** 0.5
     return jax.nn.softmax(logits, axis=-1)
@@ -127,7 +127,7 @@ def hidden(weights: Weights, x: Array) -> Array:
 # ---- a classifier of images
 
 
-class Reader(NamedTuple):
+class ImageReader(NamedTuple):
     """A transformer that reads images: `E` and `places` make tokens, `W` the logits at the end."""
 
     E: Array
@@ -138,10 +138,10 @@ class Reader(NamedTuple):
 
 def reader(
     key: Array, depth: int, width: int, num_tokens: int, num_pixels: int, num_classes: int
-) -> Reader:
-    """A `Reader` without queries yet, of images of so many pixels in `num_tokens` equal parts."""
+) -> ImageReader:
+    """A reader without queries yet, of images of so many pixels in `num_tokens` equal parts."""
     key_E, key_places, key_weights, key_W = jax.random.split(key, 4)
-    return Reader(
+    return ImageReader(
         ensembles.unit_gaussian(key_E, (width, num_pixels // num_tokens), float),
         jax.random.normal(key_places, (num_tokens, width)),
         weights(key_weights, depth, width, 0.0),
@@ -149,7 +149,7 @@ def reader(
     )
 
 
-def embedded(reader: Reader, image: Array) -> Array:
+def embedded(reader: ImageReader, image: Array) -> Array:
     """The tokens of an image `(num_pixels,)`, normalised, `(num_tokens, width)`.
 
     Pixels that are over after as many equal parts are not read.
@@ -159,14 +159,14 @@ def embedded(reader: Reader, image: Array) -> Array:
     return layer_norm(parts @ reader.E.T + reader.places)
 
 
-def classify(design: Design, reader: Reader, image: Array) -> Array:
+def classify(design: Design, reader: ImageReader, image: Array) -> Array:
     """The logits of an image, `(num_classes,)`: of the mean of the last tokens, normalised."""
     x = embedded(reader, image)
     z = encoder(reader.weights, design)(x.ravel())
     return reader.W @ jnp.mean(layer_norm(z.reshape(x.shape)), axis=0)
 
 
-def _sublayer(f: Branch, design: Design, x: Array) -> Array:
+def _sublayer(f: _Branch, design: Design, x: Array) -> Array:
     branch = layer_norm(f(seen(design, x)), design.inside)
     total = jnp.asarray(design.skip) * x + jnp.asarray(design.branch) * branch
     return layer_norm(total, design.after).ravel()

@@ -25,18 +25,18 @@ class Signal(NamedTuple):
 
     Attributes:
         square: their mean square in front of it.
-        correlation: of two of them, there.
+        apart: 1 less the correlation of two of them, there.
         added: what the branch adds to the mean square.
         total: the mean square of the sum, in front of a norm after it.
-        correlation_after: of two tokens behind it.
+        apart_after: the same behind it.
         slope: the factor of the squared gradient through the norms and factors of the branch.
     """
 
     square: Array
-    correlation: Array
+    apart: Array
     added: Array
     total: Array
-    correlation_after: Array
+    apart_after: Array
     slope: Array
 
 
@@ -70,18 +70,17 @@ def signal(
     flags = jnp.asarray(is_attention, bool)
 
     def step(state: tuple[Array, Array], at: Any) -> tuple[tuple[Array, Array], Signal]:
-        (q, c), (is_mixing, (before, inside, after, gain, skip, branch)) = state, at
+        (q, apart), (is_mixing, (before, inside, after, gain, skip, branch)) = state, at
         into = gain**2 * jnp.where(before > 0, 1.0, q)
-        one, two = _made(phi, is_mixing, into, c, num_tokens)
+        one, gap = _made(phi, is_mixing, into, apart, num_tokens)
         scale = branch**2 / jnp.where(inside > 0, one, 1.0)
         total = skip**2 * q + scale * one
-        product = skip**2 * c * q + scale * two
-        c_after = jnp.minimum(product / total, 1.0)
+        apart_after = (skip**2 * apart * q + scale * gap) / total
         slope = scale * gain**2 / jnp.where(before > 0, q, 1.0)
-        seen = Signal(q, c, scale * one, total, c_after, slope)
-        return (jnp.where(after > 0, 1.0, total), c_after), seen
+        seen = Signal(q, apart, scale * one, total, apart_after, slope)
+        return (jnp.where(after > 0, 1.0, total), apart_after), seen
 
-    start = jnp.asarray(square, float), jnp.asarray(correlation, float)
+    start = jnp.asarray(square, float), 1 - jnp.asarray(correlation, float)
     return jax.lax.scan(step, start, (flags, _spread(design, flags.size)))[1]
 
 
@@ -104,12 +103,10 @@ def gradient(
         (own, sums), (is_mixing, (before, _, after, gain, skip, _), sublayer) = state, at
         own, sums = (jnp.where(after > 0, part / sublayer.total, part) for part in (own, sums))
         into = gain**2 * jnp.where(before > 0, 1.0, sublayer.square)
-        one, two = _made(phi, is_mixing, into, sublayer.correlation, num_tokens)
+        one, gap = _made(phi, is_mixing, into, sublayer.apart, num_tokens)
         scale = sublayer.added / one  # of the branch, behind its last matrix
-        weight = scale * (one * own + two * (sums - own))
-        back_own, back_sums = _slopes(
-            phi, is_mixing, into, sublayer.correlation, num_tokens, own, sums
-        )
+        weight = scale * (one * own + (one - gap) * (sums - own))
+        back_own, back_sums = _slopes(phi, is_mixing, into, sublayer.apart, num_tokens, own, sums)
         own = skip**2 * own + sublayer.slope * back_own
         sums = skip**2 * sums + sublayer.slope * back_sums
         return (own, sums), Gradient(own, sums, weight)
@@ -161,7 +158,7 @@ def relative_variance(signal: Signal, after: ArrayLike, width: ArrayLike) -> Arr
     return jnp.where(jnp.asarray(after) > 0, own, jnp.cumsum(own)) / signal.total**2
 
 
-def left_out(design: Sequence[ArrayLike], signal: Signal, width: ArrayLike) -> Array:
+def lost_to_width(design: Sequence[ArrayLike], signal: Signal, width: ArrayLike) -> Array:
     """What a sublayer of that width may take from the mean log of a gradient's square.
 
     `(num_sublayers,)`, to first order. A branch that is the share s of the sum takes
@@ -173,15 +170,27 @@ def left_out(design: Sequence[ArrayLike], signal: Signal, width: ArrayLike) -> A
     )
 
 
+def query_share(square: ArrayLike, apart: ArrayLike, num_tokens: int) -> Array:
+    """`|dL/dQ|²/|dL/dV|²` of the last attention, at Q = 0, of a loss that reads one token.
+
+    `q² (1 - c)² (T - 1)/(T (1 + (T - 1) c))` for tokens that go in with mean square q and the
+    correlation c: what tokens differ by comes in twice, once as values, once as keys, so that it is
+    0 where all are one (Noci et al. 2022, abstract). Derived.
+    """
+    q, apart = jnp.asarray(square, float), jnp.asarray(apart, float)
+    one = num_tokens - (num_tokens - 1) * apart
+    return jnp.square(q * apart) * (num_tokens - 1) / (num_tokens * one)
+
+
 def _made(
-    phi: Activation, is_mixing: Array, q: Array, c: Array, num_tokens: int
+    phi: Activation, is_mixing: Array, q: Array, apart: Array, num_tokens: int
 ) -> tuple[Array, Array]:
-    """The mean square that a branch makes of tokens, and the product of two of its tokens."""
+    """The mean square that a branch makes of tokens, and by how much two's product is below it."""
     kernel = gauss.moments(phi)
-    same = q * (1 + (num_tokens - 1) * c) / num_tokens
+    same = q * (1 - apart * (num_tokens - 1) / num_tokens)
     return (
         jnp.where(is_mixing, same, kernel.square(q)),
-        jnp.where(is_mixing, same, kernel.pair(q, c)),
+        jnp.where(is_mixing, 0.0, kernel.gap(q, apart)),
     )
 
 
@@ -189,7 +198,7 @@ def _slopes(
     phi: Activation,
     is_mixing: Array,
     q: Array,
-    c: Array,
+    apart: Array,
     num_tokens: int,
     own: Array,
     sums: Array,
@@ -199,7 +208,7 @@ def _slopes(
     fed = kernel.slope_square(q) * own
     return (
         jnp.where(is_mixing, sums / num_tokens, fed),
-        jnp.where(is_mixing, sums, fed + kernel.slope_pair(q, c) * (sums - own)),
+        jnp.where(is_mixing, sums, fed + kernel.slope_pair(q, 1 - apart) * (sums - own)),
     )
 
 

@@ -63,7 +63,7 @@ def test_a_design_is_what_its_paper_writes(name: str, ends: dict[str, np.ndarray
 def test_without_queries_every_token_takes_the_same_of_each() -> None:
     w = chain.params_at(drawn(0.0), 0)
 
-    np.testing.assert_allclose(transformer.shares(w, X), 1 / TOKENS, rtol=1e-14)
+    np.testing.assert_allclose(transformer.attention_matrix(w, X), 1 / TOKENS, rtol=1e-14)
     np.testing.assert_allclose(
         transformer.attention(w, X), np.tile(w.V @ X.mean(0), (TOKENS, 1)), rtol=1e-11
     )
@@ -82,3 +82,21 @@ def test_a_norm_that_is_off_leaves_the_gradient_of_equal_entries_finite() -> Non
     slope = jax.grad(lambda x: jnp.sum(transformer.layer_norm(x, 0.0)))(jnp.ones((1, WIDTH)))
 
     np.testing.assert_array_equal(slope, 1)
+
+
+def test_a_reader_reads_every_part_of_an_image_at_its_place() -> None:
+    made = transformer.reader(jax.random.key(2), DEPTH, WIDTH, TOKENS, 7, 4)
+    image = jax.random.normal(jax.random.key(3), (7,))
+    places = jax.random.permutation(jax.random.key(4), TOKENS)
+    x = np.asarray(image[:6]).reshape(TOKENS, 2) @ np.asarray(made.E).T + np.asarray(made.places)
+
+    np.testing.assert_allclose(transformer.embedded(made, image), norm(x), rtol=1e-11)
+    # The tokens' order is known by their places alone: all moved together, nothing changes.
+    moved = image.at[:6].set(image[:6].reshape(TOKENS, 2)[places].ravel())
+    design = transformer.DESIGNS["Pre"]
+    logits, again = (
+        transformer.classify(design, one, at)
+        for one, at in ((made, image), (made._replace(places=made.places[places]), moved))
+    )
+    assert logits.shape == (4,)
+    np.testing.assert_allclose(again, logits, rtol=1e-11)

@@ -20,6 +20,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "linearisation",
             "monitor",
         ),
-        *("spectra", "training"),
+        *("forecast", "spectra", "training", "trials"),
     ],
 )

@@ -40,6 +40,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "jacobians",
         *("product_svd", "spectra", "certificate", "global_norm", "histogram", "monitor"),
         *("clip_report", "clipping", "clip_rules", "training", "trials", "forecast"),
+        "one_layer",
     ),
     "measuring.product_svd": (
         *("thresholds", "elimination", "complete_pivoting", "factors", "ratios", "trial"),

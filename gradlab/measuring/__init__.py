@@ -20,6 +20,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "linearisation",
             "monitor",
         ),
-        *("forecast", "spectra", "training", "trials"),
+        *("forecast", "one_layer", "spectra", "training", "trials"),
     ],
 )

@@ -87,6 +87,20 @@ def probabilities(rule: Rule, features: Array) -> Array:
     return jax.nn.softmax(x @ rule.weights.T, axis=1)
 
 
+def contest(
+    features: Array, outcome: Array, num_outcomes: int, prior: ArrayLike
+) -> tuple[Rule, Array]:
+    """A rule for each set of features, and what each forecasts of every case, the plain guess last.
+
+    The guess is how often each outcome came about. Features are `(num_rules, num_cases,
+    num_features)`, probabilities `(num_rules + 1, num_cases, num_outcomes)`.
+    """
+    rules = jax.vmap(lambda x: fit(x, outcome, num_outcomes, prior))(features)
+    made = jax.vmap(probabilities)(rules, features)
+    guess = jnp.mean(jax.nn.one_hot(outcome, num_outcomes, dtype=made.dtype), axis=0)
+    return rules, jnp.concatenate([made, jnp.broadcast_to(guess, made[:1].shape)])
+
+
 def brier(probability: Array, outcome: Array) -> Array:
     """The squared distance of each forecast from what happened, `(num_cases,)`: Brier 1950.
 

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import Array
 
 from gradlab.measuring import training
@@ -49,6 +48,15 @@ class Budget(NamedTuple):
     num_steps: int
 
 
+def grid(
+    num_kinds: int, sigma_w: Array, depth: Sequence[int], rate: Array, sigma_b: Array
+) -> Network:
+    """All combinations, `(num_kinds, num_sigma_w, num_depths, num_rates)` of each."""
+    axes = jnp.arange(num_kinds), sigma_w, jnp.asarray(depth), rate
+    kind, weight, deep, step = jnp.meshgrid(*axes, indexing="ij")
+    return Network(kind, deep, weight, jnp.broadcast_to(sigma_b, kind.shape), step)
+
+
 def losses(key: Array, networks: Network, phis: Sequence[Phi], data: Data, budget: Budget) -> Array:
     """The loss of the batch before each step, `(num_networks, num_steps)` (nats).
 
@@ -78,6 +86,11 @@ def loss(key: Array, network: Network, phis: Sequence[Phi], data: Data, budget: 
     def logits(params: Any, x: Array) -> Array:
         return params[1] @ Chain(layer, (params[0].params, is_there))(x)
 
+    def step(params: Any, now: training.Schedule) -> tuple[Any, Array]:
+        picked = training.batch(data, now.indices, now.gain)
+        value, slopes = jax.value_and_grad(lambda p: training.loss(logits, p, picked))(params)
+        rate = jnp.asarray(network.rate, dtype)
+        return jax.tree.map(lambda p, slope: p - rate * slope, params, slopes), value
+
     batches = training.schedule(key_batches, data.y.size, budget.batch_size, budget.num_steps)
-    descent = optax.sgd(jnp.asarray(network.rate, dtype))
-    return training.train(logits, (model, readout), descent, data, batches).loss
+    return jax.lax.scan(step, (model, readout), batches)[1]

@@ -47,3 +47,11 @@ def test_each_network_is_trained_as_if_alone(data: training.Data) -> None:
     expected = [alone(keys[i], int(kind[i]), int(depth[i]), data) for i in range(3)]
     np.testing.assert_allclose(found, jnp.stack(expected), rtol=1e-12)
     assert float(jnp.min(jnp.abs(found[:, -1] - found[:, 0]))) > 1e-4
+
+
+def test_a_grid_has_every_combination_once() -> None:
+    made = trials.grid(2, jnp.array([1.0, 1.5]), (3, 5, 7), jnp.array([0.1]), jnp.asarray(0.2))
+
+    assert made.kind.shape == (2, 2, 3, 1)
+    assert len({tuple(map(float, row)) for row in zip(*map(jnp.ravel, made), strict=True)}) == 12
+    assert float(made.depth[1, 0, 2, 0]) == 7

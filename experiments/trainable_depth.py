@@ -23,7 +23,6 @@ GROUP = "depth"
 POOLE = "Poole et al. 2016, sections 2 and 3; gradlab.theory.meanfield"
 DEPTHS = "Schoenholz et al. 2017, abstract and figure 5; gradlab.theory.meanfield.xi_c"
 BRIER = "Brier 1950; rule: Xiao et al. 2020, section 3; gradlab.theory.tangent_kernel.outlook"
-OUTCOMES = ("learns", "stalls", "diverges")
 FORECASTERS = ("theory", "plain numbers", "plain guess")
 FEATURES = ("learned", "beyond the edge", "if phi grows", "depth over width")
 GRID = ("activation", "variance", "depth", "rate")
@@ -57,8 +56,8 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     """The maps; the loss that is left, with the depth scales; the forecast and what came about."""
     key_maps, key_runs = jax.random.split(key)
     loss = losses(cfg, key_runs)  # of the networks that fix the rule, and of those forecast
-    fixing, fate = fates(loss).reshape(2, -1)
-    grid, num, theory = loss.shape[1:], len(OUTCOMES), gl.theory.meanfield
+    fixing, fate = gl.trials.fates(loss, NUM_CLASSES).reshape(2, -1)
+    grid, num, theory = loss.shape[1:], len(gl.trials.OUTCOMES), gl.theory.meanfield
     known = jnp.stack([features(cfg), plain_numbers(cfg)]).reshape(2, fate.size, -1)
     rules, made = gl.forecast.contest(known, fixing, num, cfg.prior)
     brier = jax.vmap(gl.forecast.brier, (0, None))(made, fate)
@@ -69,7 +68,7 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     chi = theory.chi_1(*scales)
     return {
         **maps(cfg, key_maps),
-        "outcome": gl.named(list(OUTCOMES), "outcome"),
+        "outcome": gl.named(list(gl.trials.OUTCOMES), "outcome"),
         "feature": gl.named(list(FEATURES), "feature"),
         "forecaster": gl.named(list(FORECASTERS), "forecaster"),
         "loss": gl.named(loss, f"seeds {at}", long_name="loss at the end", units="nats"),
@@ -105,27 +104,16 @@ def maps(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     }
 
 
-def networks(cfg: Config) -> Any:
-    """All networks of one seed, `(activation, variance, depth, rate)`."""
-    kinds, sigma_w = len(cfg.activation), jnp.sqrt(cfg.variance)
-    return gl.trials.grid(kinds, sigma_w, cfg.depth, cfg.rate, cfg.sigma_b)
-
-
 def losses(cfg: Config, key: jax.Array) -> jax.Array:
     """The loss over the last tenth of the budget, `(2, activation, variance, depth, rate)`."""
     key_data, key_runs = jax.random.split(key)
     data = gl.training.digits_of_width(key_data, cfg.width, IN_PRACTICE)
-    twice = jax.tree.map(lambda part: jnp.tile(part.ravel(), 2), networks(cfg))
-    sizes = max(cfg.depth), cfg.width, NUM_CLASSES, cfg.batch_size, cfg.num_steps
     phis = [gl.activations.PHI[name] for name in cfg.activation]
-    steps = gl.trials.losses(key_runs, twice, phis, data, gl.trials.Budget(*sizes))
-    ends = jnp.mean(steps[:, -max(1, cfg.num_steps // 10) :], axis=1)
-    return ends.reshape(2, *networks(cfg).kind.shape)
-
-
-def fates(loss: jax.Array) -> jax.Array:
-    """0, learns: below half of a guess's loss, ln 10; 2, diverges: above twice, or no number."""
-    return jnp.where(loss < gl.LN10 / 2, 0, jnp.where(loss <= 2 * gl.LN10, 1, 2))
+    axes = len(phis), jnp.sqrt(cfg.variance), cfg.depth, cfg.rate
+    networks = gl.trials.grid(2, *axes, cfg.sigma_b)
+    sizes = max(cfg.depth), cfg.width, NUM_CLASSES, cfg.batch_size, cfg.num_steps
+    steps = gl.trials.losses(key_runs, networks, phis, data, gl.trials.Budget(*sizes))
+    return jnp.mean(steps[..., -max(1, cfg.num_steps // 10) :], axis=-1)
 
 
 def features(cfg: Config) -> jax.Array:
@@ -142,9 +130,10 @@ def features(cfg: Config) -> jax.Array:
 
 
 def plain_numbers(cfg: Config) -> jax.Array:
-    """As many numbers without theory: which activation, sigma_w, log depth, log rate."""
-    kind, depth, sigma_w, _, rate = networks(cfg)
-    return jnp.stack([kind, sigma_w, jnp.log(depth), jnp.log(rate)], axis=-1)
+    """As many numbers without theory: which activation, sigma_w², log depth, log rate."""
+    kinds, depths = jnp.arange(len(cfg.activation)) + 0.0, jnp.log(jnp.array(cfg.depth))
+    grid = jnp.meshgrid(kinds, cfg.variance, depths, jnp.log(cfg.rate), indexing="ij")
+    return jnp.stack(grid, axis=-1)
 
 
 def boundary(data: xr.Dataset) -> xr.Dataset:
@@ -180,7 +169,7 @@ def figure(data: xr.Dataset) -> gl.Figure:
             gl.figures.predicted(axes, data[name], row[f"next_{name}_law"], color=look["color"])
             gl.figures.measured(axes, data[name], row[f"next_{name}"].mean("draw"), look, label)
         axes.axline((0, 0), slope=1, **gl.figures.GUIDE)
-    gl.figures.words(inset, 0.04, 0.85, "length")
+    gl.figures.words(inset, 0.4, 0.56, "length")
     maps.set(xlabel="correlation of a layer", ylabel="of the next", xlim=(-0.02, 1.02))
     maps.legend(loc="upper left", handletextpad=0.2)
     found, most, depths = boundary(data), multiple(data).value, np.log2(data.depth)
@@ -192,20 +181,21 @@ def figure(data: xr.Dataset) -> gl.Figure:
         white = {"color": "white", "linewidth": 1.4, "linestyle": line}
         gl.figures.predicted(grid, data.variance, np.log2(most * xi), f"{most:.1f} {name}", **white)
     mark = {"color": gl.figures.EXPLODING, "marker": "o", "markeredgecolor": "white"}
-    half = "half of guessing left"
-    gl.figures.measured(grid, data.variance, found.log_at / np.log(2), mark, half, markersize=5)
+    at, half = found.log_at / np.log(2), "half of guessing left"
+    gl.figures.measured(grid, data.variance, at, mark | {"markersize": 5}, half)
     grid.set_yticks(depths.values, [f"{depth:g}" for depth in data.depth.values])
     grid.legend(loc="lower right", labelcolor="white")
     forecast.axline((0, 0), slope=1, **gl.figures.GUIDE)
-    for name, look in zip(OUTCOMES, gl.figures.series(3), strict=True):
+    for name, look in zip(data.outcome.values, gl.figures.series(3), strict=True):
         row = data.sel(outcome=name).where(data.bin_number.sel(outcome=name) >= FEW)
         gl.figures.measured(forecast, row.bin_forecast, row.bin_observed, look, name)
         ends = (row.bin_observed + side * 2 * row.bin_error for side in (-1, 1))
         forecast.vlines(row.bin_forecast, *ends, color=look["color"], linewidth=0.8)
     forecast.set(xlabel="probability forecast", ylabel="share that came about", ylim=(-0.05, 1.3))
     forecast.legend(loc="lower right")
-    scores = (f"{name} {float(score.mean()):.2f}" for name, score in zip(FORECASTERS, data.brier))
-    gl.figures.words(forecast, 0.04, 0.8, "\n".join(["Brier score", *scores]))
+    scores = data.brier.mean(GRID).to_series()
+    text = [f"{name} {score:.2f}" for name, score in scores.items()]
+    gl.figures.words(forecast, 0.04, 0.8, "\n".join(["Brier score", *text]))
     gl.figures.titles(fig, "from layer to layer", "what trains", "forecast before step 1")
     return fig
 
@@ -217,11 +207,10 @@ def caption(data: xr.Dataset) -> str:
     worst = areas[int(areas.values.argmax())]
     return f"""In order, half of a guess's loss is left at {most.value:.1f} ξ_c ({most.low:.1f} to
         {most.high:.1f}) after {data.attrs["num_steps"]} steps; nearer to chaos the budget ends
-        first. Of {data.fate.size} networks theory, fixed on other seeds, forecasts the fate (c;
-        bars: two errors; intervals of {FEW} networks or more) with a Brier score of {scores[0]:.2f},
-        a like rule on plain numbers with {scores[1]:.2f}, the plain guess with {scores[2]:.2f}. It
-        errs most at {worst.activation.item()!s}, depth {worst.depth.item():g}
-        ({worst.item():.2f})."""
+        first. Of {data.fate.size} networks theory, fixed on other seeds, forecasts the fate (bars:
+        two errors; of {FEW} networks or more) with a Brier score of {scores[0]:.2f}, a like rule on
+        plain numbers with {scores[1]:.2f}, the plain guess with {scores[2]:.2f}. It errs most at
+        {worst.activation.item()!s}, depth {worst.depth.item():g} ({worst.item():.2f})."""
 
 
 def headline(data: xr.Dataset) -> Iterator[gl.Headline]:

@@ -1,16 +1,14 @@
-"""How deep may a network be and still train, and can theory say before step 1 which one will?
+"""How deep may a network be and still train, and can theory tell before step 1 which one will?
 
-Poole et al. 2016 (arXiv:1606.05340), sections 2 and 3: from layer to layer lengths and correlations
-follow maps, with a transition from order to chaos. Schoenholz et al. 2017 (arXiv:1611.01232):
-correlations settle within xi_c layers, "these depth scales provide bounds on how deep a network may
-be trained" (abstract). The multiple 6 of their figure 5 (not read; from a second source) is an
-observation: here it is fitted, for each learning rate. Then a forecast, which nobody had published:
-from weights' scales, activation, depth and learning rate alone, by eigenvalues of the tangent
-kernel (Jacot et al. 2018, arXiv:1806.07572; Xiao et al. 2020, arXiv:1912.13053), fixed on other
-seeds, whether each of some 300 networks learns the digits within its budget, stalls or diverges.
+Poole et al. 2016 (arXiv:1606.05340), sections 2 and 3: lengths and correlations follow maps from
+layer to layer. Schoenholz et al. 2017 (arXiv:1611.01232): correlations settle within xi_c layers,
+which "provide bounds on how deep a network may be trained"; the 6 of figure 5 (not read; from a
+second source) is an observation, and is fitted here. Then a forecast, from weights' scales, phi,
+depth and learning rate alone: does a network learn the digits in its budget? By the tangent kernel
+(Jacot et al. 2018; Xiao et al. 2020, arXiv:1912.13053) and a rule that was fixed on other seeds.
 
-Answers: deep tanh network does not train, loss stays at 2.303; how deep can an MLP be without
-skip connections or batch norm; predict before training whether a network will train or give nan.
+Answers: deep tanh network loss stays at 2.303; how deep can an MLP be without skip connections or
+batch norm; predict before training whether a network will train or give nan.
 """
 
 from __future__ import annotations
@@ -19,16 +17,18 @@ from collections.abc import Iterator
 from typing import Any
 
 import gradlab as gl
-from gradlab.lazy import jax, jnp, np, optax, xr
+from gradlab.lazy import jax, jnp, np, xr
 
 GROUP = "depth"
 POOLE = "Poole et al. 2016, sections 2 and 3; gradlab.theory.meanfield"
 DEPTHS = "Schoenholz et al. 2017, abstract and figure 5; gradlab.theory.meanfield.xi_c"
-BRIER = "Brier 1950; rule: Xiao et al. 2020, Cohen et al. 2021; gradlab.theory.tangent_kernel"
-OUTCOMES = ("learns", "stalls", "diverges")
-FEATURES = ("learned within the budget", "beyond the edge", "if it may grow", "depth over width")
+BRIER = "Brier 1950; rule: Xiao et al. 2020, section 3; gradlab.theory.tangent_kernel.outlook"
+FORECASTERS = ("theory", "plain numbers", "plain guess")
+FEATURES = ("learned", "beyond the edge", "if phi grows", "depth over width")
+GRID = ("activation", "variance", "depth", "rate")
 NUM_CLASSES = 10
-IN_PRACTICE = "float32"  # networks are trained in it whatever the precision of the laws
+FEW = 5  # networks: of fewer no share is drawn
+IN_PRACTICE = "float32"  # networks are trained in it, whatever the precision of the laws
 
 
 @gl.config
@@ -47,154 +47,221 @@ class Config:
     width: int
     num_steps: int = gl.key("steps of the budget", at_least=10, at_most=10**5)
     batch_size: int = gl.key("digits in a batch", at_least=2, at_most=1438)
+    xi_most: float = gl.key("longest xi_c that the multiple is fitted to", above=0, at_most=1e6)
     prior: float = gl.key("spread of the rule's weights beforehand", above=0, at_most=1e3)
     num_bins: int = gl.key("intervals of probability", at_least=1, at_most=100)
 
 
 def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
-    """The maps; the boundary of trainability; the forecast and what came about."""
+    """The maps; the loss that is left, with the depth scales; the forecast and what came about."""
     key_maps, key_runs = jax.random.split(key)
     loss = losses(cfg, key_runs)  # of the networks that fix the rule, and of those forecast
-    known = features(cfg)
-    fates = jax.vmap(lambda one: outcome(one).ravel())(loss)
-    flat = known.reshape(-1, len(FEATURES))
-    rule = gl.forecast.fit(flat, fates[0], len(OUTCOMES), cfg.prior)
-    plain = plain_numbers(cfg).reshape(flat.shape[0], -1)
-    by_numbers = gl.forecast.fit(plain, fates[0], len(OUTCOMES), cfg.prior)
-    share = jnp.mean(jax.nn.one_hot(fates[0], len(OUTCOMES)), axis=0)
-    made = gl.forecast.probabilities(rule, flat)
-    forecasts = {
-        "rule": made,
-        "plain guess": jnp.broadcast_to(share, made.shape),
-        "same rule on plain numbers": gl.forecast.probabilities(by_numbers, plain),
-    }
-    scores = jnp.stack([gl.forecast.brier(one, fates[1]) for one in forecasts.values()])
-    reliable = gl.forecast.reliability(rule, flat, fates[1], cfg.num_bins)
-    at, grid = "activation variance depth rate", known.shape[:-1]
-    phi = gl.activations.PHI[cfg.activation[0]]
-    scales = (jnp.sqrt(cfg.variance), cfg.sigma_b)
+    fixing, fate = gl.trials.fates(loss, NUM_CLASSES).reshape(2, -1)
+    grid, num, theory = loss.shape[1:], len(gl.trials.OUTCOMES), gl.theory.meanfield
+    known = jnp.stack([features(cfg), plain_numbers(cfg)]).reshape(2, fate.size, -1)
+    rules, made = gl.forecast.contest(known, fixing, num, cfg.prior)
+    brier = jax.vmap(gl.forecast.brier, (0, None))(made, fate)
+    rule = jax.tree.map(lambda part: part[0], rules)
+    reliable = gl.forecast.reliability(rule, known[0], fate, cfg.num_bins)._asdict()
+    phi, at = gl.activations.PHI[cfg.activation[0]], " ".join(GRID)
+    scales = phi, jnp.sqrt(cfg.variance), cfg.sigma_b
+    chi = theory.chi_1(*scales)
     return {
         **maps(cfg, key_maps),
-        "outcome": gl.named(list(OUTCOMES), "outcome"),
+        "outcome": gl.named(list(gl.trials.OUTCOMES), "outcome"),
         "feature": gl.named(list(FEATURES), "feature"),
-        "forecaster": gl.named(list(forecasts), "forecaster"),
+        "forecaster": gl.named(list(FORECASTERS), "forecaster"),
         "loss": gl.named(loss, f"seeds {at}", long_name="loss at the end", units="nats"),
-        "features": gl.named(known, f"{at} feature", units="nats"),
-        "fate": gl.named(fates[1].reshape(grid), at, long_name="what came about"),
-        "probability": gl.named(made.reshape(*grid, -1), f"{at} outcome"),
-        "brier": gl.named(scores.reshape(-1, *grid), f"forecaster {at}", long_name="Brier score"),
+        "features": gl.named(known[0].reshape(*grid, -1), f"{at} feature", units="nats"),
+        "fate": gl.named(fate.reshape(grid), at, long_name="what came about"),
+        "probability": gl.named(made[0].reshape(*grid, num), f"{at} outcome"),
+        "brier": gl.named(brier.reshape(-1, *grid), f"forecaster {at}", long_name="Brier score"),
         "weights": gl.named(rule.weights[:, 1:], "outcome feature"),
-        **{
-            f"bin_{name}": gl.named(part, "outcome bin")
-            for name, part in reliable._asdict().items()
-        },
-        "boundary": gl.named(
-            boundary(cfg, jnp.mean(loss[:, 0], axis=0)),
-            "variance rate",
-            long_name="depth at which half of guessing's loss is left",
-            units="layers",
-        ),
-        "xi_c": gl.named(gl.theory.meanfield.xi_c(phi, *scales), "variance", units="layers"),
-        "xi_grad": gl.named(gl.theory.meanfield.xi_grad(phi, *scales), "variance", units="layers"),
-        "chi_1": gl.named(gl.theory.meanfield.chi_1(phi, *scales), "variance"),
-        "critical": gl.named(gl.theory.meanfield.sigma_w_critical(phi, cfg.sigma_b) ** 2, ""),
+        **{f"bin_{name}": gl.named(part, "outcome bin") for name, part in reliable.items()},
+        "xi_c": gl.named(theory.xi_c(*scales), "variance", units="layers"),
+        "xi_grad": gl.named(1 / jnp.abs(jnp.log(chi)), "variance", units="layers"),
+        "chi_1": gl.named(chi, "variance"),
     }
 
 
 def maps(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
-    """Length and correlation behind one drawn layer, and their laws, Poole et al. 2016."""
+    """Length and correlation behind one drawn layer, and their laws."""
     theory, phi = gl.theory.meanfield, gl.activations.PHI[cfg.activation[0]]
     length, c = jnp.linspace(0.5, 15.0, 9), jnp.linspace(0.0, 1.0, 9)
-    weight = cfg.map_sigma_w[:, None]
-    q_star = theory.q_star(phi, cfg.map_sigma_w, cfg.map_sigma_b)
-
-    def one(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        key_chain, key_h = jax.random.split(key)
-        h, other = jax.random.normal(key_h, (2, cfg.map_width))
-
-        def given(sigma_w: jax.Array, q: jax.Array) -> tuple[jax.Array, jax.Array]:
-            layer = gl.ensembles.random(
-                *(key_chain, 1, cfg.map_width, phi, sigma_w, cfg.map_sigma_b),
-                draw="gaussian",
-                layer="preactivation",
-            )
-            long = jax.vmap(layer)(jnp.sqrt(length)[:, None] * h[None])
-            turned = c[:, None] * h[None] + jnp.sqrt(1 - c**2)[:, None] * other[None]
-            pairs = jax.vmap(layer)(jnp.sqrt(q) * jnp.concatenate([h[None], turned]))
-            return jnp.mean(long**2, axis=1), pairs[1:] @ pairs[0] / (cfg.map_width * q)
-
-        return jax.vmap(given)(cfg.map_sigma_w, q_star)
-
-    lengths, correlations = gl.grid.over_draws(one, key, cfg.num_draws)
+    scales = cfg.map_sigma_w[:, None], cfg.map_sigma_b
+    q = theory.q_star(phi, *scales)
+    moved = jax.vmap(gl.one_layer.moved, (None, None, 0, *4 * (None,), 0))
+    made = phi, cfg.map_sigma_w, cfg.map_sigma_b, cfg.map_width, length, c, q[:, 0]
+    squares, products = gl.grid.over_draws(lambda key: moved(key, *made), key, cfg.num_draws)
+    laws = theory.V(phi, length[None], *scales), theory.C(phi, c[None], q, *scales)
     return {
-        "length": gl.named(length, "length", long_name="q_l"),
-        "correlation": gl.named(c, "correlation", long_name="c_l"),
-        "next_length": gl.named(lengths, "draw map_sigma_w length"),
-        "next_length_law": gl.named(
-            theory.V(phi, length[None], weight, cfg.map_sigma_b), "map_sigma_w length"
-        ),
-        "next_correlation": gl.named(correlations, "draw map_sigma_w correlation"),
-        "next_correlation_law": gl.named(
-            theory.C(phi, c[None], q_star[:, None], weight, cfg.map_sigma_b),
-            "map_sigma_w correlation",
-        ),
+        "length": gl.named(length, "length", long_name="q"),
+        "correlation": gl.named(c, "correlation", long_name="c"),
+        "next_length": gl.named(squares, "draw map_sigma_w length"),
+        "next_length_law": gl.named(laws[0], "map_sigma_w length"),
+        "next_correlation": gl.named(products / q[None], "draw map_sigma_w correlation"),
+        "next_correlation_law": gl.named(laws[1], "map_sigma_w correlation"),
     }
 
 
 def losses(cfg: Config, key: jax.Array) -> jax.Array:
-    """The loss over the last tenth of the budget, `(2, activation, variance, depth, rate)`.
-
-    Each network has weights and batches of its own; one after another, so that one program takes
-    every depth and activation, and layers beyond a network's depth cost nothing.
-    """
-    digits, _ = gl.training.digits(IN_PRACTICE)
-    key_project, key_runs = jax.random.split(key)
-    P = gl.ensembles.unit_gaussian(key_project, (cfg.width, digits.x.shape[1]), IN_PRACTICE)
-    data = gl.training.projected(digits, P)
-    kinds = jnp.arange(len(cfg.activation))
-    axes = (jnp.arange(2), kinds, jnp.sqrt(cfg.variance), jnp.array(cfg.depth), cfg.rate)
-    grid = jnp.meshgrid(*axes, indexing="ij")
-
-    def one(network: Any) -> jax.Array:
-        key, (_, kind, sigma_w, depth, rate) = network
-        return jnp.mean(trained(cfg, key, data, kind, sigma_w, depth, rate)[-last_tenth(cfg) :])
-
-    keys = jax.random.split(key_runs, grid[0].size)
-    ends = jax.lax.map(one, (keys, tuple(part.ravel() for part in grid)))
-    return ends.reshape(grid[0].shape)
-
-
-def last_tenth(cfg: Config) -> int:
-    """The number of steps over which the loss at the end is taken."""
-    return max(1, cfg.num_steps // 10)
-
-
-def trained(
-    cfg: Config,
-    key: jax.Array,
-    data: Any,
-    kind: jax.Array,
-    sigma_w: jax.Array,
-    depth: jax.Array,
-    rate: jax.Array,
-) -> jax.Array:
-    """The loss before each step of plain stochastic gradient descent, `(num_steps,)`."""
-    key_chain, key_readout, key_batches = jax.random.split(key, 3)
+    """The loss over the last tenth of the budget, `(2, activation, variance, depth, rate)`."""
+    key_data, key_runs = jax.random.split(key)
+    data = gl.training.digits_of_width(key_data, cfg.width, IN_PRACTICE)
     phis = [gl.activations.PHI[name] for name in cfg.activation]
-    scales = (part.astype(IN_PRACTICE) for part in (sigma_w, jnp.asarray(cfg.sigma_b)))
-    model = gl.ensembles.gaussian(
-        key_chain, max(cfg.depth), cfg.width, phis[0], *scales, dtype=IN_PRACTICE
+    axes = len(phis), jnp.sqrt(cfg.variance), cfg.depth, cfg.rate
+    networks = gl.trials.grid(2, *axes, cfg.sigma_b)
+    sizes = max(cfg.depth), cfg.width, NUM_CLASSES, cfg.batch_size, cfg.num_steps
+    steps = gl.trials.losses(key_runs, networks, phis, data, gl.trials.Budget(*sizes))
+    return jnp.mean(steps[..., -max(1, cfg.num_steps // 10) :], axis=-1)
+
+
+def features(cfg: Config) -> jax.Array:
+    """What theory knows beforehand, `(activation, variance, depth, rate, feature)`."""
+    digits, _ = gl.training.digits(float)
+    data, deepest = gl.training.projected(digits, jnp.eye(digits.x.shape[1])), max(cfg.depth)
+    alike = jnp.stack(gl.training.class_correlations(data, NUM_CLASSES))
+    kernels, num = gl.theory.tangent_kernel, (NUM_CLASSES, data.y.size)
+    task = kernels.Task(alike, *num, cfg.batch_size, cfg.num_steps)
+    evidence = jax.vmap(kernels.evidence, (None, None, 0, *4 * (None,)))
+    sizes = task, jnp.sqrt(cfg.variance), cfg.sigma_b, cfg.width, deepest, cfg.rate
+    every = [evidence(gl.activations.PHI[name], *sizes) for name in cfg.activation]
+    return jnp.stack(every)[:, :, jnp.array(cfg.depth) - 1]
+
+
+def plain_numbers(cfg: Config) -> jax.Array:
+    """As many numbers without theory: which activation, sigma_w², log depth, log rate."""
+    kinds, depths = jnp.arange(len(cfg.activation)) + 0.0, jnp.log(jnp.array(cfg.depth))
+    grid = jnp.meshgrid(kinds, cfg.variance, depths, jnp.log(cfg.rate), indexing="ij")
+    return jnp.stack(grid, axis=-1)
+
+
+def boundary(data: xr.Dataset) -> xr.Dataset:
+    """Of the first activation at the middle rate: its loss, the mean of both seeds, by variance.
+
+    `log_at` is the log depth where half of a guess's loss is left, `log_xi` that of xi_c, where
+    the multiple is fitted: in order, up to the key xi_most.
+    """
+    loss = data.loss.isel(activation=0, rate=data.sizes["rate"] // 2).mean("seeds")
+    depths, in_order = np.log(data.depth.values), data.chi_1 < 1
+    at = [gl.estimate.crossing(depths, row, gl.LN10 / 2) for row in loss.values]
+    log_xi = np.log(data.xi_c).where(in_order & (data.xi_c <= data.attrs["xi_most"]))
+    return xr.Dataset({"loss": loss, "log_at": ("variance", at), "log_xi": log_xi})
+
+
+def multiple(data: xr.Dataset) -> gl.Headline:
+    """The boundary over xi_c, and two standard errors to either side; nan where it is not found."""
+    found = boundary(data)
+    ratio = (found.log_at - found.log_xi).dropna("variance")
+    mean = gl.headline.mean("", ratio if ratio.size else np.nan)
+    value, low, high = np.exp([mean.value, mean.low, mean.high])
+    return gl.Headline("trainable depth over ξ_c", value, low=low, high=high)
+
+
+def figure(data: xr.Dataset) -> gl.Figure:
+    """The maps; where networks train, under multiples of the depth scales; the forecast."""
+    fig, (maps, grid, forecast) = gl.figures.panels(1, 3, height=2.8, width_ratios=[1, 1.3, 1])
+    inset = maps.inset_axes((0.62, 0.06, 0.36, 0.34), xticks=[], yticks=[])
+    looks = list(gl.figures.shades(data.sizes["map_sigma_w"]))
+    for axes, name in ((maps, "correlation"), (inset, "length")):
+        for sigma_w, look in zip(data.map_sigma_w.values, looks, strict=True):
+            row, label = data.sel(map_sigma_w=sigma_w), f"σ_w = {sigma_w:g}"
+            gl.figures.predicted(axes, data[name], row[f"next_{name}_law"], color=look["color"])
+            gl.figures.measured(axes, data[name], row[f"next_{name}"].mean("draw"), look, label)
+        axes.axline((0, 0), slope=1, **gl.figures.GUIDE)
+    gl.figures.words(inset, 0.4, 0.56, "length")
+    maps.set(xlabel="correlation of a layer", ylabel="of the next", xlim=(-0.02, 1.02))
+    maps.legend(loc="upper left", handletextpad=0.2)
+    found, most, depths = boundary(data), multiple(data).value, np.log2(data.depth)
+    shown = found.loss.assign_coords(depth=depths.assign_attrs(long_name="depth"))
+    shown.variance.attrs["long_name"] = "σ_w²"
+    look = {"cmap": "cividis", "vmin": 0, "vmax": gl.LN10, "alpha": 1.0}
+    gl.figures.surface(grid, shown, "loss at the end, nats (ln 10: guessing)", **look)
+    for name, xi, line in (("ξ_c", data.xi_c, "-"), ("ξ_grad", data.xi_grad, ":")):
+        white = {"color": "white", "linewidth": 1.4, "linestyle": line}
+        gl.figures.predicted(grid, data.variance, np.log2(most * xi), f"{most:.1f} {name}", **white)
+    mark = {"color": gl.figures.EXPLODING, "marker": "o", "markeredgecolor": "white"}
+    at, half = found.log_at / np.log(2), "half of guessing left"
+    gl.figures.measured(grid, data.variance, at, mark | {"markersize": 5}, half)
+    grid.set_yticks(depths.values, [f"{depth:g}" for depth in data.depth.values])
+    grid.legend(loc="lower right", labelcolor="white")
+    forecast.axline((0, 0), slope=1, **gl.figures.GUIDE)
+    for name, look in zip(data.outcome.values, gl.figures.series(3), strict=True):
+        row = data.sel(outcome=name).where(data.bin_number.sel(outcome=name) >= FEW)
+        gl.figures.measured(forecast, row.bin_forecast, row.bin_observed, look, name)
+        ends = (row.bin_observed + side * 2 * row.bin_error for side in (-1, 1))
+        forecast.vlines(row.bin_forecast, *ends, color=look["color"], linewidth=0.8)
+    forecast.set(xlabel="probability forecast", ylabel="share that came about", ylim=(-0.05, 1.3))
+    forecast.legend(loc="lower right")
+    scores = data.brier.mean(GRID).to_series()
+    text = [f"{name} {score:.2f}" for name, score in scores.items()]
+    gl.figures.words(forecast, 0.04, 0.8, "\n".join(["Brier score", *text]))
+    gl.figures.titles(fig, "from layer to layer", "what trains", "forecast before step 1")
+    return fig
+
+
+def caption(data: xr.Dataset) -> str:
+    """The multiple, the scores, and where the forecast errs most."""
+    most, scores = multiple(data), data.brier.mean(GRID).values
+    areas = data.brier[0].mean(("variance", "rate")).stack(area=("activation", "depth"))
+    worst = areas[int(areas.values.argmax())]
+    return f"""In order, half of a guess's loss is left at {most.value:.1f} ξ_c ({most.low:.1f} to
+        {most.high:.1f}) after {data.attrs["num_steps"]} steps; nearer to chaos the budget ends
+        first. Of {data.fate.size} networks theory, fixed on other seeds, forecasts the fate (bars:
+        two errors; of {FEW} networks or more) with a Brier score of {scores[0]:.2f}, a like rule on
+        plain numbers with {scores[1]:.2f}, the plain guess with {scores[2]:.2f}. It errs most at
+        {worst.activation.item()!s}, depth {worst.depth.item():g} ({worst.item():.2f})."""
+
+
+def headline(data: xr.Dataset) -> Iterator[gl.Headline]:
+    """The multiple, and the scores with and without theory."""
+    yield multiple(data)
+    for name, score in zip(FORECASTERS, data.brier, strict=True):
+        yield gl.headline.mean(f"Brier score, {name}", score)
+
+
+def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
+    """The maps; the ratio varies less than the boundary; the forecast is better, and calibrated."""
+    eps = float(np.finfo(data.next_length.dtype).eps) * data.attrs["map_width"]
+    for name in ("length", "correlation"):
+        law = data[f"next_{name}_law"]  # exact at any width: of the mean over all weights
+        yield gl.claim.mean(
+            f"behind a drawn layer the {name} is that of the map, from every one and at every σ_w",
+            *(data[f"next_{name}"], law, POOLE),
+            where=np.isfinite(law),
+            rounding=eps * (1 + np.abs(law)),
+        )
+    # Var(a) > Var(a - x) where Cov(a, x) > Var(x)/2: where a grows as more than the root of xi_c.
+    rows = boundary(data).drop_vars("loss").dropna("variance")
+    if rows.sizes["variance"] > 2:
+        power = gl.estimate.slope(rows.log_xi, rows.log_at)
+        error = gl.claim.tail((power.value - 0.5) / power.error, rows.sizes["variance"] - 2)
+        less = "deep in order depth/ξ_c varies less than depth: their logs' slope is above 1/2"
+        yield gl.Claim(less, power.value, 0.5, {}, DEPTHS, ">=", chance=min(0.5, float(error)))
+    scores = data.brier.stack(network=GRID)
+    better = "theory's forecasts are better than the plain guess, by Brier score in the mean"
+    yield gl.claim.gain(better, scores[-1] - scores[0], BRIER, over="network")
+    yield gl.claim.everywhere(
+        "what is forecast with a probability happens as often, in each interval",
+        *(data.bin_observed, data.bin_forecast, BRIER),
+        where=data.bin_number > 0,
+        sampling=gl.claim.sampling(data.bin_error),
+        one_network=1 / data.bin_number,  # counts are whole
     )
-    readout = gl.ensembles.unit_gaussian(key_readout, (NUM_CLASSES, cfg.width), IN_PRACTICE)
-    is_there = jnp.arange(max(cfg.depth)) < depth
 
-    def layer(params: Any, z: jax.Array) -> jax.Array:
-        affine, there = params
-        return jax.lax.cond(there, lambda: jax.lax.switch(kind, phis, affine(z)), lambda: z)
 
-    def logits(params: Any, x: jax.Array) -> jax.Array:
-        return params[1] @ gl.chain.Chain(layer, (params[0].params, is_there))(x)
+FAULTS = {
+    "layers 3 % off": gl.fault.argument("ensembles.random", sigma_w=lambda s: 1.03 * s),
+    "forecast: depths reversed": gl.fault.result(
+        "losses", lambda loss: loss.at[1].set(loss[1, :, :, ::-1])
+    ),
+    "forecast: half of the loss": gl.fault.result(
+        "losses", lambda loss: loss.at[1].set(loss[1] / 2)
+    ),
+    "one scale of weights": gl.fault.result(
+        "losses", lambda loss: 0 * loss + loss.mean(2, keepdims=True)
+    ),
+}
 
-    batches = gl.training.schedule(key_batches, len(data.y), cfg.batch_size, cfg.num_steps)
-    descent = optax.sgd(rate.astype(IN_PRACTICE))
-    return gl.training.train(logits, (model, readout), descent, data, batches).loss
+if __name__ == "__main__":
+    gl.run(__file__)

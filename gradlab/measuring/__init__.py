@@ -21,6 +21,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "linearisation",
             "monitor",
         ),
-        *("spectra", "training"),
+        *("forecast", "one_layer", "spectra", "training", "trials"),
     ],
 )

@@ -14,7 +14,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 # Damped steps of a convex problem with a prior: far more than it takes from any start seen.
-_NUM_STEPS = 100
+_NUM_STEPS = 50
 
 
 class Rule(NamedTuple):
@@ -60,27 +60,45 @@ def fit(features: Array, outcome: Array, num_outcomes: int, prior: ArrayLike) ->
     """
     mean = jnp.mean(features, axis=0)
     x = _with_constant(features - mean[None])
-    shape = (num_outcomes, x.shape[1])
     is_outcome = jax.nn.one_hot(outcome, num_outcomes, dtype=x.dtype)
+    shape = (num_outcomes, x.shape[1])
+    certain = jnp.eye(shape[0] * shape[1], dtype=x.dtype) / prior**2
 
-    def cost(flat: Array) -> Array:
-        logs = jax.nn.log_softmax(x @ flat.reshape(shape).T, axis=1)
-        return jnp.sum(jnp.square(flat)) / (2 * prior**2) - jnp.sum(is_outcome * logs)
+    def curvature(weights: Array) -> Array:  # of -log likelihood - log prior
+        p = jax.nn.softmax(x @ weights.T, axis=1)
+        spread = p[:, :, None] * (jnp.eye(num_outcomes, dtype=x.dtype)[None] - p[:, None])
+        return jnp.einsum("ckl,ci,cj->kilj", spread, x, x).reshape(certain.shape) + certain
 
-    def step(flat: Array, _: None) -> tuple[Array, None]:
-        slope, curvature = jax.grad(cost)(flat), jax.hessian(cost)(flat)
-        move = jnp.linalg.solve(curvature, slope)
+    def step(weights: Array, _: None) -> tuple[Array, None]:
+        off = jax.nn.softmax(x @ weights.T, axis=1) - is_outcome
+        slope = (off.T @ x + weights / prior**2).ravel()
+        move = jnp.linalg.solve(curvature(weights), slope)
         # Shorter while far away, where the curvature is not that of the way ahead.
-        return flat - move / (1 + jnp.sqrt(jnp.maximum(move @ slope, 0.0))), None
+        shorter = 1 + jnp.sqrt(jnp.maximum(move @ slope, 0.0))
+        return weights - (move / shorter).reshape(shape), None
 
-    flat, _ = jax.lax.scan(step, jnp.zeros(num_outcomes * x.shape[1], x.dtype), None, _NUM_STEPS)
-    return Rule(flat.reshape(shape), jnp.linalg.inv(jax.hessian(cost)(flat)), mean)
+    weights, _ = jax.lax.scan(step, jnp.zeros(shape, x.dtype), None, _NUM_STEPS)
+    return Rule(weights, jnp.linalg.inv(curvature(weights)), mean)
 
 
 def probabilities(rule: Rule, features: Array) -> Array:
     """The probability of each outcome in each case, `(num_cases, num_outcomes)`."""
     x = _with_constant(features - rule.mean[None])
     return jax.nn.softmax(x @ rule.weights.T, axis=1)
+
+
+def contest(
+    features: Array, outcome: Array, num_outcomes: int, prior: ArrayLike
+) -> tuple[Rule, Array]:
+    """A rule for each set of features, and what each forecasts of every case, the plain guess last.
+
+    The guess is how often each outcome came about. Features are `(num_rules, num_cases,
+    num_features)`, probabilities `(num_rules + 1, num_cases, num_outcomes)`.
+    """
+    rules = jax.vmap(lambda x: fit(x, outcome, num_outcomes, prior))(features)
+    made = jax.vmap(probabilities)(rules, features)
+    guess = jnp.mean(jax.nn.one_hot(outcome, num_outcomes, dtype=made.dtype), axis=0)
+    return rules, jnp.concatenate([made, jnp.broadcast_to(guess, made[:1].shape)])
 
 
 def brier(probability: Array, outcome: Array) -> Array:

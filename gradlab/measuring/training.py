@@ -20,6 +20,7 @@ from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
 from gradlab.errors import BadInput
+from gradlab.models import ensembles
 from gradlab.models.chain import Chain
 
 Params = Any  # any pytree of real floating arrays
@@ -93,6 +94,12 @@ def projected(data: Data, P: Array) -> Data:
     """
     x = (data.x - jnp.mean(data.x, axis=0, keepdims=True)) @ P.T
     return data._replace(x=x / jnp.sqrt(jnp.mean(x * x, axis=1, keepdims=True)))
+
+
+def digits_of_width(key: Array, width: int, dtype: DTypeLike) -> Data:
+    """The digits to train on, `projected` at random to inputs `(num_examples, width)`."""
+    data, _ = digits(dtype)
+    return projected(data, ensembles.unit_gaussian(key, (width, data.x.shape[1]), data.x.dtype))
 
 
 def class_correlations(data: Data, num_classes: int) -> tuple[Array, Array]:

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import Array
+from jax.typing import ArrayLike
 
 from gradlab.measuring import training
 from gradlab.measuring.training import Data
@@ -39,6 +39,10 @@ class Network(NamedTuple):
     rate: Array
 
 
+# What becomes of a network, and as it is counted by `fates`.
+OUTCOMES = ("learns", "stalls", "diverges")
+
+
 class Budget(NamedTuple):
     """What all networks share: the largest depth, the width, and what they are trained for."""
 
@@ -49,17 +53,33 @@ class Budget(NamedTuple):
     num_steps: int
 
 
+def grid(
+    num_draws: int,
+    num_kinds: int,
+    sigma_w: Array,
+    depth: Sequence[int],
+    rate: Array,
+    sigma_b: ArrayLike,
+) -> Network:
+    """All combinations, `(num_draws, num_kinds, num_sigma_w, num_depths, num_rates)` of each."""
+    axes = jnp.arange(num_draws), jnp.arange(num_kinds), sigma_w, jnp.asarray(depth), rate
+    _, kind, weight, deep, step = jnp.meshgrid(*axes, indexing="ij")
+    return Network(kind, deep, weight, jnp.broadcast_to(sigma_b, kind.shape), step)
+
+
 def losses(key: Array, networks: Network, phis: Sequence[Phi], data: Data, budget: Budget) -> Array:
-    """The loss of the batch before each step, `(num_networks, num_steps)` (nats).
+    """The loss of the batch before each step, `(..., num_steps)` (nats), `...` as of the networks.
 
     Every network has weights and batches of its own. The format is that of the data, whose inputs
     are `(num_examples, width)`.
     """
+    flat = jax.tree.map(jnp.ravel, networks)
 
     def one(network: tuple[Array, Network]) -> Array:
         return loss(*network, phis, data, budget)
 
-    return jax.lax.map(one, (jax.random.split(key, networks.kind.size), networks))
+    every = jax.lax.map(one, (jax.random.split(key, flat.kind.size), flat))
+    return every.reshape(*networks.kind.shape, budget.num_steps)
 
 
 def loss(key: Array, network: Network, phis: Sequence[Phi], data: Data, budget: Budget) -> Array:
@@ -78,6 +98,20 @@ def loss(key: Array, network: Network, phis: Sequence[Phi], data: Data, budget: 
     def logits(params: Any, x: Array) -> Array:
         return params[1] @ Chain(layer, (params[0].params, is_there))(x)
 
+    def step(params: Any, now: training.Schedule) -> tuple[Any, Array]:
+        picked = training.batch(data, now.indices, now.gain)
+        value, slopes = jax.value_and_grad(lambda p: training.loss(logits, p, picked))(params)
+        rate = jnp.asarray(network.rate, dtype)
+        return jax.tree.map(lambda p, slope: p - rate * slope, params, slopes), value
+
     batches = training.schedule(key_batches, data.y.size, budget.batch_size, budget.num_steps)
-    descent = optax.sgd(jnp.asarray(network.rate, dtype))
-    return training.train(logits, (model, readout), descent, data, batches).loss
+    return jax.lax.scan(step, (model, readout), batches)[1]
+
+
+def fates(loss: Array, num_classes: int) -> Array:
+    """Which of `OUTCOMES` losses at the end are, by that of who guesses, log num_classes.
+
+    Below half of it a network learns; above twice of it, or where it is no number, it diverges.
+    """
+    guess = jnp.log(num_classes)
+    return jnp.where(loss < guess / 2, 0, jnp.where(loss <= 2 * guess, 1, 2))

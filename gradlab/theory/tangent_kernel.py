@@ -106,30 +106,6 @@ def _gaps(moments: gauss.Moments, q: Array, epsilon: Array) -> tuple[Array, Arra
     return moments.gap(q, held) * less, lost
 
 
-class Outlook(NamedTuple):
-    """What plain gradient descent is in for, by the kernel at the start; each `(depth,)`.
-
-    Attributes:
-        edge: the step over the longest stable one, 2 over the largest curvature: Cohen et al. 2021.
-        learned: by how many powers of e the classes part in all steps, at the rate or, beyond the
-            edge, at the longest stable one: 2 learned / edge is steps over the condition number,
-            which decides in Xiao et al. 2020, section 3.
-    """
-
-    edge: Array
-    learned: Array
-
-
-def outlook(rates: Rates, rate: ArrayLike, num_steps: int, num_classes: int) -> Outlook:
-    """The outlook at a learning rate, of the cross-entropy of `num_classes` classes.
-
-    Its curvature in the logits is 1/num_classes while no class is preferred.
-    """
-    each = jnp.asarray(rate, float) / num_classes
-    edge = each * rates.largest / 2
-    return Outlook(edge, num_steps * each * rates.classes / (1 + edge))
-
-
 def rates(
     within: Kernel, between: Kernel, num_classes: int, batch_size: int, num_examples: int
 ) -> Rates:
@@ -143,3 +119,84 @@ def rates(
     own = within.gap
     largest = off + own / batch_size
     return Rates(largest, share * (between.gap - within.gap) + own / num_examples)
+
+
+class Task(NamedTuple):
+    """What is to be learned, as far as the theory asks.
+
+    Attributes:
+        correlations: `(2,)` the mean correlation of inputs within a class, and between two.
+        num_classes: of equal size.
+        num_examples: all of them.
+        batch_size: the examples of a step.
+        num_steps: the steps.
+    """
+
+    correlations: Array
+    num_classes: int
+    num_examples: int
+    batch_size: int
+    num_steps: int
+
+
+class Outlook(NamedTuple):
+    """What plain gradient descent is in for, by the kernel at the start; each `(depth, num_rates)`.
+
+    Attributes:
+        edge: the step over the longest stable one, 2 over the largest curvature: Cohen et al. 2021.
+        learned: by how many powers of e the classes part in all steps, at the rate or, beyond the
+            edge, at the longest stable one, where it is half of the steps over the condition
+            number that decides in Xiao et al. 2020, section 3.
+    """
+
+    edge: Array
+    learned: Array
+
+
+def outlook(
+    phi: Phi,
+    task: Task,
+    sigma_w: ArrayLike,
+    sigma_b: ArrayLike,
+    width: int,
+    depth: int,
+    rate: ArrayLike,
+) -> Outlook:
+    """The outlook at each of `rate`, by the number of layers from 1 to `depth`.
+
+    The curvature of the cross-entropy in the logits is 1/num_classes while no class is preferred.
+    """
+
+    def of_pair(correlation: Array) -> Kernel:
+        return kernel(phi, correlation, sigma_w, sigma_b, width, depth)
+
+    both = jax.vmap(of_pair)(task.correlations)
+    within, between = (Kernel(*(part[i, :, None] for part in both)) for i in (0, 1))
+    found = rates(within, between, task.num_classes, task.batch_size, task.num_examples)
+    each = jnp.asarray(rate, float)[None] / task.num_classes
+    edge = each * found.largest / 2
+    return Outlook(edge, task.num_steps * each * found.classes / (1 + edge))
+
+
+def evidence(
+    phi: Phi,
+    task: Task,
+    sigma_w: ArrayLike,
+    sigma_b: ArrayLike,
+    width: int,
+    depth: int,
+    rate: ArrayLike,
+) -> Array:
+    """What is known of a training before step 1, four logs, `(depth, num_rates, 4)`.
+
+    How far the classes part in all steps, `learned`; how far a step is beyond the longest stable
+    one, 1 + `edge`; that once more if phi grows as its input, so that outputs may run away; and the
+    depth over the width, by which a kernel differs from that of infinite width: Hanin and Nica
+    2020b, theorem 1.
+    """
+    found = outlook(phi, task, sigma_w, sigma_b, width, depth, rate)
+    beyond = jnp.log1p(found.edge)
+    # What a format cannot hold counts as the smallest number that it holds.
+    learned = jnp.log(jnp.maximum(found.learned, jnp.finfo(beyond.dtype).tiny))
+    deep = jnp.log(jnp.arange(1, depth + 1) / width)[:, None] + jnp.zeros_like(beyond)
+    return jnp.stack([learned, beyond, gauss.degree(phi) * beyond, deep], axis=-1)

@@ -47,3 +47,22 @@ def test_each_network_is_trained_as_if_alone(data: training.Data) -> None:
     expected = [alone(keys[i], int(kind[i]), int(depth[i]), data) for i in range(3)]
     np.testing.assert_allclose(found, jnp.stack(expected), rtol=1e-12)
     assert float(jnp.min(jnp.abs(found[:, -1] - found[:, 0]))) > 1e-4
+
+
+def test_a_grid_has_every_combination_in_each_draw() -> None:
+    made = trials.grid(2, 2, jnp.array([1.0, 1.5]), (3, 5, 7), jnp.array([0.1]), 0.2)
+
+    assert made.kind.shape == (2, 2, 2, 3, 1)
+    for draw in range(2):
+        one = [jnp.ravel(part[draw]) for part in made]
+        assert len({tuple(map(float, row)) for row in zip(*one, strict=True)}) == 12
+    assert float(made.depth[0, 1, 0, 2, 0]) == 7
+
+
+def test_fates_are_told_by_the_loss_of_guessing() -> None:
+    guess = np.log(10)
+    loss = jnp.array([0.0, 0.49 * guess, guess, 2.01 * guess, jnp.inf, jnp.nan])
+
+    names = [trials.OUTCOMES[i] for i in trials.fates(loss, 10)]
+
+    assert names == ["learns"] * 2 + ["stalls"] + ["diverges"] * 3

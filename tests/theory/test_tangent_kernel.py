@@ -17,11 +17,11 @@ WIDTH, DEPTH, CORRELATION = 128, 3, 0.3
 
 def drawn(key: jax.Array, phi: Any, sigma_w: float, sigma_b: float) -> jax.Array:
     """The sums over all parameters of both outputs' derivatives, `(2,)`: same and apart."""
-    key_chain, key_row, key_x = jax.random.split(key, 3)
+    key_chain, key_row = jax.random.split(key)
     model = ensembles.gaussian(key_chain, DEPTH, WIDTH, phi, sigma_w, sigma_b)
     row = ensembles.unit_gaussian(key_row, (1, WIDTH), float)[0]
-    basis = jnp.linalg.qr(jax.random.normal(key_x, (WIDTH, 2)))[0].T * WIDTH**0.5
-    x, other = basis[0], CORRELATION * basis[0] + (1 - CORRELATION**2) ** 0.5 * basis[1]
+    x, turned = jnp.ones(WIDTH), (-1.0) ** jnp.arange(WIDTH)
+    other = CORRELATION * x + (1 - CORRELATION**2) ** 0.5 * turned
 
     def slopes(x: jax.Array) -> Any:
         return jax.grad(lambda params: params[1] @ params[0](x))((model, row))
@@ -106,3 +106,16 @@ def test_rates_are_eigenvalues_of_the_matrix_of_kernels() -> None:
 
     assert float(rates.largest) == pytest.approx(values[-1])
     assert float(rates.classes) == pytest.approx(values[-2])
+
+
+def test_an_outlook_is_capped_at_the_longest_stable_step() -> None:
+    task = tangent_kernel.Task(jnp.array([0.5, 0.0]), 10, 1000, 50, 200)
+    rate = jnp.array([1e-9, 2e-9, 1e3, 2e3])
+    found = tangent_kernel.outlook(PHI["linear"], task, 1.0, 0.0, 10, 2, rate)
+    same, gaps = 32.0, (15.0, 30.0)  # the closed form above, two layers
+    largest = same - 0.1 * gaps[0] - 0.9 * gaps[1] + gaps[0] / 50
+    classes = 0.1 * (gaps[1] - gaps[0]) + gaps[0] / 1000
+
+    np.testing.assert_allclose(found.edge[1], rate / 10 * largest / 2, rtol=1e-12)
+    np.testing.assert_allclose(found.learned[1, :2], 20 * rate[:2] * classes, rtol=1e-7)
+    np.testing.assert_allclose(found.learned[1, 2:], 400 * classes / largest, rtol=1e-2)

@@ -32,11 +32,11 @@ GREY = {"marker": "o", "linestyle": "none", "color": "0.3"}
 class Config:
     """The deep network that is looked at, and the smaller one that is trained."""
 
-    depth: int = gl.key("number of blocks", at_least=8, at_most=2000)
+    depth: int = gl.key("number of blocks", at_least=12, at_most=2000)
     width: int = gl.key("entries of a token", at_least=16, at_most=2**12)
     num_tokens: int = gl.key("tokens, of the digits so many equal parts", at_least=2, at_most=64)
     num_draws: int = gl.key("draws of weights and tokens", at_least=8, at_most=10**5)
-    num_blocks: int = gl.key("blocks of the network that is trained", at_least=8, at_most=200)
+    num_blocks: int = gl.key("blocks of the network that is trained", at_least=12, at_most=200)
     num_units: int = gl.key("entries of a token of it", at_least=8, at_most=1024)
     num_runs: int = gl.key("trainings, each with and without scaling", at_least=4, at_most=1000)
     num_steps: int = gl.key("steps of Adam", at_least=10, at_most=10**5)
@@ -48,7 +48,7 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     """Variance and |J - I|² by block, at the start with their laws, and of trained networks."""
     key_start, key_train = jax.random.split(key)
     drawn = gl.grid.over_draws(lambda key: start(cfg, key), key_start, cfg.num_draws)
-    square, distance = jnp.moveaxis(drawn, 2, 0)
+    square, distance, added = jnp.moveaxis(drawn, 2, 0)
     seen, apart, loss = gl.grid.over_draws(lambda key: run(cfg, key), key_train, cfg.num_runs)
     law = jax.vmap(lambda gain: laws(cfg, gain))(gains(cfg.depth))
     at, later, nats = "draw variant block", "run variant look later_block", {"units": "nats"}
@@ -60,6 +60,7 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         "square": gl.named(square, at, long_name="mean square of the stream"),
         "distance": gl.named(distance, at, long_name="|(J - I) u|²/|u|² of a block"),
         **{name: gl.named(part, "variant block") for name, part in law.items()},
+        "added": gl.named(jnp.mean(added, axis=-1), "draw variant", long_name="over its mean"),
         "printed": gl.named(gl.theory.transformer.word_for_word(1.0, cfg.depth), "block"),
         "later_square": gl.named(seen, later, long_name="log mean square of the stream", **nats),
         "later_distance": gl.named(apart, later, long_name="log |(J - I) u|²/|u|²", **nats),
@@ -73,19 +74,23 @@ def gains(depth: int) -> jax.Array:
 
 
 def looked_at(weights: Any, gain: jax.Array, x: jax.Array, u: jax.Array) -> jax.Array:
-    """The mean square behind every block, and how far its Jacobian is from I, `(2, depth)`."""
+    """By block, `(3, depth)`: mean square, distance from I, added square over its exact mean."""
     model = gl.transformer.encoder(weights, gl.transformer.Design(before=1.0, gain=gain))
     z = gl.chain.states(model, x.ravel())
 
     def moved(at: tuple[Any, jax.Array]) -> jax.Array:
         return jax.jvp(partial(model.layer, at[0]), at[1:], (u,))[1] - u
 
-    apart = jax.lax.map(moved, (model.params, z[:-1]))
-    return jnp.stack([jnp.mean(z[1:] ** 2, axis=1), jnp.mean(apart**2, axis=1) / jnp.mean(u * u)])
+    apart = jnp.mean(jax.lax.map(moved, (model.params, z[:-1])) ** 2, axis=1) / jnp.mean(u * u)
+    shared = jnp.mean(gl.transformer.layer_norm(z[:-1].reshape(-1, *x.shape)), axis=1)
+    exact = gain**2 * (jnp.mean(shared**2, axis=1) + 0.5)
+    return jnp.stack(
+        [jnp.mean(z[1:] ** 2, axis=1), apart, jnp.mean(jnp.diff(z, axis=0) ** 2, axis=1) / exact]
+    )
 
 
 def start(cfg: Config, key: jax.Array) -> jax.Array:
-    """A deep network as it is drawn, with both gains, `(2, 2, depth)`."""
+    """A deep network as it is drawn, with both gains, `(2, 3, depth)`."""
     key_weights, key_x, key_u = jax.random.split(key, 3)
     weights = gl.transformer.weights(key_weights, cfg.depth, cfg.width, 0.0)
     x, u = (jax.random.normal(key, (cfg.num_tokens, cfg.width)) for key in (key_x, key_u))
@@ -125,13 +130,13 @@ def run(cfg: Config, key: jax.Array) -> tuple[jax.Array, ...]:
     def one(gain: jax.Array) -> tuple[jax.Array, ...]:
         apply = partial(gl.transformer.classify, gl.transformer.Design(before=1.0, gain=gain))
 
-        def look(reader: Any) -> jax.Array:  # the log of the mean over images, (2, num_blocks)
+        def look(reader: Any) -> jax.Array:  # logs of means over images
             tokens = jax.vmap(lambda image: gl.transformer.embedded(reader, image))(images)
             seen = jax.lax.map(lambda at: looked_at(reader.weights, gain, *at), (tokens, u))
             return jnp.log(jnp.mean(seen, axis=0))
 
         seen = gl.training.train(apply, reader, adam, train, batches)
-        square, distance = jnp.stack([look(reader), look(seen.params)], axis=1)
+        square, distance, _ = jnp.stack([look(reader), look(seen.params)], axis=1)
         return square, distance, seen.loss
 
     return jax.lax.map(one, gains(cfg.num_blocks))
@@ -187,11 +192,11 @@ def headline(data: xr.Dataset) -> Iterator[gl.Headline]:
             yield gl.headline.mean(f"exponent, {name}, {when}", power)
 
 
-def faster(log_square: xr.DataArray, block: str) -> xr.DataArray:
-    """By how much more a block adds to the log variance in the deeper half than in the other."""
+def kept_rate(log_square: xr.DataArray, block: str) -> xr.DataArray:
+    """The growth a block in the deeper half, less half of that in the other: exponentials keep it."""
     last = log_square.sizes[block] - 1
     first, middle, end = (log_square.isel({block: at}) for at in (0, last // 2, last))
-    return (end - middle) / (last - last // 2) - (middle - first) / (last // 2)
+    return (end - middle) / (last - last // 2) - (middle - first) / (last // 2) / 2
 
 
 def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
@@ -203,37 +208,29 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
         *(data.square, data.square_law, LAW),
         finite_width=data.square_beyond,
     )
-    yield below(
-        "Pre-LN's is below half of the printed recursion's L²/4, which is not exponential either",
-        *(pre.square.isel(block=-1), data.printed[-1] / 2, SUN),
+    sentence = (
+        "a block adds exactly the square of the tokens' mean and 1/2, times its gain's square"
     )
-    yield below(
-        "its log grows by less a block deep down: not exponentially",
-        *(faster(np.log(data.square), "block"), 0.0, SUN),
-    )
-    yield below(
-        "nor does that of the smaller network, before or after its training",
-        *(faster(data.later_square, "later_block"), 0.0, SUN),
-        over="run",
-    )
+    yield gl.claim.mean(sentence, data.added, 1.0, LAW)
+    sentence = "Pre-LN's is below half of the printed recursion's L²/4, not exponential either"
+    end, printed = np.log(pre.square.isel(block=-1)), np.log(data.printed[-1] / 2)
+    yield below(sentence, end, printed, SUN)
+    sentence = "deep down its log grows by less than half as much a block: not exponentially"
+    yield below(sentence, kept_rate(np.log(data.square), "block"), 0.0, SUN)
+    sentence = "nor does that of the smaller network, before or after its training"
+    yield below(sentence, kept_rate(data.later_square, "later_block"), 0.0, SUN, over="run")
     yield gl.claim.mean(
         "a block's Jacobian tends to I as its branches' share of the stream falls, by its law",
         *(data.distance, data.distance_law, LAW),
         finite_width=data.distance_beyond,
     )
-    yield below(
-        "at the start every scaled block but the first is nearer to I than without scaling",
-        *(scaled.distance - pre.distance, 0.0, LAW),
-        where=data.block > 1,
-    )
+    sentence = "at the start every scaled block but the first is nearer to I than without scaling"
+    yield below(sentence, scaled.distance - pre.distance, 0.0, LAW, where=data.block > 1)
     deep = (scaled.later_distance - pre.later_distance)[..., -5:].mean("later_block")
-    yield below(
-        "and so are the last of the smaller network, before and after its training",
-        *(deep, 0.0, SUN),
-        over="run",
-    )
-    loss = data.loss.isel(step=slice(-5, None)).mean("step")
-    yield below("both learn: who guesses loses more at the end", loss, gl.LN10, SUN, over="run")
+    sentence = "and so are the last of the smaller network, before and after its training"
+    yield below(sentence, deep, 0.0, SUN, over="run")
+    first, last = (data.loss[..., part].mean("step") for part in (slice(5), slice(-5, None)))
+    yield gl.claim.always("every training lowers the loss", last < first, SUN)
 
 
 FAULTS = {

@@ -14,7 +14,6 @@ batch norm; predict before training whether a network will train or give nan.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import gradlab as gl
 from gradlab.lazy import jax, jnp, np, xr

@@ -141,7 +141,7 @@ def test_the_results_are_committed_and_small(exp: Experiment) -> None:
 LONG = (
     *("clipped_vanishing", "float_limits", "freak_batch", "jacobian_product", "random_network"),
     *("rectifier_gain", "recurrent_chain", "residual", "scalar_chain"),
-    *("singular_value_spectrum", "tricks"),
+    *("singular_value_spectrum", "trainable_depth", "tricks"),
 )
 
 

@@ -7,14 +7,12 @@ second source) is an observation, and is fitted here. Then a forecast, from weig
 depth and learning rate alone: does a network learn the digits in its budget? By the tangent kernel
 (Jacot et al. 2018; Xiao et al. 2020, arXiv:1912.13053) and a rule that was fixed on other seeds.
 
-Answers: deep tanh network loss stays at 2.303; how deep can an MLP be without skip connections or
-batch norm; predict before training whether a network will train or give nan.
+Answers: deep tanh network loss stays at 2.303; how deep without skip connections; will it train?
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import gradlab as gl
 from gradlab.lazy import jax, jnp, np, xr
@@ -27,7 +25,6 @@ FORECASTERS = ("theory", "plain numbers", "plain guess")
 FEATURES = ("learned", "beyond the edge", "if phi grows", "depth over width")
 GRID = ("activation", "variance", "depth", "rate")
 NUM_CLASSES = 10
-FEW = 5  # networks: of fewer no share is drawn
 IN_PRACTICE = "float32"  # networks are trained in it, whatever the precision of the laws
 
 
@@ -109,8 +106,8 @@ def losses(cfg: Config, key: jax.Array) -> jax.Array:
     key_data, key_runs = jax.random.split(key)
     data = gl.training.digits_of_width(key_data, cfg.width, IN_PRACTICE)
     phis = [gl.activations.PHI[name] for name in cfg.activation]
-    axes = len(phis), jnp.sqrt(cfg.variance), cfg.depth, cfg.rate
-    networks = gl.trials.grid(2, *axes, cfg.sigma_b)
+    kinds, sigma_w = len(phis), jnp.sqrt(cfg.variance)
+    networks = gl.trials.grid(2, kinds, sigma_w, cfg.depth, cfg.rate, cfg.sigma_b)
     sizes = max(cfg.depth), cfg.width, NUM_CLASSES, cfg.batch_size, cfg.num_steps
     steps = gl.trials.losses(key_runs, networks, phis, data, gl.trials.Budget(*sizes))
     return jnp.mean(steps[..., -max(1, cfg.num_steps // 10) :], axis=-1)
@@ -121,11 +118,11 @@ def features(cfg: Config) -> jax.Array:
     digits, _ = gl.training.digits(float)
     data, deepest = gl.training.projected(digits, jnp.eye(digits.x.shape[1])), max(cfg.depth)
     alike = jnp.stack(gl.training.class_correlations(data, NUM_CLASSES))
-    kernels, num = gl.theory.tangent_kernel, (NUM_CLASSES, data.y.size)
-    task = kernels.Task(alike, *num, cfg.batch_size, cfg.num_steps)
-    evidence = jax.vmap(kernels.evidence, (None, None, 0, *4 * (None,)))
-    sizes = task, jnp.sqrt(cfg.variance), cfg.sigma_b, cfg.width, deepest, cfg.rate
-    every = [evidence(gl.activations.PHI[name], *sizes) for name in cfg.activation]
+    known, sizes = gl.theory.tangent_kernel, (NUM_CLASSES, data.y.size, cfg.batch_size)
+    problem = known.Problem(alike, *sizes, cfg.num_steps)
+    evidence = jax.vmap(known.evidence, (None, None, 0, *4 * (None,)))
+    given = problem, jnp.sqrt(cfg.variance), cfg.sigma_b, cfg.width, deepest, cfg.rate
+    every = [evidence(gl.activations.PHI[name], *given) for name in cfg.activation]
     return jnp.stack(every)[:, :, jnp.array(cfg.depth) - 1]
 
 
@@ -137,12 +134,8 @@ def plain_numbers(cfg: Config) -> jax.Array:
 
 
 def boundary(data: xr.Dataset) -> xr.Dataset:
-    """Of the first activation at the middle rate: its loss, the mean of both seeds, by variance.
-
-    `log_at` is the log depth where half of a guess's loss is left, `log_xi` that of xi_c, where
-    the multiple is fitted: in order, up to the key xi_most.
-    """
-    loss = data.loss.isel(activation=0, rate=data.sizes["rate"] // 2).mean("seeds")
+    """Loss, log depth where half of guessing is left, log xi_c where the multiple is fitted."""
+    loss = data.loss.isel(activation=0, rate=data.sizes["rate"] // 2).mean("seeds", skipna=False)
     depths, in_order = np.log(data.depth.values), data.chi_1 < 1
     at = [gl.estimate.crossing(depths, row, gl.LN10 / 2) for row in loss.values]
     log_xi = np.log(data.xi_c).where(in_order & (data.xi_c <= data.attrs["xi_most"]))
@@ -152,24 +145,22 @@ def boundary(data: xr.Dataset) -> xr.Dataset:
 def multiple(data: xr.Dataset) -> gl.Headline:
     """The boundary over xi_c, and two standard errors to either side; nan where it is not found."""
     found = boundary(data)
-    ratio = (found.log_at - found.log_xi).dropna("variance")
-    mean = gl.headline.mean("", ratio if ratio.size else np.nan)
-    value, low, high = np.exp([mean.value, mean.low, mean.high])
-    return gl.Headline("trainable depth over ξ_c", value, low=low, high=high)
+    ratio = np.exp(found.log_at - found.log_xi).dropna("variance")
+    return gl.headline.mean("trainable depth over ξ_c", ratio if ratio.size else np.nan)
 
 
 def figure(data: xr.Dataset) -> gl.Figure:
     """The maps; where networks train, under multiples of the depth scales; the forecast."""
     fig, (maps, grid, forecast) = gl.figures.panels(1, 3, height=2.8, width_ratios=[1, 1.3, 1])
-    inset = maps.inset_axes((0.62, 0.06, 0.36, 0.34), xticks=[], yticks=[])
-    looks = list(gl.figures.shades(data.sizes["map_sigma_w"]))
+    inset, scales = maps.inset_axes((0.62, 0.06, 0.36, 0.34)), data.sizes["map_sigma_w"]
     for axes, name in ((maps, "correlation"), (inset, "length")):
-        for sigma_w, look in zip(data.map_sigma_w.values, looks, strict=True):
+        for sigma_w, look in zip(data.map_sigma_w.values, gl.figures.shades(scales), strict=True):
             row, label = data.sel(map_sigma_w=sigma_w), f"σ_w = {sigma_w:g}"
             gl.figures.predicted(axes, data[name], row[f"next_{name}_law"], color=look["color"])
             gl.figures.measured(axes, data[name], row[f"next_{name}"].mean("draw"), look, label)
         axes.axline((0, 0), slope=1, **gl.figures.GUIDE)
-    gl.figures.words(inset, 0.4, 0.56, "length")
+    gl.figures.words(inset, 0.4, 0.56, "length, 0 to 15")
+    inset.set(xticks=[], yticks=[])
     maps.set(xlabel="correlation of a layer", ylabel="of the next", xlim=(-0.02, 1.02))
     maps.legend(loc="upper left", handletextpad=0.2)
     found, most, depths = boundary(data), multiple(data).value, np.log2(data.depth)
@@ -187,15 +178,14 @@ def figure(data: xr.Dataset) -> gl.Figure:
     grid.legend(loc="lower right", labelcolor="white")
     forecast.axline((0, 0), slope=1, **gl.figures.GUIDE)
     for name, look in zip(data.outcome.values, gl.figures.series(3), strict=True):
-        row = data.sel(outcome=name).where(data.bin_number.sel(outcome=name) >= FEW)
+        row = data.sel(outcome=name).where(data.bin_number.sel(outcome=name) >= 5)
         gl.figures.measured(forecast, row.bin_forecast, row.bin_observed, look, name)
         ends = (row.bin_observed + side * 2 * row.bin_error for side in (-1, 1))
         forecast.vlines(row.bin_forecast, *ends, color=look["color"], linewidth=0.8)
     forecast.set(xlabel="probability forecast", ylabel="share that came about", ylim=(-0.05, 1.3))
     forecast.legend(loc="lower right")
-    scores = data.brier.mean(GRID).to_series()
-    text = [f"{name} {score:.2f}" for name, score in scores.items()]
-    gl.figures.words(forecast, 0.04, 0.8, "\n".join(["Brier score", *text]))
+    scores = [f"{name} {x:.2f}" for name, x in data.brier.mean(GRID).to_series().items()]
+    gl.figures.words(forecast, 0.04, 0.8, "\n".join(["Brier score", *scores]))
     gl.figures.titles(fig, "from layer to layer", "what trains", "forecast before step 1")
     return fig
 
@@ -208,7 +198,7 @@ def caption(data: xr.Dataset) -> str:
     return f"""In order, half of a guess's loss is left at {most.value:.1f} ξ_c ({most.low:.1f} to
         {most.high:.1f}) after {data.attrs["num_steps"]} steps; nearer to chaos the budget ends
         first. Of {data.fate.size} networks theory, fixed on other seeds, forecasts the fate (bars:
-        two errors; of {FEW} networks or more) with a Brier score of {scores[0]:.2f}, a like rule on
+        two errors; of 5 networks or more) with a Brier score of {scores[0]:.2f}, a like rule on
         plain numbers with {scores[1]:.2f}, the plain guess with {scores[2]:.2f}. It errs most at
         {worst.activation.item()!s}, depth {worst.depth.item():g} ({worst.item():.2f})."""
 
@@ -216,20 +206,19 @@ def caption(data: xr.Dataset) -> str:
 def headline(data: xr.Dataset) -> Iterator[gl.Headline]:
     """The multiple, and the scores with and without theory."""
     yield multiple(data)
-    for name, score in zip(FORECASTERS, data.brier, strict=True):
-        yield gl.headline.mean(f"Brier score, {name}", score)
+    for score in data.brier:
+        yield gl.headline.mean(f"Brier score, {score.forecaster.item()}", score)
 
 
 def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     """The maps; the ratio varies less than the boundary; the forecast is better, and calibrated."""
-    eps = float(np.finfo(data.next_length.dtype).eps) * data.attrs["map_width"]
     for name in ("length", "correlation"):
         law = data[f"next_{name}_law"]  # exact at any width: of the mean over all weights
         yield gl.claim.mean(
             f"behind a drawn layer the {name} is that of the map, from every one and at every σ_w",
             *(data[f"next_{name}"], law, POOLE),
             where=np.isfinite(law),
-            rounding=eps * (1 + np.abs(law)),
+            rounding=data.attrs["map_width"] * np.finfo(law.dtype).eps * (1 + np.abs(law)),
         )
     # Var(a) > Var(a - x) where Cov(a, x) > Var(x)/2: where a grows as more than the root of xi_c.
     rows = boundary(data).drop_vars("loss").dropna("variance")
@@ -252,15 +241,9 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
 
 FAULTS = {
     "layers 3 % off": gl.fault.argument("ensembles.random", sigma_w=lambda s: 1.03 * s),
-    "forecast: depths reversed": gl.fault.result(
-        "losses", lambda loss: loss.at[1].set(loss[1, :, :, ::-1])
-    ),
-    "forecast: half of the loss": gl.fault.result(
-        "losses", lambda loss: loss.at[1].set(loss[1] / 2)
-    ),
-    "one scale of weights": gl.fault.result(
-        "losses", lambda loss: 0 * loss + loss.mean(2, keepdims=True)
-    ),
+    "depths reversed": gl.fault.result("losses", lambda loss: loss.at[1].set(loss[1, :, :, ::-1])),
+    "half a loss": gl.fault.result("losses", lambda loss: loss.at[1].set(loss[1] / 2)),
+    "one scale": gl.fault.result("losses", lambda loss: 0 * loss + loss.mean(2, keepdims=True)),
 }
 
 if __name__ == "__main__":

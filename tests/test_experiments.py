@@ -143,7 +143,7 @@ LONG = (
     *("float_limits", "framework_defaults", "freak_batch", "jacobian_product"),
     *("layers_moved", "norm_position", "normaliser_free_gain", "random_network"),
     *("rectifier_gain", "recurrent_chain", "residual", "scalar_chain"),
-    *("singular_value_spectrum", "tricks"),
+    *("singular_value_spectrum", "trainable_depth", "tricks"),
 )
 
 

@@ -21,7 +21,7 @@ from gradlab.models.activations import Phi
 from gradlab.models.chain import Chain
 
 
-class Network(NamedTuple):
+class Candidate(NamedTuple):
     """What a network is, or `(num_networks,)` of each.
 
     Attributes:
@@ -60,14 +60,16 @@ def grid(
     depth: Sequence[int],
     rate: Array,
     sigma_b: ArrayLike,
-) -> Network:
+) -> Candidate:
     """All combinations, `(num_draws, num_kinds, num_sigma_w, num_depths, num_rates)` of each."""
     axes = jnp.arange(num_draws), jnp.arange(num_kinds), sigma_w, jnp.asarray(depth), rate
     _, kind, weight, deep, step = jnp.meshgrid(*axes, indexing="ij")
-    return Network(kind, deep, weight, jnp.broadcast_to(sigma_b, kind.shape), step)
+    return Candidate(kind, deep, weight, jnp.broadcast_to(sigma_b, kind.shape), step)
 
 
-def losses(key: Array, networks: Network, phis: Sequence[Phi], data: Data, budget: Budget) -> Array:
+def losses(
+    key: Array, networks: Candidate, phis: Sequence[Phi], data: Data, budget: Budget
+) -> Array:
     """The loss of the batch before each step, `(..., num_steps)` (nats), `...` as of the networks.
 
     Every network has weights and batches of its own. The format is that of the data, whose inputs
@@ -75,14 +77,16 @@ def losses(key: Array, networks: Network, phis: Sequence[Phi], data: Data, budge
     """
     flat = jax.tree.map(jnp.ravel, networks)
 
-    def one(network: tuple[Array, Network]) -> Array:
-        return loss(*network, phis, data, budget)
+    def one(network: tuple[Array, Candidate]) -> Array:
+        return trained(*network, phis, data, budget)
 
     every = jax.lax.map(one, (jax.random.split(key, flat.kind.size), flat))
     return every.reshape(*networks.kind.shape, budget.num_steps)
 
 
-def loss(key: Array, network: Network, phis: Sequence[Phi], data: Data, budget: Budget) -> Array:
+def trained(
+    key: Array, network: Candidate, phis: Sequence[Phi], data: Data, budget: Budget
+) -> Array:
     """The loss of one network before each step, `(num_steps,)`."""
     key_chain, key_readout, key_batches = jax.random.split(key, 3)
     dtype, width = data.x.dtype, budget.width

@@ -121,7 +121,7 @@ def rates(
     return Rates(largest, share * (between.gap - within.gap) + own / num_examples)
 
 
-class Task(NamedTuple):
+class Problem(NamedTuple):
     """What is to be learned, as far as the theory asks.
 
     Attributes:
@@ -155,7 +155,7 @@ class Outlook(NamedTuple):
 
 def outlook(
     phi: Phi,
-    task: Task,
+    problem: Problem,
     sigma_w: ArrayLike,
     sigma_b: ArrayLike,
     width: int,
@@ -170,17 +170,17 @@ def outlook(
     def of_pair(correlation: Array) -> Kernel:
         return kernel(phi, correlation, sigma_w, sigma_b, width, depth)
 
-    both = jax.vmap(of_pair)(task.correlations)
+    both = jax.vmap(of_pair)(problem.correlations)
     within, between = (Kernel(*(part[i, :, None] for part in both)) for i in (0, 1))
-    found = rates(within, between, task.num_classes, task.batch_size, task.num_examples)
-    each = jnp.asarray(rate, float)[None] / task.num_classes
+    found = rates(within, between, problem.num_classes, problem.batch_size, problem.num_examples)
+    each = jnp.asarray(rate, float)[None] / problem.num_classes
     edge = each * found.largest / 2
-    return Outlook(edge, task.num_steps * each * found.classes / (1 + edge))
+    return Outlook(edge, problem.num_steps * each * found.classes / (1 + edge))
 
 
 def evidence(
     phi: Phi,
-    task: Task,
+    problem: Problem,
     sigma_w: ArrayLike,
     sigma_b: ArrayLike,
     width: int,
@@ -194,7 +194,7 @@ def evidence(
     depth over the width, by which a kernel differs from that of infinite width: Hanin and Nica
     2020b, theorem 1.
     """
-    found = outlook(phi, task, sigma_w, sigma_b, width, depth, rate)
+    found = outlook(phi, problem, sigma_w, sigma_b, width, depth, rate)
     beyond = jnp.log1p(found.edge)
     # What a format cannot hold counts as the smallest number that it holds.
     learned = jnp.log(jnp.maximum(found.learned, jnp.finfo(beyond.dtype).tiny))

@@ -40,7 +40,7 @@ def test_each_network_is_trained_as_if_alone(data: training.Data) -> None:
     key = jax.random.key(7)
 
     found = jax.jit(
-        lambda key: trials.losses(key, trials.Network(kind, depth, *scales), PHIS, data, BUDGET)
+        lambda key: trials.losses(key, trials.Candidate(kind, depth, *scales), PHIS, data, BUDGET)
     )(key)
 
     keys = jax.random.split(key, 3)

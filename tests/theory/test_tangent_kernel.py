@@ -109,7 +109,7 @@ def test_rates_are_eigenvalues_of_the_matrix_of_kernels() -> None:
 
 
 def test_an_outlook_is_capped_at_the_longest_stable_step() -> None:
-    task = tangent_kernel.Task(jnp.array([0.5, 0.0]), 10, 1000, 50, 200)
+    task = tangent_kernel.Problem(jnp.array([0.5, 0.0]), 10, 1000, 50, 200)
     rate = jnp.array([1e-9, 2e-9, 1e3, 2e3])
     found = tangent_kernel.outlook(PHI["linear"], task, 1.0, 0.0, 10, 2, rate)
     same, gaps = 32.0, (15.0, 30.0)  # the closed form above, two layers

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.scipy.special import xlog1py, xlogy
 from jax.typing import ArrayLike
 from scipy.special import digamma, gammaln, polygamma
-from scipy.stats import binom
 
 # ---- products of square Gaussian matrices: Lyapunov exponents
 
@@ -40,39 +40,48 @@ def lyapunov_variances(width: int) -> Array:
 # ---- products of masked Gaussian matrices D W: rows of W are kept with a probability
 
 
-def masked_exponents(width: int, variance: ArrayLike, kept: float) -> Array:
+def masked_exponents(width: int, variance: ArrayLike, kept: ArrayLike) -> Array:
     """`½ [log(2 variance) + E psi((B - k + 1)/2)]`, k = 1, 2, ..., `(width,)`, nats a layer.
 
     Of matrices D W, W_ij ~ N(0, variance) and D diagonal, its entries 1 with the probability `kept`
     and else 0, so that B of Binomial(width, kept) rows are left. Derived as Newman 1986, since B
     rows of W leave an independent chi variable of B - k + 1 degrees in each step of the QR
-    iteration; k = 1 is the top exponent, of relu networks too (Hanin and Nica 2020, with fixed
-    gates Haas, Gatine, Cosse and Bouraoui 2026). It is given that B is k or more: a long product
-    has rank k no more once it is less, which happens to the k-th with `masked_loss` a layer.
+    iteration. Given that B is k or more: a layer with less takes the direction away
+    (`masked_loss`). With kept = ½ it is the law of relu layers without biases too, k = 1 for any
+    vector (Hanin and Nica 2020) and all k in the mean of a long product: its leading direction is
+    the state, since J z is the next one, and gates that know W z alone are independent of W times
+    what is orthogonal to z.
     """
     mean, _ = _masked(width, kept)
-    return (jnp.log(2 * jnp.asarray(variance, float)) + jnp.asarray(mean)) / 2
+    return (jnp.log(2 * jnp.asarray(variance, float)) + mean) / 2
 
 
-def masked_variances(width: int, kept: float) -> Array:
+def masked_variances(width: int, kept: ArrayLike) -> Array:
     """`[E psi_1((B - k + 1)/2) + Var psi((B - k + 1)/2)]/4`, `(width,)`: nats², a layer."""
-    return jnp.asarray(_masked(width, kept)[1]) / 4
+    return _masked(width, kept)[1] / 4
 
 
-def masked_loss(width: int, kept: float) -> Array:
+def masked_loss(width: int, kept: ArrayLike) -> Array:
     """`P(B < k)`, k = 1, 2, ..., `(width,)`: that a layer takes the k-th direction away."""
-    return jnp.asarray(binom.cdf(np.arange(_width(width)), width, kept))
+    return jnp.cumsum(_binomial(width, kept))[:-1]
 
 
-def _masked(width: int, kept: float) -> tuple[np.ndarray, np.ndarray]:
+def _binomial(width: int, kept: ArrayLike) -> Array:
+    """The probabilities of 0, 1, ..., width, `(width + 1,)`."""
+    B, p = np.arange(_width(width) + 1.0), jnp.asarray(kept, float)
+    choose = gammaln(width + 1) - gammaln(B + 1) - gammaln(width - B + 1)
+    return jnp.exp(choose + xlogy(B, p) + xlog1py(width - B, -p))
+
+
+def _masked(width: int, kept: ArrayLike) -> tuple[Array, Array]:
     """The mean and the variance of log chi² of B - k + 1 degrees, given B >= k, `(width,)` each."""
-    left, k = np.arange(1.0, _width(width) + 1), np.arange(1.0, width + 1)[:, None]
-    chance = np.where(left >= k, binom.pmf(left, width, kept), 0.0)
-    chance = chance / chance.sum(axis=1, keepdims=True)
-    half = np.maximum(left - k + 1, 1.0) / 2
-    mean = np.sum(chance * digamma(half), axis=1, keepdims=True)
-    spread = polygamma(1, half) + (digamma(half) - mean) ** 2
-    return mean[:, 0], np.sum(chance * spread, axis=1)
+    left = np.arange(1.0, _width(width) + 1) - np.arange(width)[:, None]  # B - k + 1
+    chance = jnp.where(left > 0, _binomial(width, kept)[None, 1:], 0.0)
+    chance = chance / jnp.sum(chance, axis=1, keepdims=True)
+    half = np.maximum(left, 1.0) / 2
+    mean = jnp.sum(chance * digamma(half), axis=1)
+    spread = polygamma(1, half) + jnp.square(digamma(half) - mean[:, None])
+    return mean, jnp.sum(chance * spread, axis=1)
 
 
 # ---- one vector through relu layers with He weights, W_ij ~ N(0, 2/fan_in)

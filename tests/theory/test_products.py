@@ -342,6 +342,26 @@ def test_masked_laws_are_those_of_a_qr_iteration() -> None:
         assert max(map(abs, z_scores(increments[:, k], means[k], variances[k]))) < 4
 
 
+def test_masked_laws_are_those_of_relu_layers_whose_state_leads() -> None:
+    width, num = 40, 6000
+
+    def step(carry: Any, key: Any) -> Any:
+        Q, z = carry
+        h = jax.random.normal(key, (width, width)) @ jnp.concatenate([z[:, None], Q], axis=1)
+        h = jnp.where(h[:, :1] > 0, h, 0.0)
+        Q, R = jnp.linalg.qr(h[:, 1:])
+        return (Q, h[:, 0] / jnp.linalg.norm(h[:, 0])), jnp.log(jnp.abs(jnp.diagonal(R)))
+
+    start = jnp.eye(width)[:, :3]
+    keys = jax.random.split(KEY, num)
+    run = jax.jit(lambda keys: jax.lax.scan(step, (start, start[:, 0]), keys)[1])
+    increments = np.asarray(run(keys))
+    means = np.asarray(products.masked_exponents(width, 1.0, 0.5))
+    variances = np.asarray(products.masked_variances(width, 0.5))
+    for k in range(3):
+        assert max(map(abs, z_scores(increments[:, k], means[k], variances[k]))) < 4
+
+
 def test_a_direction_is_lost_where_fewer_rows_are_left() -> None:
     loss = products.masked_loss(3, 0.25)
 

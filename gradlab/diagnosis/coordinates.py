@@ -104,7 +104,9 @@ class CoordinateCheck:
         self.layers = [
             OverWidth(
                 name,
-                *(exponent(widths, logs[:, :, kind, k], chance) for kind in range(3)),
+                exponent(widths, logs[:, :, 0, k], chance),
+                exponent(widths, logs[:, :, 1, k], chance),
+                exponent(widths, logs[:, :, 2, k], chance),
                 name == output,
             )
             for k, name in enumerate(names)

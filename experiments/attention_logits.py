@@ -112,7 +112,7 @@ def rooted(x: jax.Array) -> jax.Array:
     return x / jnp.sqrt(jnp.mean(x * x, axis=-1, keepdims=True))
 
 
-def capped(logits: jax.Array, cap: jax.Array) -> jax.Array:
+def capped(logits: jax.Array, cap: float) -> jax.Array:
     """The soft cap: linear at 0, below the cap everywhere."""
     return cap * jnp.tanh(logits / cap)
 

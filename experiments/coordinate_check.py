@@ -51,8 +51,8 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     found, num, base = [], len(alone), min(cfg.width)
     for n in cfg.width:
         rows = [setting(rule, way, n / base, jnp.eye(3)[k]) for rule, way, k in alone]
-        rows = jnp.stack(rows + settings(cfg, n / base))
-        one = partial(moves, cfg=cfg, n=n, rows=rows)
+        rows += settings(cfg, n / base)
+        one = partial(moves, cfg=cfg, n=n, rows=jnp.stack(rows))
         found.append(gl.grid.over_draws(one, key_check, cfg.num_draws))
     logs = jax.tree.map(lambda *parts: jnp.stack(parts, -1), *found)
     shape = cfg.num_draws, len(RULES), len(WAYS), 3, 3, -1
@@ -139,7 +139,7 @@ def figure(data: xr.Dataset) -> gl.Figure:
     """The change over the width with its law; how a rate hides it; and what it is good for."""
     fig, (change, check, loss) = gl.figures.panels(1, 3, height=2.7)
     n, rate = data.width.values, data.learning_rate
-    found = gl.estimate.exponents(data.later.sel(layer="hidden"))
+    found = gl.estimate.log_slopes(data.later.sel(layer="hidden"))
     check.axhspan(-PASSES, PASSES, color="0.9", linewidth=0)
     for way, colour in zip(WAYS, (gl.figures.EXPLODING, gl.figures.VANISHING), strict=True):
         for layer, mark in (("hidden", "o"), ("logits", "s")):
@@ -148,7 +148,7 @@ def figure(data: xr.Dataset) -> gl.Figure:
             look = {"color": colour, "marker": mark}
             gl.figures.band(change, n, np.exp(row.change - row.change[:, 0].mean()), look)
             gl.figures.predicted(change, n, law)
-            at = law[-1] * (1.5 if layer == "logits" else 0.8)  # apart where both are 1
+            at = law[-1] * (1.15 if layer == "logits" else 0.87)  # apart where both are 1
             gl.figures.named(change, n[-1], at, layer, colour)
         gl.figures.words(change, 0.05, 0.9 if way == "standard" else 0.82, way, color=colour)
         gl.figures.band(check, rate, found.sel(way=way), {"color": colour, "marker": "o"})
@@ -171,9 +171,9 @@ def figure(data: xr.Dataset) -> gl.Figure:
 
 def caption(data: xr.Dataset) -> str:
     """The exponents of the logits, how far the check is fooled, and the transfer."""
-    found = gl.estimate.exponents(data.change).mean("draw").sel(rule="sign", layer="logits")
+    found = gl.estimate.log_slopes(data.change).mean("draw").sel(rule="sign", layer="logits")
     hidden, own = (float(found.sel(way="standard", moved=k)) for k in ("hidden", "logits"))
-    fooled = gl.estimate.exponents(data.later).mean("draw").sel(way="standard", layer="hidden")
+    fooled = gl.estimate.log_slopes(data.later).mean("draw").sel(way="standard", layer="hidden")
     worse = [float(excess(data).sel(way=way).mean()) for way in WAYS]
     return f"""In one small step of signs the logits of the standard parametrisation change as
         n^{hidden:.2f} by what the hidden layer moves and as n^{own:.2f} by the readout's own; with
@@ -194,12 +194,12 @@ def excess(data: xr.Dataset) -> xr.DataArray:
 
 def headline(data: xr.Dataset) -> Iterator[gl.Headline]:
     """The logits' exponents, and the hidden layer's where the check is fooled."""
-    found = gl.estimate.exponents(data.change).sel(rule="sign", moved="hidden", layer="logits")
+    found = gl.estimate.log_slopes(data.change).sel(rule="sign", moved="hidden", layer="logits")
     for way in WAYS:
         law = data.law.sel(rule="sign", way=way, moved="hidden", layer="logits")
         yield gl.headline.mean(f"logits, {way}", found.sel(way=way), law=float(law))
     last = data.later.isel(learning_rate=-1).sel(way="standard", layer="hidden")
-    yield gl.headline.mean("hidden, saturated", gl.estimate.exponents(last))
+    yield gl.headline.mean("hidden, saturated", gl.estimate.log_slopes(last))
 
 
 def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
@@ -213,16 +213,16 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     moves = np.isfinite(data.law)
     yield gl.claim.mean(
         "one step changes each layer by the power of the width that the law gives, in small steps",
-        *(gl.estimate.exponents(data.change), data.law.where(moves, 0.0), LAW),
+        *(gl.estimate.log_slopes(data.change), data.law.where(moves, 0.0), LAW),
         where=moves,
         examples_over_the_width=width,
     )
     yield gl.claim.mean(
         "at the start the logits are of one size, and as n^(-1/2) with the maximal update",
-        *(gl.estimate.exponents(data.start), xr.DataArray([0.0, -0.5], dims="way"), LAW),
+        *(gl.estimate.log_slopes(data.start), xr.DataArray([0.0, -0.5], dims="way"), LAW),
         examples_over_the_width=width,
     )
-    hidden = gl.estimate.exponents(data.later).sel(layer="hidden", way="standard")
+    hidden = gl.estimate.log_slopes(data.later).sel(layer="hidden", way="standard")
     yield gl.claim.mean(
         "saturated, the standard parametrisation passes the check that it should fail",
         *(hidden.isel(learning_rate=-1), PASSES, CHECK),

@@ -1,4 +1,4 @@
-"""The coordinate check: does a step change each layer's activations by as much at every width?
+"""The coordinate check: the power of the width in what a step changes of each layer's output.
 
 `print(gl.coordinate_check(make, widths, optimizer, batch, loss))`. Yang, Hu and others 2022 (Tensor
 Programs V, arXiv:2203.03466, appendix on implementation) look at curves; here each layer has the
@@ -104,7 +104,9 @@ class CoordinateCheck:
         self.layers = [
             OverWidth(
                 name,
-                *(exponent(widths, logs[:, :, kind, k], chance) for kind in range(3)),
+                exponent(widths, logs[:, :, 0, k], chance),
+                exponent(widths, logs[:, :, 1, k], chance),
+                exponent(widths, logs[:, :, 2, k], chance),
                 name == output,
             )
             for k, name in enumerate(names)
@@ -216,7 +218,15 @@ def _of_width(
             "allowed: a model with a layer that does"
         )
     run = jax.jit(partial(_moves, anatomy, _transformation(optimizer, width), steps, arrays))
-    logs = [np.asarray(jnp.stack(run(one.tree(one.params), one.rest))) for one in subjects]
+    try:
+        logs = [np.asarray(jnp.stack(run(one.tree(one.params), one.rest))) for one in subjects]
+    except TypeError as error:
+        if "custom_vjp" not in str(error):
+            raise
+        raise BadInput(
+            f"make({width}, key) has an operation with a jax.custom_vjp, which has no derivative "
+            "along a step; allowed: operations with a jax.custom_jvp, or none of their own"
+        ) from None
     return _OfWidth(
         tuple(_uses(anatomy)),
         anatomy.layers[-1].name,

@@ -74,7 +74,7 @@ def exponent(x: ArrayLike, log_y: ArrayLike, chance: float) -> Exponent:
     return Exponent(fit.value, fit.value - half, fit.value + half)
 
 
-def exponents(logs: Any, over: str = "width") -> Any:
+def log_slopes(logs: Any, over: str = "width") -> Any:
     """The exponent of the coordinate `over` in what a labelled array has the logs of, row by row.
 
     The least-squares slopes, without their errors: draws, if there are any, have each its own.

@@ -82,7 +82,7 @@ def softmax_row(std: ArrayLike, num_tokens: ArrayLike) -> RandomRow:
     def moment(k: int) -> Array:
         return jnp.exp(k * v - jnp.exp(v)) @ weight
 
-    def kept(power: ArrayLike) -> Array:
+    def kept(power: Array) -> Array:
         return jnp.exp(jnp.where(power > 0, power, 0) * log_phi)
 
     def share(k: int) -> Array:

@@ -114,6 +114,14 @@ def test_a_readout_that_starts_at_zero_lets_nothing_below_it_move_at_the_first_s
     assert found.verdict == "does not move: 0, which has no change at the first step"
 
 
+@jax.custom_vjp
+def backward_only(x: Any) -> Any:
+    return x
+
+
+backward_only.defvjp(lambda x: (x, None), lambda _, g: (g,))
+
+
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
@@ -126,6 +134,7 @@ def test_a_readout_that_starts_at_zero_lets_nothing_below_it_move_at_the_first_s
         ({"num_draws": 0}, "num_draws is 0"),
         ({"make": lambda *_: (lambda x: x,)}, "without an array"),
         ({"make": lambda _, key: linear(4, key)}, "the same shapes"),
+        ({"loss": lambda model, b: jnp.mean(backward_only(model(b[0])))}, "jax.custom_jvp"),
     ],
 )
 def test_what_cannot_be_checked_is_refused_in_a_sentence(

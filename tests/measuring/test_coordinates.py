@@ -1,5 +1,7 @@
 """Moves of what a model computes, against closed forms of one step."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,8 +46,10 @@ def test_what_does_not_move_has_the_log_of_zero() -> None:
 
 def test_each_leaf_goes_by_its_own_rate_down_its_gradient_or_the_sign_of_it() -> None:
     params = [jnp.asarray([1.0, -2.0]), jnp.asarray([[3.0]])]
-    for is_sign, expected in ((0.0, [[-0.1, 0.2], [[-6.0]]]), (1.0, [[-0.1, 0.1], [[-2.0]]])):
+    by_gradient: list[Any] = [[-0.1, 0.2], [[-6.0]]]
+    by_sign: list[Any] = [[-0.1, 0.1], [[-2.0]]]
+    for is_sign, expected in ((0.0, by_gradient), (1.0, by_sign)):
         optimizer = coordinates.by_layer(jnp.asarray(is_sign), jnp.asarray([0.1, 2.0]))
-        updates, _ = optimizer.update(params, optimizer.init(params), params)
+        updates: Any = optimizer.update(params, optimizer.init(params), params)[0]
         for update, value in zip(updates, expected, strict=True):
             np.testing.assert_allclose(update, value, rtol=1e-12)

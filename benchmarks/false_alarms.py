@@ -203,5 +203,5 @@ def main(num_seeds: int, first: int) -> None:
 
 
 if __name__ == "__main__":
-    told = [int(word) for word in sys.argv[1:]] + [400, 1000][len(sys.argv) - 1 :]
+    told = [int(word) for word in sys.argv[1:]] + [40, 7000][len(sys.argv) - 1 :]
     main(*told)

@@ -52,6 +52,7 @@ SHARED = {
     "Comparison": "what two differ in: audits, a clip and the exact formula",
     "text": "as a person reads it: an audit, its comparison, help",
     "Verdict": "a judged sentence: on a model, on a claim at all points of a sweep",
+    "wide": "the format of the arithmetic on leaves",
     "weights": "the matrices that a model is drawn with",
     "Weights": "the matrices of a layer, and what was measured of them",
     "Draw": "how weights are drawn: as a law, and as a function",

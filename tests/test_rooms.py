@@ -46,6 +46,16 @@ ELSEWHERE = {
         ("diagnosis/test_audit.py", "its parts are right if planted sickness is found and named"),
     ),
     "calibration.wrong": ("calibration/test_mutations.py", "a mutation plants them"),
+    **dict.fromkeys(
+        ("diagnosis.checks_learning", "diagnosis.gates"),
+        ("diagnosis/test_learning.py", "what cannot learn is found, and what learns is not"),
+    ),
+    "diagnosis.spikes": (
+        "diagnosis/test_watching.py",
+        "the order of events, as planted into a run that is watched",
+    ),
+    "models.callables": ("models/test_chain.py", "a callable is right if the chain of it is"),
+    "measuring.leaf_norms": (MONITOR, "norms and steps kept, held against a run recorded in full"),
     "page.build": ("page/test_page.py", "both pages are made from folders of results"),
     "page.evidence": (LESSON, "a number is right if the sentence has the dataset's"),
     "page.gallery": ("page/test_page.py", "a card for whatever a folder holds"),

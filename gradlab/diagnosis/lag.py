@@ -123,7 +123,8 @@ def lag(
     found = jacobians.log_gradient_norms(loop.chain, loop.state, lambda z: loss(loop.carry(z)))
     logs = np.asarray(found, float)[::-1]
     # A step multiplies by a matrix: √size roundings of it (Higham and Mary 2019).
-    rounding = math.sqrt(loop.state.size) * float(jnp.finfo(loop.state.dtype).eps)
+    one = jnp.ones((), loop.state.dtype)
+    rounding = math.sqrt(loop.state.size) * float(jnp.nextafter(one, 2 * one) - one)
     return Lag(logs, *exponent(logs, confidence, rounding), confidence)
 
 

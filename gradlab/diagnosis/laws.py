@@ -163,7 +163,7 @@ def smallest_slope() -> float:
     return 4 / LONGEST_MEMORY
 
 
-def held_norms(logs: Sequence[float], z: float) -> dict[int, tuple[float, float]]:
+def held_norms(logs: Sequence[float] | np.ndarray, z: float) -> dict[int, tuple[float, float]]:
     """Members whose log norm stands above both neighbours', each with its share and excess.
 
     It has more than half of the squared norm of all, and both its rise and its fall stand out from

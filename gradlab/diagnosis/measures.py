@@ -136,7 +136,8 @@ def _seen(anatomy: Anatomy) -> set[int]:
     """The values whose numbers are wanted."""
     layers = {v for layer in anatomy.layers for v in (layer.weight, layer.state)}
     sums = {v for r in anatomy.residuals for v in (r.stream, r.branch)}
-    return layers | sums | {part.value for part in (*anatomy.softmaxes, *anatomy.gates)}
+    softmaxes = {softmax.value for softmax in anatomy.softmaxes}
+    return layers | sums | softmaxes | {gate.value for gate in anatomy.gates}
 
 
 def _logs(arrays: Sequence[Array], function: Callable[[Array], Array] | None = None) -> Array:

@@ -16,7 +16,6 @@ import numpy as np
 import optax
 from jax import Array, lax
 
-from gradlab.arithmetic import norms
 from gradlab.diagnosis import door, spikes
 from gradlab.diagnosis.report import number
 from gradlab.diagnosis.spikes import Event
@@ -103,7 +102,7 @@ def watch(
 
     def init(params: Tree) -> WatchState:
         leaves = leaves_of(params)
-        dtype, num = norms.wide(leaves), len(leaves)
+        dtype, num = leaf_norms.wide(leaves), len(leaves)
         paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
 
         def ring() -> Ring:  # each an array of its own: a donated one can be given once

@@ -200,8 +200,9 @@ def _key(value: Any) -> Any:
     if isinstance(value, Jaxpr):
         return _key_of_program(value)
     if isinstance(value, jax.Array | np.ndarray | np.generic):
-        is_key = jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
-        array = np.asarray(jax.random.key_data(value) if is_key else value)
+        plain: Any = value
+        is_key = jnp.issubdtype(plain.dtype, jax.dtypes.prng_key)
+        array = np.asarray(jax.random.key_data(plain) if is_key else plain)
         return str(array.dtype), array.shape, array.tobytes()
     if isinstance(value, list | tuple):
         return type(value).__name__, tuple(map(_key, value))

@@ -13,7 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from gradlab.arithmetic import quick_norms
+from gradlab.arithmetic import norms, quick_norms
+
+
+def wide(leaves: list[Array]) -> Any:
+    """The format of the arithmetic on these leaves."""
+    return norms.wide(leaves)
 
 
 def sizes(leaves: list[Array], dtype: Any) -> tuple[Array, Array]:

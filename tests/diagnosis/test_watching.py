@@ -142,7 +142,7 @@ def test_without_weights_an_update_over_them_is_not_known() -> None:
 
 def test_what_is_no_optimiser_or_holds_no_watch_is_refused() -> None:
     with pytest.raises(gl.BadInput, match="wraps an optax transformation, not a float"):
-        gl.watch(1e-3)  # type: ignore[arg-type]
+        gl.watch(1e-3)
     with pytest.raises(gl.BadInput, match="history is 2; allowed: a whole number of at least 4"):
         gl.watch(OPTIMIZER, 2)
     with pytest.raises(gl.BadInput, match="holds no watch"):

@@ -28,7 +28,7 @@ PARALLEL := -n auto --dist loadscope --max-worker-restart 0
 MINUTES := 20
 SCALE := smoke
 
-.PHONY: help figures page site docs quick test oldest zoo verify seeds power lint format lock upgrade clean $(EXPERIMENTS)
+.PHONY: help figures page site docs quick test oldest zoo rivals verify seeds power lint format lock upgrade clean $(EXPERIMENTS)
 
 help:  ## this list
 	@sed -n 's/^\([a-z ]*\):[^#]*## /\1: /p' Makefile | awk -F': ' '{printf "make %-13s %s\n", $$1, $$2}'
@@ -70,6 +70,10 @@ oldest: .venv/ready  ## the tests that matter, with the oldest versions that pyp
 zoo: .venv/ready  ## models that nobody here wrote, for the audit's tests: their own lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r tests/zoo.lock
 
+rivals: .venv/ready  ## libraries whose clips the matrix has models of: their own lock, some gigabytes
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r tests/rivals.lock
+	$(PYTEST) -m verify tests/measuring/test_rivals.py
+
 verify: zoo  ## what is long and need not run each time; its record is results/verify.md
 	$(PYTEST) $(PARALLEL) -m verify --record results/verify.md tests docs
 	$(MAKE) --no-print-directory --keep-going seeds power
@@ -100,6 +104,9 @@ lock upgrade: .venv/ready  ## the lock by hash, keeping what can stay, or all an
 		--quiet --output-file requirements.lock
 	$(BIN)/uv pip compile tests/zoo.in --no-deps --python-version 3.11 $(UPGRADE) --generate-hashes \
 		--no-emit-index-url --custom-compile-command "make lock" --quiet --output-file tests/zoo.lock
+	$(BIN)/uv pip compile tests/rivals.in --constraints requirements.lock --python-version 3.11 $(UPGRADE) \
+		--generate-hashes --no-emit-index-url --custom-compile-command "make lock" \
+		--quiet --output-file tests/rivals.lock
 
 .venv/ready: requirements.lock pyproject.toml
 	$(if $(PYTHON),,$(error Python 3.11 or later was not found; install it, or say make PYTHON=...))

@@ -49,8 +49,8 @@ KNOWN = {
     "optax adaptive": "rsssrrrlrrrsrrrlr",
     "optax per example": "rsssrrrrrlrsrrrlr",
     "optax if finite": "rsslrrllrrrsrrrlr",
-    "PyTorch": "rsssrrrlrrrsrrrlr",
-    "TensorFlow": "rlslrrlllrrlrrrlr",
+    "PyTorch": "rsssrrrlrrrrrrrlr",
+    "TensorFlow": "rlslrrlllrrlrlrlr",
     "sentinel of -1": "rsssrrrlllrsrrrlr",
     "norm in bfloat16": "rsssrrrrrlrrsrsls",
 }

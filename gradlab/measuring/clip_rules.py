@@ -1,7 +1,8 @@
 """What other libraries do in the place of the formula: each a rule from leaves and tau to leaves.
 
 Those of optax are optax's own. The others are models, written down from the source that each
-names: where one of them fails, the library itself has not been run.
+names: where one of them fails, the library itself has not been run. Those of PyTorch and TensorFlow
+are held against the libraries, where these are installed (`make rivals`).
 """
 
 from __future__ import annotations
@@ -48,13 +49,26 @@ def times(leaves: Leaves, factor: Array) -> Leaves:
 
 
 def torch(leaves: Leaves, tau: Array) -> Leaves:
-    """A norm of the leaves' norms, and `min(1, tau/(norm + 1e-6))`."""
-    sizes = [jnp.sqrt(jnp.sum(jnp.square(leaf))) for leaf in leaves]
-    return times(leaves, jnp.minimum(tau / (plain_norm(sizes) + 1e-6), 1))
+    """A norm of the leaves' norms, and `min(1, tau/(norm + 1e-6))`.
+
+    Each is summed in float32 at least, and rounded to its own format.
+    """
+
+    def size(x: Array) -> Array:
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        return jnp.sqrt(jnp.sum(jnp.square(wide))).astype(x.dtype)
+
+    total = size(jnp.stack([size(leaf) for leaf in leaves]))
+    return times(leaves, jnp.minimum(tau / (total + 1e-6), 1))
 
 
 def tensorflow(leaves: Leaves, tau: Array) -> Leaves:
-    """`tau min(1/norm, 1/tau)`, and nan everywhere where the norm is not finite."""
+    """`tau min(1/norm, 1/tau)`, and nan everywhere where the norm is not finite.
+
+    Leaves of several formats are refused, for which nan stands here too.
+    """
+    if len({leaf.dtype for leaf in leaves}) > 1:
+        return [jnp.full_like(leaf, jnp.nan) for leaf in leaves]
     size = plain_norm(leaves).astype(jnp.float32)
     factor = tau * jnp.minimum(1 / size, 1 / tau)
     return times(leaves, jnp.where(jnp.isfinite(size), factor, jnp.nan))
@@ -121,8 +135,12 @@ RULES = {
         _optax(lambda tau: optax.apply_if_finite(optax.clip_by_global_norm(tau), 1)),
         "optax.apply_if_finite around clip_by_global_norm",
     ),
-    "PyTorch": Rule(torch, "torch.nn.utils.clip_grad_norm_, documentation of 2.x", is_model=True),
-    "TensorFlow": Rule(tensorflow, "tf.clip_by_global_norm, documentation of 2.x", is_model=True),
+    "PyTorch": Rule(
+        torch, "torch.nn.utils.clip_grad_norm_, held against torch 2.14", is_model=True
+    ),
+    "TensorFlow": Rule(
+        tensorflow, "tf.clip_by_global_norm, held against tensorflow 2.21", is_model=True
+    ),
     "sentinel of -1": Rule(sentinel, "DeepSpeed, pull request 8614", is_model=True),
     "norm in bfloat16": Rule(
         short_norm, "maxtext, issue 5143; Automodel, pull request 825", is_model=True

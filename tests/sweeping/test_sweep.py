@@ -422,7 +422,7 @@ def test_an_experiment_draws_and_judges_its_sweep_as_a_whole(
     told = json.loads((folder / "claims.json").read_text())
     (claim,) = told["claims"]  # in the place of those of each point
     assert claim["sentence"] == "every length is below 1"
-    assert claim["verdict"] == ("FAILS" if status else "holds")
+    assert claim["verdict"] == ("fails" if status else "holds")
     assert len(told["headline"]) == 3  # of each point all the same
     assert "every length is below 1" in ended.stdout
 

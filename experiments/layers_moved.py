@@ -173,7 +173,8 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     if (kept.sel(kind=CLIPPED) < 1).all():  # else a run may be none the shorter
         sentence = "clipped, the first layer moves less than in the same training not clipped"
         yield gl.claim.gain(f"{sentence}, in decades", plain - clipped, ALGORITHM, over="run")
-    if data.chi_1 < 1:  # what does not vanish needs no identity
+    # The plain gradient loses √chi_1 a layer, that of a branch its factor: else nothing is gained.
+    if data.chi_1 ** ((data.attrs["depth"] - 1) / 2) < min(1.0, float(data.attrs["factor"])):
         sentence = "with the identity it moves more than without, on the same weights and batches"
         yield gl.claim.gain(f"{sentence}, in decades", residual - plain, HE, over="run")
 

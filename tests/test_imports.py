@@ -130,6 +130,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         *(
             "numbers",
             "vector",
+            "panels",
             "worth",
             "shelves",
             "gallery",

@@ -193,7 +193,7 @@ def headline(data: xr.Dataset) -> Iterator[gl.Headline]:
 
 
 def kept_rate(log_square: xr.DataArray, block: str) -> xr.DataArray:
-    """The growth a block in the deeper half, less half of that in the other: exponentials keep it."""
+    """The growth a block in the deeper half, less half of that before; an exponential keeps it."""
     last = log_square.sizes[block] - 1
     first, middle, end = (log_square.isel({block: at}) for at in (0, last // 2, last))
     return (end - middle) / (last - last // 2) - (middle - first) / (last // 2) / 2

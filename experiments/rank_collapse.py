@@ -115,12 +115,8 @@ def layers(cfg: Config, weights: Any, keys: list[jax.Array], design: Any) -> dic
 
 def laws(cfg: Config, design: Any) -> dict[str, jax.Array]:
     """The logs of 1 - c and of the queries' share, wide, and what the width may take of them."""
-    theory, kinds, relu = (
-        gl.theory.transformer,
-        jnp.ones(cfg.depth, bool),
-        gl.activations.PHI["relu"],
-    )
-    signal = theory.signal(relu, design, kinds, 1.0, 0.0, cfg.num_tokens)
+    theory, relu = gl.theory.transformer, gl.activations.PHI["relu"]
+    signal = theory.signal(relu, design, jnp.ones(cfg.depth, bool), 1.0, 0.0, cfg.num_tokens)
     into = jnp.where(design.before > 0, 1.0, signal.square)
     # |a|² of a direction among T - 1, and |K w|² of one among d, are chi squared: their mean logs.
     halves = jnp.array([(cfg.num_tokens - 1) / 2, cfg.width / 2])
@@ -162,12 +158,13 @@ def figure(data: xr.Dataset) -> gl.Figure:
     gl.figures.band(cubed, data.difference, np.exp(data.log_cubed), next(gl.figures.series(1)))
     middle = np.exp(data.log_cubed.mean("draw") - 3 * np.log(data.difference)).mean()
     gl.figures.predicted(cubed, data.difference, middle * data.difference**3)
-    gl.figures.words(cubed, 0.5, 0.25, "third power")
     alike.set(xlim=(0, last), xlabel="layers of attention", ylabel="correlation of two tokens")
     share.set(xlim=(0, last), yscale="log", xlabel="layer", ylabel="|dL/dQ|² / |dL/dV|²")
     cubed.set(xscale="log", yscale="log", xlabel="differences before", ylabel="and behind a layer")
     gl.figures.ends(alike, last, -np.expm1(data.log_apart.median("draw")).isel(layer=-1, drop=True))
-    gl.figures.titles(fig, "tokens become one", "queries stop learning", "attention alone")
+    gl.figures.titles(
+        fig, "tokens become one", "queries stop learning", "a layer cubes differences"
+    )
     return fig
 
 

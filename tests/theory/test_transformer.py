@@ -44,7 +44,6 @@ def test_plain_skips_double_what_tokens_share() -> None:
     np.testing.assert_allclose(seen.total[-1], 128.96875, rtol=1e-13)
 
 
-@pytest.mark.parametrize("start", [0.02, 1.0])
 def test_what_tokens_differ_by_stays_and_the_queries_share_falls_with_it() -> None:
     T, depth = 32, 100
     seen = transformer.signal(RELU, DESIGN(), np.ones(depth, bool), 1.0, 0.0, T)
@@ -59,6 +58,7 @@ def test_what_tokens_differ_by_stays_and_the_queries_share_falls_with_it() -> No
     np.testing.assert_allclose(normed[-1] / normed[-2], 0.25, rtol=1e-13)
 
 
+@pytest.mark.parametrize("start", [0.02, 1.0])
 def test_a_norm_at_the_branches_end_adds_one_each(start: float) -> None:
     m = np.arange(1, 65)
     seen = transformer.signal(

@@ -162,7 +162,7 @@ def figure(data: xr.Dataset) -> gl.Figure:
     gl.figures.words(inset, 0.4, 0.56, "length, 0 to 15")
     inset.set(xticks=[], yticks=[])
     maps.set(xlabel="correlation of a layer", ylabel="of the next", xlim=(-0.02, 1.02))
-    maps.legend(loc="upper left", handletextpad=0.2)
+    maps.legend(loc="upper left")
     found, most, depths = boundary(data), multiple(data).value, np.log2(data.depth)
     shown = found.loss.assign_coords(depth=depths.assign_attrs(long_name="depth"))
     shown.variance.attrs["long_name"] = "σ_w²"
@@ -171,9 +171,8 @@ def figure(data: xr.Dataset) -> gl.Figure:
     for name, xi, line in (("ξ_c", data.xi_c, "-"), ("ξ_grad", data.xi_grad, ":")):
         white = {"color": "white", "linewidth": 1.4, "linestyle": line}
         gl.figures.predicted(grid, data.variance, np.log2(most * xi), f"{most:.1f} {name}", **white)
-    mark = {"color": gl.figures.EXPLODING, "marker": "o", "markeredgecolor": "white"}
-    at, half = found.log_at / np.log(2), "half of guessing left"
-    gl.figures.measured(grid, data.variance, at, mark | {"markersize": 5}, half)
+    mark = {"color": gl.figures.EXPLODING, "marker": "o", "markeredgecolor": "white", "ms": 5}
+    gl.figures.measured(grid, data.variance, found.log_at / np.log(2), mark, "half of guessing")
     grid.set_yticks(depths.values, [f"{depth:g}" for depth in data.depth.values])
     grid.legend(loc="lower right", labelcolor="white")
     forecast.axline((0, 0), slope=1, **gl.figures.GUIDE)
@@ -224,9 +223,10 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     rows = boundary(data).drop_vars("loss").dropna("variance")
     if rows.sizes["variance"] > 2:
         power = gl.estimate.slope(rows.log_xi, rows.log_at)
-        error = gl.claim.tail((power.value - 0.5) / power.error, rows.sizes["variance"] - 2)
+        away = (power.value - 0.5) / max(power.error, 1e-30)
         less = "deep in order depth/ξ_c varies less than depth: their logs' slope is above 1/2"
-        yield gl.Claim(less, power.value, 0.5, {}, DEPTHS, ">=", chance=min(0.5, float(error)))
+        chance = min(0.5, float(gl.claim.tail(away, rows.sizes["variance"] - 2)))
+        yield gl.Claim(less, power.value, 0.5, {}, DEPTHS, ">=", chance=chance)
     scores = data.brier.stack(network=GRID)
     better = "theory's forecasts are better than the plain guess, by Brier score in the mean"
     yield gl.claim.gain(better, scores[-1] - scores[0], BRIER, over="network")
@@ -235,7 +235,7 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
         *(data.bin_observed, data.bin_forecast, BRIER),
         where=data.bin_number > 0,
         sampling=gl.claim.sampling(data.bin_error),
-        one_network=1 / data.bin_number,  # counts are whole
+        one_network=1 / data.bin_number.clip(1),  # counts are whole
     )
 
 

@@ -1,6 +1,7 @@
 """Normalised layers: limits that are published, and wide random layers."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -112,7 +113,7 @@ def test_relu_channels_behind_batch_norm_have_the_arc_cosine_kernels_mean() -> N
     found = normalisation.channel_statistics(RELU, "batch norm", 0.2, (2, 2), 10**9)
     share = np.asarray([1, 2, 1, 2]) + 1  # the first block's shortcut is a layer too
     # Cho and Saul 2009: the kernel of two orthogonal inputs is 1/pi of that of one.
-    expected = [share * (1 - 1 / math.pi), share / math.pi, np.full(4, 1 - 1 / math.pi)]
+    expected: Any = [share * (1 - 1 / math.pi), share / math.pi, np.full(4, 1 - 1 / math.pi)]
 
     np.testing.assert_allclose(found, expected, rtol=1e-8)
 

@@ -116,7 +116,8 @@ def law(cfg: Config, phi: gl.activations.Activation) -> tuple[jax.Array, ...]:
 
 def verdict(log_left: xr.DataArray, most: xr.DataArray) -> xr.DataArray:
     """-1 where a gradient vanishes, 1 where it explodes, 0 where it is kept."""
-    return np.sign(log_left) * (np.abs(log_left) > most)
+    sign: xr.DataArray = xr.apply_ufunc(np.sign, log_left)
+    return sign * (np.abs(log_left) > most)
 
 
 def figure(data: xr.Dataset) -> gl.Figure:

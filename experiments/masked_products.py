@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import gradlab as gl
@@ -47,7 +48,7 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     keys = jax.random.split(key, 2)
     growth = jnp.stack(
         [
-            gl.grid.over_draws(lambda key, gates=gates: grown(cfg, key, gates), key, cfg.num_draws)
+            gl.grid.over_draws(partial(grown, cfg, gates), key, cfg.num_draws)
             for gates, key in zip(GATES, keys, strict=True)
         ],
         axis=1,
@@ -76,12 +77,12 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     }
 
 
-def grown(cfg: Config, key: jax.Array, gates: str) -> jax.Array:
+def grown(cfg: Config, gates: str, key: jax.Array) -> jax.Array:
     """What each layer does to the log of each direction of the QR, `(depth, num_directions)`."""
     num = min(cfg.num_directions, cfg.width)
-    embed, cut = (lambda z: jnp.pad(z, (0, cfg.width - num))), lambda z: z[:num]
     start = gl.spectra.orthogonal_start(jnp.ones(num))[:, 0]  # the state is the first direction
-    model = [embed, gl.chain.Chain(layer(cfg, key, gates), jnp.arange(float(cfg.depth))), cut]
+    deep = gl.chain.Chain(layer(cfg, key, gates), jnp.arange(float(cfg.depth)))
+    model: list[Any] = [lambda z: jnp.pad(z, (0, cfg.width - num)), deep, lambda z: z[:num]]
     return gl.spectra.log_growth(model, start)[1:-1]
 
 

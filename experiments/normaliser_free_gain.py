@@ -94,8 +94,8 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
 def blocks(cfg: Config, key: jax.Array, kind: str) -> tuple[Any, Any]:
     """The function of a block, and the parameters of all, of a network of that kind."""
     theory, phi = gl.theory.normalisation, gl.activations.PHI[cfg.activation]
-    free, num = kind == "normaliser-free", sum(cfg.stage)
-    gain = theory.unit_gain(phi) if free else gl.theory.gauss.moments(phi).square(1.0) ** -0.5
+    free, num, one = kind == "normaliser-free", sum(cfg.stage), jnp.ones(())
+    gain = theory.unit_gain(phi) if free else gl.theory.gauss.moments(phi).square(one) ** -0.5
     W = gl.ensembles.unit_gaussian(key, (num, 3, cfg.width, cfg.width), float)
     W = gl.networks.standardised_rows(W) if free else W
     deviation = jnp.sqrt(theory.skip_variances(cfg.alpha, cfg.stage)[:-1])

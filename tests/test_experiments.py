@@ -141,8 +141,8 @@ def test_the_results_are_committed_and_small(exp: Experiment) -> None:
 LONG = (
     *("attention_logits", "clipped_vanishing", "coordinate_check", "curse_of_depth"),
     *("float_limits", "framework_defaults", "freak_batch", "jacobian_product"),
-    *("layers_moved", "norm_position", "normaliser_free_gain", "random_network"),
-    *("rectifier_gain", "recurrent_chain", "residual", "scalar_chain"),
+    *("layers_moved", "masked_products", "norm_position", "normaliser_free_gain"),
+    *("random_network", "rectifier_gain", "recurrent_chain", "residual", "scalar_chain"),
     *("singular_value_spectrum", "trainable_depth", "tricks"),
 )
 

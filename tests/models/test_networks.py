@@ -106,7 +106,7 @@ def test_a_block_is_its_shortcut_and_its_branch(kind: str, is_first: float) -> N
     W = jax.random.normal(KEY, (3, WIDTH, WIDTH))
     Z = np.asarray(jax.random.normal(jax.random.key(4), (BATCH, WIDTH)))
     params = W, jnp.asarray(1.7), jnp.asarray(is_first)
-    found, branch = networks.skip_block(PHI["tanh"], kind, 1.5, 0.3)(params, Z)
+    found, branch = networks.skip_block(PHI["tanh"], kind, 1.5, 0.3)(params, jnp.asarray(Z))
 
     def activated(h: Any) -> Any:
         centred = (h - h.mean(0)) / h.std(0)

@@ -1,6 +1,7 @@
 """Normalised layers: limits that are published, and wide random layers."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -93,7 +94,7 @@ def test_what_a_block_does_to_the_squared_gradient_is_its_jacobians_mean_square(
     first, second, third = 1 + 0.25, 1 + 0.25 / 1.25, (1 + 0.25) / 1.5
 
     np.testing.assert_allclose(
-        log, np.log([first * second * third, second * third, third, 1]), rtol=1e-14, atol=1e-15
+        log, np.log([first * second * third, second * third, third, 1.0]), rtol=1e-14, atol=1e-15
     )
     assert float(jnp.max(jnp.abs(taken))) < 1e-7
 
@@ -104,15 +105,15 @@ def test_channels_of_linear_blocks_have_no_mean_and_add_their_variances() -> Non
         for kind in ("normaliser-free", "nothing")
     )
 
-    np.testing.assert_allclose(free, [[1.25, 1.5, 1.25], [0, 0, 0], [1, 1, 1]], atol=1e-14)
-    np.testing.assert_allclose(bare, [[2, 4, 8], [0, 0, 0], [1, 2, 4]], atol=1e-14)
+    np.testing.assert_allclose(free, [[1.25, 1.5, 1.25], [0.0] * 3, [1.0] * 3], atol=1e-14)
+    np.testing.assert_allclose(bare, [[2.0, 4.0, 8.0], [0.0] * 3, [1.0, 2.0, 4.0]], atol=1e-14)
 
 
 def test_relu_channels_behind_batch_norm_have_the_arc_cosine_kernels_mean() -> None:
     found = normalisation.channel_statistics(RELU, "batch norm", 0.2, (2, 2), 10**9)
     share = np.asarray([1, 2, 1, 2]) + 1  # the first block's shortcut is a layer too
     # Cho and Saul 2009: the kernel of two orthogonal inputs is 1/pi of that of one.
-    expected = [share * (1 - 1 / math.pi), share / math.pi, np.full(4, 1 - 1 / math.pi)]
+    expected: Any = [share * (1 - 1 / math.pi), share / math.pi, np.full(4, 1 - 1 / math.pi)]
 
     np.testing.assert_allclose(found, expected, rtol=1e-8)
 

@@ -126,14 +126,14 @@ def _about_key(
                 f"allowed: {' '.join(loading.command(experiment.project, str(meant)))} {typed}"
             )
         if name in values:
-            keys = ", ".join(key for key in values if key != composition.FOR)
+            own = ", ".join(key for key in values if key != composition.FOR)
             return (
                 f"'{typed}' sets the key '{name}', which '{experiment.name}' does not have; "
-                f"allowed: an experiment with the keys {keys}"
+                f"allowed: an experiment with the keys {own}"
             )
-    below = (word.lstrip("+").partition("=")[0] for word in overrides)
-    typed = [key for key in below if key.startswith(f"{name}.") and key in settings.RENAMED]
-    return unknown_key(typed[0] if typed else name, experiment)
+    keys = (word.lstrip("+").partition("=")[0] for word in overrides)
+    below = [key for key in keys if key.startswith(f"{name}.") and key in settings.RENAMED]
+    return unknown_key(below[0] if below else name, experiment)
 
 
 def unknown_key(name: str, experiment: Experiment) -> str:

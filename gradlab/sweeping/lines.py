@@ -101,9 +101,11 @@ def _elements(over: Override, entry: schema.Entry | None) -> Sequence[Any]:
     if isinstance(value, grammar.Spaced) and entry is not None and entry.type is int:
         numbers: Any = value.list
         return [round(number) for number in numbers]
-    counted = isinstance(value, RangeSweep) and not value.shuffle
-    elements: Any = value.range() if counted else list(over.sweep_iterator())
-    elements = elements if isinstance(elements, range) else list(elements)
+    if isinstance(value, RangeSweep) and not value.shuffle:
+        counted: Any = value.range()
+        elements: Sequence[Any] = counted if isinstance(counted, range) else list(counted)
+    else:
+        elements = list(over.sweep_iterator())
     if not elements:
         raise BadInput(f"{_typed(over)} names nothing; allowed: a sweep of at least one value")
     return elements

@@ -36,7 +36,8 @@ def sweep(context: HydraContext, task: Task, config: DictConfig, arguments: Sequ
 
 def _params(config: DictConfig, typed: Sequence[str]) -> list[str]:
     """What `hydra.sweeper.params` adds to the lines that were typed, which have the last word."""
-    params: Any = OmegaConf.to_container(config.hydra)["sweeper"].get("params") or {}
+    sweeper: Any = OmegaConf.to_container(config.hydra.sweeper)
+    params = sweeper.get("params") or {}
     if not isinstance(params, dict):
         raise BadInput(
             f"hydra.sweeper.params is {params!r}; allowed: {{key: 'a,b'}}, the lines of a sweep"

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -48,7 +49,12 @@ def test_a_run_is_the_one_of_the_command_line(lab: Path) -> None:
 def test_a_run_is_judged_once(monkeypatch: pytest.MonkeyPatch) -> None:
     times = []
     honest = loading.judge
-    monkeypatch.setattr(loading, "judge", lambda *given: times.append(given) or honest(*given))
+
+    def judge(*given: Any) -> list[gl.Claim]:
+        times.append(given)
+        return honest(*given)
+
+    monkeypatch.setattr(loading, "judge", judge)
     assert gl.run("twice").claims.hold
     assert len(times) == 1
 

@@ -122,6 +122,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         *(
             "numbers",
             "vector",
+            "panels",
             "worth",
             "shelves",
             "gallery",

@@ -159,7 +159,7 @@ def figure(data: xr.Dataset) -> gl.Figure:
             gl.figures.predicted(axes, data[name], row[f"next_{name}_law"], color=look["color"])
             gl.figures.measured(axes, data[name], row[f"next_{name}"].mean("draw"), look, label)
         axes.axline((0, 0), slope=1, **gl.figures.GUIDE)
-    gl.figures.words(inset, 0.4, 0.56, "length, 0 to 15")
+    gl.figures.words(inset, 0.4, 0.56, "length")
     inset.set(xticks=[], yticks=[])
     maps.set(xlabel="correlation of a layer", ylabel="of the next", xlim=(-0.02, 1.02))
     maps.legend(loc="upper left")

@@ -132,8 +132,8 @@ def _about_key(
                 f"allowed: an experiment with the keys {own}"
             )
     keys = (word.lstrip("+").partition("=")[0] for word in overrides)
-    below = [key for key in keys if key.startswith(f"{name}.") and key in settings.RENAMED]
-    return unknown_key(below[0] if below else name, experiment)
+    older = [key for key in keys if key.startswith(f"{name}.") and key in settings.RENAMED]
+    return unknown_key(older[0] if older else name, experiment)
 
 
 def unknown_key(name: str, experiment: Experiment) -> str:

@@ -14,7 +14,6 @@ import absl.logging
 import hypothesis
 import jax
 import pytest
-from xdist.scheduler import LoadScopeScheduling
 
 from gradlab.experiment import loading
 from tests.toys import rendering_toy, toy
@@ -64,11 +63,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("experiment_file", files, ids=[file.stem for file in files])
 
 
+@pytest.hookimpl(optionalhook=True)  # the oldest versions are tested without pytest-xdist
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """A worker takes a file, and of what runs for every experiment one experiment, as a whole.
+    """A worker takes a file, and of what runs for every experiment one experiment, as a whole."""
+    from xdist.scheduler import LoadScopeScheduling
 
-    pytest-xdist asks for it; nothing does where that does not run.
-    """
     scheduler = LoadScopeScheduling(config, log)
     scheduler._split_scope = taken_together
     return scheduler

@@ -66,7 +66,7 @@ SHARED = {
     "written": "shelves.written of an experiment's group; composition.written in config files",
     "alone": "power.alone: a mutation in a program of its own; join.alone: one point of a sweep",
     "Axis": "panels.Axis of a drawn figure; points.Axis of a sweep",
-    "Branch": "ensembles.Branch is a residual layer's; lesson.Branch is what one leaves of a number",
+    "Branch": "ensembles.Branch is a residual layer; lesson.Branch is what one leaves of a number",
     "exponent": "estimate.exponent of a power law; lag.exponent of a lag's growth",
     "moved": "one_layer.moved of lengths; changes.moved of a parameter; still.moved is drawn",
     "number": "report.number writes one; panels.number reads one off a tick",

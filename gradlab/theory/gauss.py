@@ -11,13 +11,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from gradlab.models.activations import LEAK, PHI, Phi
+
+_finfo: Any = jnp.finfo  # JAX gives it no types.
 
 Rule = tuple[Array, Array]  # nodes z and weights, the normal density included
 
@@ -152,7 +154,7 @@ def _root(q: Array) -> Array:
 
 def _small_root(x: Array) -> Array:
     """√x for any normal number, with a finite derivative at 0."""
-    return jnp.sqrt(jnp.maximum(x, jnp.finfo(x.dtype).tiny))
+    return jnp.sqrt(jnp.maximum(x, _finfo(x.dtype).tiny))
 
 
 @dataclass(frozen=True)

@@ -68,8 +68,11 @@ def test_brier_is_the_squared_distance() -> None:
 
 
 def test_reliability_counts_and_knows_its_error(cases: tuple[jax.Array, ...], rule: Rule) -> None:
-    outcome = cases[1]
-    made, found = forecast.probabilities(rule, cases[0]), forecast.reliability(rule, *cases[:2], 4)
+    features, outcome, *_ = cases
+    made, found = (
+        forecast.probabilities(rule, features),
+        forecast.reliability(rule, features, outcome, 4),
+    )
     inside = (made[:, 1] >= 0.25) & (made[:, 1] < 0.5)
     num = int(inside.sum())
 

@@ -100,9 +100,11 @@ def test_rates_are_eigenvalues_of_the_matrix_of_kernels() -> None:
     label = np.repeat(np.arange(classes), each)
     matrix = np.where(label[:, None] == label, within, between) + (same - within) * np.eye(24)
     values = np.unique(np.round(np.linalg.eigvalsh(matrix / 24), 12))
-    made = [tangent_kernel.Kernel(jnp.asarray(same), jnp.asarray(same - k)) for k in (5.0, 2.0)]
+    own, other = (
+        tangent_kernel.Kernel(jnp.asarray(same), jnp.asarray(same - k)) for k in (5.0, 2.0)
+    )
 
-    rates = tangent_kernel.rates(*made, classes, 24, 24)
+    rates = tangent_kernel.rates(own, other, classes, 24, 24)
 
     assert float(rates.largest) == pytest.approx(values[-1])
     assert float(rates.classes) == pytest.approx(values[-2])

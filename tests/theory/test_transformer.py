@@ -11,7 +11,6 @@ from gradlab.theory import transformer
 
 RELU = PHI["relu"]
 DESIGN = gl.transformer.Design
-ALL = jnp.ones
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 
 from gradlab.models import ensembles
 from gradlab.models.activations import Phi
@@ -13,8 +14,8 @@ from gradlab.models.activations import Phi
 def moved(
     key: Array,
     phi: Phi,
-    sigma_w: Array,
-    sigma_b: Array,
+    sigma_w: ArrayLike,
+    sigma_b: ArrayLike,
     width: int,
     lengths: Array,
     correlations: Array,

@@ -15,6 +15,7 @@ from typing import Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from gradlab.models.activations import LEAK, PHI, Phi
@@ -152,7 +153,7 @@ def _root(q: Array) -> Array:
 
 def _small_root(x: Array) -> Array:
     """√x for any normal number, with a finite derivative at 0."""
-    return jnp.sqrt(jnp.maximum(x, jnp.finfo(x.dtype).tiny))
+    return jnp.sqrt(jnp.maximum(x, np.finfo(x.dtype).tiny))
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
@@ -100,7 +101,7 @@ def _gaps(moments: gauss.Moments, q: Array, epsilon: Array) -> tuple[Array, Arra
     """
     if not isinstance(moments, gauss.Quadrature):
         return moments.gap(q, epsilon), moments.slope_gap(q, epsilon)
-    held = jnp.maximum(epsilon, jnp.finfo(epsilon.dtype).eps ** 0.75)
+    held = jnp.maximum(epsilon, np.finfo(epsilon.dtype).eps ** 0.75)
     less = epsilon / held
     lost = moments.slope_gap(q, held) * (jnp.sqrt(less) if moments.kinks else less)
     return moments.gap(q, held) * less, lost
@@ -197,6 +198,6 @@ def evidence(
     found = outlook(phi, problem, sigma_w, sigma_b, width, depth, rate)
     beyond = jnp.log1p(found.edge)
     # What a format cannot hold counts as the smallest number that it holds.
-    learned = jnp.log(jnp.maximum(found.learned, jnp.finfo(beyond.dtype).tiny))
+    learned = jnp.log(jnp.maximum(found.learned, np.finfo(beyond.dtype).tiny))
     deep = jnp.log(jnp.arange(1, depth + 1) / width)[:, None] + jnp.zeros_like(beyond)
     return jnp.stack([learned, beyond, gauss.degree(phi) * beyond, deep], axis=-1)

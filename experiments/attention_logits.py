@@ -1,6 +1,6 @@
 """How large may attention's logits be, and what holds them there?
 
-Giorlandino and Goldt 2026 (arXiv:2505.24333; abstract and introduction read) map a softmax over T
+Giorlandino and Goldt 2026 (arXiv:2505.24333; abstract read) map a softmax over T
 random tokens to Derrida's random energy model (1981): below a standard deviation s_c = √(2 log T)
 of the logits attention is spread over many tokens, above it rests on one (entropy collapse, Zhai et
 al. 2023, arXiv:2303.06296). Here the means at every finite T are exact, and stand under the draws.

@@ -38,7 +38,7 @@ class RandomRow(NamedTuple):
 def critical_std(num_tokens: ArrayLike) -> Array:
     """`√(2 log T)`: the standard deviation of logits at which one token takes a finite share.
 
-    Derrida 1981, equation 11: the critical temperature of the random energy model.
+    Derrida 1981: the critical temperature of the random energy model.
     """
     return jnp.sqrt(2 * jnp.log(num_tokens))
 

@@ -20,7 +20,7 @@ from typing import Any
 import gradlab as gl
 from gradlab.lazy import jax, jnp, np, xr
 
-GROUP = "training"
+GROUP = "width"
 LAW = "Yang and Hu 2021; Yang and Littwin 2023; gradlab.theory.parametrisation"
 CHECK = "Yang, Hu et al. 2022: coordinate check, transfer of rates; |tanh| stays below 1"
 RULES = ("gradient", "sign")

@@ -227,6 +227,7 @@ FAULTS = {
     "free mixing a fifth too large": gl.fault.argument(
         "mixing.near_identity", deviation=lambda s: 1.2 * s
     ),
+    "norms along the way 1 % off": gl.fault.result("jacobians.log_norms", lambda logs: logs + 0.01),
     "columns divided last": gl.fault.change(
         "mixing.sinkhorn",
         lambda f: lambda logits, count: f(logits.swapaxes(-1, -2), count).swapaxes(-1, -2),

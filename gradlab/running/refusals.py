@@ -111,6 +111,14 @@ def _about_key(
         what = "refers to a key that there is not" if missing else "cannot be looked up"
         allowed = known[name].allowed()
         return f"{name} is {_given(name, overrides)}, which {what}; allowed: {allowed}"
+    chosen = list(_chosen(overrides, folders))
+    for typed, values in chosen:
+        meant = values.get(composition.FOR, experiment.name)
+        if meant != experiment.name:
+            return (
+                f"'{typed}' is for '{meant}', not for '{experiment.name}'; "
+                f"allowed: {' '.join(loading.command(experiment.project, str(meant)))} {typed}"
+            )
     if isinstance(cause, ValidationError):
         given = _given(name, overrides)
         below = ", ".join(key for key in known if key.startswith(f"{name}."))
@@ -118,13 +126,7 @@ def _about_key(
         return f"{name} is {given}; allowed: {allowed}"
     if name in known:
         return ""
-    for typed, values in _chosen(overrides, folders):
-        meant = values.get(composition.FOR, experiment.name)
-        if meant != experiment.name:
-            return (
-                f"'{typed}' is for '{meant}', not for '{experiment.name}'; "
-                f"allowed: {' '.join(loading.command(experiment.project, str(meant)))} {typed}"
-            )
+    for typed, values in chosen:
         if name in values:
             own = ", ".join(key for key in values if key != composition.FOR)
             return (

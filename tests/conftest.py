@@ -25,6 +25,8 @@ PROJECT = Path(__file__).parent.parent
 
 # A shell that runs the tests in the background makes them, and all that they start, deaf to Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# As does `nohup` to the end of a terminal.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # absl, which optax brings, closes its log's stream when logging is configured anew, as Hydra does;
 # were that stream the one that pytest reads from, every later test would end in an error.

@@ -206,6 +206,7 @@ class Cluster:
 
         _watch(todo, chunks, queue)
         _until_none_is_lost(todo, chunks, queue.name(), again)
+        queue.close()
         return True
 
     def _submit(self, todo: Todo, chunks: Sequence[Sequence[Point]], queue: Queue) -> None:

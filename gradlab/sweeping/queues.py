@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -155,6 +156,10 @@ class Queue(ABC):
         """What is to be done when the watcher is interrupted."""
         self.cancel()
 
+    @abstractmethod
+    def close(self) -> None:
+        """What is to be done when all is computed."""
+
 
 class Processes(Queue):
     """Each job a process of this machine, on processors of its own."""
@@ -166,6 +171,11 @@ class Processes(Queue):
         if self.jobs:
             return not all(job.done() for job in self.jobs)
         return any(files.alive(int(job)) for job in self.ids())
+
+    def close(self) -> None:
+        """Each process lives a moment longer than it takes for its results to be there."""
+        while self.jobs and self.active():
+            time.sleep(0.02)
 
 
 class Slurm(Queue):
@@ -199,6 +209,9 @@ class Slurm(Queue):
         if done.returncode and "Invalid job id" not in done.stderr:
             return True  # the controller does not answer: ask again
         return bool(set(done.stdout.split()) - self.FINAL)
+
+    def close(self) -> None:
+        """Nothing: Slurm knows by itself when a task ends."""
 
     def leave(self) -> None:
         """The array goes on."""

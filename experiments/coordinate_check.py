@@ -33,7 +33,7 @@ PASSES = 0.25  # half of the least exponent but 0 of scales that are powers of â
 class Config:
     """A tanh network of two hidden layers on the digits, one step or a few."""
 
-    width: gl.Ints = gl.key("neurons of both hidden layers", at_least=4, at_most=2**13)
+    width: gl.Ints = gl.key("neurons of both hidden layers", at_least=4, at_most=2**13, fewest=2)
     width_trained: gl.Ints = gl.key("those that are trained", at_least=4, at_most=2**12)
     learning_rate: gl.Floats
     num_draws: int = gl.key("draws of weights and batch", at_least=4, at_most=10**4)

@@ -44,6 +44,7 @@ class Key:
     above: float = -math.inf
     below: str = ""  # another key, whose value this one must be below
     choices: tuple[str, ...] = ()
+    fewest: int = 1  # values of a list, where a question needs several
 
     def allows(self, value: Any) -> bool:
         """Whether one value (not a list) is within the limits; nan never is."""
@@ -130,11 +131,14 @@ class Entry:
         noun = {float: "a finite number", int: "a whole number", bool: "true or false", str: "text"}
         one = noun.get(self.type, "a value")
         one = self.key.limits() if self.key.choices else f"{one} {self.key.limits()}".strip()
-        return (
-            one
-            + (" or a list of such" if self.is_list else "")
-            + (" or null" if self.optional else "")
-        )
+        fewest = self.key.fewest
+        if self.is_list:
+            one = (
+                f"at least {fewest} values, each {one}"
+                if fewest > 1
+                else f"{one} or a list of such"
+            )
+        return one + (" or null" if self.optional else "")
 
 
 @dataclass_transform(field_specifiers=(key,))
@@ -209,7 +213,7 @@ def _checked(entry: Entry, value: Any, name: str) -> Any:
         return None
     given = list(value) if isinstance(value, list | tuple) else [value]
     wrong = BadInput(f"{name} is {_shown(value)}; allowed: {entry.allowed()}")
-    if (isinstance(value, list | tuple) and not entry.is_list) or not given:
+    if (isinstance(value, list | tuple) and not entry.is_list) or len(given) < entry.key.fewest:
         raise wrong
     try:
         cast = tuple(_cast(entry.type, item) for item in given)

@@ -220,13 +220,12 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
         examples_over_the_width=width,
     )
     hidden = gl.estimate.log_slopes(data.later).sel(layer="hidden", way="standard")
-    yield gl.claim.mean(
-        "saturated, the standard parametrisation passes the check that it should fail",
-        *(hidden.isel(learning_rate=-1), PASSES, CHECK),
-        relation="<=",
-    )
-    fallen = hidden.isel(learning_rate=0) - hidden.isel(learning_rate=-1)
-    yield gl.claim.gain("its exponent is smaller at the largest rate", fallen, CHECK)
+    if data.learning_rate[-1] * n[0] > 1:  # one step moves each sum by more than its size
+        sentence = "saturated, the standard parametrisation passes the check that it should fail"
+        last = hidden.isel(learning_rate=-1)
+        yield gl.claim.mean(sentence, last, PASSES, CHECK, relation="<=")
+        fallen = hidden.isel(learning_rate=0) - last
+        yield gl.claim.gain("its exponent is smaller at the largest rate", fallen, CHECK)
     worse = excess(data)
     yield gl.claim.gain(
         "the smallest network's best rate serves the largest better with the maximal update",

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 import gradlab as gl
 from gradlab.lazy import jax, jnp, np, xr
 
-GROUP = "width"
+GROUP = "attention"
 DERRIDA = "Derrida 1981; exact at finite T: gradlab.theory.attention"
 HEAD = "E (q·k)² of independent projections; derived"
 BOUND = "Cauchy and Schwarz"

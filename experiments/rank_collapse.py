@@ -20,7 +20,7 @@ from typing import Any
 import gradlab as gl
 from gradlab.lazy import jax, jnp, np, xr
 
-GROUP = "depth"
+GROUP = "attention"
 DONG = "Dong, Cordonnier and Loukas 2021, abstract; the power derived: a softmax sees differences"
 NOCI = "Noci et al. 2022, abstract; gradlab.theory.transformer"
 MEAN = "derived: V adds the square of the tokens' mean, and no cross term in the mean"

@@ -204,7 +204,9 @@ FAULTS = {
     ),
 }
 ALIKE = "all networks are trained alike, and held against each other"
-HARMLESS = dict.fromkeys(("chain.Chain.__call__", "training.loss", "training.train"), ALIKE) | {
+DRAWN = (*(f"weights {percent} % too large" for percent in (1, 3, 10)), "a bias dropped")
+TRAINED = ("chain.Chain.__call__", "training.loss", "training.train")
+HARMLESS = dict.fromkeys((*DRAWN, *TRAINED), ALIKE) | {
     "training.norms_by_layer": "both sides of each claim are by its layers",
     "each matrix used for two layers": "the three networks share their weights whatever they are",
     "computed in another format": "a rounding is far below what the networks differ by",

@@ -155,9 +155,9 @@ def figure(data: xr.Dataset) -> gl.Figure:
     gains.plot(1e4 * data.excess[order], at, "o", color=looks[0]["color"])
     gl.figures.rule(gains, x=0.0)
     gl.figures.bound(gains, np.full(2, 1e4 / 2048), [-0.5, at[-1] + 0.5])
-    gl.figures.words(gains, 0.52, 0.03, "1/2048")
+    gl.figures.words(gains, 0.6, 0.1, "dashed: 1/2048")
     gains.set(yticks=at, yticklabels=data.phi.values[order], xlim=(-0.5, None))
-    gains.set(xlabel="published over exact - 1, in 1e-4", ylabel=" ")
+    gains.set(xlabel="excess over exact, 1e-4", ylabel=" ")
     gl.figures.titles(fig, "channels", "normaliser-free, both ways", "every gain is too high")
     return fig
 

@@ -92,8 +92,9 @@ def both_ways(model: Model, x: Array, v: Array) -> BothWays:
     states = depth**2 * (width + 8) * scaled.eps(x.dtype)
     lost = jnp.exp(norms[1] + jnp.stack([log_v - row, *-norms]))
     ahead = jacobians.log_spectral_norms(model, x)[-1], jacobians.log_norms(model, x)[-1]
+    behind = back[0] - back[-1] + log_v  # from one end to the other, so that both are seen
     return BothWays(
-        jnp.stack([back[0], *ahead]),
+        jnp.stack([behind, *ahead]),
         jnp.stack([row, *norms]),
         2 * lost * (log_norm_bound(model, x) + states),
     )

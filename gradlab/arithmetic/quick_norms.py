@@ -237,7 +237,7 @@ def _measure(leaves: list[Array], dtype: Any, axis_name: AxisName) -> Size:
     nmant = formats.finfo(dtype).nmant
     known = dict.fromkeys(leaf.dtype for leaf in leaves)
     flat = [jnp.concatenate([x.ravel() for x in leaves if x.dtype == one]) for one in known]
-    entries = jnp.abs(jnp.concatenate([_widened(part, dtype) for part in flat]))
+    entries = jnp.abs(jnp.concatenate([jnp.zeros(0, dtype), *(_widened(x, dtype) for x in flat)]))
     size = bits.of(entries)
     largest = _over_shards(lax.pmax, jnp.max(size, initial=0), axis_name)
     exponent = jnp.clip((largest >> nmant).astype(jnp.int32), 1, 2 * _bias(dtype)) - _bias(dtype)

@@ -157,14 +157,16 @@ def prod(x: Array) -> Scaled:
         return (scaled.mantissa, debt, scaled.exponent), None
 
     (mantissa, debt, exponent), _ = jax.lax.scan(step, start, s)
-    return rescale(Scaled(mantissa + mantissa * debt, exponent))
+    # Infinity times no debt is no number.
+    repaid = jnp.where(jnp.isfinite(mantissa), mantissa * debt, 0)
+    return rescale(Scaled(mantissa + repaid, exponent))
 
 
 def log_magnitude(s: Scaled, dtype: Any = None) -> Array:
     """`log|s|` (nats), elementwise; minus infinity for zero.
 
-    The error is an ulp or two of the result: in float32 that is 0.008 at -1e5. Ask for float64
-    where it is on, or take `log_on_host`, if that is too much.
+    The error is an ulp or two of the result, or of 1 where |s| is near 1: in float32 that is 0.008
+    at -1e5. Ask for float64 where it is on, or take `log_on_host`, if that is too much.
     """
     dtype = s.mantissa.dtype if dtype is None else dtype
     exponent = s.exponent.astype(dtype) * jnp.asarray(LN2, dtype)

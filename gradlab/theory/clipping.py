@@ -28,15 +28,20 @@ GAMMA = {"linear": 1.0, "tanh": 1.0, "logistic": 0.25, "relu": 1.0, "hard_tanh":
 def factor(norm: ArrayLike, tau: ArrayLike) -> Array:
     """`tau/max(norm, tau)`: what every entry of a gradient is multiplied by; 1 up to tau."""
     norm, tau = jnp.asarray(norm, float), _threshold(tau)
-    return tau / jnp.maximum(norm, tau)
+    return jnp.where(norm <= tau, 1.0, tau / jnp.maximum(norm, tau))  # at tau = inf too
 
 
 def clipped(g: ArrayLike, tau: ArrayLike) -> Array:
     """`g tau/max(‖g‖, tau)`, of the shape of `g`: the direction is kept, the norm capped."""
-    g = jnp.asarray(g, float)
-    largest = jnp.max(jnp.abs(g))
-    safe = jnp.where(largest > 0, largest, 1.0)  # so that the squares stay in range
-    return g * factor(safe * jnp.sqrt(jnp.sum(jnp.square(g / safe))), tau)
+    g, tau = jnp.asarray(g, float), _threshold(tau)
+    largest = jnp.max(jnp.abs(g), initial=0.0)
+    # Neither the squares, nor the norm, nor tau over it need be in range; the inverse of the unit,
+    # by which XLA divides, is.
+    unit = jnp.where((largest > 0) & (largest < jnp.inf), largest, 1.0)
+    unit = jnp.minimum(unit, 1 / _finfo(g.dtype).tiny)
+    scaled = g / unit
+    length = jnp.sqrt(jnp.sum(jnp.square(scaled)))
+    return jnp.where(length <= tau / unit, g, scaled / length * tau)
 
 
 def norm_after(norm: ArrayLike, tau: ArrayLike) -> Array:

@@ -243,8 +243,7 @@ class PiecewiseLinear:
     def gap(self, q: Array, epsilon: Array) -> Array:
         """E (phi(u1) - phi(u2))² / 2, in the angle between u1 and u2."""
         odd, even = self._parts
-        angle = _angle(epsilon)
-        folded = 2 / math.pi * (jnp.sin(angle) - angle * (1 - epsilon))
+        folded = 2 / math.pi * _sin_less_a_cos(epsilon)
         return q * (odd * epsilon + even * (epsilon - folded))
 
     def slope_gap(self, q: Array, epsilon: Array) -> Array:
@@ -274,10 +273,14 @@ class Erf:
 
     def gap(self, q: Array, epsilon: Array) -> Array:
         """E (phi(u1) - phi(u2))² / 2: the difference of two arcsines as one."""
-        a = 2 * q / (1 + 2 * q)
+        a, below_one = 2 * q / (1 + 2 * q), 1 / (1 + 2 * q)
         b = a - a * epsilon
-        sine = a * epsilon * (a + b) / (a * _cosine(b) + b * _cosine(a))
-        return 2 / math.pi * jnp.arctan2(sine, a * b + _cosine(a) * _cosine(b))
+        # From what each sine is below 1: for large q the sines themselves have no digits for it.
+        cosine_a = _root(below_one * (1 + a))
+        cosine_b = _root((below_one + a * epsilon) * (below_one + a * (2 - epsilon)))
+        near = a * epsilon * (2 - epsilon) / (cosine_b + (1 - epsilon) * cosine_a)
+        sine = jnp.where(epsilon > 1, a * cosine_b - b * cosine_a, near)
+        return 2 / math.pi * jnp.arctan2(sine, a * b + cosine_a * cosine_b)
 
     def slope_gap(self, q: Array, epsilon: Array) -> Array:
         """E (phi'(u1) - phi'(u2))² / 2."""
@@ -299,7 +302,9 @@ class Sine:
 
     def pair(self, q: Array, c: Array) -> Array:
         """E phi(u1) phi(u2)."""
-        return -jnp.exp(-q * (1 - c)) * jnp.expm1(-2 * q * c) / 2
+        sign = jnp.where(c < 0, -1.0, 1.0)  # the average is odd in c, and expm1 overflows for c < 0
+        size = sign * c
+        return -sign * jnp.exp(-q * (1 - size)) * jnp.expm1(-2 * q * size) / 2
 
     def slope_pair(self, q: Array, c: Array) -> Array:
         """E phi'(u1) phi'(u2)."""
@@ -311,7 +316,7 @@ class Sine:
 
     def slope_gap(self, q: Array, epsilon: Array) -> Array:
         """E (phi'(u1) - phi'(u2))² / 2."""
-        return -jnp.expm1(-q * epsilon) * (1 - jnp.exp(-q * (2 - epsilon))) / 2
+        return jnp.expm1(-q * epsilon) * jnp.expm1(-q * (2 - epsilon)) / 2
 
 
 def _cosine(sine: Array) -> Array:
@@ -321,6 +326,15 @@ def _cosine(sine: Array) -> Array:
 def _angle(epsilon: Array) -> Array:
     """The angle whose cosine is 1 - epsilon, right however small."""
     return 2 * jnp.arcsin(_small_root(epsilon / 2))
+
+
+def _sin_less_a_cos(epsilon: Array) -> Array:
+    """`sin a - a cos a` of the angle a whose cosine is 1 - epsilon, right however small."""
+    a = _angle(epsilon)
+    square = a * a
+    # The difference itself loses 1/a roundings of epsilon; the next term is below one to a = 0.1.
+    series = a * square * (1 / 3 - square * (1 / 30 - square * (1 / 840 - square / 45360)))
+    return jnp.where(a < 0.1, series, jnp.sin(a) - a * (1 - epsilon))
 
 
 def _arcsin(c: Array) -> Array:

@@ -23,8 +23,8 @@ def log_lower_bound(branch_norms: ArrayLike) -> Array:
     Weyl's inequality, layer by layer; -inf where a norm is 1 or more, and nothing is promised.
     """
     norms = jnp.asarray(branch_norms, float)
-    inside = norms < 1
-    return jnp.sum(jnp.where(inside, jnp.log1p(-jnp.where(inside, norms, 0.0)), -jnp.inf), axis=-1)
+    beyond = norms >= 1
+    return jnp.sum(jnp.where(beyond, -jnp.inf, jnp.log1p(-jnp.where(beyond, 0.0, norms))), axis=-1)
 
 
 def log_upper_bound(branch_norms: ArrayLike) -> Array:

@@ -22,8 +22,8 @@ def product(w: ArrayLike, depth: ArrayLike) -> Array:
 
 
 def log10_product(w: ArrayLike, depth: ArrayLike) -> Array:
-    """`log10 |w^depth|`, broadcast: finite at any depth, -inf for w = 0."""
-    return jnp.asarray(depth, float) * slope(w)
+    """`log10 |w^depth|`, broadcast: finite at any depth, -inf for w = 0; 0 of no layers."""
+    return _times(jnp.asarray(depth, float), slope(w))
 
 
 def slope(w: ArrayLike) -> Array:
@@ -44,7 +44,7 @@ def limit(w: ArrayLike) -> Array:
 def derivative(w: ArrayLike, t: ArrayLike, x_0: ArrayLike) -> Array:
     """`d x_t / dw = t x_0 w^(t-1)` of x_t = x_0 w^t, w shared: Pascanu et al. 2013, section 2.3."""
     t = jnp.asarray(t, float)
-    return t * jnp.asarray(x_0, float) * product(w, t - 1)
+    return _times(t * jnp.asarray(x_0, float), product(w, t - 1))
 
 
 # ---- what a floating point format makes of it
@@ -120,7 +120,7 @@ def depth_of_subnormal(w: ArrayLike, name: str) -> Array:
     format_ = _format(name)
     size = jnp.abs(format_.rounded(w))
     first = jnp.floor(format_.log2_smallest_normal / jnp.log2(size)) + 1
-    return jnp.where(size < 1, jnp.maximum(first, 1), jnp.inf)
+    return _reached(size < 1, jnp.maximum(first, 1), size)
 
 
 def depth_of_zero(w: ArrayLike, name: str, flushed: bool) -> Array:
@@ -141,7 +141,7 @@ def depth_of_zero(w: ArrayLike, name: str, flushed: bool) -> Array:
     format_ = _format(name)
     size = jnp.abs(format_.rounded(w))
     first = jnp.ceil((format_.log2_smallest - 1) / jnp.log2(size))
-    return jnp.where(size <= 0.5, jnp.maximum(first, 1), jnp.inf)
+    return _reached(size <= 0.5, jnp.maximum(first, 1), size)
 
 
 def held_at(w: ArrayLike, name: str) -> Array:
@@ -163,7 +163,7 @@ def depth_of_inf(w: ArrayLike, name: str) -> Array:
     """The first depth at which the product overflows; inf where |w| <= 1 as the format has it."""
     format_ = _format(name)
     size = jnp.abs(format_.rounded(w))
-    return jnp.where(size > 1, jnp.ceil(format_.log2_overflow / jnp.log2(size)), jnp.inf)
+    return _reached(size > 1, jnp.ceil(format_.log2_overflow / jnp.log2(size)), size)
 
 
 def depth_of_error(w: ArrayLike, name: str, error: ArrayLike) -> Array:
@@ -189,6 +189,16 @@ def depth_uncertainty(w: ArrayLike, name: str, depth: ArrayLike) -> Array:
     format_ = _format(name)
     rate = jnp.abs(jnp.log(jnp.abs(format_.rounded(w))))
     return jnp.asarray(depth, float) * math.log1p(format_.unit) / rate
+
+
+def _times(number: Array, factor: Array) -> Array:
+    """The product, which is 0 of no layers also where what one of them does is infinite."""
+    return jnp.where((number == 0) & jnp.isinf(factor), 0.0, number * factor)
+
+
+def _reached(is_reached: Array, depth: Array, size: Array) -> Array:
+    """The depth where it is reached, else inf; nan where the size is."""
+    return jnp.where(is_reached, depth, jnp.where(jnp.isnan(size), jnp.nan, jnp.inf))
 
 
 def _format(name: str) -> Format:

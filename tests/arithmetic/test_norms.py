@@ -86,6 +86,8 @@ def test_zero_infinity_and_nan_are_not_masked() -> None:
     assert float(ROUNDED(MEASURE([jnp.zeros(3), jnp.zeros(0)]))) == 0.0
     assert float(ROUNDED(MEASURE([x, jnp.asarray([-jnp.inf])]))) == np.inf
     assert np.isnan(ROUNDED(MEASURE([x, jnp.asarray([jnp.nan, jnp.inf])])))
+    for empty in ([], [jnp.zeros(0)]):
+        assert float(quick_norms.measure(empty, jnp.float32).root) == 0.0
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

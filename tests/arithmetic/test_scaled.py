@@ -177,6 +177,13 @@ def test_the_log_of_a_million_factors_is_right(factor: float | str, dtype: Any) 
     )
 
 
+def test_what_is_not_finite_and_no_factor_at_all_have_their_product() -> None:
+    factors = jnp.asarray([[jnp.inf, -jnp.inf, jnp.inf, jnp.nan, 0.0], [2.0, 3.0, 0.0, 1.0, 5.0]])
+    product = scaled.prod(factors)
+    np.testing.assert_array_equal(product.mantissa, [jnp.inf, -jnp.inf, jnp.nan, jnp.nan, 0.0])
+    np.testing.assert_array_equal(scaled.unscale(scaled.prod(factors[:0])).value, jnp.ones(5))
+
+
 def test_everything_goes_through_vmap_scan_and_grad() -> None:
     x = jnp.asarray([1e-3, -2.0, 5e200])
     together = jax.vmap(lambda v: scaled.log_magnitude(scaled.scale(v)))(x)

@@ -233,3 +233,24 @@ def test_the_derivatives_of_a_clipped_sum_are_those_of_differences() -> None:
         for d in steps
     ]
     np.testing.assert_allclose(bent, slopes, atol=1e-9)
+
+
+def test_no_threshold_is_one_that_is_infinite() -> None:
+    g = jnp.asarray([3.0, -4.0])
+    assert float(clipping.factor(5.0, math.inf)) == float(clipping.factor(math.inf, math.inf)) == 1
+    np.testing.assert_array_equal(clipping.clipped(g, math.inf), g)
+    np.testing.assert_array_equal(clipping.clipped(jnp.zeros(0), 1.0), jnp.zeros(0))
+
+
+@pytest.mark.parametrize("size", [1e-300, 1e-160, 1e160, 1.7e308])
+@pytest.mark.parametrize("tau", [1e-300, 1.0, 1e300])
+def test_neither_norm_nor_factor_need_be_in_range(size: float, tau: float) -> None:
+    g = size * jnp.asarray([1.0, -1.0, 1.0, 0.0, 1.0])
+    expected = g if 2 * mp.mpf(size) <= tau else tau / 2 * jnp.sign(g)
+    np.testing.assert_array_equal(clipping.clipped(g, tau), expected)
+
+
+def test_an_infinite_entry_takes_all_of_a_clipped_gradient() -> None:
+    for entry, rest in ((math.inf, 0.0), (math.nan, math.nan)):
+        after = clipping.clipped(jnp.asarray([entry, 1.0]), 1.0)
+        np.testing.assert_array_equal(after, [math.nan, rest])

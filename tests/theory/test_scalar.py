@@ -27,7 +27,10 @@ def test_the_logarithm_is_a_line_of_slope_log10_w_and_stays_finite() -> None:
     for w in (0.9, 1.1, -2.0):
         exact = [float(int(d) * mp.log10(abs(mp.mpf(w)))) for d in depth]
         np.testing.assert_allclose(scalar.log10_product(w, depth), exact, rtol=1e-14)  # rounding
-    assert float(scalar.log10_product(0.0, 3)) == -math.inf
+    w, never = jnp.asarray([0.0, 0.5, math.inf]), jnp.zeros(())
+    np.testing.assert_array_equal(scalar.log10_product(w[0], 3), -math.inf)
+    np.testing.assert_array_equal(scalar.log10_product(w, never), np.zeros(3))
+    np.testing.assert_array_equal(scalar.derivative(w, never, 2.0), np.zeros(3))
 
 
 def test_the_limit_is_0_1_or_infinite_and_does_not_exist_from_minus_1_down() -> None:
@@ -158,6 +161,13 @@ def test_known_depths() -> None:
     assert float(scalar.depth_of_zero(0.9, "float32", True)) == 829
     assert float(scalar.depth_of_zero(1.0, "float32", True)) == math.inf
     assert float(scalar.depth_of_inf(1.0, "float32")) == math.inf
+
+
+@pytest.mark.parametrize("name", scalar.FORMATS)
+def test_a_weight_that_is_no_number_has_no_depth(name: str) -> None:
+    depths = [scalar.depth_of_zero(math.nan, name, flushed) for flushed in (True, False)]
+    depths += [f(math.nan, name) for f in (scalar.depth_of_subnormal, scalar.depth_of_inf)]
+    assert np.isnan(depths).all()
 
 
 def test_an_unknown_format_is_named() -> None:

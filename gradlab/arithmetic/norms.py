@@ -48,7 +48,7 @@ def measure(leaves: list[Array]) -> Number:
 
 
 def rounded(size: Number) -> Array:
-    """A norm as one float, toward zero: where the low part is negative, that costs an ulp."""
+    """A norm as one float, `()`, toward zero: where the low part is negative that costs an ulp."""
     high, low = size.mantissa
     return bits.assembled(
         jnp.where(low < 0, bits.one_ulp_lower(high), high), size.exponent, high.dtype
@@ -61,7 +61,7 @@ def slack(dtype: Any) -> float:
 
 
 def is_within(size: Number, tau: Array) -> Array:
-    """Whether a norm is at most tau, up to the slack; false for nan."""
+    """Whether a norm is at most tau, up to the slack, `()`; false for nan."""
     mantissa, exponent = bits.split(tau, tau.dtype)
     # 2^100 is beyond any ratio of a norm to its largest entry, and its inverse below any.
     level = mantissa * _power_of_two(jnp.clip(exponent - size.exponent, -100, 100), tau.dtype)
@@ -103,7 +103,7 @@ def unit(leaves: list[Array], size: Number) -> list[Array]:
 
 
 def ratio(part: Number, whole: Number) -> Array:
-    """One norm over a larger one, to working precision."""
+    """One norm over a larger one, `()`, to working precision."""
     power = _power_of_two(part.exponent - whole.exponent, whole.mantissa.high.dtype)
     return part.mantissa.high / whole.mantissa.high * power
 

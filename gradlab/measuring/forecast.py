@@ -90,10 +90,10 @@ def probabilities(rule: Rule, features: Array) -> Array:
 def contest(
     features: Array, outcome: Array, num_outcomes: int, prior: ArrayLike
 ) -> tuple[Rule, Array]:
-    """A rule for each set of features, and what each forecasts of every case, the plain guess last.
+    """A rule for each set of features, and all forecasts, the plain guess's last.
 
     The guess is how often each outcome came about. Features are `(num_rules, num_cases,
-    num_features)`, probabilities `(num_rules + 1, num_cases, num_outcomes)`.
+    num_features)`, forecasts `(num_rules + 1, num_cases, num_outcomes)`.
     """
     rules = jax.vmap(lambda x: fit(x, outcome, num_outcomes, prior))(features)
     made = jax.vmap(probabilities)(rules, features)

@@ -79,7 +79,7 @@ def _rescaled_first(P: Array, square: Array) -> tuple[Array, Array]:
 
 
 def squares(P: Array) -> Array:
-    """Numbers that add up to the square of the norm, in at least float32.
+    """Numbers that add up to the square of the norm, `(1,)` or `(width_0,)`, in at least float32.
 
     One a column for a narrow matrix: XLA on a CPU adds up all entries one by one, but rows at once.
     """
@@ -88,6 +88,6 @@ def squares(P: Array) -> Array:
 
 
 def log_root(square: Scaled, dtype: Any) -> Array:
-    """The log (nats) of what a number is the square of, such as a norm."""
+    """The log (nats) of what each number is the square of, such as a norm, in its shape."""
     log = jnp.log(square.mantissa) + square.exponent.astype(square.mantissa.dtype) * scaled.LN2
     return (log / 2).astype(dtype)

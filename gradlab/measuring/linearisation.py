@@ -269,7 +269,7 @@ def _num_products(inputs: Sequence[Any]) -> int:
 
 
 def written_out(value: Any, num: int) -> Array:
-    """The matrix that a value stands for: a constant stands in every column."""
+    """The matrix that a value stands for, `(..., num)`: a constant stands in every column."""
     if isinstance(value, Diagonal):
         return jnp.diag(value.entries)
     if isinstance(value, Columns):

@@ -21,7 +21,7 @@ def moved(
     correlations: Array,
     q: Array,
 ) -> tuple[Array, Array]:
-    """Mean squares behind W phi(h) + b of states h, and mean products of pairs of states.
+    """Mean squares behind W phi(h) + b, `(num_lengths,)`, and mean products, `(num_correlations,)`.
 
     The mean over all weights and states is that of infinite width, at any width.
 

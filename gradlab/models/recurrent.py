@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from gradlab.models import activations, ensembles
+from gradlab.models import activations, ensembles, networks
 from gradlab.models.chain import Chain, Layer
 
 
@@ -44,10 +44,7 @@ def lstm(weights: Weights, state: Array, x: Array) -> Array:
     Hochreiter and Schmidhuber 1997; the forget gate f of Gers, Schmidhuber and Cummins 2000.
     """
     h, c = jnp.split(state, 2)
-    *gates, candidate = jnp.split(weights.W @ h + weights.U @ x + weights.b, 4)
-    f, i, o = map(jax.nn.sigmoid, gates)
-    c = f * c + i * jnp.tanh(candidate)
-    return jnp.concatenate([o * jnp.tanh(c), c])
+    return networks.lstm_state(weights.W @ h + weights.U @ x + weights.b, c)
 
 
 def gru(weights: Weights, h: Array, x: Array) -> Array:

@@ -79,18 +79,18 @@ def encoder(weights: Weights, design: Design) -> Chain:
 
 
 def block(params: tuple[Weights, Design], z: Array) -> Array:
-    """The tokens behind both sublayers, raveled."""
+    """The tokens behind both sublayers, `(num_tokens * width,)`."""
     return feed(params, attend(params, z))
 
 
 def attend(params: tuple[Weights, Design], z: Array) -> Array:
-    """The tokens behind the sublayer of attention, raveled."""
+    """The tokens behind the sublayer of attention, `(num_tokens * width,)`."""
     weights, design = params
     return _sublayer(lambda x: attention(weights, x), design, _tokens(weights, z))
 
 
 def feed(params: tuple[Weights, Design], z: Array) -> Array:
-    """The tokens behind the feed-forward sublayer, raveled."""
+    """The tokens behind the feed-forward sublayer, `(num_tokens * width,)`."""
     weights, design = params
     return _sublayer(lambda x: hidden(weights, x) @ weights.W_2.T, design, _tokens(weights, z))
 
@@ -104,7 +104,7 @@ def layer_norm(x: Array, on: ArrayLike = 1.0) -> Array:
 
 
 def seen(design: Design, x: Array) -> Array:
-    """What goes into a branch: x, normalised or not, times the gain."""
+    """What goes into a branch, `(num_tokens, width)`: x, normalised or not, times the gain."""
     return jnp.asarray(design.gain) * layer_norm(x, design.before)
 
 

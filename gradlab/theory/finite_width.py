@@ -145,7 +145,8 @@ def log_of_mean(phi: Activation, q: Array, width: int) -> Array:
     """`E log S` (nats), S the mean over `width` of phi'(h_i)² g_i², over its mean, h_i ~ N(0, q).
 
     By Frullani's integral of (exp(-t) - E exp(-t S))/t, with E exp(-t S) the power `width` of one
-    neuron's. Where all phi' are 0 there is no log: it is the mean over the other draws.
+    neuron's. Where all phi' are 0 there is no log: it is the mean over the other draws. Where the
+    integral ends costs 4e-6 at width 1, 1e-6 to width 3, and less than 1e-7 from width 8 on.
     """
     mean = gauss.expect(lambda h: jnp.square(phi.dphi(h)), q, phi.kinks)
 

@@ -28,7 +28,7 @@ def layer_norm_factor(phi: Callable[[Array], Array]) -> Array:
 
 
 def batch_norm_factor(phi: Callable[[Array], Array], batch_size: ArrayLike) -> Array:
-    """The factor of layers phi(y), y being W z over a batch, of mean 0 and mean square 1 over it.
+    """`()`: that of layers phi(y), y being W z over a batch, of mean 0 and mean square 1 over it.
 
     For a homogeneous phi, such as relu; nan for another one, and for batches below 4, where the
     mean is infinite. Yang, Pennington, Rao, Sohl-Dickstein and Schoenholz 2019 have its limits:
@@ -86,9 +86,10 @@ def first_of_stage(stages: Sequence[int]) -> Array:
 def skip_gradient(
     phi: Activation, alpha: ArrayLike, stages: Sequence[int], num_layers: int, width: int
 ) -> tuple[Array, Array]:
-    """The log of the squared gradient in front of each block and behind the last, over the last.
+    """The log of the squared gradient over the last, and what the width takes from its mean.
 
-    And what the width takes from its mean, to first order, `(num_blocks + 1,)` both. Derived: a
+    `(num_blocks + 1,)` both, in front of each block and behind the last; the second to first order
+    in 1/width. Derived: a
     branch of `num_layers` activations of variance 1 multiplies it by s^num_layers over the variance
     that it divides by, s = E phi'(z)²/Var phi(z), which is pi/(pi - 1) for relu. The shortcut of a
     stage's first block has one activation, whose factor spreads by 5/width for a rectifier.

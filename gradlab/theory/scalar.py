@@ -147,14 +147,12 @@ def depth_of_zero(w: ArrayLike, name: str, flushed: bool) -> Array:
 def held_at(w: ArrayLike, name: str) -> Array:
     """The magnitude at which gradual underflow holds the product for ever; nan for |w| >= 1.
 
-    k times the smallest number is rounded back to itself once k (1 - |w|) <= 1/2 (a tie goes to
-    the even one); for |w| <= 1/2 that is no k but 0.
+    k times the smallest number is rounded back to itself once k (1 - |w|) <= 1/2 (a tie, which
+    only an even k has, goes to it); for |w| <= 1/2 that is no k but 0.
     """
     format_ = _format(name)
     size = jnp.abs(format_.rounded(w))
     num_units = jnp.floor(0.5 / (1 - size))
-    tie = num_units * (1 - size) == 0.5
-    num_units = jnp.where(tie & (num_units % 2 == 1), num_units - 1, num_units)
     held = jnp.where(size > 0.5, num_units * 2.0**format_.log2_smallest, 0.0)
     return jnp.where(size < 1, held, jnp.nan)
 

@@ -66,6 +66,9 @@ def test_many_tokens_approach_the_random_energy_model() -> None:
         above.append(abs(twice - attention.limit_participation(2 * critical, count)))
     assert below[0] > below[1] > below[2]
     assert above[0] > above[1] > above[2]
+    # Far from the transition corrections fall as a power of T, near it as 1/log T.
+    assert below[2] < 1e12**-0.25
+    assert above[2] < 1 / np.log(1e12)
 
 
 def test_the_critical_deviation_is_that_of_the_list_and_there_the_entropy_is_not_zero() -> None:

@@ -110,6 +110,23 @@ def test_rates_are_eigenvalues_of_the_matrix_of_kernels() -> None:
     assert float(rates.classes) == pytest.approx(values[-2])
 
 
+@pytest.mark.parametrize(("name", "degree"), [("relu", 1.0), ("erf", 0.0)])
+def test_evidence_is_the_outlook_in_logs(name: str, degree: float) -> None:
+    phi, rate = PHI[name], jnp.array([0.0, 1e-3, 1e3])
+    task = tangent_kernel.Problem(jnp.array([0.5, 0.0]), 10, 1000, 50, 200)
+    found = tangent_kernel.outlook(phi, task, 1.2, 0.1, 10, 3, rate)
+    learned, beyond, grown, deep = jnp.moveaxis(
+        tangent_kernel.evidence(phi, task, 1.2, 0.1, 10, 3, rate), -1, 0
+    )
+
+    np.testing.assert_allclose(jnp.exp(learned[:, 1:]), found.learned[:, 1:], rtol=1e-13)
+    np.testing.assert_allclose(learned[:, 0], np.log(2.0**-1022), rtol=1e-13)
+    np.testing.assert_allclose(beyond, jnp.log(1 + found.edge), rtol=1e-12, atol=1e-15)
+    # At q = 1e8, where the power is told, E erf² is still 1/√q below its bound.
+    assert (jnp.abs(grown - degree * beyond) <= 1e-4 * beyond).all()
+    np.testing.assert_allclose(jnp.exp(deep), np.array([[1], [2], [3]]) / 10 * np.ones(3))
+
+
 def test_an_outlook_is_capped_at_the_longest_stable_step() -> None:
     task = tangent_kernel.Problem(jnp.array([0.5, 0.0]), 10, 1000, 50, 200)
     rate = jnp.array([1e-9, 2e-9, 1e3, 2e3])

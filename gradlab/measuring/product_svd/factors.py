@@ -115,5 +115,5 @@ def padded(factors: Factors, shape: tuple[int, int]) -> Factors:
 
 
 def sample(like: Array) -> Array:
-    """Normal numbers; signs alone would be in proportion wherever two rows are."""
+    """Normal numbers in the shape of `like`; of signs alone two rows might be in proportion."""
     return jnp.asarray(np.random.default_rng(0).normal(size=like.shape), like.dtype)

@@ -73,8 +73,8 @@ def own_sizes(uncertain: Array | None, L: Array) -> Array | None:
     return None if uncertain is None else uncertain @ jnp.max(jnp.abs(L), axis=1)
 
 
-def error_estimate(found: PartiallyPivoted, d: Scaled, T: Array, own: Array | None = None) -> Array:
-    """What an elimination in working precision adds to the error of a logarithm (nats).
+def error_estimate(found: PartiallyPivoted, d: Scaled, T: Array, own: Array | None) -> Array:
+    """What an elimination in working precision adds to the error of a logarithm (nats), `()`.
 
     Infinite where that cannot be told, or where the layer's own rounding (`own_sizes`) may have
     made a direction, which complete pivoting tells.

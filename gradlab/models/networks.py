@@ -91,18 +91,13 @@ def skip_block(phi: Phi, kind: str, gain: ArrayLike, factor: ArrayLike) -> SkipB
 # ---- an LSTM: the state is its output h and its memory c, one after the other
 
 
-def lstm_layer(affine: Affine, state: Array) -> Array:
-    """One step of an LSTM without an input, `(2 width,)`: `c' = f c + i g`, `h' = o tanh(c')`.
+def lstm_layer(affine: Callable[[Array], Array], state: Array) -> Array:
+    """One step of an LSTM, `(2 width,)`: `c' = f c + i g`, `h' = o tanh(c')`.
 
-    Hochreiter and Schmidhuber 1997; the forget gate f of Gers, Schmidhuber and Cummins 2000.
+    `affine` gives the sums into f, i, o and g, one block after another, from h alone. Hochreiter and Schmidhuber 1997; the forget gate f of Gers, Schmidhuber and Cummins 2000.
     """
     h, c = jnp.split(state, 2)
-    return lstm_state(affine(h), c)
-
-
-def lstm_state(sums: Array, c: Array) -> Array:
-    """The next h and c, `(2 width,)`, of an LSTM's `sums`, blocks f, i, o, g, and its memory c."""
-    *gates, candidate = jnp.split(sums, 4)
+    *gates, candidate = jnp.split(affine(h), 4)
     f, i, o = map(jax.nn.sigmoid, gates)
     c = f * c + i * jnp.tanh(candidate)
     return jnp.concatenate([o * jnp.tanh(c), c])

@@ -43,8 +43,7 @@ def lstm(weights: Weights, state: Array, x: Array) -> Array:
 
     Hochreiter and Schmidhuber 1997; the forget gate f of Gers, Schmidhuber and Cummins 2000.
     """
-    h, c = jnp.split(state, 2)
-    return networks.lstm_state(weights.W @ h + weights.U @ x + weights.b, c)
+    return networks.lstm_layer(lambda h: weights.W @ h + weights.U @ x + weights.b, state)
 
 
 def gru(weights: Weights, h: Array, x: Array) -> Array:

@@ -94,7 +94,8 @@ def skip_block(phi: Phi, kind: str, gain: ArrayLike, factor: ArrayLike) -> SkipB
 def lstm_layer(affine: Callable[[Array], Array], state: Array) -> Array:
     """One step of an LSTM, `(2 width,)`: `c' = f c + i g`, `h' = o tanh(c')`.
 
-    `affine` gives the sums into f, i, o and g, one block after another, from h alone. Hochreiter and Schmidhuber 1997; the forget gate f of Gers, Schmidhuber and Cummins 2000.
+    `affine` gives the sums into f, i, o and g, one block after another, of h. Hochreiter and
+    Schmidhuber 1997; the forget gate f of Gers, Schmidhuber and Cummins 2000.
     """
     h, c = jnp.split(state, 2)
     *gates, candidate = jnp.split(affine(h), 4)

@@ -80,9 +80,7 @@ def affines(
     Raises:
         BadInput: the library is not in the table.
     """
-    if library not in DEFAULTS:
-        raise BadInput(f"library is {library!r}; allowed: one of {', '.join(DEFAULTS)}")
-    law = DEFAULTS[library]
+    law = _default(library)
     key_W, key_b = jax.random.split(key)
     unit = ensembles.DRAWS[law.draw](key_W, (depth, num_out, num_in), dtype)
     edge = math.sqrt(3 * law.bias_variance / num_in)
@@ -91,8 +89,12 @@ def affines(
 
 
 def deviations(library: str, width: int) -> tuple[float, float]:
-    """`sigma_w` and `sigma_b`: the deviations of W √width and of b."""
-    law = DEFAULTS[library]
+    """`sigma_w` and `sigma_b`: the deviations of W √width and of b.
+
+    Raises:
+        BadInput: the library is not in the table.
+    """
+    law = _default(library)
     return math.sqrt(law.variance), math.sqrt(law.bias_variance / width)
 
 
@@ -101,3 +103,9 @@ def chain(
 ) -> Chain:
     """A chain of layers `phi(W z + b)` as the library draws them."""
     return Chain(ensembles.plain_layer(phi), affines(key, depth, width, width, library, dtype))
+
+
+def _default(library: str) -> Initialiser:
+    if library not in DEFAULTS:
+        raise BadInput(f"library is {library!r}; allowed: one of {', '.join(DEFAULTS)}")
+    return DEFAULTS[library]

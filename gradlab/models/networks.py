@@ -16,12 +16,16 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
+from gradlab.errors import BadInput
 from gradlab.models import ensembles
 from gradlab.models.activations import PHI, Phi
 from gradlab.models.chain import Chain, Layer
 from gradlab.models.ensembles import Affine
 
 SkipBlock = Callable[[tuple[Array, Array, Array], Array], tuple[Array, Array]]
+
+# What keeps the signal of a skip block from growing.
+SKIP_KINDS = ("normaliser-free", "batch norm", "nothing")
 
 # ---- batch normalisation: the state is a batch of `batch_size` vectors, one after another
 
@@ -74,7 +78,12 @@ def skip_block(phi: Phi, kind: str, gain: ArrayLike, factor: ArrayLike) -> SkipB
     "normaliser-free" branch divides Z by ("batch norm" standardises instead, "nothing" does
     neither), and whether the block is the first of its stage: then its shortcut is a layer too.
     Activations are multiplied by `gain`. Brock, De and Smith 2021, section 3 and appendix.
+
+    Raises:
+        BadInput: there is no such kind.
     """
+    if kind not in SKIP_KINDS:
+        raise BadInput(f"kind is {kind!r}; allowed: one of {', '.join(SKIP_KINDS)}")
 
     def activated(Z: Array) -> Array:
         return jnp.asarray(gain) * phi(standardised(Z) if kind == "batch norm" else Z)

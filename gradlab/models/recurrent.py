@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from gradlab.errors import BadInput
 from gradlab.models import activations, ensembles, networks
 from gradlab.models.chain import Chain, Layer
 
@@ -78,9 +79,12 @@ def weights(
     """N(0, sigma²/width) weights of `CELLS[name]` for inputs of `width` too.
 
     The gate that keeps the state, an LSTM's f and a GRU's z, has the bias; all others have 0.
+
+    Raises:
+        BadInput: there is no such cell.
     """
     key_W, key_U = jax.random.split(key)
-    rows = CELLS[name].num_blocks * width
+    rows = _kind(name).num_blocks * width
     W, U = (ensembles.unit_gaussian(key, (rows, width), float) for key in (key_W, key_U))
     b = jnp.zeros(rows).at[: width if rows > width else 0].set(bias)
     return Weights(jnp.asarray(sigma_w) * W, jnp.asarray(sigma_u) * U, b)
@@ -94,9 +98,19 @@ def latch(w: ArrayLike) -> Chain:
 
 
 def unrolled(name: str, weights: Weights, inputs: Array) -> Chain:
-    """The chain of `CELLS[name]` over `inputs`, `(num_steps, num_in)`: a layer for each step."""
+    """The chain of `CELLS[name]` over `inputs`, `(num_steps, num_in)`: a layer for each step.
+
+    Raises:
+        BadInput: there is no such cell.
+    """
     shared = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(inputs), *leaf.shape)), weights)
-    return Chain(_step(CELLS[name].cell), (shared, inputs))
+    return Chain(_step(_kind(name).cell), (shared, inputs))
+
+
+def _kind(name: str) -> Kind:
+    if name not in CELLS:
+        raise BadInput(f"cell is {name!r}; allowed: one of {', '.join(CELLS)}")
+    return CELLS[name]
 
 
 class Loop(NamedTuple):

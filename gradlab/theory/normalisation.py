@@ -105,6 +105,9 @@ def skip_gradient(
     return log, taken
 
 
+_KINDS = ("normaliser-free", "batch norm", "nothing")
+
+
 def channel_statistics(
     phi: Activation, kind: str, alpha: ArrayLike, stages: Sequence[int], batch_size: int
 ) -> Array:
@@ -114,6 +117,8 @@ def channel_statistics(
     `networks.skip_block` of two activations and an input of independent N(0, 1): the mean square of
     one example and the covariance of two, layer by layer (Poole et al. 2016, equation 5).
     """
+    if kind not in _KINDS:
+        raise ValueError(f"kind is one of {', '.join(_KINDS)}, not {kind!r}.")
     moments, one = gauss.moments(phi), jnp.ones(())
     free, factor = kind == "normaliser-free", jnp.asarray(alpha, float)
     scale = unit_gain(phi) ** 2 if free else 1 / moments.square(one)

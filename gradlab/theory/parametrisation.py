@@ -10,7 +10,10 @@ spectral step's, are derived here and confirmed by simulation in the tests.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple, TypeVar
+
+T = TypeVar("T")
 
 STEP_RULES = ("gradient", "sign", "spectral")
 
@@ -24,11 +27,13 @@ class Parametrisation(NamedTuple):
     last_rate: float
 
 
-_STANDARD = Parametrisation(0.5, 0.0, 0.0, 0.0)
-_MAXIMAL_UPDATE = {
-    "gradient": Parametrisation(1.0, -1.0, 0.0, 1.0),
-    "sign": Parametrisation(1.0, 0.0, 1.0, 1.0),
-    "spectral": Parametrisation(1.0, 0.0, 0.0, 0.5),
+_SCALINGS = {
+    "standard": dict.fromkeys(STEP_RULES, Parametrisation(0.5, 0.0, 0.0, 0.0)),
+    "maximal update": {
+        "gradient": Parametrisation(1.0, -1.0, 0.0, 1.0),
+        "sign": Parametrisation(1.0, 0.0, 1.0, 1.0),
+        "spectral": Parametrisation(1.0, 0.0, 0.0, 0.5),
+    },
 }
 
 
@@ -39,7 +44,7 @@ def scaling(way: str, rule: str) -> Parametrisation:
     (arXiv:2203.03466), table 3 (not read; from a second source), for steps by the `rule` "gradient"
     or "sign"; derived for "spectral", a step of singular values √max(1, out/in).
     """
-    return _STANDARD if way == "standard" else _MAXIMAL_UPDATE[rule]
+    return _entry(_entry(_SCALINGS, way, "way"), rule, "rule")
 
 
 def change_exponents(rule: str, p: Parametrisation, moved: int) -> tuple[float, float, float]:
@@ -51,11 +56,12 @@ def change_exponents(rule: str, p: Parametrisation, moved: int) -> tuple[float, 
     operator norm ("spectral"). What has changed below arrives at the next layer as it is, and at
     the logits n^(1 - readout) times as large, since a step is aligned with the readout.
     """
-    own = {
+    of_rule = {
         "gradient": (-p.first_rate - p.readout, 1 - p.hidden_rate - p.readout, 1 - p.last_rate),
         "sign": (-p.first_rate, 1 - p.hidden_rate, 1 - p.last_rate),
         "spectral": (-p.first_rate, -p.hidden_rate, 0.5 - p.last_rate),
-    }[rule][moved]
+    }
+    own = _entry(of_rule, rule, "rule")[moved]
     never = float("-inf")
     below = own + 1 - p.readout
     return ((own, own, below), (never, own, below), (never, never, own))[moved]
@@ -65,3 +71,9 @@ def total_exponents(rule: str, p: Parametrisation) -> tuple[float, ...]:
     """The exponents when all layers move: of the largest part, at large n."""
     parts = [change_exponents(rule, p, moved) for moved in range(3)]
     return tuple(max(column) for column in zip(*parts, strict=True))
+
+
+def _entry(table: Mapping[str, T], name: str, word: str) -> T:
+    if name not in table:
+        raise ValueError(f"{word} is one of {', '.join(table)}, not {name!r}.")
+    return table[name]

@@ -78,6 +78,8 @@ def test_the_cut_of_a_normal_has_the_moments_of_scipy() -> None:
 def test_an_unknown_library_is_refused_with_those_that_are_known() -> None:
     with pytest.raises(BadInput, match="'Keras'; allowed: one of Flax, Haiku, Equinox, PyTorch"):
         initialisers.affines(KEY, 1, 2, 2, "Keras")
+    with pytest.raises(BadInput, match="'Keras'"):
+        initialisers.deviations("Keras", 2)
 
 
 # ---- the libraries

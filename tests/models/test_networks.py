@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gradlab.errors import BadInput
 from gradlab.models import chain, networks
 from gradlab.models.activations import PHI
 
@@ -118,3 +119,8 @@ def test_a_block_is_its_shortcut_and_its_branch(kind: str, is_first: float) -> N
 
     np.testing.assert_allclose(branch, expected, rtol=1e-11)
     np.testing.assert_allclose(found, (x @ skip.T if is_first else Z) + 0.3 * expected, rtol=1e-11)
+
+
+def test_an_unknown_kind_of_block_is_named() -> None:
+    with pytest.raises(BadInput, match="kind is 'layer norm'; allowed: one of normaliser-free"):
+        networks.skip_block(PHI["relu"], "layer norm", 1.0, 1.0)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import gradlab as gl
+from gradlab.errors import BadInput
 from gradlab.models import recurrent
 
 WIDTH, STEPS = 5, 7
@@ -69,3 +70,13 @@ def test_gates_that_read_the_input_alone_multiply_the_gradient_by_themselves(nam
     J = gl.jacobians.product(recurrent.unrolled(name, weights, inputs), jnp.zeros(size))
 
     np.testing.assert_allclose(np.diag(J)[-WIDTH:], gates, rtol=1e-12)
+
+
+def test_an_unknown_cell_is_named() -> None:
+    drawn = recurrent.weights(jax.random.key(0), "GRU", 2, 1.0, 1.0, 0.0)
+    for make in (
+        lambda: recurrent.weights(jax.random.key(0), "RNN", 2, 1.0, 1.0, 0.0),
+        lambda: recurrent.unrolled("RNN", drawn, jnp.ones((3, 2))),
+    ):
+        with pytest.raises(BadInput, match="cell is 'RNN'; allowed: one of plain, LSTM, GRU"):
+            make()

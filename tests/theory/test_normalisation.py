@@ -133,3 +133,8 @@ def test_the_mean_that_a_width_leaves_bounds_that_of_wide_random_layers() -> Non
     error = found.std() / math.sqrt(num)
     # Of one layer it is the bound itself, to first order in 1/width.
     assert abs(found.mean() - bound) < 4 * error + bound * 8 / width
+
+
+def test_an_unknown_kind_of_block_is_named() -> None:
+    with pytest.raises(ValueError, match="kind is one of normaliser-free, batch norm, nothing"):
+        normalisation.channel_statistics(LINEAR, "layer norm", 0.5, (2,), 8)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gradlab.theory import parametrisation
-from gradlab.theory.parametrisation import STEP_RULES, scaling
+from gradlab.theory.parametrisation import STEP_RULES, change_exponents, scaling
 
 WIDTHS = (64, 128, 256, 512)
 
@@ -77,3 +77,11 @@ def test_the_standard_parametrisation_grows_and_the_maximal_update_keeps_all() -
             0.0,
             0.0,
         )
+
+
+def test_an_unknown_way_or_rule_is_named() -> None:
+    with pytest.raises(ValueError, match="way is one of standard, maximal update, not 'mup'"):
+        scaling("mup", "sign")
+    for found in (scaling, lambda way, rule: change_exponents(rule, scaling(way, "sign"), 0)):
+        with pytest.raises(ValueError, match="rule is one of gradient, sign, spectral, not 'adam'"):
+            found("standard", "adam")

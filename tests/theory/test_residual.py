@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gradlab.models.activations import PHI
-from gradlab.theory import gauss, residual
+from gradlab.theory import gauss, products, residual
 
 EPS = 2.3e-16
 
@@ -111,3 +111,14 @@ def test_the_typical_log_is_that_of_a_noncentral_chi_squared() -> None:
 
     assert abs(float(jnp.mean(logs) - law - added)) < 4 * error + 10 * float(added) ** 2
     np.testing.assert_allclose(jnp.var(logs), -2 * added, rtol=0.1)
+
+
+@pytest.mark.parametrize("c", [0.1, 0.5, 4.0])
+def test_the_typical_log_is_right_to_second_order_in_the_width(c: float) -> None:
+    widths = np.array([100, 400])
+    exact = [products.identity_plus_log_mean(int(n), math.sqrt(c / n)) for n in widths]
+    law, added = residual.typical_log(c, 2.0, widths)
+    left = np.array([law + own - one for own, one in zip(added, exact, strict=True)])
+
+    assert left[0] == pytest.approx(16 * left[1], rel=0.1)  # third order: a few over the width
+    assert (np.abs(left) < 0.1 * np.abs(added)).all()

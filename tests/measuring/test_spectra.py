@@ -10,21 +10,20 @@ from scipy.linalg import hilbert
 from scipy.special import digamma, polygamma
 
 from gradlab.arithmetic import scaled
-from gradlab.arithmetic.scaled import Scaled
 from gradlab.measuring import jacobians, spectra
-from gradlab.measuring.product_svd import factorisation, factors, one_sided, thresholds, trial
+from gradlab.measuring.product_svd import factorisation, factors, thresholds, trial
 from gradlab.models import chain
 from tests import arbitrary
+from tests.measuring.product_svd.drawn import (
+    DEPTH,
+    SINGULAR_VALUES,
+    WIDTH,
+    gaussian,
+    rounding,
+    spectrum,
+)
 
-WIDTH, DEPTH = 5, 40
-# One shape for all drawn cases, so that each of these is compiled once a dtype.
-SINGULAR_VALUES = jax.jit(spectra.singular_values, static_argnums=2)
-SVD = jax.jit(one_sided.svd)
 LOG_ABS_DET = jax.jit(jacobians.log_abs_det)
-
-
-def gaussian(rng: Any) -> Any:
-    return rng.normal(size=(DEPTH, WIDTH, WIDTH)) / WIDTH**0.5
 
 
 def tanh_jacobians(rng: Any, sigma_w: Any, depth: int = DEPTH, width: int = WIDTH) -> Any:
@@ -108,25 +107,6 @@ def far_behind(rng: Any) -> Any:
     """Directions by turns up to 2^180 behind each other, by scales that layers do and undo."""
     scales = 2.0 ** rng.uniform(-90, 90, (DEPTH + 1, WIDTH))
     return scales[1:, :, None] * gaussian(rng) / scales[:-1, None, :]
-
-
-def spectrum(matrices: Any, dtype: Any, depths: Any = (DEPTH,)) -> Any:
-    matrices = jnp.asarray(matrices, dtype)
-    model = chain.linear(matrices)
-    return matrices, SINGULAR_VALUES(model, jnp.zeros(matrices.shape[-1], dtype), depths)
-
-
-def rounding(matrices: Any, dtype: Any, log: Any) -> Any:
-    """Each layer's rounding, magnified by how near to singular its scaled rows are, and ulps.
-
-    In float64 all layers in working precision may lose their budget.
-    """
-    matrices = np.asarray(matrices, float)
-    rows = matrices / np.abs(matrices).max(axis=2, keepdims=True)
-    conditions = np.linalg.norm(rows, 2, axis=(1, 2)) / np.linalg.norm(rows, -2, axis=(1, 2))
-    eps = float(jnp.finfo(dtype).eps)
-    budget = thresholds.ERROR_BUDGET if dtype == jnp.float64 else 0
-    return eps * (4 * WIDTH * conditions.sum() + 2 * np.abs(log)) + budget
 
 
 @settings(max_examples=30, deadline=None)
@@ -226,31 +206,6 @@ def test_directions_that_catch_up_with_others_do_not_bring_old_roundings_along(
     assert np.abs(got - arbitrary.log_singular_values(matrices)).max() < depth * 2.2e-16 * 200
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
-@pytest.mark.parametrize("width", [16, 32])
-def test_the_rank_that_centring_takes_is_flagged_in_every_draw(width: int, dtype: Any) -> None:
-    """Columns with their mean taken off, each entry of which is rounded more than once."""
-    rng = np.random.default_rng(width)
-    for _ in range(40):
-        matrices = jnp.asarray(rng.normal(size=(6, width, width)) / width**0.5, dtype)
-        layer = int(rng.integers(6))
-        matrices = matrices.at[layer].add(-matrices[layer].mean(axis=0))
-        _, result = spectrum(matrices, dtype, (6,))
-        np.testing.assert_array_equal(result.lost[0], np.arange(width) == width - 1)
-
-
-def test_a_direction_that_is_lost_leaves_the_others_right() -> None:
-    """Triangles in float32, and the rank that centring takes from one layer half way."""
-    rng = np.random.default_rng(1)
-    matrices = 3 * np.triu(rng.normal(size=(30, 16, 16))) / 4
-    matrices[15] -= matrices[15].mean(axis=0)
-    matrices, result = spectrum(matrices, jnp.float32, (30,))
-    np.testing.assert_array_equal(result.lost[0], np.arange(16) == 15)
-    exact = arbitrary.log_singular_values(matrices)
-    # Some ulps of 60 nats. Without more digits for all layers, 0.07.
-    assert np.abs(result.log[0] - exact)[:-1].max() < 1e-4
-
-
 @pytest.mark.parametrize(("width", "depth", "seed"), [(32, 100, 0), (64, 50, 2)])
 def test_nothing_is_lost_in_wide_gaussian_chains(
     width: int, depth: int, seed: int, monkeypatch: pytest.MonkeyPatch
@@ -299,49 +254,6 @@ def test_what_rounding_puts_beside_a_few_directions_does_not_come_back(
     assert np.abs(got.log[0] - exact).max() < bound
 
 
-@pytest.mark.parametrize("seed", [533, 537, 555])
-def test_a_direction_that_is_gone_takes_no_other_along(seed: int) -> None:
-    """Sparse layers, singular by their zeros, which leave one direction of three."""
-    rng = np.random.default_rng(seed)
-    matrices = rng.normal(size=(20, 3, 3)) * (rng.uniform(size=(20, 3, 3)) < 0.6)
-    _, result = spectrum(matrices, jnp.float64, (20,))
-    norm = np.log(np.linalg.norm(np.linalg.multi_dot(matrices[::-1])))
-    # Rounding of twenty layers; of the other directions, at most what is far below remains.
-    assert abs(result.log[0, 0] - norm) < 1e-12
-    assert not (result.log[0, 1:] > norm - 30).any()
-
-
-@pytest.mark.parametrize(
-    ("seed", "dtype"),
-    [
-        *((seed, jnp.float64) for seed in (2034, 2131, 2343, 2381, 900358)),
-        (905940, jnp.float32),
-    ],
-)
-def test_no_direction_is_made_of_the_rounding_of_rows_in_proportion(seed: int, dtype: Any) -> None:
-    """Sparse layers, one of which leaves rows in proportion, of which the next makes one."""
-    rng = np.random.default_rng(seed)
-    matrices = rng.normal(size=(20, 3, 3)) * (rng.uniform(size=(20, 3, 3)) < 0.6)
-    _, result = spectrum(matrices, dtype, (20,))
-    # By exact fractions the rank is 1.
-    np.testing.assert_array_equal(np.isfinite(result.log[0]), [True, False, False])
-
-
-def test_the_rank_that_layers_lose_together_is_flagged() -> None:
-    """Integers: layer 4 has rank 2, and leaves what layer 10, of rank 2 too, makes one of.
-
-    No entry of layer 10 is rounded, nor would it matter: the directions before it are.
-    """
-    matrices = np.random.default_rng(100).integers(-2, 3, size=(20, 3, 3)).astype(float)
-    ranks = [np.linalg.matrix_rank(matrices[k]) for k in (3, 9)]
-    assert ranks == [2, 2]
-    product = np.linalg.multi_dot(matrices[9::-1])  # of whole numbers below 2^53: exact
-    assert np.linalg.matrix_rank(product) == 1
-    _, result = spectrum(matrices, jnp.float64, (9, 10, 20))
-    np.testing.assert_array_equal(np.isfinite(result.log), [[1, 1, 0], [1, 0, 0], [1, 0, 0]])
-    np.testing.assert_array_equal(result.lost, [[0, 0, 0], [0, 1, 0], [0, 1, 0]])
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "bar"), [(jnp.float64, 1e-10), (jnp.float32, 1e-2)])
 def test_ten_thousand_tanh_layers_keep_all_their_singular_values(dtype: Any, bar: Any) -> None:
@@ -369,70 +281,6 @@ def test_the_depths_asked_for_are_those_of_the_shorter_products() -> None:
     for depth, log in zip((1, 7, 40), result.log, strict=True):
         exact = arbitrary.log_singular_values(matrices[:depth])
         assert (np.abs(log - exact) <= rounding(matrices, jnp.float64, exact)).all()
-
-
-def test_a_dead_unit_gives_exact_zeros_and_is_not_called_lost() -> None:
-    matrices = gaussian(np.random.default_rng(3))
-    matrices[10, 2] = 0
-    matrices[25, 4] = 0
-    matrices, result = spectrum(matrices, jnp.float64)
-    exact = arbitrary.log_singular_values(matrices, bits=2000)
-    assert not result.lost.any()
-    assert result.log[0, -1] == -np.inf
-    np.testing.assert_allclose(
-        result.log[0, :-1][exact[:-1] > -500], exact[exact > -500][:4], atol=1e-11
-    )
-
-
-@settings(max_examples=20, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), dtype=st.sampled_from([jnp.float32, jnp.float64]))
-def test_a_chain_whose_units_die_at_random_keeps_as_many_directions_as_the_fewest_left(
-    seed: int, dtype: Any
-) -> None:
-    """Three of eight units in every layer at most, others each time, as relu leaves them."""
-    rng = np.random.default_rng(seed)
-    is_alive = rng.permuted(np.tile(np.arange(8) < 5, (30, 1)), axis=1)
-    is_alive[:-1] |= rng.uniform(size=(29, 8)) < 0.2
-    matrices = rng.normal(size=(30, 8, 8)) * is_alive[:, :, None]
-    matrices, result = spectrum(matrices, dtype, (30,))
-    assert not result.lost.any()
-    np.testing.assert_array_equal(np.isfinite(result.log[0]), np.arange(8) < 5)
-    exact = arbitrary.log_singular_values([*matrices[:-1], matrices[-1, is_alive[-1]]])
-    # Roundings of 30 layers, the worst of conditions of a thousand, and ulps of some ten nats.
-    assert np.abs(result.log[0, :5] - exact).max() < 1e4 * scaled.eps(dtype)
-
-
-REPEATS = {
-    "two equal rows": lambda J: np.vstack([J[:4], J[:1]]),
-    "a row that is the sum of two": lambda J: np.vstack([J[:4], J[0] + J[1]]),
-    "two equal columns": lambda J: np.hstack([J[:, :4], J[:, :1]]),
-    "rank one": lambda J: np.outer(J[0], J[1]),
-}
-
-
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
-@pytest.mark.parametrize("name", REPEATS)
-def test_a_rank_lost_without_a_dead_unit_is_flagged(name: str, dtype: Any) -> None:
-    matrices = np.array(gaussian(np.random.default_rng(4)))
-    matrices[20] = REPEATS[name](matrices[20])
-    rank = np.linalg.matrix_rank(matrices[20])
-    matrices, result = spectrum(matrices, dtype)
-    np.testing.assert_array_equal(result.lost[0], np.arange(WIDTH) >= rank)
-    np.testing.assert_array_equal(np.isnan(result.log[0]), result.lost[0])
-    exact = arbitrary.log_singular_values(matrices, bits=4000)
-    known = np.abs(result.log[0] - exact)[:rank]
-    assert (known <= rounding(np.delete(matrices, 20, 0), dtype, exact[:rank])).all()
-
-
-def test_a_chain_that_has_been_narrow_has_that_many_singular_values() -> None:
-    rng = np.random.default_rng(5)
-    sizes = [(6, 5), (3, 6), (7, 3), (5, 7)]
-    matrices = [jnp.asarray(rng.normal(size=size)) for size in sizes]
-    result = SINGULAR_VALUES(chain.linear(matrices), jnp.zeros(5), (1, 4))
-    assert np.isfinite(result.log[0]).all()
-    np.testing.assert_array_equal(np.isneginf(result.log[1]), np.arange(5) >= 3)
-    exact = arbitrary.log_singular_values(matrices)
-    np.testing.assert_allclose(result.log[1, :3], exact[:3], rtol=0, atol=1e-13)  # four layers
 
 
 def test_every_singular_value_of_many_chains_at_once_is_that_of_each_alone() -> None:
@@ -491,41 +339,6 @@ def test_lyapunov_exponents_are_not_the_singular_values_of_the_finite_product() 
     difference = np.abs(forward - result.log[0])
     assert difference.max() > 0.05
     np.testing.assert_allclose(forward.sum(), result.log[0].sum(), atol=1e-10)  # log|det|, rounding
-
-
-@settings(max_examples=20, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), spread=st.sampled_from([0, 3, 5000]))
-def test_jacobi_is_right_for_columns_of_any_scale(seed: int, spread: Any) -> None:
-    rng = np.random.default_rng(seed)
-    Y = rng.normal(size=(7, WIDTH))
-    e = np.sort(rng.integers(-spread, spread + 1, size=WIDTH))[rng.permutation(WIDTH)]
-    side = SVD(Scaled(jnp.asarray(Y), jnp.asarray(e, jnp.int32)[None]))
-    exact = arbitrary.log_singular_values([Y], bits=25_000, exponents=e)
-    # A few roundings for each of five columns, magnified by the condition of Y, and ulps.
-    bound = 2.3e-16 * (20 * np.linalg.cond(Y) + 2 * np.abs(exact))
-    assert (np.abs(scaled.log_magnitude(side.singular_values) - exact) <= bound).all()
-
-
-@pytest.mark.parametrize("spread", [0, 200])
-@pytest.mark.parametrize(("num_rows", "num_columns"), [(1, 1), (4, 1), (2, 2), (9, 8), (13, 13)])
-def test_values_are_the_same_with_and_without_vectors(
-    num_rows: Any, num_columns: Any, spread: Any
-) -> None:
-    rng = np.random.default_rng(num_columns)
-    Y = rng.normal(size=(num_rows, num_columns))
-    e = rng.integers(-spread, 1, size=num_columns)
-    X = Scaled(jnp.asarray(Y), jnp.asarray(e, jnp.int32)[None])
-    both, alone = SVD(X), scaled.log_magnitude(jax.jit(one_sided.singular_values)(X))
-    values = np.asarray(scaled.log_magnitude(both.singular_values))
-    # A few roundings a column, magnified by the condition of Y, and the ulp of the log.
-    rounding = 2.3e-16 * 20 * num_columns * np.linalg.cond(Y)
-    assert (np.abs(alone - values) <= rounding + 2.3e-16 * np.abs(values)).all()
-    for vectors in (np.asarray(both.left), np.asarray(both.right)):
-        gram = vectors.T @ vectors
-        np.testing.assert_allclose(gram, np.eye(num_columns), rtol=0, atol=5e-15 * num_columns)
-    product = (np.asarray(both.left) * np.exp(values)) @ np.asarray(both.right).T
-    # Beside the largest entry: vectors are right as vectors, not entry by entry.
-    np.testing.assert_allclose(product, Y * 2.0**e, rtol=0, atol=rounding * np.abs(Y).max())
 
 
 @pytest.mark.parametrize("depths", [(), (0, 3), (3, 2), (2, 2), (1, 41)])

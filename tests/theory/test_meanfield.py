@@ -4,7 +4,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import mpmath as mp
 import numpy as np
 import pytest
 
@@ -26,86 +25,6 @@ def at(f: Any, phi: Any, *numbers: Any) -> Any:
 
 
 # ---- Gaussian averages
-
-
-def by_mpmath(f: Any, q: Any, kinks: Any) -> Any:
-    """E f(√q z), by adaptive quadrature in arbitrary precision, split where f bends."""
-    scale = 1 / mp.sqrt(q)
-    points = {mp.mpf(-10), mp.mpf(10), mp.mpf(0), *(k * scale for k in kinks)}
-    points |= {sign * width for sign in (-1, 1) for width in (scale, 4 * scale, mp.mpf(3))}
-    inside = sorted(point for point in points if abs(point) <= 10)
-    return mp.quad(lambda z: f(z / scale) * mp.npdf(z), inside)
-
-
-REFERENCES = {
-    "tanh": (mp.tanh, lambda h: mp.sech(h) ** 2),
-    "softplus": (lambda h: mp.log1p(mp.exp(h)), lambda h: 1 / (1 + mp.exp(-h))),
-    "hard_tanh": (lambda h: max(min(h, 1), -1), lambda h: mp.mpf(abs(h) < 1)),
-    "elu": (
-        lambda h: h if h > 0 else mp.expm1(h),
-        lambda h: mp.mpf(1) if h > 0 else mp.exp(h),
-    ),
-}
-
-
-@pytest.mark.parametrize("name", REFERENCES)
-def test_quadrature_agrees_with_arbitrary_precision(name: str) -> None:
-    phi, (f, df) = PHI[name], REFERENCES[name]
-    rule = jax.jit(lambda q: (gauss.moments(phi).square(q), gauss.moments(phi).slope_square(q)))
-    for q in (1e-3, 1.0, 30.0):
-        for measured, g in zip(rule(q), (f, df), strict=True):
-            expected = by_mpmath(lambda h, g=g: g(h) ** 2, mp.mpf(q), phi.kinks)
-            # 1e-13: the ends of the double exponential rule, and rounding.
-            assert float(measured) == pytest.approx(float(expected), rel=1e-13)
-
-
-@pytest.mark.parametrize("name", gauss.CLOSED)
-def test_closed_forms_agree_with_quadrature(name: str) -> None:
-    known, rule = gauss.CLOSED[name], gauss.Quadrature(PHI[name])
-    q, c = (
-        x.ravel()
-        for x in jnp.meshgrid(jnp.asarray([0.01, 1.0, 8.0]), jnp.asarray([-0.9, 0.0, 0.5, 0.99]))
-    )
-
-    def every(moments: Any) -> Any:
-        one = [moments.square(q), moments.slope_square(q)]
-        pairs = (moments.pair, moments.slope_pair)
-        return one + [f(q, c) for f in pairs] + [moments.gap(q, 1 - c)]
-
-    def by_rule(q: Any, c: Any) -> Any:
-        return [
-            rule.square(q),
-            rule.slope_square(q),
-            rule.pair(q, c),
-            rule.slope_pair(q, c),
-            rule.gap(q, 1 - c),
-        ]
-
-    measured = jax.jit(jax.vmap(by_rule))(q, c)
-    for closed, numeric in zip(every(known), measured, strict=True):
-        # 1e-11: the rule at the kinks of relu; absolute, since averages may be 0.
-        np.testing.assert_allclose(numeric, closed, rtol=1e-11, atol=1e-11)
-
-
-@pytest.mark.parametrize("name", ["tanh", "hard_tanh"])
-def test_pairs_obey_prices_theorem_and_have_the_right_ends(name: str) -> None:
-    phi, c, h = gauss.moments(PHI[name]), 0.6, 1e-4
-    q = jnp.asarray(2.0)
-
-    def every(q: Any) -> Any:
-        difference = (phi.pair(q, jnp.asarray(c + h)) - phi.pair(q, jnp.asarray(c - h))) / (2 * h)
-        zero, one = jnp.asarray(0.0), jnp.asarray(1.0)
-        mean = gauss.expect(PHI[name], q, PHI[name].kinks)
-        return {
-            # d/dc E phi phi = q E phi' phi' (Price 1958); 1e-7: the difference's h².
-            "slope": (difference / q, phi.slope_pair(q, jnp.asarray(c)), 1e-7),
-            "at c = 0": (phi.pair(q, zero), mean * mean, 1e-11),
-            "at c = 1": (phi.pair(q, one), phi.square(q), 1e-11),
-            "gap": (phi.gap(q, 1 - c * one), phi.square(q) - phi.pair(q, c * one), 1e-11),
-        }
-
-    for what, (measured, expected, error) in jax.jit(every)(q).items():
-        np.testing.assert_allclose(measured, expected, atol=float(error), err_msg=what)
 
 
 def test_the_formulas_of_erf_and_relu_are_those_of_the_literature() -> None:

@@ -7,7 +7,7 @@ import mpmath
 import numpy as np
 import pytest
 
-from gradlab.theory import products, residual, spectra
+from gradlab.theory import products
 
 KEY = jax.random.key(3)
 
@@ -160,99 +160,7 @@ def test_bad_widths_and_deviations_are_named() -> None:
         products.width_needed(10, 0.0)
 
 
-# ---- spectra
-
-
-def test_the_largest_eigenvalue_of_a_linear_gaussian_product_has_its_closed_form() -> None:
-    for depth, given in ((1, 4.0), (2, 6.75), (4, 12.20703125)):
-        measured = math.exp(float(spectra.log_largest_eigenvalue(depth, 1.0, "gaussian")))
-        assert measured == pytest.approx(given, rel=1e-14)  # rounding
-    deep = math.exp(float(spectra.log_largest_eigenvalue(1000, 1.0, "gaussian")))
-    assert deep == pytest.approx(math.e * 1000.5, rel=1e-6)  # e (depth + ½): next term 1/depth²
-
-
-@pytest.mark.parametrize("weights", spectra.LAWS)
-@pytest.mark.parametrize("p", [0.3, 0.5, 0.9])
-def test_the_largest_eigenvalue_is_the_least_value_of_the_inverse(weights: Any, p: float) -> None:
-    z = jnp.logspace(-4, 6, 200_001)
-    for depth in (1, 3, 20):
-        least = jnp.min(spectra.log_M_inverse(z, depth, p, weights))
-        predicted = spectra.log_largest_eigenvalue(depth, p, weights)
-        # The grid: a step of 1e-4 in log z; where the least value is at infinity, 1/z of its end.
-        assert abs(float(least - predicted)) < 1e-5 * depth
-        assert float(predicted) <= float(least) + 1e-12
-
-
-@pytest.mark.parametrize("weights", spectra.LAWS)
-def test_the_series_of_the_inverse_has_mean_1_and_the_variance_given(weights: Any) -> None:
-    # M(z) = 1/z + m_2/z² + ...: at large z the inverse of M at y = M(z) is z.
-    depth, p = 3, 0.6
-    y = 1e-4
-    z = math.exp(float(spectra.log_M_inverse(y, depth, p, weights)))
-    m_2 = (y - 1 / z) * z * z
-    # The third moment over z: of the order of 100 y.
-    assert m_2 - 1 == pytest.approx(float(spectra.variance(depth, p, weights)), rel=0.01)
-
-
-def test_deep_wide_linear_products_have_the_spectrum_predicted() -> None:
-    width, depth = 250, 3
-    W = jax.random.normal(KEY, (depth, width, width)) / math.sqrt(width)
-    eigenvalues = np.linalg.svd(np.linalg.multi_dot(list(np.asarray(W))), compute_uv=False) ** 2
-    largest = math.exp(float(spectra.log_largest_eigenvalue(depth, 1.0, "gaussian")))
-    assert 0.85 < eigenvalues[0] / largest < 1.05  # finite width: a few percent low at 1000
-    # Finite width and one draw: 10 % of the variance at width 250.
-    assert np.var(eigenvalues) == pytest.approx(
-        float(spectra.variance(depth, 1.0, "gaussian")), rel=0.15
-    )
-
-
-def test_an_orthogonal_linear_product_has_no_spread() -> None:
-    assert float(spectra.variance(7, 1.0, "orthogonal")) == 0
-    assert float(spectra.log_largest_eigenvalue(7, 1.0, "orthogonal")) == 0
-
-
-def test_unknown_weights_are_named() -> None:
-    with pytest.raises(ValueError, match="one of gaussian, orthogonal, not 'haar'"):
-        spectra.variance(1, 0.5, "haar")
-
-
-# ---- residual chains
-
-
-def test_singular_values_stay_between_the_bounds() -> None:
-    F = jax.random.normal(KEY, (6, 5, 5)) * 0.15
-    singular = np.linalg.svd(
-        np.linalg.multi_dot([np.eye(5) + f for f in np.asarray(F)]), compute_uv=False
-    )
-    norms = jnp.linalg.norm(F, ord=2, axis=(1, 2))
-    assert float(norms.max()) < 1
-    assert float(residual.log_lower_bound(norms)) <= math.log(singular[-1])
-    assert math.log(singular[0]) <= float(residual.log_upper_bound(norms))
-
-
-def test_the_bounds_are_met_by_multiples_of_the_identity() -> None:
-    for s in (0.0, 0.3, 0.9):
-        lower = float(residual.log_lower_bound(jnp.full(4, s)))
-        assert lower == pytest.approx(float(4 * jnp.log(abs(1 - s))), rel=1e-14)
-    assert float(residual.log_lower_bound(jnp.asarray([0.5, 1.0]))) == -math.inf
-
-
-def test_never_fails_at_the_edge() -> None:
-    measured = residual.log10_scalar_product(jnp.asarray([-1.0, -0.5, 0.1]), 60)
-    expected = [-math.inf, 60 * math.log10(0.5), 60 * math.log10(1.1)]
-    # 1 + 0.1 is rounded by half an ulp, which 60 layers add up.
-    np.testing.assert_allclose(measured, expected, atol=60 * 2**-53, rtol=4 * 2**-53)
-
-
-def test_a_linear_residual_chain_grows_as_predicted() -> None:
-    width, depth, num, s = 4, 3, 60_000, 0.5
-    G = jax.random.normal(KEY, (depth, num, width, width)) * (s / math.sqrt(width))
-    v = jnp.zeros((num, width)).at[:, 0].set(1.0)
-    for layer in G:
-        v = v + jnp.einsum("nij,nj->ni", layer, v)
-    square = np.asarray(jnp.sum(v * v, axis=1))
-    error = square.std() / math.sqrt(num)  # standard error of sampling
-    assert abs(square.mean() - float(residual.linear_second_moment(s, depth))) < 4 * error
+# ---- beside an identity, and rectifiers
 
 
 def test_the_log_mean_of_one_number_is_a_gaussian_integral() -> None:

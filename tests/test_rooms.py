@@ -28,7 +28,7 @@ ELSEWHERE = {
         (
             f"measuring.product_svd.{room}"
             for room in (
-                *("error_bound", "extended", "factorisation", "factors", "one_sided", "ratios"),
+                *("error_bound", "extended", "factorisation", "factors", "ratios"),
                 *("spectrum", "thresholds", "trial"),
             )
         ),
@@ -95,11 +95,6 @@ ELSEWHERE = {
     "running.recall": ("running/test_identity.py", "a program that is recalled has its name"),
     "experiment.files": ("experiment/test_dataset.py", "a write is whole or did not happen"),
     "experiment.fileset": ("page/test_page.py", "a set of files is one, or its card says so"),
-    "theory.gauss": (
-        "theory/test_meanfield.py",
-        "closed forms against rules, and both against mpmath",
-    ),
-    "theory.spectra": ("theory/test_products.py", "laws of infinite width against drawn products"),
 }
 
 

@@ -147,9 +147,13 @@ def config(cls: type[T]) -> type[T]:
     return dataclass(kw_only=True)(cls)
 
 
-@functools.cache
 def entries(cls: type) -> tuple[Entry, ...]:
     """The fields of a config class, in the order written."""
+    return _entries(cls)
+
+
+@functools.cache
+def _entries(cls: type) -> tuple[Entry, ...]:
     hints = typing.get_type_hints(cls)
     return tuple(_entry(cls, field, hints[field.name]) for field in dataclasses.fields(cls))
 

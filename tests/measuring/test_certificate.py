@@ -13,7 +13,7 @@ import gradlab as gl
 from gradlab.measuring import certificate, jacobians
 from gradlab.models import chain
 from tests import arbitrary
-from tests.measuring.test_spectra import (
+from tests.measuring.product_svd.drawn import (
     DEPTH,
     ENSEMBLES,
     NEARLY_SINGULAR,

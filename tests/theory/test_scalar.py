@@ -27,10 +27,12 @@ def test_the_logarithm_is_a_line_of_slope_log10_w_and_stays_finite() -> None:
     for w in (0.9, 1.1, -2.0):
         exact = [float(int(d) * mp.log10(abs(mp.mpf(w)))) for d in depth]
         np.testing.assert_allclose(scalar.log10_product(w, depth), exact, rtol=1e-14)  # rounding
-    w, never = jnp.asarray([0.0, 0.5, math.inf]), jnp.zeros(())
-    np.testing.assert_array_equal(scalar.log10_product(w[0], 3), -math.inf)
-    np.testing.assert_array_equal(scalar.log10_product(w, never), np.zeros(3))
-    np.testing.assert_array_equal(scalar.derivative(w, never, 2.0), np.zeros(3))
+    weights = jnp.asarray([0.0, 0.5, math.inf])
+    np.testing.assert_array_equal(
+        scalar.log10_product(weights, 3), [-math.inf, 3 * math.log10(0.5), math.inf]
+    )
+    np.testing.assert_array_equal(scalar.log10_product(weights, 0), np.zeros(3))
+    np.testing.assert_array_equal(scalar.derivative(weights, 0, 2.0), np.zeros(3))
 
 
 def test_the_limit_is_0_1_or_infinite_and_does_not_exist_from_minus_1_down() -> None:

@@ -93,27 +93,39 @@ def eliminate(
     A = A._replace(high=A.high + added)
     # An infinity or nan is one in every pivot.
     is_undefined = ~jnp.isfinite(jnp.sum(A.high)) | jnp.any(jnp.isnan(log_2_d))
-    start = _Elimination(
-        A,
-        error + uncertain,
-        rows=jnp.eye(m, dtype=J.dtype),
-        columns=jnp.eye(r, dtype=J.dtype),
-        row_rank=k + jnp.arange(m, dtype=jnp.int32),
-        column_rank=k + jnp.arange(r, dtype=jnp.int32),
-        num_pivots=jnp.zeros((), jnp.int32),
-        sizes=jnp.full(k, jnp.inf, J.dtype),
-        cleared=jnp.full((), -jnp.inf, J.dtype),
-        num_lost=jnp.zeros((), jnp.int32),
-        is_range_done=jnp.zeros((), bool),
-        is_done=is_undefined,
-    )
+    start = _start(A, error + uncertain, is_undefined)
     wrong_J = scaled.eps(J.dtype) / 2 * jnp.abs(J) + uncertain_J
     end = jax.lax.while_loop(
         lambda s: (s.num_pivots < k) & ~s.is_done,
         lambda s: _next_pivot(s, wrong_J, L.high, log_2_d, k),
         start,
     )
-    end = _without_the_unclear(end, log_2_d > -jnp.inf)
+    return _factors(_without_the_unclear(end, log_2_d > -jnp.inf), is_undefined)
+
+
+def _start(A: Doubled, error: Array, is_done: Array) -> _Elimination:
+    """Before the first pivot of `A`, `(m, r)`."""
+    (m, r), dtype = A.high.shape, A.high.dtype
+    k = min(m, r)
+    return _Elimination(
+        A,
+        error,
+        rows=jnp.eye(m, dtype=dtype),
+        columns=jnp.eye(r, dtype=dtype),
+        row_rank=k + jnp.arange(m, dtype=jnp.int32),
+        column_rank=k + jnp.arange(r, dtype=jnp.int32),
+        num_pivots=jnp.zeros((), jnp.int32),
+        sizes=jnp.full(k, jnp.inf, dtype),
+        cleared=jnp.full((), -jnp.inf, dtype),
+        num_lost=jnp.zeros((), jnp.int32),
+        is_range_done=jnp.zeros((), bool),
+        is_done=is_done,
+    )
+
+
+def _factors(end: _Elimination, is_undefined: Array) -> CompletelyPivoted:
+    """What an elimination at its end has made: nan in every pivot where `is_undefined`."""
+    m, k = len(end.rows), len(end.sizes)
     # Rows and columns without a pivot keep their order behind the others.
     ranks = end.row_rank, end.column_rank
     rows, order = (jnp.argsort(rank).astype(jnp.int32) for rank in ranks)
@@ -122,7 +134,7 @@ def eliminate(
     below = jax.tree.map(lambda part: jnp.where(found[None, :], jnp.tril(part[:, :k], -1), 0), LR)
     R = jnp.where(found[:, None], jnp.triu(LR.high[:k]), 0)
     R = jnp.where(is_undefined, jnp.nan, R)
-    sorted_L = below._replace(high=below.high + jnp.eye(m, k, dtype=J.dtype))
+    sorted_L = below._replace(high=below.high + jnp.eye(m, k, dtype=R.dtype))
     L = jax.tree.map(
         lambda part: jnp.zeros_like(part).at[rows].set(part, unique_indices=True), sorted_L
     )

@@ -79,11 +79,7 @@ def factorise(
         observed: what it starts from, a pytree of arrays.
     """
     parts, num_layers = chain.checked(model, x), chain.depth(model)
-    wanted = list(depths)
-    if not wanted or wanted != sorted(set(wanted) & set(range(1, num_layers + 1))):
-        raise ValueError(
-            f"depths must be ascending whole numbers from 1 to {num_layers}, not {wanted}."
-        )
+    wanted = _checked(depths, num_layers)
     shape = most_columns(model, x), max(chain.widths(model, x))
     # A few roundings a layer in each of the directions.
     is_shallow = num_layers * shape[1] * scaled.eps(x.dtype) <= thresholds.ERROR_BUDGET
@@ -125,6 +121,15 @@ def factorise(
     return at_each
 
 
+def _checked(depths: Sequence[int], num_layers: int) -> list[int]:
+    wanted = list(depths)
+    if not wanted or wanted != sorted(set(wanted) & set(range(1, num_layers + 1))):
+        raise ValueError(
+            f"depths must be ascending whole numbers from 1 to {num_layers}, not {wanted}."
+        )
+    return wanted
+
+
 def _put(shape: tuple[int, int], slots: Any, layer: Any, state: _State, stored: Any) -> Any:
     """What is stored, with the state after a layer in its slot."""
     now = factors.padded(state.extended.factors, shape), state.observed
@@ -163,61 +168,84 @@ def _one_extended(layer: Layer, how: _How, params: Any, state: _State) -> _State
     return _State(z, after.extended, after.ratios, state.spent, turned, observed)
 
 
+class _Run(NamedTuple):
+    """Where a segment is: the next layer, the state before it, what is stored, and its trial."""
+
+    layer: Array
+    state: _State
+    stored: Any
+    found: Trial
+
+
 def _on_trial(segment: Chain, how: _How, carry: Any) -> Any:
     """Through a segment, in working precision as far as that is enough."""
-    depth, level = segment.depth, how.level
-
-    def trial_of(layer: Array, state: _State) -> Trial:
-        # Beyond the last layer it is the last once more, and nobody takes it.
-        params = chain.params_at(segment.params, layer)
-        found = trial.of_layer(segment.layer, params, state.z, state.extended.factors)
-        error = jnp.where(level <= thresholds.WORKING, found.error, jnp.inf)
-        return found._replace(error=error)
-
-    def is_enough(run: Any) -> Array:
-        layer, state, _, found = run
-        is_good = (found.error <= thresholds.LAYER_BUDGET) & (
-            state.spent + found.error <= thresholds.ERROR_BUDGET
-        )
-        return (layer < depth) & is_good
-
-    def accept(run: Any) -> Any:
-        layer, state, stored, found = run
-        before = state.extended.factors
-        after = trial.accepted(before, found)
-        observed = state.observed
-        if how.observe:
-            params = chain.params_at(segment.params, layer)
-            step = trial.step(segment.layer, params, state.z, before, found)
-            observed = how.observe(after, step, observed)
-        since = ratios.after_layer(state.ratios, after.d, found.pivots)
-        now, spent = state.extended._replace(factors=after), state.spent + found.error
-        state = _State(found.z, now, since, spent, state.largest_turn, observed)
-        stored = how.store(layer, state, stored) if how.store else stored
-        return layer + 1, state, stored, trial_of(layer + 1, state)
-
-    def reject(run: Any) -> Any:
-        layer, state, stored, _ = run
-        state = _one_extended(segment.layer, how, chain.params_at(segment.params, layer), state)
-        stored = how.store(layer, state, stored) if how.store else stored
-        return layer + 1, state, stored, trial_of(layer + 1, state)
-
-    def one_extended_and_trials(run: Any) -> Any:
-        first, *_ = run = reject(run)
-        layer, state, stored, found = jax.lax.while_loop(is_enough, accept, run)
-        anew = extended.after_trials(state.extended.factors, state.ratios)
-        now = jax.tree.map(partial(jnp.where, layer > first), anew, state.extended)
-        return layer, state._replace(extended=now), stored, found
-
     state, stored = carry
     first = jnp.zeros((), jnp.int32)
-    shapes = jax.eval_shape(trial_of, first, state)
+    shapes = jax.eval_shape(partial(_trial_of, segment, how), first, state)
     nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    run = first, state, stored, nothing
-    _, state, stored, _ = jax.lax.while_loop(
-        lambda run: run[0] < depth, one_extended_and_trials, run
+    end = jax.lax.while_loop(
+        lambda run: run.layer < segment.depth,
+        partial(_one_extended_and_trials, segment, how),
+        _Run(first, state, stored, nothing),
     )
-    return state, stored
+    return end.state, end.stored
+
+
+def _one_extended_and_trials(segment: Chain, how: _How, run: _Run) -> _Run:
+    """One layer in extended precision, and those behind it whose trials are good enough."""
+    run = _with_extended(segment, how, run)
+    first = run.layer
+    end = jax.lax.while_loop(
+        partial(_is_enough, segment.depth), partial(_with_trial, segment, how), run
+    )
+    anew = extended.after_trials(end.state.extended.factors, end.state.ratios)
+    now = jax.tree.map(partial(jnp.where, end.layer > first), anew, end.state.extended)
+    return end._replace(state=end.state._replace(extended=now))
+
+
+def _trial_of(segment: Chain, how: _How, layer: Array, state: _State) -> Trial:
+    # Beyond the last layer it is the last once more, and nobody takes it.
+    params = chain.params_at(segment.params, layer)
+    found = trial.of_layer(segment.layer, params, state.z, state.extended.factors)
+    error = jnp.where(how.level <= thresholds.WORKING, found.error, jnp.inf)
+    return found._replace(error=error)
+
+
+def _is_enough(depth: int, run: _Run) -> Array:
+    is_good = (run.found.error <= thresholds.LAYER_BUDGET) & (
+        run.state.spent + run.found.error <= thresholds.ERROR_BUDGET
+    )
+    return (run.layer < depth) & is_good
+
+
+def _with_trial(segment: Chain, how: _How, run: _Run) -> _Run:
+    """One layer further, by the trial that was good enough."""
+    layer, state, _, found = run
+    before = state.extended.factors
+    after = trial.accepted(before, found)
+    observed = state.observed
+    if how.observe:
+        params = chain.params_at(segment.params, layer)
+        step = trial.step(segment.layer, params, state.z, before, found)
+        observed = how.observe(after, step, observed)
+    since = ratios.after_layer(state.ratios, after.d, found.pivots)
+    now, spent = state.extended._replace(factors=after), state.spent + found.error
+    state = _State(found.z, now, since, spent, state.largest_turn, observed)
+    return _advanced(segment, how, run, state)
+
+
+def _with_extended(segment: Chain, how: _How, run: _Run) -> _Run:
+    """One layer further, in extended precision."""
+    params = chain.params_at(segment.params, run.layer)
+    state = _one_extended(segment.layer, how, params, run.state)
+    return _advanced(segment, how, run, state)
+
+
+def _advanced(segment: Chain, how: _How, run: _Run, state: _State) -> _Run:
+    """The run after one more layer, which has left this state."""
+    stored = how.store(run.layer, state, run.stored) if how.store else run.stored
+    layer = run.layer + 1
+    return _Run(layer, state, stored, _trial_of(segment, how, layer, state))
 
 
 def _level_needed(state: _State) -> Array:

@@ -94,7 +94,8 @@ def input_square(phi: Phi, sigma_w: Array, sigma_b: Array) -> Array:
     1 where there is no q*: there the activation is homogeneous, and chi_1 the same at every q.
     """
     square = (q_star(phi, sigma_w, sigma_b) - sigma_b**2) / sigma_w**2
-    return jnp.where(jnp.isfinite(square) & (square > 0), square, 1.0)
+    square = jnp.where(jnp.isfinite(square) & (square > 0), square, 1.0)
+    return _unless_nan(sigma_w + sigma_b, square)
 
 
 # ---- angles
@@ -220,19 +221,20 @@ def _q_star_of_line(slope: Array, intercept: Array) -> Array:
     falls = slope < 1 - _rounding(slope)
     root = jnp.where(falls, intercept / jnp.where(falls, 1 - slope, 1), jnp.inf)
     held = ~falls & ~_above_one(slope) & (intercept == 0)
-    return jnp.where(held, jnp.nan, root)
+    return _unless_nan(slope + intercept, jnp.where(held, jnp.nan, root))
 
 
 def _stable_root(f: _Function) -> Array:
     """The zero of f, q > 0, to which the sign of f leads from q = 1; 0 or inf beyond the grid."""
     grid = _grid()
-    positive = jax.vmap(f)(grid) > _rounding(grid) * grid
+    values = jax.vmap(f)(grid)
+    positive = values > _rounding(grid) * grid
     start = _DECADES[0] * -_PER_DECADE  # the index of q = 1
     index = jnp.arange(grid.shape[0])
     up = jnp.min(jnp.where(~positive & (index >= start), index, grid.shape[0]))
     down = jnp.max(jnp.where(positive & (index <= start), index, -1)) + 1
     right = jnp.where(positive[start], up, down)
-    return _bisected(f, right, rising=False)
+    return _unless_nan(values[start], _bisected(f, right, rising=False))
 
 
 def _first_rise(f: _Function) -> Array:
@@ -293,8 +295,8 @@ def _slope(f: _Function, x: Array) -> Array:
 
 def _epsilon_star(phi: Phi, q: Array, sigma_w: Array) -> Array:
     """`1 - c*`, accurate however small: (1 - C)/(1 - c) - 1 falls, convex, with 1 - c."""
-    moments = gauss.moments(phi)
-    chaos = _above_one(chi(phi, q, sigma_w))
+    moments, factor = gauss.moments(phi), chi(phi, q, sigma_w)
+    chaos = _above_one(factor)
     finite = jnp.isfinite(q)
     q = jnp.where(finite & chaos, q, 1.0)
     sigma_w = jnp.where(finite & chaos, sigma_w, 1.0)
@@ -308,7 +310,7 @@ def _epsilon_star(phi: Phi, q: Array, sigma_w: Array) -> Array:
     root = _converged(lambda epsilon: newton(epsilon, *held), finite & chaos)
     # The last digits, and the derivatives.
     root = _repeated(lambda epsilon: newton(epsilon, q, sigma_w), root, 2)
-    return jnp.where(chaos, jnp.where(finite, root, jnp.nan), 0.0)
+    return _unless_nan(factor, jnp.where(chaos, jnp.where(finite, root, jnp.nan), 0.0))
 
 
 def _converged(newton: _Function, wanted: Array) -> Array:
@@ -339,7 +341,13 @@ def _above_one(x: Array) -> Array:
 
 
 def _layers_per_e(factor: Array) -> Array:
-    """`-1/log factor`: inf for a factor of 1, nan above, where nothing decays."""
+    """`-1/log factor`: inf for a factor of 1, nan above, where nothing decays, and of nan."""
     decays = factor < 1 - _rounding(factor)
     layers = -1 / jnp.log(jnp.where(decays, factor, 0.5))
-    return jnp.where(decays, layers, jnp.where(_above_one(factor), jnp.nan, jnp.inf))
+    rest = jnp.where(_above_one(factor), jnp.nan, jnp.inf)
+    return _unless_nan(factor, jnp.where(decays, layers, rest))
+
+
+def _unless_nan(given: Array, value: Array) -> Array:
+    """The value, and nan where what it was found from is nan: no comparison passes that on."""
+    return jnp.where(jnp.isnan(given), jnp.nan, value)

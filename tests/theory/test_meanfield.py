@@ -139,6 +139,15 @@ def test_other_activations_have_no_fixed_point_either_where_lengths_grow() -> No
     assert float(at(meanfield.q_star, PHI["gelu"], 1.6, 0.1)) == math.inf
 
 
+@pytest.mark.parametrize("phi", [TANH, RELU], ids=["tanh", "relu"])
+def test_a_deviation_that_is_no_number_leaves_none(phi: Any) -> None:
+    of_both = (meanfield.q_star, meanfield.c_star, meanfield.xi_q, meanfield.input_square)
+    for f in (*of_both, meanfield.chi_1, meanfield.xi_c, meanfield.xi_grad):
+        assert np.isnan(at(f, phi, math.nan, 0.3)), f.__name__
+    for f in (meanfield.q_star, meanfield.input_square):
+        assert np.isnan(at(f, phi, 1.1, math.nan)), f.__name__
+
+
 def test_selu_holds_mean_0_and_variance_1() -> None:
     # Klambauer et al. 2017: at sigma_w = 1, sigma_b = 0 lengths 1 are a fixed point.
     assert float(at(meanfield.q_star, PHI["selu"], 1.0, 0.0)) == pytest.approx(1.0, abs=1e-12)

@@ -61,6 +61,15 @@ def test_an_orthogonal_linear_product_has_no_spread() -> None:
     assert float(spectra.log_largest_eigenvalue(7, 1.0, "orthogonal")) == 0
 
 
+@pytest.mark.parametrize(("depth", "p"), [(1, 0.5), (2, 0.5), (4, 0.75), (5, 0.9)])
+def test_few_orthogonal_layers_reach_the_bound_that_no_product_exceeds(
+    depth: int, p: float
+) -> None:
+    # The inverse falls for ever, to p^-depth, where depth (1 - p) is at most 1: at 1 too.
+    found = float(spectra.log_largest_eigenvalue(depth, p, "orthogonal"))
+    assert found == pytest.approx(-depth * math.log(p), rel=1e-15)
+
+
 def test_unknown_weights_are_named() -> None:
     with pytest.raises(ValueError, match="one of gaussian, orthogonal, not 'haar'"):
         spectra.variance(1, 0.5, "haar")

@@ -137,10 +137,17 @@ def surroundings() -> dict[str, Any]:
     }
     return {
         "versions": provenance.versions(_VERSIONS),
-        "device": jax.devices()[0].device_kind,
+        "device": _device(),
         "settings": settings,
         "flags": os.environ.get("XLA_FLAGS", ""),
     }
+
+
+def _device() -> str:
+    """The device and, beside a CPU's, its compiler: a package of its own with its own version."""
+    device = jax.devices()[0]
+    made_by = device.client.platform_version
+    return device.device_kind if device.platform == "cpu" else f"{device.device_kind}, {made_by}"
 
 
 def sources(experiment: Experiment) -> str:

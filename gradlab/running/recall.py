@@ -35,6 +35,9 @@ _OPEN = frozenset(
     (
         "cftime",
         "google",
+        "jax_cuda12_plugin",
+        "jax_cuda13_plugin",
+        "jax_rocm7_plugin",
         "jaxlib",
         "markupsafe",
         "ml_dtypes",

@@ -224,6 +224,20 @@ def test_what_may_have_been_read_unseen_is_not_remembered(tmp_path: Path) -> Non
     assert not memory.path.exists()
 
 
+@pytest.mark.parametrize(
+    ("path", "unseen"),
+    [
+        ("jaxlib/_jax.so", False),
+        ("jax_cuda12_plugin/_solver.so", False),
+        ("jax_cuda13_plugin/cuda_plugin_extension.so", False),
+        ("torch/_C.so", True),
+        ("torch/__init__.py", False),
+    ],
+)
+def test_what_jax_brings_for_a_gpu_reads_nothing_unseen(path: str, unseen: bool) -> None:
+    assert recall._may_read_unseen(f"/python/site-packages/{path}") == unseen
+
+
 def test_reads_are_seen_while_they_are_watched_and_only_then(tmp_path: Path) -> None:
     inside, outside = tmp_path / "inside", tmp_path / "outside"
     for path in (inside, outside):

@@ -168,7 +168,10 @@ def _times(leaf: Array, clip: Clip, below: Array) -> Array:
 def _subnormal_below(clip: Clip) -> Array:
     """The bits of the number below which a product with the factor is subnormal; 0 for nan."""
     info = formats.finfo(clip.rest.dtype)
-    edge = float(info.tiny) / clip.rest / clip.shift / clip.shift * (1 + float(info.eps))
+    # Over shift² by its exponent: XLA takes a / b / c for a / (b c), of which b c may be 0.
+    first, second = powers(-clip.lift, clip.rest.dtype)
+    tiny = jnp.asarray(info.tiny, clip.rest.dtype)
+    edge = doubled.quotient(tiny, clip.rest) * first * second * (1 + float(info.eps))
     return jnp.where(jnp.isnan(edge), 0, bits.of(edge))
 
 

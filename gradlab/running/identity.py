@@ -145,9 +145,10 @@ def surroundings() -> dict[str, Any]:
 
 def _device() -> str:
     """The device and, beside a CPU's, its compiler: a package of its own with its own version."""
-    device = jax.devices()[0]
-    made_by = device.client.platform_version
-    return device.device_kind if device.platform == "cpu" else f"{device.device_kind}, {made_by}"
+    from jax.extend.backend import get_backend
+
+    kind, backend = jax.devices()[0].device_kind, get_backend()
+    return kind if backend.platform == "cpu" else f"{kind}, {backend.platform_version}"
 
 
 def sources(experiment: Experiment) -> str:

@@ -281,3 +281,17 @@ def test_no_pair_of_numbers_is_clipped_above_tau() -> None:
     fired = np.linalg.norm(np.asarray(grads).astype(np.float64), axis=1) > level
     assert (sizes <= level).all()
     assert (sizes[fired] >= level * (1 - 16 * 2.0**-24)).all()
+
+
+def test_where_normal_numbers_begin_is_known_below_a_factor_that_is_no_float() -> None:
+    """Large numbers, a tiny tau: the least factor, and results a little above the least normal."""
+    for name, ratio in (("bfloat16", 1.9), ("float32", 1.0), ("float32", 1.9), ("float64", 1.9)):
+        info = jnp.finfo(name)
+        entries = jnp.full(7, float(info.max) / 8, name)
+        tau = np.asarray(ratio * 7**0.5 * float(info.tiny), wide(jnp.dtype(name)))
+        grads = {"W": entries[:6].reshape(2, 3), "b": entries[6:]}
+        clipped = clip(grads, tau)
+        right = mp.mpf(float(tau)) / mp.sqrt(7)
+        for after in exact(clipped):
+            # 16 u of the factor, and an ulp where the format is short.
+            assert 0 <= 1 - after / right <= 9 * float(info.eps)

@@ -2,21 +2,19 @@
 
     python benchmarks/clipping.py [--quick] [--into benchmarks]
 
-The process gets one core, and so every library one thread. All rivals of a row are called in turn,
-again and again; a ratio is the median of the ratios within a round, and its clock is the process's
-CPU time on a CPU, wall time elsewhere. Each is called once untimed just before it is timed.
+On a CPU the process gets one core, and so every library one thread. All rivals of a row are called
+in turn, again and again; a ratio is the median of the ratios within a round, and its clock is the
+process's CPU time on a CPU, wall time elsewhere. Each is called once untimed just before it is
+timed.
 """
 
 # ruff: noqa: E402  (threads are counted when a library is imported, so that has to be set first)
 
 from __future__ import annotations
 
-import os
+import cores
 
-if hasattr(os, "sched_setaffinity"):
-    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ[name] = "1"
+cores.one(max)
 
 import argparse
 import ctypes

@@ -2,12 +2,12 @@
 
     python benchmarks/jacobian_products.py [--quick] [--into results/benchmarks]
 
-Needs only jax and numpy; torch and matplotlib are used where they are installed. The process
-gets one core, and so every library one thread. All rivals of a row are called in turn, again and
-again, so that whatever else the machine does hits all of them alike; each runs untimed for
-10 milliseconds just before it is timed, so that no rival pays for what the one before left in the
-caches, nor for a thread of its own that has slept since and takes the core at every turn. A ratio
-is the median of the ratios within a round.
+Needs only jax and numpy; torch and matplotlib are used where they are installed. On a CPU the
+process gets one core, and so every library one thread. All rivals of a row are called in turn,
+again and again, so that whatever else the machine does hits all of them alike; each runs untimed
+for 10 milliseconds just before it is timed, so that no rival pays for what the one before left in
+the caches, nor for a thread of its own that has slept since and takes the core at every turn. A
+ratio is the median of the ratios within a round.
 On a CPU the clock is the process's CPU time, elsewhere it is the wall clock.
 """
 
@@ -15,16 +15,13 @@ On a CPU the clock is the process's CPU time, elsewhere it is the wall clock.
 
 from __future__ import annotations
 
-import os
+import cores
 
-# Read once, when the libraries start.
-if hasattr(os, "sched_setaffinity"):
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ[name] = "1"
+cores.one(min)
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import sys
@@ -117,16 +114,22 @@ def torch_rivals(W, x):
         return {}
     from torch.func import jacfwd, jacrev
 
-    Ws, z = torch.from_numpy(W), torch.from_numpy(x)
+    on_gpu = DEVICE.platform == "gpu" and torch.cuda.is_available()
+    Ws, z = (torch.from_numpy(a).to("cuda" if on_gpu else "cpu") for a in (W, x))
 
     def whole(z):
         for w in Ws:
             z = torch.tanh(w @ z)
         return z
 
+    def finished(jacobian):
+        jacobian(whole)(z)
+        if on_gpu:
+            torch.cuda.synchronize()
+
     return {
-        "torch.func.jacrev": lambda: jacrev(whole)(z),
-        "torch.func.jacfwd": lambda: jacfwd(whole)(z),
+        "torch.func.jacrev": partial(finished, jacrev),
+        "torch.func.jacfwd": partial(finished, jacfwd),
     }
 
 

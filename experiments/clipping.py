@@ -65,6 +65,8 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         "eps": gl.named(jnp.array([2 * one.unit for one in known]), "format"),
         "tiny": gl.named(2.0 ** jnp.array([one.log2_smallest_normal for one in known]), "format"),
         "root": gl.named(2.0 ** jnp.array([one.log2_overflow / 2 for one in known]), "format"),
+        "root_error": gl.named([gl.formats.root_error(name) for name in formats], "format"),
+        "quotient_error": gl.named([gl.formats.quotient_error(name) for name in formats], "format"),
         "changed_at_equality": gl.named(found["changed"][1], "format case"),
     }
 
@@ -104,7 +106,8 @@ def special_cases(cfg: Config) -> tuple[jax.Array, jax.Array]:
 
 def one_gradient(dtype: str, entries: jax.Array, tau: jax.Array) -> dict[str, jax.Array]:
     """The quantities of one gradient `(num_entries,)` and one threshold in one format."""
-    flat, tau = entries.astype(dtype), tau.astype(jnp.promote_types(dtype, jnp.float32))
+    flat = gl.formats.settled(entries.astype(dtype))
+    tau = tau.astype(jnp.promote_types(dtype, jnp.float32))
     result = gl.clipping.compare({"W": flat[:3], "b": flat[3:]}, tau)
     formula, by_optax = (jnp.concatenate([t["W"], t["b"]]) for t in (result.formula, result.optax))
     below = gl.theory.clipping.ulps_below(flat, tau, formula)
@@ -113,11 +116,17 @@ def one_gradient(dtype: str, entries: jax.Array, tau: jax.Array) -> dict[str, ja
         "above": jnp.max(-below),
         "ulps": result.max_ulps,
         "changed": jnp.max(gl.clipping.ulps(formula, flat)),
-        "left": result.norm_optax / result.norm,
+        "left": share(result.norm_optax, result.norm),
         "size": result.norm,
         "smallest": jnp.min(jnp.abs(formula)).astype(float),
         "first_two": jnp.stack([formula[:2], by_optax[:2]]).astype(entries.dtype),
     }
+
+
+def share(after: jax.Array, before: jax.Array) -> jax.Array:
+    """One norm over another, 1 where they are equal: a GPU's quotient of float32 need not be."""
+    same = (after == before) & (after > 0) & jnp.isfinite(after)
+    return jnp.where(same, 1.0, after / before)
 
 
 OUTCOMES: dict[str, dict[str, Any]] = {
@@ -165,11 +174,12 @@ def caption(data: xr.Dataset) -> str:
 
 def rounding(data: xr.Dataset) -> xr.DataArray:
     """The most floats that roundings alone put between optax and the formula, by format."""
-    # In half ulps: root, quotient and product one each, the formula two, and half of the sum's: one
-    # of the squares, one of those lost below the smallest normal number, and one for each term. A
-    # short format is summed in float32, so that each of two leaves and their sum is rounded once.
+    # In half ulps: root and quotient what the device says, the product one, the formula two, and
+    # half of the sum's: one of the squares, one of those lost below the smallest normal number, and
+    # one for each term. A short format is summed in float32, so that each of two leaves and their
+    # sum is rounded once.
     terms = 2 + (data.eps <= 2.0**-23) * (data.attrs["num_entries"] - 2)
-    return 5 + (2 + terms) / 2
+    return data.root_error + data.quotient_error + 3 + (2 + terms) / 2
 
 
 def headline(data: xr.Dataset) -> Iterator[gl.Headline]:

@@ -22,6 +22,7 @@ from .experiment.schema import Ints as Ints
 from .experiment.schema import Strings as Strings
 from .experiment.schema import config as config
 from .experiment.schema import key as key
+from .arithmetic import formats as formats
 from .arithmetic import scaled as scaled
 from .measuring import certificate as certificate
 from .measuring import chain_rule as chain_rule

@@ -1,7 +1,8 @@
 """Floating point numbers by their bits: exact where arithmetic is not.
 
-XLA on a CPU takes subnormal numbers for 0 and fuses products into sums; bits are what they are.
-Nothing here has a derivative.
+XLA on a CPU takes subnormal numbers for 0 and fuses products into sums, and on a GPU it takes what
+was converted to a short format for what it was before; bits are what they are. Nothing here has a
+derivative.
 """
 
 from __future__ import annotations
@@ -43,6 +44,11 @@ def exponent_field(x: Array) -> Array:
     return field.astype(jnp.int32)
 
 
+def is_finite(x: Array) -> Array:
+    """Whether a number is neither infinite nor nan in its own format."""
+    return exponent_field(x) < 2 * int(formats.finfo(x.dtype).maxexp) - 1
+
+
 def split(x: Array, wide: Any) -> tuple[Array, Array]:
     """Mantissa in `wide` and exponent, exactly; 1 <= |mantissa| < 2 for normal numbers.
 
@@ -52,8 +58,8 @@ def split(x: Array, wide: Any) -> tuple[Array, Array]:
     field = exponent_field(x)
     fraction = of(x) & ((1 << info.nmant) - 1)
     mantissa = fraction.astype(wide) * 2.0**-info.nmant + (field > 0)
+    mantissa = jnp.where(is_finite(x), mantissa, jnp.where(fraction == 0, jnp.inf, jnp.nan))
     mantissa = jnp.where(is_negative(x), -mantissa, mantissa)
-    mantissa = jnp.where(jnp.isfinite(x), mantissa, x.astype(wide))
     return mantissa, jnp.maximum(field, 1) + (int(info.minexp) - 1)
 
 
@@ -77,4 +83,4 @@ def assembled(mantissa: Array, exponent: Array, dtype: Any) -> Array:
 def one_ulp_lower(x: Array) -> Array:
     """The next float toward zero; `x` where it is 0 or not finite."""
     lower = lax.bitcast_convert_type(of(x) - 1, x.dtype)
-    return jnp.where((magnitude(x) != 0) & jnp.isfinite(x), lower, x)
+    return jnp.where((magnitude(x) != 0) & is_finite(x), lower, x)

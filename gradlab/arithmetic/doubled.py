@@ -71,11 +71,42 @@ def divide(x: Doubled, y: Doubled) -> Doubled:
     return _normal(ratio, rest.high / y.high)
 
 
+def root(x: Array) -> Array:
+    """`√x` of plain numbers, to a roundoff also where the device's own root is off by more."""
+    found = jnp.sqrt(x)
+    return found if formats.root_error(x.dtype) == 1 else _nearer_root(x, found)
+
+
+def quotient(x: Array, y: Array) -> Array:
+    """`x / y` of plain numbers, to a roundoff also where the device's own is off by more."""
+    found = x / y
+    return found if formats.quotient_error(x.dtype) == 1 else _nearer_quotient(x, y, found)
+
+
 def halves(x: Array) -> tuple[Array, Array]:
     """`x` as a sum of two numbers of half its digits; products with a high one are exact."""
     keep = jnp.asarray((-1) << (formats.finfo(x.dtype).nmant // 2 + 1), bits.integer(x.dtype))
     high = jax.lax.bitcast_convert_type(bits.of(x) & keep, x.dtype)
     return high, x - high
+
+
+def _nearer_root(x: Array, found: Array) -> Array:
+    return _corrected(found, _rest(x, found, found) / (2 * found))
+
+
+def _nearer_quotient(x: Array, y: Array, found: Array) -> Array:
+    return _corrected(found, _rest(x, found, y) / y)
+
+
+def _rest(x: Array, a: Array, b: Array) -> Array:
+    """`x - a b`, where the product is near x."""
+    product, error = product_of(a, b)
+    return (x - product) - error
+
+
+def _corrected(found: Array, correction: Array) -> Array:
+    """The sum, or what was found where that is 0 or not finite and so cannot be corrected."""
+    return jnp.where(jnp.isfinite(correction), found + correction, found)
 
 
 def _sum(x: Array, y: Array) -> tuple[Array, Array]:

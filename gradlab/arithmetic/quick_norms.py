@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from gradlab.arithmetic import bits, formats, scaled
+from gradlab.arithmetic import bits, doubled, formats, scaled
 
 AxisName = str | Sequence[str] | None
 
@@ -55,7 +55,7 @@ def measure(leaves: list[Array], dtype: Any, axis_name: AxisName = None) -> Size
     total = _total(leaves, dtype, axis_name)
 
     def plain(_: list[Array]) -> Size:
-        return Size(jnp.sqrt(total), jnp.zeros((), jnp.int32))
+        return Size(doubled.root(total), jnp.zeros((), jnp.int32))
 
     def anywhere(leaves: list[Array]) -> Size:
         return _measure(leaves, dtype, axis_name)
@@ -76,8 +76,8 @@ def decide(leaves: list[Array], tau: Array, axis_name: AxisName = None) -> Clip:
     is_plain = (tau > 2.0 ** (int(info.minexp) // 4)) & (tau < jnp.inf)
 
     def plain(_: list[Array]) -> Clip:
-        root = jnp.sqrt(total)
-        factor = jnp.minimum(tau / root, 1) * _lowered(dtype)
+        root = doubled.root(total)
+        factor = jnp.minimum(doubled.quotient(tau, root), 1) * _lowered(dtype)
         return Clip(root <= tau, jnp.ones((), dtype), jnp.zeros((), jnp.int32), factor)
 
     def anywhere(leaves: list[Array]) -> Clip:
@@ -124,7 +124,7 @@ def _anywhere(leaf: Array) -> Array:
 def quotient(tau: Array, size: Size) -> tuple[Array, Array]:
     """Tau / |g| as `(mantissa, exponent)`, to u; nan for a tau below 0 or nan."""
     numerator, exponent = bits.split(jnp.where(tau >= 0, tau, jnp.nan), tau.dtype)
-    mantissa, carry = bits.split(numerator / size.root, tau.dtype)
+    mantissa, carry = bits.split(doubled.quotient(numerator, size.root), tau.dtype)
     is_finite = jnp.isfinite(mantissa)
     return mantissa, jnp.where(is_finite, exponent - size.exponent + carry, 0)
 
@@ -168,7 +168,10 @@ def _times(leaf: Array, clip: Clip, below: Array) -> Array:
 def _subnormal_below(clip: Clip) -> Array:
     """The bits of the number below which a product with the factor is subnormal; 0 for nan."""
     info = formats.finfo(clip.rest.dtype)
-    edge = float(info.tiny) / clip.rest / clip.shift / clip.shift * (1 + float(info.eps))
+    # Over shift² by its exponent: XLA takes a / b / c for a / (b c), of which b c may be 0.
+    first, second = powers(-clip.lift, clip.rest.dtype)
+    tiny = jnp.asarray(info.tiny, clip.rest.dtype)
+    edge = doubled.quotient(tiny, clip.rest) * first * second * (1 + float(info.eps))
     return jnp.where(jnp.isnan(edge), 0, bits.of(edge))
 
 
@@ -247,7 +250,7 @@ def _measure(leaves: list[Array], dtype: Any, axis_name: AxisName) -> Size:
     units *= _power(1 - _bias(dtype) + 1 - exponent, dtype)
     normal = entries * down[0] * down[1]
     scaled_down = jnp.where(size < (1 << nmant), units, normal)
-    root = jnp.sqrt(_over_shards(lax.psum, jnp.sum(jnp.square(scaled_down)), axis_name))
+    root = doubled.root(_over_shards(lax.psum, jnp.sum(jnp.square(scaled_down)), axis_name))
     return Size(root, exponent)
 
 

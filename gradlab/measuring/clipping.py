@@ -134,7 +134,9 @@ def _check_tau(tau: ArrayLike) -> None:
 
 def _mapped(rule: Any, grads: Tree, tau: ArrayLike) -> Tree:
     leaves = leaves_of(grads)
-    clipped = rule(leaves, jnp.asarray(tau, norms.wide(leaves))) if leaves else []
+    wide = norms.wide(leaves)
+    leaves = [leaf if leaf.dtype == wide else formats.settled(leaf) for leaf in leaves]
+    clipped = rule(leaves, jnp.asarray(tau, wide)) if leaves else []
     return jax.tree.unflatten(jax.tree.structure(grads), clipped)
 
 

@@ -137,10 +137,18 @@ def surroundings() -> dict[str, Any]:
     }
     return {
         "versions": provenance.versions(_VERSIONS),
-        "device": jax.devices()[0].device_kind,
+        "device": _device(),
         "settings": settings,
         "flags": os.environ.get("XLA_FLAGS", ""),
     }
+
+
+def _device() -> str:
+    """The device and, beside a CPU's, its compiler: a package of its own with its own version."""
+    from jax.extend.backend import get_backend
+
+    kind, backend = jax.devices()[0].device_kind, get_backend()
+    return kind if backend.platform == "cpu" else f"{kind}, {backend.platform_version}"
 
 
 def sources(experiment: Experiment) -> str:

@@ -35,6 +35,9 @@ _OPEN = frozenset(
     (
         "cftime",
         "google",
+        "jax_cuda12_plugin",
+        "jax_cuda13_plugin",
+        "jax_rocm7_plugin",
         "jaxlib",
         "markupsafe",
         "ml_dtypes",
@@ -91,9 +94,9 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
     if event == "open" and isinstance(arguments[0], str):
         for watch in _watches:
             watch.files.add(arguments[0])
-    elif event in _LISTING:
+    elif event in _LISTING and not isinstance(arguments[0], int):  # which was opened by its name
         for watch in _watches:
-            watch.folders.add(os.fspath(arguments[0] or "."))
+            watch.folders.add(os.fsdecode(arguments[0] or "."))
     elif event in _ASKING:
         for watch in _watches:
             watch.asked.add(event)

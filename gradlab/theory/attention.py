@@ -83,7 +83,8 @@ def softmax_row(std: ArrayLike, num_tokens: ArrayLike) -> RandomRow:
         return jnp.exp(k * v - jnp.exp(v)) @ weight
 
     def kept(power: Array) -> Array:
-        return jnp.exp(jnp.where(power > 0, power, 0) * log_phi)
+        # phi^0 is 1 also where nothing is left of phi, whose logarithm is then infinite.
+        return jnp.exp(jnp.where(power > 0, power * log_phi, 0.0))
 
     def share(k: int) -> Array:
         return count / math.gamma(k) * step * jnp.sum(moment(k) * kept(count - 1))

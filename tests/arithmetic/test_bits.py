@@ -6,6 +6,7 @@ Nothing here is rounded, so nothing has a tolerance.
 from fractions import Fraction
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -136,3 +137,18 @@ def test_one_ulp_lower_is_the_next_number_toward_zero(name: str) -> None:
         expected.astype(values.dtype)[defined].view(unsigned(x.dtype)),
     )
     assert np.isnan(np.asarray(lower)[~defined].astype(float)).all()
+
+
+@pytest.mark.parametrize("name", ["float16", "bfloat16"])
+def test_a_number_converted_in_the_same_program_is_that_of_its_format(name: str) -> None:
+    """A GPU's compiler may go on with the digits, and the range, of before the conversion."""
+    x = jnp.asarray([1 + 2**-12, 70000.0, -3e38 * 1.17, 1e-9, 0.0, np.inf])
+
+    def converted(x: Array) -> Any:
+        short = x.astype(name)
+        return bits.split(short, "float32"), bits.one_ulp_lower(short), bits.is_finite(short)
+
+    together, apart = jax.jit(converted)(x), converted(x.astype(name))
+    jax.tree.map(np.testing.assert_array_equal, together, apart)
+    largest = float(formats.finfo(name).max)
+    assert np.asarray(together[2]).tolist() == (np.abs(np.asarray(x)) <= largest).tolist()

@@ -104,3 +104,25 @@ def test_zero_and_nan_are_what_they_are(dtype: str) -> None:
     nan = Doubled(jnp.asarray([jnp.nan], dtype), jnp.zeros(1, dtype))
     for operate, *_ in OPERATIONS.values():
         assert np.isnan(operate(x, nan).high).all()
+
+
+@pytest.mark.parametrize("ulps", [0, 2])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_roots_and_quotients_are_right_to_a_roundoff(dtype: str, ulps: int) -> None:
+    """From those of this device, and from ones that are off as a GPU's may be."""
+    x, y = jnp.abs(drawn(dtype, 1)), drawn(dtype, 2)
+    eps = float(formats.finfo(dtype).eps)
+    root, quotient = jnp.sqrt(x) * (1 + ulps * eps), x / y * (1 - ulps * eps)
+    # What corrects is itself off by a few eps, of the few that it corrects.
+    most = Fraction(eps) / 2 * (1 + 64 * Fraction(eps))
+    for found in (doubled.root(x), doubled._nearer_root(x, root)):
+        assert all(
+            abs(1 - r * r / a) <= 2 * most + most**2
+            for r, a in zip(exact(found), exact(x), strict=True)
+        )
+    for found in (doubled.quotient(x, y), doubled._nearer_quotient(x, y, quotient)):
+        exactly = exact(x) / exact(y)
+        assert all(abs(1 - q / a) <= most for q, a in zip(exact(found), exactly, strict=True))
+    edges = jnp.asarray([0.0, jnp.inf, jnp.nan], dtype)
+    np.testing.assert_array_equal(doubled._nearer_root(edges, edges), edges)
+    np.testing.assert_array_equal(doubled._nearer_quotient(edges, edges**0, edges), edges)

@@ -3,6 +3,7 @@
 from fractions import Fraction
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -30,3 +31,31 @@ def test_every_number_of_a_format_follows_from_its_shape(name: str, given: Any) 
 def test_what_is_no_float_has_none(name: str) -> None:
     with pytest.raises(ValueError, match=r"not inexact|not compatible"):
         formats.finfo(np.dtype(name))
+
+
+# ---- what a device makes of them
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_quotients_and_roots_are_off_by_no_more_than_is_said(name: str) -> None:
+    x, y = (jnp.asarray(a).astype(name) for a in np.random.default_rng(0).uniform(1, 4, (2, 10**5)))
+    unit = np.longdouble(float(formats.finfo(name).eps)) / 2
+    a, b = (np.asarray(z).astype(np.longdouble) for z in (x, y))
+    for operation, exact, most in (
+        (jnp.divide(x, y), a / b, formats.quotient_error(name)),
+        (jnp.sqrt(x), np.sqrt(a), formats.root_error(name)),
+    ):
+        off = np.abs(np.asarray(operation).astype(np.longdouble) / exact - 1)
+        # 2^-63 is what the longer format itself is off.
+        assert off.max() <= most * unit + 2.0**-62
+
+
+def test_on_a_cpu_both_are_rounded_to_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
+    for backend, in_float32, in_bfloat16 in (("cpu", (1, 1), (1, 1)), ("gpu", (4, 2), (1, 1))):
+        monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
+        errors = formats.quotient_error, formats.root_error
+        assert [error("float32") for error in errors] == list(in_float32)
+        assert [error("float64") for error in errors] == [1, 1]
+        # Done in float32: 2^-16 of those errors, and the one rounding of the short format.
+        excess = [error("bfloat16") - one for error, one in zip(errors, in_bfloat16, strict=True)]
+        assert all(0 <= part <= 4 * 2.0**-16 for part in excess)

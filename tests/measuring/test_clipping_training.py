@@ -258,3 +258,40 @@ def test_a_program_with_the_clip_of_optax_gives_the_same_to_rounding(scale: floa
     for one, other in zip(*map(jax.tree.leaves, (ours, theirs)), strict=True):
         # 16 u a step of length 0.1, and what roundings grow to in three steps.
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_a_gradient_cast_in_the_same_program_is_clipped_as_one_that_was_cast_before(
+    dtype: Any,
+) -> None:
+    """A GPU's compiler may go on with the digits of before the cast, and clip by their norm."""
+    wide = jnp.asarray(np.random.default_rng(5).uniform(1, 2, (64, 2)), jnp.float32)
+    together = jax.jit(jax.vmap(lambda g: clipping.clip(g.astype(dtype), np.float32(1.0))))(wide)
+    apart = jax.jit(jax.vmap(lambda g: clipping.clip(g, np.float32(1.0))))(wide.astype(dtype))
+    assert bits(together) == bits(apart)
+    assert all(exact_norm(row) <= 1 for row in together)
+
+
+def test_no_pair_of_numbers_is_clipped_above_tau() -> None:
+    """Two numbers leave little to a sum: what quotient and root are off is what is seen."""
+    grads = jnp.asarray(np.random.default_rng(6).normal(size=(20_000, 2)), jnp.float32)
+    once = jax.jit(jax.vmap(lambda g: clipping.clip(g, np.float32(0.01))))(grads)
+    sizes = np.linalg.norm(np.asarray(once).astype(np.float64), axis=1)
+    level = float(np.float32(0.01))
+    fired = np.linalg.norm(np.asarray(grads).astype(np.float64), axis=1) > level
+    assert (sizes <= level).all()
+    assert (sizes[fired] >= level * (1 - 16 * 2.0**-24)).all()
+
+
+def test_where_normal_numbers_begin_is_known_below_a_factor_that_is_no_float() -> None:
+    """Large numbers, a tiny tau: the least factor, and results a little above the least normal."""
+    for name, ratio in (("bfloat16", 1.9), ("float32", 1.0), ("float32", 1.9), ("float64", 1.9)):
+        info = jnp.finfo(name)
+        entries = jnp.full(7, float(info.max) / 8, name)
+        tau = np.asarray(ratio * 7**0.5 * float(info.tiny), wide(jnp.dtype(name)))
+        grads = {"W": entries[:6].reshape(2, 3), "b": entries[6:]}
+        clipped = clip(grads, tau)
+        right = mp.mpf(float(tau)) / mp.sqrt(7)
+        for after in exact(clipped):
+            # 16 u of the factor, and an ulp where the format is short.
+            assert 0 <= 1 - after / right <= 9 * float(info.eps)

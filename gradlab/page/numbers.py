@@ -11,13 +11,17 @@ MINUS, TIMES, INFINITY = "−", "×", "∞"
 
 
 def significant(value: Any, digits: int = 6) -> Markup:
-    """A number to so many significant digits, with a power of ten where that is shorter to read."""
+    """A number to so many significant digits and at least to the unit; long ones as a power of 10.
+
+    `significant` of `assets/numbers.js` writes the same.
+    """
     value = float(value)
     if math.isnan(value):
         return Markup("nan")
     if math.isinf(value):
         return Markup(MINUS * (value < 0) + INFINITY)
-    text = f"{value:.{digits}g}"
+    whole = len(str(int(abs(value)))) if abs(value) < 1e6 else 0
+    text = f"{value:.{max(digits, whole)}g}"
     mantissa, _, exponent = text.partition("e")
     mantissa = mantissa.replace("-", MINUS)
     return Markup(mantissa) if not exponent else _power(mantissa, int(exponent))

@@ -117,19 +117,19 @@ class ClippingFigure extends Figure {
       this.marks[k].setAttribute("cx", x);
       this.marks[k].setAttribute("cy", course.py(Math.log10(norms[j])));
     });
-    const said = Number.isFinite(tau) ? tau.toPrecision(3) : "\u221e, no clipping";
+    const said = Number.isFinite(tau) ? significant(tau, 3) : "\u221e, no clipping";
     const fires = size[j] > tau;
-    this.out.gradient.textContent = size[j].toPrecision(4);
-    this.out.clipped.textContent = left[j].toPrecision(4);
-    this.out.moved.textContent = moved[j].toPrecision(4);
-    this.out.loss.textContent = loss[j].toPrecision(4);
+    this.out.gradient.textContent = significant(size[j], 4);
+    this.out.clipped.textContent = significant(left[j], 4);
+    this.out.moved.textContent = significant(moved[j], 4);
+    this.out.loss.textContent = significant(loss[j], 4);
     this.out.fired.textContent = `${fired} of ${this.size}`;
     this.out.regime.textContent = fires ? "clipped" : "untouched";
     this.root.dataset.regime = fires ? "clipped" : "plain";
     const inside = w[j] >= map.x[0] && w[j] <= map.x[1] && b[j] >= map.y[0] && b[j] <= map.y[1];
     this.out.where.textContent = `${fixed(w[j], 2)}, ${fixed(b[j], 2)}${inside ? "" : " (off the map)"}`;
     this.tell({ tau: `\u03c4 = ${said}`, step: `= ${j}` },
-      `tau ${said}, step ${j}: gradient norm ${size[j].toPrecision(3)}, after clipping ${left[j].toPrecision(3)}`);
+      `tau ${said}, step ${j}: gradient norm ${significant(size[j], 3)}, after clipping ${significant(left[j], 3)}`);
     this.slider("step").setAttribute("aria-valuetext", `step ${j}`);
     map.svg.setAttribute("aria-label",
       `Path of gradient descent over the loss, tau ${said}: ${fired} of ${this.size} steps clipped.`);

@@ -11,7 +11,7 @@ MINUS, TIMES, INFINITY = "−", "×", "∞"
 
 
 def significant(value: Any, digits: int = 6) -> Markup:
-    """A number to so many significant digits and at least to the unit; long ones as a power of 10.
+    """A number to so many significant digits, with a power of ten where it is long.
 
     `significant` of `assets/numbers.js` writes the same.
     """
@@ -20,11 +20,11 @@ def significant(value: Any, digits: int = 6) -> Markup:
         return Markup("nan")
     if math.isinf(value):
         return Markup(MINUS * (value < 0) + INFINITY)
-    whole = len(str(int(abs(value)))) if abs(value) < 1e6 else 0
-    text = f"{value:.{max(digits, whole)}g}"
+    text = f"{value:.{digits - 1}e}"
     mantissa, _, exponent = text.partition("e")
-    mantissa = mantissa.replace("-", MINUS)
-    return Markup(mantissa) if not exponent else _power(mantissa, int(exponent))
+    if -4 <= int(exponent) < 6:
+        return Markup(f"{float(text):.15g}".replace("-", MINUS))
+    return _power(f"{float(mantissa):g}".replace("-", MINUS), int(exponent))
 
 
 def fixed(value: Any, decimals: int) -> Markup:

@@ -33,13 +33,11 @@ function scientific(log10, decimals) {
   return [mantissa, exponent];
 }
 
-/** A number to so many digits and at least to the unit, as the lesson's text has it. */
+/** A number to so many digits, as the page's own text has it: `gradlab/page/numbers.py`. */
 function significant(value, digits) {
   if (!Number.isFinite(value)) return fixed(value, 0);
-  const size = Math.abs(value), whole = size < 1e6 ? String(Math.trunc(size)).length : 0;
-  const most = Math.max(digits, whole), rounded = Number(value.toPrecision(most));
-  const [mantissa, exponent] = rounded.toExponential().split("e");
-  if (exponent >= -4 && exponent < most) return String(rounded).replace("-", MINUS);
+  const rounded = Number(value.toPrecision(digits)), [mantissa, exponent] = rounded.toExponential().split("e");
+  if (exponent >= -4 && exponent < 6) return String(rounded).replace("-", MINUS);
   return `${mantissa.replace("-", MINUS)} \u00d7 10${superscript(Number(exponent))}`;
 }
 

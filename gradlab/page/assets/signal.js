@@ -6,7 +6,7 @@ class SignalFigure extends Figure {
     this.log10 = unpack(d.log10);
     this.depth = Math.min(50, d.layer.at(-1));
     this.plot = new Plot(this.root.querySelector(".place svg"), {
-      height: 250, xLabel: "layers to the loss", yLabel: "gradient; in the last layer it is 1",
+      height: 250, yLabel: "gradient; in the last layer it is 1",
       xTicks: (v) => short(this.depth - v), yTicks: short,
     });
     this.plots = [this.plot];
@@ -40,6 +40,7 @@ class SignalFigure extends Figure {
 
   frame() {
     const { plot, depth } = this, foot = plot.inner.top + plot.h + 33, middle = plot.inner.left + plot.w / 2;
+    plot.xLabel = plot.w < 480 ? "to the loss" : "layers to the loss";
     plot.x = [-0.7, depth + 0.7];
     plot.y = [-0.3, 2];
     plot.drawAxes();

@@ -16,6 +16,7 @@ import jax
 import pytest
 
 import gradlab
+from gradlab.__main__ import dispatch
 from gradlab.experiment import loading
 from gradlab.running import composition
 from tests.toys import shared_configs
@@ -97,6 +98,23 @@ def test_what_readme_computes_is_what_it_says(project: Path, tmp_path: Path) -> 
     shutil.copytree(project / "configs", elsewhere / "configs")
     subprocess.run([sys.executable, "-c", f"{notebook}\n{from_python}"], check=True, cwd=elsewhere)
     assert len(list((elsewhere / "results").glob("*/*/run.json"))) == 3
+
+
+def test_the_model_on_the_page_of_the_audit_is_found_sick_from_the_shell(
+    project: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    page = project / "docs" / "diagnose.md"
+    (model,) = blocks(page, "python")
+    (tmp_path / "sick.py").write_text(model)
+    monkeypatch.chdir(tmp_path)
+    for line in re.findall(r"^    (gradlab audit .*)$", page.read_text(), re.MULTILINE):
+        words = shlex.split(line, comments=True)[1:]
+        # Beside what was saved nothing is new, and only that is a failure.
+        assert dispatch(words) == (0 if "--compare" in words else 1)
+        assert "gain" in capsys.readouterr().out
 
 
 def one_point(word: str) -> str:

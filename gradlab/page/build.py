@@ -140,6 +140,7 @@ def places() -> tuple[Place, ...]:
     return (*(Place("figure", name) for name in lesson.FIGURES), *sorted(named))
 
 
+@functools.cache
 def _environment() -> jinja2.Environment:
     return jinja2.Environment(
         loader=FOLDER,

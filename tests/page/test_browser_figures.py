@@ -210,6 +210,24 @@ def test_a_finger_that_scrolls_the_page_moves_nothing(
         assert read(page, "chain")["L"] == depth
 
 
+def test_a_finger_takes_the_knob_of_the_threshold_in_any_direction(
+    visit: Callable[..., Page],
+) -> None:
+    page = visit(state="#tau=1&step=3", viewport=PHONE, has_touch=True, is_mobile=True)
+    box, before = box_of(page, ".knob .hold"), read(page, "clipping")
+    touch = page.context.new_cdp_session(page)
+    plot = page.locator("[data-figure=clipping] .place svg").nth(1)
+    place = plot.bounding_box()  # what is read out above may take another line; the page follows
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    for kind, up in [("touchStart", 0), *(("touchMove", 5 * k) for k in range(1, 8))]:
+        points = [{"x": x, "y": y - up}]
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+    touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    after = read(page, "clipping")
+    assert float(after["tau"]) > 1.5 * float(before["tau"])
+    assert (after["at step"], plot.bounding_box()) == (before["at step"], place)
+
+
 def test_one_button_sets_w_to_exactly_one(
     visit: Callable[..., Page], chain: dict[str, Any]
 ) -> None:

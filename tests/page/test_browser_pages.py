@@ -151,6 +151,10 @@ def test_a_print_shows_every_claim_and_no_control(visit: Callable[..., Page]) ->
     assert page.locator(f"#{NAME} tbody tr").first.is_visible()
     assert not page.locator("#chain-w").is_visible()
     assert page.locator("[data-figure=chain] .place svg").first.is_visible()
+    lesson = visit("lesson", java_script_enabled=False)
+    lesson.emulate_media(media="print")
+    for answer in lesson.locator("details data").all():
+        assert answer.is_visible()
 
 
 def test_a_command_is_copied_by_one_press(visit: Callable[..., Page]) -> None:

@@ -38,6 +38,8 @@ class ClippingFigure extends Figure {
     const { front } = this.course;
     this.threshold = element("path", { class: "theory" }, front);
     this.knob = element("g", { class: "knob" }, this.course.over);
+    // What is held does not scroll the page; `touch-action` is not heeded within a drawing.
+    this.knob.addEventListener("touchstart", (event) => event.preventDefault(), { passive: false });
     for (const [look, r] of [["reach", 22], ["hold", 8]]) element("circle", { class: look, r }, this.knob);
     this.before = element("path", { class: "measured is-plain" }, front);
     this.after = element("path", { class: "measured is-clipped" }, front);

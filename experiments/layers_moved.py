@@ -214,8 +214,8 @@ HARMLESS = dict.fromkeys((*DRAWN, *TRAINED), ALIKE) | {
 
 
 def payload(data: xr.Dataset) -> gl.lesson.Payload:
-    """The median way of each layer over its size, log10, by kind and step."""
-    median = np.log10(share(data)).median("run").transpose("kind", "num_taken", "layer")
+    """The median way of each layer, log10, by kind and step: what the numbers below are of too."""
+    median = np.log10(data.moved.median("run")).transpose("kind", "num_taken", "layer")
     return {
         "kinds": data.kind.values.tolist(),
         "layer": data.layer.values.tolist(),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,11 +21,15 @@ complete -o default -F _gradlab gradlab
 
 
 class Command(NamedTuple):
-    """One subcommand: what may follow it, what it does, and the function that does it."""
+    """One subcommand: what may follow it, what it does, and the function that does it.
+
+    `more` is the rest of its help, None where the function answers `--help` itself.
+    """
 
     takes: str
     does: str
     run: Callable[[list[str]], int]
+    more: str | None = ""
 
 
 def dispatch(arguments: Sequence[str] | None = None) -> int:
@@ -43,7 +46,10 @@ def dispatch(arguments: Sequence[str] | None = None) -> int:
             raise BadInput(schema.unknown("subcommand", words[0], COMMANDS))
         command = COMMANDS[words[0]]
         if {"-h", "--help"} & set(words[1:2]):
-            return _tell(f"gradlab {words[0]} {command.takes}\n\n{command.does}")
+            typed = f"gradlab {words[0]} {command.takes}"
+            _tell("\n\n".join(filter(None, (typed.rstrip(), command.does, command.more))))
+            if command.more is not None:
+                return 0
         return command.run(words[1:])
     except BadInput as error:
         sys.stderr.write(f"error: {error}\n")
@@ -106,17 +112,12 @@ def _page(words: list[str]) -> int:
 
 
 def _audit(words: list[str]) -> int:
+    from gradlab.diagnosis.command import command
+
     try:
-        wing = import_module("gradlab.diagnosis")
-    except ModuleNotFoundError as error:
-        if error.name != "gradlab.diagnosis":
-            raise
-        raise BadInput(
-            f"gradlab {gradlab.__version__} has no wing that audits a model; allowed: a version "
-            "with gradlab.diagnosis"
-        ) from error
-    status: int = wing.command(words)
-    return status
+        return command(words)
+    except SystemExit as told:  # argparse answered by itself: help, or words that it does not know
+        return int(told.code or 0)
 
 
 def _completion(words: list[str]) -> int:
@@ -148,13 +149,28 @@ def _none(words: Sequence[str], name: str) -> None:
 
 
 COMMANDS: dict[str, Command] = {
-    "run": Command("NAME [key=value ...] [--multirun]", "run an experiment, or a sweep", _run),
+    "run": Command(
+        *("NAME [key=value ...] [--multirun]", "run an experiment, or a sweep", _run),
+        """\
+The names are those of gradlab list; gradlab run NAME --help lists the keys of one, with their
+values and limits. The files of a run go to results/NAME/ in the current folder. The exit status
+is 0 where every claim holds.
+
+  gradlab run scalar_chain scale=smoke                       small and fast
+  gradlab run scalar_chain w=[0.9,1.1]                       values of your own
+  gradlab run residual scale=smoke --multirun depth=10,20    a sweep""",
+    ),
     "list": Command("", "the experiments that can be run from here", _list),
     "new": Command("NAME", "the two files of a new experiment, which works", _new),
     "page": Command(
-        "[RESULTS] [--site FOLDER]", "the gallery and the lesson of a folder of results", _page
+        *("[RESULTS] [--site FOLDER]", "the gallery and the lesson of a folder of results", _page),
+        """\
+It writes index.html and lesson.html into results/, or the folder named; both open in a browser
+from there. With --site a folder that any host serves, with all that they link to.""",
     ),
-    "audit": Command("...", "what a model of your own does to its gradients", _audit),
+    "audit": Command(
+        "PACKAGE.MODULE:FUNCTION", "what a model of your own does to its gradients", _audit, None
+    ),
     "completion": Command("", 'tab completion: eval "$(gradlab completion)"', _completion),
 }
 

@@ -192,6 +192,12 @@ def test_every_subcommand_tells_what_it_does_and_tab_continues_it(
     assert "complete -o default -F _gradlab gradlab" in capsys.readouterr().out
 
 
+def test_an_audit_of_nothing_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert dispatch(["audit", "nothing"]) == 2
+    assert "names no function" in capsys.readouterr().err
+    assert dispatch(["audit"]) == 2
+
+
 def test_nothing_heavy_is_imported_before_a_subcommand_needs_it() -> None:
     body = ast.parse(Path(loading.__file__).parent.parent.joinpath("__main__.py").read_text()).body
     names = {

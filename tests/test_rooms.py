@@ -62,7 +62,7 @@ ELSEWHERE = {
     "page.numbers": ("page/test_page.py", "digits as the pages show them"),
     "page.offers": (LESSON, "what several experiments offer to one place"),
     "page.readme": ("page/test_page.py", "the table as README has it"),
-    "page.still": ("page/test_page_browser.py", "what a page shows without its script"),
+    "page.still": ("page/test_browser_pages.py", "what a page shows without its script"),
     "page.site": (
         "page/test_page.py",
         "a folder that any host serves",

@@ -55,12 +55,13 @@ def pages(project: Path, results: Path) -> tuple[list[Path], tuple[str, ...]]:
     """The gallery and the lesson, written into the folder of results, and what to say of offers."""
     files.folder_for(results)
     cards = gallery.cards(project, results)
+    all_offering = [*cards, *gallery.waiting(results, cards)]
     written = []
     gallery_page = index(cards, shelves.studies(project, results))
-    for name, text in (("index.html", gallery_page), ("lesson.html", lesson_page(cards))):
+    for name, text in (("index.html", gallery_page), ("lesson.html", lesson_page(all_offering))):
         files.write_bytes(results / name, text.encode())
         written.append(results / name)
-    return written, offered(cards).notes
+    return written, offered(all_offering).notes
 
 
 def index(cards: Sequence[Card], studies: Sequence[tuple[str, str]] = ()) -> str:
@@ -139,6 +140,7 @@ def places() -> tuple[Place, ...]:
     return (*(Place("figure", name) for name in lesson.FIGURES), *sorted(named))
 
 
+@functools.cache
 def _environment() -> jinja2.Environment:
     return jinja2.Environment(
         loader=FOLDER,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,6 +114,16 @@ def cards(project: Path, results: Path) -> list[Card]:
     """A card for every experiment of the project and every folder of results, by name."""
     files, folders = experiments(project, results), _folders(results)
     return [_card(name, files.get(name), results) for name in sorted({*files, *folders})]
+
+
+def waiting(results: Path, shown: Sequence[Card]) -> list[Card]:
+    """Cards of the published experiments that have no results here: how to get what they offer."""
+    names = {card.name for card in shown}
+    return [
+        replace(_card(file.stem, file, results), command=f"gradlab run {file.stem}")
+        for file in loading.discover(loading.PUBLISHED)
+        if file.stem not in names
+    ]
 
 
 def experiments(project: Path, results: Path) -> dict[str, Path]:

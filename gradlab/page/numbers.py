@@ -11,16 +11,20 @@ MINUS, TIMES, INFINITY = "−", "×", "∞"
 
 
 def significant(value: Any, digits: int = 6) -> Markup:
-    """A number to so many significant digits, with a power of ten where that is shorter to read."""
+    """A number to so many significant digits, with a power of ten where it is long.
+
+    `significant` of `assets/numbers.js` writes the same.
+    """
     value = float(value)
     if math.isnan(value):
         return Markup("nan")
     if math.isinf(value):
         return Markup(MINUS * (value < 0) + INFINITY)
-    text = f"{value:.{digits}g}"
+    text = f"{value:.{digits - 1}e}"
     mantissa, _, exponent = text.partition("e")
-    mantissa = mantissa.replace("-", MINUS)
-    return Markup(mantissa) if not exponent else _power(mantissa, int(exponent))
+    if -4 <= int(exponent) < 6:
+        return Markup(f"{float(text):.15g}".replace("-", MINUS))
+    return _power(f"{float(mantissa):g}".replace("-", MINUS), int(exponent))
 
 
 def fixed(value: Any, decimals: int) -> Markup:

@@ -54,6 +54,7 @@ def worth_of(results: Path, name: str) -> Worth:
             LookupError,
             TypeError,
             AttributeError,
+            RecursionError,
         ) as error:
             sentences.append(f"{path.name} is damaged ({type(error).__name__})")
     return Worth(tuple(sentences), outcomes, made)

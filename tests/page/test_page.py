@@ -183,7 +183,9 @@ def test_both_pages_are_written_even_where_there_is_nothing(
     monkeypatch.chdir(tmp_path)
     assert __main__.main([]) == 0
     assert "There is no experiment here" in words((tmp_path / "results/index.html").read_text())
-    assert "no experiment here offers" in words((tmp_path / "results/lesson.html").read_text())
+    lesson = words((tmp_path / "results/lesson.html").read_text())
+    assert "format_ends has no dataset yet. To compute it: gradlab run format_ends" in lesson
+    assert "no experiment here offers" not in lesson
     assert capsys.readouterr().out.count("MB") == 2
 
 

@@ -8,7 +8,7 @@ from gradlab.page import panels
 
 
 def drawn() -> str:
-    """Linear and log axes, one that is shared, one of names, and ticks on neither scale."""
+    """Linear and log axes, one that is shared, one of words, and ticks on neither scale."""
     fig, (one, two, three, four) = figures.panels(1, 4)
     one.plot([0.5, 2.5], [-3.0, 7.0])
     one.set(xlim=(0.5, 2.5), ylim=(-3, 7), xlabel="a", ylabel="b")
@@ -32,11 +32,12 @@ def value(axis: list[float], place: float) -> float:
 
 
 def test_the_ends_of_every_panel_have_the_values_that_they_were_drawn_with() -> None:
-    one, two, three = panels.panels(drawn())
+    one, two, three, _ = panels.panels(drawn())
     limits = [((0.5, 2.5), (-3, 7)), ((1, 1000), (1e-12, 1e4)), ((-1, 1), (-3, 7))]
-    for ((left, right, top, bottom), x, y), (of_x, of_y) in zip(
+    for ((left, right, top, bottom), x, y, name), (of_x, of_y) in zip(
         (one, two, three), limits, strict=True
     ):
+        assert name == "y"
         # Places are written to 0.01 point of some hundred: 1e-4 of the axis, 16 decades at most.
         found = [value(x, left), value(x, right), value(y, bottom), value(y, top)]
         wanted = np.array([*of_x, *of_y])
@@ -47,6 +48,32 @@ def test_the_ends_of_every_panel_have_the_values_that_they_were_drawn_with() -> 
             np.testing.assert_allclose(found, wanted, atol=1e-3 * spans.max())
 
 
+def test_an_axis_of_words_says_them() -> None:
+    *_, ((left, right, _, _), words, numbers, _) = panels.panels(drawn())
+    assert words[1] == ["tanh", "relu"]
+    # Inside the frame by matplotlib's margin, a twentieth of what is drawn.
+    np.testing.assert_allclose(
+        words[0], np.interp([0.05, 1.05], [0, 1.1], [left, right]), atol=0.02
+    )
+    assert numbers is None  # its ticks are on neither scale
+
+
+def shaded(_: object) -> figures.Figure:
+    fig, (axes,) = figures.panels()
+    values = axes.pcolormesh([0.0, 1.0], [0.0, 1.0], [[1.0, 2.0], [2.0, 3.0]], shading="nearest")
+    fig.colorbar(values, ax=axes)
+    axes.set(xlabel="a", ylabel="b")
+    return fig
+
+
+def test_a_bar_is_read_as_colour() -> None:
+    (_, _, _, of_map), bar = panels.panels(figures.draw(shaded, None)["svg"].decode())
+    (_, _, top, bottom), across, up, name = bar
+    assert of_map == "y"
+    assert (across, name) == (None, "colour")
+    np.testing.assert_allclose([value(up, bottom), value(up, top)], [1, 3], atol=2e-3)
+
+
 @pytest.mark.parametrize(
     ("label", "wanted"),
     [
@@ -54,6 +81,7 @@ def test_the_ends_of_every_panel_have_the_values_that_they_were_drawn_with() -> 
         (r"$\mathdefault{10^{-3}}$", 1e-3),
         (r"$\mathdefault{2\times10^{-1}}$", 0.2),
         ("1e−5", 1e-5),
+        ("¼", 0.25),
         ("tanh", None),
         ("1e999", None),
         ("", None),

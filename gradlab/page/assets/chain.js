@@ -61,8 +61,8 @@ class ChainFigure extends Figure {
     }
   }
 
-  press() {
-    this.slider("w").value = nearest(this.w, 1);
+  press(button) {
+    this.slider("w").value = nearest(this.w, Number(button.dataset.step));
     this.changed();
   }
 

@@ -21,10 +21,10 @@ class ClippingFigure extends Figure {
     const [map, course] = this.root.querySelectorAll(".place svg");
     const signed = (v) => fixed(v, 1);
     this.map = new Plot(map, {
-      height: 380, xLabel: "weight w", yLabel: "bias b; shaded by the loss",
+      height: 380, low: 240, xLabel: "weight w", yLabel: "bias b; shaded by the loss",
       xTicks: signed, yTicks: signed,
     });
-    this.course = new Plot(course, { height: 380, xLabel: "step", yLabel: "norm of the gradient, log axis" });
+    this.course = new Plot(course, { height: 380, low: 220, xLabel: "step", yLabel: "norm of the gradient, log axis" });
     this.plots = [this.map, this.course];
     const [rows, columns] = d.map.loss.shape, losses = unpack(d.map.loss);
     const most = losses.reduce((a, b) => Math.max(a, b), 0);
@@ -37,19 +37,23 @@ class ClippingFigure extends Figure {
     this.here = element("circle", { class: "here is-clipped", r: 6 }, this.map.front);
     const { front } = this.course;
     this.threshold = element("path", { class: "theory" }, front);
+    this.knob = element("g", { class: "knob" }, this.course.over);
+    // What is held does not scroll the page; `touch-action` is not heeded within a drawing.
+    this.knob.addEventListener("touchstart", (event) => event.preventDefault(), { passive: false });
+    for (const [look, r] of [["reach", 22], ["hold", 8]]) element("circle", { class: look, r }, this.knob);
     this.before = element("path", { class: "measured is-plain" }, front);
     this.after = element("path", { class: "measured is-clipped" }, front);
     this.cursor = element("path", { class: "cursor" }, front);
     this.marks = [0, 1].map((k) => element("circle", { class: `here ${["is-plain", "is-clipped"][k]}`, r: 5 }, front));
     const step = (at) => Math.max(0, Math.min(this.size - 1, Math.round(at.x)));
-    this.follow(this.course, "step", step, (at) => this.grip(at));
+    this.follow(this.course, "step", step, (at, knob) => this.grip(at, knob));
     this.follow(this.map, "step", (at) => this.onWay(at));
   }
 
-  /** The line of τ: it is where the pointer that holds it is. */
-  grip({ py }) {
+  /** The line of τ and its knob: they are where the pointer that holds them is. */
+  grip({ py }, knob) {
     const tau = this.tau[this.slider("tau").value];
-    if (!(Math.abs(this.course.py(Math.log10(tau)) - py) <= REACH)) return null;
+    if (!knob && !(Math.abs(this.course.py(Math.log10(tau)) - py) <= REACH)) return null;
     const logs = [...this.tau.subarray(0, -1)].map(Math.log10);
     return (at) => { this.slider("tau").value = nearest(logs, at.y); };
   }
@@ -111,25 +115,27 @@ class ClippingFigure extends Figure {
     this.after.setAttribute("d", course.line(steps, left.map(Math.log10)));
     this.threshold.setAttribute("d", Number.isFinite(tau)
       ? course.line([0, this.size - 1], [Math.log10(tau), Math.log10(tau)]) : "");
+    const top = Math.max(course.inner.top, course.py(Number.isFinite(tau) ? Math.log10(tau) : Infinity));
+    this.knob.setAttribute("transform", `translate(${course.inner.left + course.w - 10} ${top})`);
     const x = course.px(j);
     this.cursor.setAttribute("d", `M${x} ${course.inner.top}V${course.inner.top + course.h}`);
     [size, left].forEach((norms, k) => {
       this.marks[k].setAttribute("cx", x);
       this.marks[k].setAttribute("cy", course.py(Math.log10(norms[j])));
     });
-    const said = Number.isFinite(tau) ? tau.toPrecision(3) : "\u221e, no clipping";
+    const said = Number.isFinite(tau) ? significant(tau, 3) : "\u221e, no clipping";
     const fires = size[j] > tau;
-    this.out.gradient.textContent = size[j].toPrecision(4);
-    this.out.clipped.textContent = left[j].toPrecision(4);
-    this.out.moved.textContent = moved[j].toPrecision(4);
-    this.out.loss.textContent = loss[j].toPrecision(4);
+    this.out.gradient.textContent = significant(size[j], 4);
+    this.out.clipped.textContent = significant(left[j], 4);
+    this.out.moved.textContent = significant(moved[j], 4);
+    this.out.loss.textContent = significant(loss[j], 4);
     this.out.fired.textContent = `${fired} of ${this.size}`;
     this.out.regime.textContent = fires ? "clipped" : "untouched";
     this.root.dataset.regime = fires ? "clipped" : "plain";
     const inside = w[j] >= map.x[0] && w[j] <= map.x[1] && b[j] >= map.y[0] && b[j] <= map.y[1];
     this.out.where.textContent = `${fixed(w[j], 2)}, ${fixed(b[j], 2)}${inside ? "" : " (off the map)"}`;
     this.tell({ tau: `\u03c4 = ${said}`, step: `= ${j}` },
-      `tau ${said}, step ${j}: gradient norm ${size[j].toPrecision(3)}, after clipping ${left[j].toPrecision(3)}`);
+      `tau ${said}, step ${j}: gradient norm ${significant(size[j], 3)}, after clipping ${significant(left[j], 3)}`);
     this.slider("step").setAttribute("aria-valuetext", `step ${j}`);
     map.svg.setAttribute("aria-label",
       `Path of gradient descent over the loss, tau ${said}: ${fired} of ${this.size} steps clipped.`);

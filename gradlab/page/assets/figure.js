@@ -91,7 +91,10 @@ class Figure {
     this.speaking = setTimeout(() => { this.spoken.textContent = sentence; }, 500);
   }
 
-  /** A slider follows a pointer that is dragged over the plot; what `grip` finds under it moves itself. */
+  /**
+   * A slider follows a pointer that is dragged over the plot; what `grip` finds under it moves itself.
+   * A knob is there to be held: under a finger too it moves at once, in any direction.
+   */
   follow(plot, name, index, grip = () => null) {
     const along = (at) => { this.slider(name).value = index(at); };
     // A finger that is to scroll the page begins like one that is to point: its direction tells.
@@ -99,14 +102,15 @@ class Figure {
     const move = (event) => { drag(plot.at(event)); this.changed(); };
     plot.svg.addEventListener("pointerdown", (event) => {
       from = event;
-      drag = grip(plot.at(event)) ?? along;
-      held = event.pointerType !== "touch";
+      const knob = event.target.closest(".knob") !== null;
+      drag = grip(plot.at(event), knob) ?? along;
+      held = knob || event.pointerType !== "touch";
       if (!held) return;
       plot.svg.setPointerCapture(event.pointerId);
-      move(event);
+      if (!knob) move(event);
     });
     plot.svg.addEventListener("pointermove", (event) => {
-      if (!event.buttons) plot.svg.style.cursor = grip(plot.at(event)) ? "move" : "";
+      if (!event.buttons) plot.svg.style.cursor = grip(plot.at(event), event.target.closest(".knob") !== null) ? "move" : "";
       if (!event.buttons || !from) return;
       const across = Math.abs(event.clientX - from.clientX), down = Math.abs(event.clientY - from.clientY);
       held ||= across > 8 && across > down;

@@ -5,7 +5,7 @@ class MovedFigure extends Figure {
     this.moved = unpack(d.log10_moved);
     this.size = d.layer.length;
     this.plot = new Plot(this.root.querySelector(".place svg"), {
-      height: 380, xLabel: "layer; the loss is at the right", yLabel: "way of a layer over its size, log axis",
+      height: 380, xLabel: "layer; the loss is at the right", yLabel: "way of a layer's weights, log axis",
     });
     this.plots = [this.plot];
     const { front } = this.plot;
@@ -59,7 +59,7 @@ class MovedFigure extends Figure {
     });
     const taken = data.steps[s];
     this.tell({ steps: `= ${grouped(taken)}`, mover: `= ${data.layer[j]}` },
-      `layer ${data.layer[j]} after ${taken} steps has moved by ${told.join(", ")} of itself`);
+      `layer ${data.layer[j]} after ${taken} steps has moved by ${told.join(", ")}`);
     this.slider("steps").setAttribute("aria-valuetext", `${taken} steps`);
     this.slider("mover").setAttribute("aria-valuetext", `layer ${data.layer[j]}`);
     plot.svg.setAttribute("aria-label",

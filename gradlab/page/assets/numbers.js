@@ -33,11 +33,19 @@ function scientific(log10, decimals) {
   return [mantissa, exponent];
 }
 
-/** The same as text, a plain number where that is short. */
+/** A number to so many digits, as the page's own text has it: `gradlab/page/numbers.py`. */
+function significant(value, digits) {
+  if (!Number.isFinite(value)) return fixed(value, 0);
+  const rounded = Number(value.toPrecision(digits)), [mantissa, exponent] = rounded.toExponential().split("e");
+  if (exponent >= -4 && exponent < 6) return String(rounded).replace("-", MINUS);
+  return `${mantissa.replace("-", MINUS)} \u00d7 10${superscript(Number(exponent))}`;
+}
+
+/** 10^log10 as text, a plain number where that is short. */
 function power(log10, decimals) {
   if (log10 === -Infinity) return "0";
   if (!Number.isFinite(log10)) return fixed(log10, 0);
-  if (log10 >= -4 && log10 < decimals) return String(Number((10 ** log10).toPrecision(decimals + 1)));
+  if (log10 >= -4 && log10 < 6) return significant(10 ** log10, decimals + 1);
   const [mantissa, exponent] = scientific(log10, decimals);
   return `${mantissa} \u00d7 10${superscript(exponent)}`;
 }

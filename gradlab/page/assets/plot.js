@@ -11,8 +11,9 @@ let plots = 0;
 
 /** Axes in an SVG that is as wide as its place, so that letters keep their size on a phone. */
 class Plot {
-  constructor(svg, { height, xLabel, yLabel, xTicks, yTicks }) {
-    Object.assign(this, { svg, height, xLabel, yLabel });
+  /** `low` is its height where there is little room. */
+  constructor(svg, { height, low = 0.82 * height, xLabel, yLabel, xTicks, yTicks }) {
+    Object.assign(this, { svg, height, low, xLabel, yLabel });
     this.xTick = xTicks || grouped;
     this.yTick = yTicks || ((v) => (v === 0 ? "1" : `10^${fixed(v, 0)}`));
     this.x = [0, 1];
@@ -28,7 +29,7 @@ class Plot {
   measure() {
     this.width = Math.max(280, Math.round(this.svg.parentElement.clientWidth));
     const narrow = this.width < 520;
-    this.tall = narrow ? Math.round(this.height * 0.82) : this.height;
+    this.tall = Math.round(narrow ? this.low : this.height);
     this.inner = { left: narrow ? 46 : 56, right: 12, top: 14, bottom: 40 };
     this.svg.setAttribute("viewBox", `0 0 ${this.width} ${this.tall}`);
     this.svg.style.height = `${this.tall}px`;

@@ -27,12 +27,14 @@ function under(image, event) {
   const panel = JSON.parse(image.dataset.panels).find(([[left, right, top, bottom]]) =>
     at[0] >= left && at[0] <= right && at[1] >= top && at[1] <= bottom);
   if (!panel) return null;
-  return ["x", "y"].map((name, i) => [name, panel[i + 1], at[i]]).filter(([, axis]) => axis)
+  return ["x", panel[3]].map((name, i) => [name, panel[i + 1], at[i]]).filter(([, axis]) => axis)
     .map(([name, axis, place]) => `${name} ${valueOn(axis, place)}`).join(",  ");
 }
 
-/** The value at a place of an axis that two of its ticks say. */
-function valueOn([from, to, first, last, log], place) {
+/** The value at a place of an axis that two of its ticks say, or the nearest of its words. */
+function valueOn(axis, place) {
+  if (Array.isArray(axis[0])) return axis[1][nearest(axis[0], place)];
+  const [from, to, first, last, log] = axis;
   const value = first + ((place - from) / (to - from)) * (last - first);
   if (log) return power(value, 1);
   const digits = 2 - Math.floor(Math.log10(Math.abs(last - first)));

@@ -6,12 +6,12 @@ class SignalFigure extends Figure {
     this.log10 = unpack(d.log10);
     this.depth = Math.min(50, d.layer.at(-1));
     this.plot = new Plot(this.root.querySelector(".place svg"), {
-      height: 250, xLabel: "layer k: the loss is at the right", yLabel: "gradient; in the last layer it is 1",
-      yTicks: short,
+      height: 250, yLabel: "gradient; in the last layer it is 1",
+      xTicks: (v) => short(this.depth - v), yTicks: short,
     });
     this.plots = [this.plot];
+    this.row = element("g", { class: "row" }, this.plot.front);
     this.bars = element("g", { class: "bars" }, this.plot.front);
-    this.words = element("g", { class: "marks" }, this.plot.over);
     this.shown = this.depth;
     this.root.querySelector("[data-play]").addEventListener("click", () => this.play());
   }
@@ -21,8 +21,8 @@ class SignalFigure extends Figure {
     const w = this.asked("w", this.w[0], this.w.at(-1));
     if (w !== null) this.slider("w").value = nearest(this.w, w);
   }
-  press() {
-    this.slider("w").value = nearest(this.w, 1);
+  press(button) {
+    this.slider("w").value = nearest(this.w, Number(button.dataset.step));
     this.changed();
   }
 
@@ -39,9 +39,19 @@ class SignalFigure extends Figure {
   }
 
   frame() {
-    this.plot.x = [-0.7, this.depth + 0.7];
-    this.plot.y = [0, 2];
-    this.plot.drawAxes();
+    const { plot, depth } = this, foot = plot.inner.top + plot.h + 33, middle = plot.inner.left + plot.w / 2;
+    plot.xLabel = plot.w < 480 ? "to the loss" : "layers to the loss";
+    plot.x = [-0.7, depth + 0.7];
+    plot.y = [-0.3, 2];
+    plot.drawAxes();
+    this.row.replaceChildren();
+    const y = plot.py(-0.15), radius = Math.min(5, (0.32 * plot.w) / (depth + 1.4));
+    element("line", { x1: plot.px(0), x2: plot.px(depth), y1: y, y2: y }, this.row);
+    this.layers = Array.from({ length: depth + 1 }, (_, steps) =>
+      element("circle", { cx: plot.px(depth - steps), cy: y, r: radius }, this.row));
+    const said = plot.w < 480 ? "\u2190 J = w" : "\u2190 on its way back each layer multiplies it by J = w";
+    for (const [x, anchor, text, look] of [[plot.inner.left, "start", "first layer", "label"], [middle, "middle", said, "jac"]])
+      element("text", { x, y: foot, "text-anchor": anchor, class: look }, plot.back).textContent = text;
   }
 
   draw() {
@@ -57,11 +67,9 @@ class SignalFigure extends Figure {
       const value = 10 ** back(steps), x = plot.px(this.depth - steps), top = plot.py(Math.min(value, 2.1));
       element("rect", { x: x - wide / 2, y: Math.min(top, foot - 1), width: wide, height: Math.max(1, foot - top) }, this.bars);
     }
-    this.words.replaceChildren();
-    const told = { x: plot.inner.left + 8, y: plot.inner.top + 18 };
-    element("text", told, this.words).textContent = {
-      vanishing: "the first layers hardly learn",
-      edge: "what is sent arrives",
+    this.layers.forEach((layer, steps) => layer.classList.toggle("reached", steps <= this.shown));
+    this.out.meaning.textContent = {
+      vanishing: "the first layers hardly learn", edge: "what is sent arrives",
       exploding: "the first layers are thrown about",
     }[regime];
     this.out.first.textContent = power(first, 3);

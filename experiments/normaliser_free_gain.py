@@ -63,7 +63,7 @@ class Config:
 def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     """Channel statistics by block with their laws, the gradient, and the gains."""
     theory, phi = gl.theory.normalisation, gl.activations.PHI[cfg.activation]
-    seen, gradient = gl.grid.over_draws(lambda key: one(cfg, key), key, cfg.num_draws)
+    seen, gradient, entries = gl.grid.over_draws(lambda key: one(cfg, key), key, cfg.num_draws)
     made = cfg.alpha, cfg.stage
     laws = [theory.channel_statistics(phi, kind, *made, cfg.batch_size) for kind in NETWORKS]
     left = theory.channel_mean_left(phi, *made, NUM_LAYERS, cfg.width)
@@ -84,6 +84,7 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         "log_gradient_law": gl.named(back, "state", units="nats"),
         "log_gradient_short": gl.named(short, "state", long_name="what the width takes"),
         "left_out": gl.named(left, "block", long_name="squared mean that the width leaves"),
+        "entries": gl.named(entries, "draw power", long_name="of weights not standardised"),
         "phi": gl.named(list(PUBLISHED), "phi"),
         "gain": gl.named(exact, "phi", long_name="1/std phi(z)"),
         "excess": gl.named(excess, "phi", long_name="published over exact, less 1"),
@@ -103,8 +104,8 @@ def blocks(cfg: Config, key: jax.Array, kind: str) -> tuple[Any, Any]:
     return block, (W, deviation, theory.first_of_stage(cfg.stage))
 
 
-def one(cfg: Config, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Statistics `(network, part, block)` and log squared gradients `(state,)` of one draw."""
+def one(cfg: Config, key: jax.Array) -> tuple[jax.Array, ...]:
+    """Statistics `(network, part, block)`, log squared gradients `(state,)`, moments of weights."""
     key_W, key_batch, key_loss = jax.random.split(key, 3)
     batch = jax.random.normal(key_batch, (cfg.batch_size, cfg.width))
     v = jax.random.normal(key_loss, (cfg.width,))
@@ -123,7 +124,8 @@ def one(cfg: Config, key: jax.Array) -> tuple[jax.Array, jax.Array]:
     block, params = blocks(cfg, key_W, "normaliser-free")
     model = gl.chain.Chain(lambda params, z: block(params, z[None])[0][0], params)
     logs = gl.jacobians.log_gradient_norms(model, batch[0], lambda z: v @ z)
-    return jnp.stack([watched(kind) for kind in NETWORKS]), 2 * (logs - logs[-1])
+    entries = gl.one_layer.entry_moments(blocks(cfg, key_W, "nothing")[1][0])
+    return jnp.stack([watched(kind) for kind in NETWORKS]), 2 * (logs - logs[-1]), entries
 
 
 def figure(data: xr.Dataset) -> gl.Figure:
@@ -200,6 +202,7 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
         left_out=data.left_out.where(free, 0.0),
         rounding=data.attrs["width"] * float(np.finfo(variance.dtype).eps) * sizes,
     )
+    yield gl.claim.normal(data.entries, BROCK)
     sentence = "centred weights keep every channel's mean at 0"
     given: dict[str, Any] = {"where": free, "left_out": data.left_out}
     yield gl.claim.mean(sentence, mean, law_mean, BROCK, **given)

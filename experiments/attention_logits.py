@@ -61,16 +61,16 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     found, law = jnp.stack(drawn, 1), jnp.stack(laws)
     made = gl.grid.over_draws(lambda key: heads(key, cfg), key_heads, cfg.num_draws)
     sizes, largest, entries, norm = made
-    log_T = jnp.log(jnp.array(cfg.num_tokens, float))
-    at = "draw num_tokens ratio"
     return {
         "head": gl.named(list(HEADS), "head"),
-        "entropy": gl.named(found[..., 0], at, long_name="entropy", units="nats"),
-        "jacobian": gl.named(found[..., 1], at, long_name="|diag(p) - ppᵀ|² (Frobenius)"),
+        "entropy": gl.named(
+            found[..., 0], "draw num_tokens ratio", long_name="entropy", units="nats"
+        ),
+        "jacobian": gl.named(found[..., 1], "draw num_tokens ratio", long_name="|diag(p) - ppᵀ|²"),
         "entropy_law": gl.named(law[..., 0], "num_tokens ratio", units="nats"),
         "jacobian_law": gl.named(law[..., 1], "num_tokens ratio"),
         "entropy_limit": gl.named(law[..., 2], "num_tokens ratio", long_name="of many tokens"),
-        "log_tokens": gl.named(log_T, "num_tokens", units="nats"),
+        "log_tokens": gl.named(jnp.log(1.0 * jnp.array(cfg.num_tokens)), "num_tokens"),
         "square": gl.named(sizes, "draw gain head", long_name="mean square of the logits"),
         "largest": gl.named(largest, "draw gain head", long_name="largest |logit|"),
         "entries": gl.named(entries, "draw matrix power", long_name="of W_q and W_k"),
@@ -104,7 +104,7 @@ def heads(key: jax.Array, cfg: Config) -> tuple[jax.Array, ...]:
         return jnp.mean(logits**2, (1, 2)), jnp.max(jnp.abs(logits), (1, 2))
 
     entries = jnp.stack([gl.one_layer.entry_moments(W) for W in (W_q, W_k)])
-    return *jax.lax.map(one, cfg.gain), entries, jnp.max(jnp.abs(jnp.mean(x * x, -1) - 1))
+    return *jax.lax.map(one, cfg.gain), entries, jnp.max(jnp.abs(jnp.mean(x**2, -1) - 1))
 
 
 def product(q: jax.Array, k: jax.Array) -> jax.Array:

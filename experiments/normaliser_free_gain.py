@@ -194,18 +194,15 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     variance, mean, branch = (data.channel.sel(part=part) for part in data.part.values)
     law_variance, law_mean, law_branch = (data.channel_law.sel(part=p) for p in data.part.values)
     free = data.network == "normaliser-free"
-    sizes = law_variance + law_mean
     yield gl.claim.mean(
         "a channel's mean square follows its law in each network, block by block",
-        *(variance + mean, sizes, BROCK),
+        *(variance + mean, law_variance + law_mean, BROCK),
         # Exact by the symmetry of the weights, but for the mean that centred weights take away.
         left_out=data.left_out.where(free, 0.0),
-        rounding=data.attrs["width"] * float(np.finfo(variance.dtype).eps) * sizes,
     )
     yield gl.claim.normal(data.entries, BROCK)
     sentence = "centred weights keep every channel's mean at 0"
-    given: dict[str, Any] = {"where": free, "left_out": data.left_out}
-    yield gl.claim.mean(sentence, mean, law_mean, BROCK, **given)
+    yield gl.claim.mean(sentence, mean, law_mean, BROCK, where=free, left_out=data.left_out)
     yield gl.claim.mean(
         "a branch adds variance 1 without a normaliser, and 1 - 1/pi of relu behind batch norm",
         *(branch, law_branch, KERNEL),

@@ -59,10 +59,9 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     made = len(cfg.activation), jnp.sqrt(cfg.variance), cfg.depth, cfg.rate, cfg.sigma_b
     networks = gl.trials.grid(2, *made)  # one set fixes the rule, the other is forecast
     loss = losses(cfg, networks, key_runs)
-    fixing, fate = gl.trials.fates(loss, NUM_CLASSES).reshape(2, -1)
-    grid, num, theory = loss.shape[1:], len(AXES["outcome"]), gl.theory.meanfield
+    fixing, fate = gl.trials.fates(loss, NUM_CLASSES)
     known = jnp.stack([features(cfg), gl.trials.plain_numbers(networks)[1]])
-    known = known.reshape(2, fate.size, -1)
+    num, theory = len(AXES["outcome"]), gl.theory.meanfield
     found = gl.forecast.contest(known, fixing, fate, num, cfg.prior, cfg.num_bins)
     reliable = found.reliability._asdict()
     phi, at = gl.activations.PHI[cfg.activation[0]], " ".join(GRID)
@@ -75,10 +74,10 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         **maps(cfg, key_maps, q_map[:, None]),
         **{axis: gl.named(list(names), axis) for axis, names in AXES.items()},
         "loss": gl.named(loss, f"seeds {at}", long_name="loss at the end", units="nats"),
-        "features": gl.named(known[0].reshape(*grid, -1), f"{at} feature", units="nats"),
-        "fate": gl.named(fate.reshape(grid), at, long_name="what came about"),
-        "probability": gl.named(found.probability.reshape(*grid, num), f"{at} outcome"),
-        "brier": gl.named(found.brier.reshape(-1, *grid), f"forecaster {at}"),
+        "features": gl.named(known[0], f"{at} feature", units="nats"),
+        "fate": gl.named(fate, at, long_name="what came about"),
+        "probability": gl.named(found.probability, f"{at} outcome"),
+        "brier": gl.named(found.brier, f"forecaster {at}"),
         "weights": gl.named(found.weights[:, 1:], "outcome feature"),
         **{f"bin_{name}": gl.named(part, "outcome bin") for name, part in reliable.items()},
         "xi_c": gl.named(xi_c, "variance", units="layers"),
@@ -157,10 +156,8 @@ def figure(data: xr.Dataset) -> gl.Figure:
         axes.axline((0, 0), slope=1, **gl.figures.GUIDE)
     inset.set(xticks=[], yticks=[], xlabel="length")
     maps.set(xlabel="correlation of a layer", ylabel="of the next", xlim=(-0.02, 1.02))
-    maps.legend(loc="upper left")
     found, most, depths = boundary(data), multiple(data).value, np.log2(data.depth)
     shown = found.loss.mean("seeds").assign_coords(depth=depths.assign_attrs(long_name="depth"))
-    shown.variance.attrs["long_name"] = "σ_w²"
     look = {"cmap": "cividis", "vmin": 0, "vmax": gl.LN10, "alpha": 1.0}
     gl.figures.surface(grid, shown, "loss at the end, nats (ln 10: guessing)", **look)
     for name, xi, line in (
@@ -172,15 +169,15 @@ def figure(data: xr.Dataset) -> gl.Figure:
     mark = {"color": gl.figures.EXPLODING, "marker": "o", "markeredgecolor": "white", "ms": 5}
     half = found.log_at.mean("seeds", skipna=False) / np.log(2)
     gl.figures.measured(grid, data.variance, half, mark, "half of guessing")
-    grid.set_yticks(depths.values, [f"{depth:g}" for depth in data.depth.values])
-    grid.legend(loc="lower right", labelcolor="white")
+    grid.set(xlabel="σ_w²", yticks=depths.values, yticklabels=data.depth.values)
     forecast.axline((0, 0), slope=1, **gl.figures.GUIDE)
     for name, look in zip(data.outcome.values, gl.figures.series(3), strict=True):
         row = data.sel(outcome=name).where(data.bin_number.sel(outcome=name) >= 5)
         bars = look | {"linestyle": "none", "elinewidth": 0.8, "label": name}
         forecast.errorbar(row.bin_forecast, row.bin_observed, 2 * row.bin_error, **bars)
     forecast.set(xlabel="probability forecast", ylabel="share that came about", ylim=(-0.05, 1.3))
-    forecast.legend(loc="lower right")
+    for axes, place in ((maps, "upper left"), (grid, "lower right"), (forecast, "lower right")):
+        axes.legend(loc=place, labelcolor="white" if axes is grid else None)
     scores = [f"{name} {x:.2f}" for name, x in data.brier.mean(GRID).to_series().items()]
     gl.figures.words(forecast, 0.04, 0.8, "\n".join(["Brier score", *scores]))
     gl.figures.titles(fig, "from layer to layer", "what trains", "forecast before step 1")
@@ -194,10 +191,10 @@ def caption(data: xr.Dataset) -> str:
     worst = areas[int(areas.values.argmax())]
     return f"""In order, half of a guess's loss is left at {most.value:.1f} ξ_c ({most.low:.1f} to
         {most.high:.1f}) after {data.attrs["num_steps"]} steps; nearer to chaos the budget ends
-        first. Of {data.fate.size} networks theory, fixed on other seeds, forecasts the fate (bars:
-        two errors; of 5 networks or more) with a Brier score of {scores[0]:.2f}, a like rule on
-        plain numbers with {scores[1]:.2f}, the plain guess with {scores[2]:.2f}. It errs most at
-        {worst.activation.item()!s}, depth {worst.depth.item():g} ({worst.item():.2f})."""
+        first. Of {data.fate.size} networks theory, fixed on other seeds, forecasts the fate with a
+        Brier score of {scores[0]:.2f}, a like rule on plain numbers with {scores[1]:.2f}, the
+        plain guess with {scores[2]:.2f}. It errs most at {worst.activation.item()!s}, depth
+        {worst.depth.item():g} ({worst.item():.2f})."""
 
 
 def headline(data: xr.Dataset) -> Iterator[gl.Headline]:

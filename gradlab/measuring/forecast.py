@@ -53,8 +53,8 @@ class Contest(NamedTuple):
 
     Attributes:
         weights: those of the first rule.
-        probability: `(num_cases, num_outcomes)` that it gives.
-        brier: `(num_rules + 1, num_cases)`.
+        probability: `(..., num_outcomes)` that it gives.
+        brier: `(num_rules + 1, ...)`.
         reliability: of the first rule.
     """
 
@@ -114,20 +114,24 @@ def contest(
     """Rules on several sets of features, and a guess, all fitted to what came about elsewhere.
 
     Args:
-        features: `(num_rules, num_cases, num_features)`, the same in both kinds of cases.
-        fixing: `(num_cases,)` outcomes that the rules are fitted to, and the guess.
+        features: `(num_rules, ..., num_features)`, the same in both kinds of cases, which `...` is.
+        fixing: `(...)` outcomes that the rules are fitted to, and the guess.
         outcome: those that are forecast.
         num_outcomes: how many there are.
         prior: as of `fit`.
         num_bins: as of `reliability`, of the first rule.
     """
+    cases = features.shape[1:-1]
+    features = features.reshape(len(features), fixing.size, -1)
+    fixing, outcome = fixing.ravel(), outcome.ravel()
     rules = jax.vmap(lambda x: fit(x, fixing, num_outcomes, prior))(features)
     made = jax.vmap(probabilities)(rules, features)
     guess = jnp.mean(jax.nn.one_hot(fixing, num_outcomes, dtype=made.dtype), axis=0)
     every = jnp.concatenate([made, jnp.broadcast_to(guess, made[:1].shape)])
     first = jax.tree.map(lambda part: part[0], rules)
     reliable = reliability(first, features[0], outcome, num_bins)
-    return Contest(first.weights, made[0], jax.vmap(brier, (0, None))(every, outcome), reliable)
+    scores = jax.vmap(brier, (0, None))(every, outcome).reshape(-1, *cases)
+    return Contest(first.weights, made[0].reshape(*cases, num_outcomes), scores, reliable)
 
 
 def brier(probability: Array, outcome: Array) -> Array:

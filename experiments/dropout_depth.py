@@ -166,7 +166,7 @@ def caption(data: xr.Dataset) -> str:
     """Where two passes end, and how many layers a small rate leaves."""
     last = data.correlation.mean("draw").isel(layer=-1)[0]
     ends = ", ".join(f"{float(one):.2f} ({one.keep.item():g})" for one in last)
-    near = data.xi_critical.isel(rate=int(np.abs(data.rate - 0.01).argmin()))
+    near = data.xi_critical.isel(rate=int(np.abs(data.rate - 0.01).argmin("rate")))
     left = ", ".join(f"{float(one):.0f} ({one.activation.item()})" for one in near)
     return f"""On the edge of chaos two passes of one input through a {data.activation.values[0]}
         network with dropout end at the correlations {ends}, by probability to keep a unit. The

@@ -27,8 +27,10 @@ AXES = {
     "forecaster": ("theory", "plain numbers", "plain guess"),
 }
 GRID = ("activation", "variance", "depth", "rate")
-NUM_CLASSES = 10
-IN_PRACTICE = "float32"  # networks are trained in it, whatever the precision of the laws
+NUM_CLASSES, IN_PRACTICE = (
+    10,
+    "float32",
+)  # networks are trained in it, whatever the precision of the laws
 
 
 @gl.config
@@ -158,6 +160,7 @@ def figure(data: xr.Dataset) -> gl.Figure:
     maps.set(xlabel="correlation of a layer", ylabel="of the next", xlim=(-0.02, 1.02))
     found, most, depths = boundary(data), multiple(data).value, np.log2(data.depth)
     shown = found.loss.mean("seeds").assign_coords(depth=depths.assign_attrs(long_name="depth"))
+    shown.variance.attrs["long_name"] = "σ_w²"
     look = {"cmap": "cividis", "vmin": 0, "vmax": gl.LN10, "alpha": 1.0}
     gl.figures.surface(grid, shown, "loss at the end, nats (ln 10: guessing)", **look)
     for name, xi, line in (
@@ -169,7 +172,7 @@ def figure(data: xr.Dataset) -> gl.Figure:
     mark = {"color": gl.figures.EXPLODING, "marker": "o", "markeredgecolor": "white", "ms": 5}
     half = found.log_at.mean("seeds", skipna=False) / np.log(2)
     gl.figures.measured(grid, data.variance, half, mark, "half of guessing")
-    grid.set(xlabel="σ_w²", yticks=depths.values, yticklabels=data.depth.values)
+    grid.set(yticks=depths.values, yticklabels=data.depth.values)
     forecast.axline((0, 0), slope=1, **gl.figures.GUIDE)
     for name, look in zip(data.outcome.values, gl.figures.series(3), strict=True):
         row = data.sel(outcome=name).where(data.bin_number.sel(outcome=name) >= 5)

@@ -225,12 +225,8 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
         *(data.largest.sel(head="soft cap"), cap, "|tanh| is at most 1"),
         rounding=4 * eps * cap,
     )
-    yield gl.claim.equal(
-        "between 64 and 128 a logit in bfloat16 is a multiple of one half",
-        data.spacing,
-        0.5,
-        FORMAT,
-    )
+    sentence = "between 64 and 128 a logit in bfloat16 is a multiple of one half"
+    yield gl.claim.equal(sentence, data.spacing, 0.5, FORMAT)
 
 
 FAULTS = {

@@ -150,7 +150,7 @@ def figure(data: xr.Dataset) -> gl.Figure:
             look = {"color": colour, "marker": mark}
             gl.figures.band(change, n, np.exp(row.change - row.change[:, 0].mean()), look)
             gl.figures.predicted(change, n, law)
-            at = law[-1] * (0.75 if law[-1] > 1 or layer == "hidden" else 0.95)  # apart at 1
+            at = law[-1] * (0.75 if law[-1] > 1 or layer == "logits" else 0.98)  # apart at 1
             gl.figures.named(change, n[-1], at, layer, colour)
         gl.figures.words(change, 0.05, 0.9 if way == "standard" else 0.82, way, color=colour)
         gl.figures.band(check, rate, found.sel(way=way), {"color": colour, "marker": "o"})

@@ -237,6 +237,9 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     )
 
 
+HARMLESS = {
+    "computed in another format": "tokens that are one stay so; else rounding is below draws"
+}
 FAULTS = {
     "weights 10 % too large": gl.fault.scale("ensembles.unit_gaussian", 1.1),
     "queries not 0": gl.fault.argument("transformer.weights", sigma_q=lambda s: s + 3.0),

@@ -63,7 +63,8 @@ class Config:
 def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     """Channel statistics by block with their laws, the gradient, and the gains."""
     theory, phi = gl.theory.normalisation, gl.activations.PHI[cfg.activation]
-    seen, gradient, entries = gl.grid.over_draws(lambda key: one(cfg, key), key, cfg.num_draws)
+    drawn = gl.grid.over_draws(lambda key: one(cfg, key), key, cfg.num_draws)
+    seen, gradient, entries, ends = drawn
     made = cfg.alpha, cfg.stage
     laws = [theory.channel_statistics(phi, kind, *made, cfg.batch_size) for kind in NETWORKS]
     left = theory.channel_mean_left(phi, *made, NUM_LAYERS, cfg.width)
@@ -85,6 +86,7 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         "log_gradient_short": gl.named(short, "state", long_name="what the width takes"),
         "left_out": gl.named(left, "block", long_name="squared mean that the width leaves"),
         "entries": gl.named(entries, "draw power", long_name="of weights not standardised"),
+        "ends": gl.named(ends, "draw end", long_name="log |dL/dz| less that of jax.grad"),
         "phi": gl.named(list(PUBLISHED), "phi"),
         "gain": gl.named(exact, "phi", long_name="1/std phi(z)"),
         "excess": gl.named(excess, "phi", long_name="published over exact, less 1"),
@@ -105,7 +107,7 @@ def blocks(cfg: Config, key: jax.Array, kind: str) -> tuple[Any, Any]:
 
 
 def one(cfg: Config, key: jax.Array) -> tuple[jax.Array, ...]:
-    """Statistics `(network, part, block)`, log squared gradients `(state,)`, moments of weights."""
+    """Statistics `(network, part, block)`, log squared gradients `(state,)`, weights, ends."""
     key_W, key_batch, key_loss = jax.random.split(key, 3)
     batch = jax.random.normal(key_batch, (cfg.batch_size, cfg.width))
     v = jax.random.normal(key_loss, (cfg.width,))
@@ -125,7 +127,9 @@ def one(cfg: Config, key: jax.Array) -> tuple[jax.Array, ...]:
     model = gl.chain.Chain(lambda params, z: block(params, z[None])[0][0], params)
     logs = gl.jacobians.log_gradient_norms(model, batch[0], lambda z: v @ z)
     entries = gl.one_layer.entry_moments(blocks(cfg, key_W, "nothing")[1][0])
-    return jnp.stack([watched(kind) for kind in NETWORKS]), 2 * (logs - logs[-1]), entries
+    slopes = jnp.stack([jax.grad(lambda z: v @ model(z))(batch[0]), v])
+    ends = logs[jnp.array([0, -1])] - jnp.log(jnp.linalg.norm(slopes, axis=1))
+    return jnp.stack([watched(kind) for kind in NETWORKS]), 2 * (logs - logs[-1]), entries, ends
 
 
 def figure(data: xr.Dataset) -> gl.Figure:
@@ -219,6 +223,9 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
         *(data.log_gradient, data.log_gradient_law + data.log_gradient_short, BROCK),
         finite_width=np.abs(data.log_gradient_short),
     )
+    eps = float(np.finfo(data.ends.dtype).eps) * data.attrs["width"]
+    sentence = "both ends of the gradient are those of jax.grad through the whole chain"
+    yield gl.claim.everywhere(sentence, data.ends, 0.0, KERNEL, rounding=eps * data.sizes["state"])
     yield gl.claim.at_least("every published gain is above the exact one", data.excess, 0.0, TABLE)
     error = float(data.excess.std(ddof=1)) / data.sizes["phi"] ** 0.5
     yield gl.claim.everywhere(
@@ -228,12 +235,6 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     )
 
 
-HARMLESS = {
-    "a bias dropped": "no block has a bias",
-    "the loss halved": "what is measured is a ratio of gradients",
-    "a Jacobian transposed": "independent weights are as likely as their transpose",
-    "computed in another format": "a rounding is far below the error of the sampling",
-}
 FAULTS = {
     "weights not centred": gl.fault.replace("networks.standardised_rows", lambda W: W),
     "weights 3 % too large": gl.fault.scale("networks.standardised_rows", 1.03),

@@ -192,8 +192,7 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     sentence = "the queries' gradient is made of what tokens differ by, twice, exactly"
     yield gl.claim.mean(sentence, data["query"], 1.0, ISOTROPIC)
     yield gl.claim.equal("while Q is 0 the keys get no gradient", data.key, 0.0, NOCI)
-    if "alone" in data.variant:
-        # A mean of T numbers is rounded by T eps of their size, which is √T of the mean's.
+    if "alone" in data.variant:  # a mean of T numbers is off T eps of √T times its size
         row, rounding = data.log_apart.sel(variant="alone"), 2 * np.log(num_tokens**1.5 * eps)
         sentence = "one layer of uniform attention alone makes all tokens one, up to rounding"
         yield gl.claim.at_most(sentence, row, rounding, DONG)
@@ -237,9 +236,7 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     )
 
 
-HARMLESS = {
-    "computed in another format": "tokens that are one stay so; else rounding is below draws"
-}
+HARMLESS = {"computed in another format": "rounding is far below the draws"}
 FAULTS = {
     "weights 10 % too large": gl.fault.scale("ensembles.unit_gaussian", 1.1),
     "queries not 0": gl.fault.argument("transformer.weights", sigma_q=lambda s: s + 3.0),

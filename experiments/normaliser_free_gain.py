@@ -143,9 +143,8 @@ def figure(data: xr.Dataset) -> gl.Figure:
                 continue  # 0 but for its sampling: not on a log axis
             gl.figures.band(channels, data.block, row.sel(part=part), look | style)
             gl.figures.predicted(channels, data.block, law.sel(part=part))
-    bare: dict[str, Any] = {"linestyle": "none"}
-    key = {name: look | bare for name, look in zip(NETWORKS, looks, strict=True)}
-    grey = bare | {"color": "0.4", "marker": "o"}
+    key = {name: look | {"linestyle": "none"} for name, look in zip(NETWORKS, looks, strict=True)}
+    grey = {"linestyle": "none", "color": "0.4", "marker": "o"}
     key |= {"variance": grey, "squared mean": grey | {"fillstyle": "none"}}
     gl.figures.key(channels, key, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
     channels.set(yscale="log", xlabel="block", ylabel="mean over channels")

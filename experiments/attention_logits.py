@@ -24,6 +24,7 @@ GROUP = "attention"
 DERRIDA = "Derrida 1981; exact at finite T: gradlab.theory.attention"
 HEAD = "E (q·k)² of independent projections; derived"
 BOUND = "Cauchy and Schwarz"
+NORM = "Zhang and Sennrich 2019, equation 4, without gain"
 FORMAT = "bfloat16 has 8 digits"
 HEADS = ("plain", "QK norm", "soft cap")
 
@@ -58,19 +59,22 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         limit = theory.limit_entropy(std, count)
         laws.append(jnp.stack([row.entropy, row.jacobian_square, limit], -1))
     found, law = jnp.stack(drawn, 1), jnp.stack(laws)
-    sizes, largest = gl.grid.over_draws(lambda key: heads(key, cfg), key_heads, cfg.num_draws)
-    log_T = jnp.log(jnp.array(cfg.num_tokens, float))
-    at = "draw num_tokens ratio"
+    made = gl.grid.over_draws(lambda key: heads(key, cfg), key_heads, cfg.num_draws)
+    sizes, largest, entries, norm = made
     return {
         "head": gl.named(list(HEADS), "head"),
-        "entropy": gl.named(found[..., 0], at, long_name="entropy", units="nats"),
-        "jacobian": gl.named(found[..., 1], at, long_name="|diag(p) - ppᵀ|² (Frobenius)"),
+        "entropy": gl.named(
+            found[..., 0], "draw num_tokens ratio", long_name="entropy", units="nats"
+        ),
+        "jacobian": gl.named(found[..., 1], "draw num_tokens ratio", long_name="|diag(p) - ppᵀ|²"),
         "entropy_law": gl.named(law[..., 0], "num_tokens ratio", units="nats"),
         "jacobian_law": gl.named(law[..., 1], "num_tokens ratio"),
         "entropy_limit": gl.named(law[..., 2], "num_tokens ratio", long_name="of many tokens"),
-        "log_tokens": gl.named(log_T, "num_tokens", units="nats"),
+        "log_tokens": gl.named(jnp.log(1.0 * jnp.array(cfg.num_tokens)), "num_tokens"),
         "square": gl.named(sizes, "draw gain head", long_name="mean square of the logits"),
         "largest": gl.named(largest, "draw gain head", long_name="largest |logit|"),
+        "entries": gl.named(entries, "draw matrix power", long_name="of W_q and W_k"),
+        "norm": gl.named(norm, "draw", long_name="the norm's mean square, off"),
         "square_law": gl.named(jnp.stack([cfg.gain**4, cfg.gain**0], -1), "gain law_head"),
         "critical": gl.named(theory.critical_std(most), "", long_name="s_c at the most tokens"),
         "spacing": gl.named(spacing(64.0), "", long_name="of bfloat16 at 64"),
@@ -85,8 +89,8 @@ def softmax(logits: jax.Array) -> jax.Array:
     return jnp.stack([entropy, square - 2 * jnp.sum(p**3) + square**2])
 
 
-def heads(key: jax.Array, cfg: Config) -> tuple[jax.Array, jax.Array]:
-    """Mean square and largest size of the logits of 64 tokens, `(gain, head)` each."""
+def heads(key: jax.Array, cfg: Config) -> tuple[jax.Array, ...]:
+    """Mean square and largest size of the logits of 64 tokens, `(gain, head)`; weights; norms."""
     key_q, key_k, key_x = jax.random.split(key, 3)
     W_q, W_k = (
         gl.ensembles.unit_gaussian(k, (cfg.head_size, cfg.width), float) for k in (key_q, key_k)
@@ -99,7 +103,8 @@ def heads(key: jax.Array, cfg: Config) -> tuple[jax.Array, jax.Array]:
         logits = jnp.stack([plain, product(rooted(q), rooted(k)), capped(plain, cfg.cap)])
         return jnp.mean(logits**2, (1, 2)), jnp.max(jnp.abs(logits), (1, 2))
 
-    return jax.lax.map(one, cfg.gain)
+    entries = jnp.stack([gl.one_layer.entry_moments(W) for W in (W_q, W_k)])
+    return *jax.lax.map(one, cfg.gain), entries, jnp.max(jnp.abs(jnp.mean(x**2, -1) - 1))
 
 
 def product(q: jax.Array, k: jax.Array) -> jax.Array:
@@ -206,6 +211,9 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
         *(known, data.square_law, HEAD),
         rounding=4 * data.attrs["width"] * eps * data.square_law,
     )
+    yield gl.claim.normal(data.entries, HEAD)
+    sentence, sums = "a norm leaves the mean square 1", 4 * data.attrs["width"]
+    yield gl.claim.everywhere(sentence, data.norm, 0.0, NORM, rounding_of_sums=sums * eps)
     normed, cap = np.sqrt(data.attrs["head_size"]), data.attrs["cap"]
     yield gl.claim.at_most(
         "no normalised logit is above √(head size)",
@@ -217,12 +225,8 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
         *(data.largest.sel(head="soft cap"), cap, "|tanh| is at most 1"),
         rounding=4 * eps * cap,
     )
-    yield gl.claim.equal(
-        "between 64 and 128 a logit in bfloat16 is a multiple of one half",
-        data.spacing,
-        0.5,
-        FORMAT,
-    )
+    sentence = "between 64 and 128 a logit in bfloat16 is a multiple of one half"
+    yield gl.claim.equal(sentence, data.spacing, 0.5, FORMAT)
 
 
 FAULTS = {

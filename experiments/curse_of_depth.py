@@ -24,6 +24,7 @@ from gradlab.lazy import jax, jnp, np, optax, xr
 GROUP = "depth"
 SUN = "Sun et al. 2025, abstract, and their theorem from a second source"
 LAW = "derived: gradlab.theory.transformer; the bounds as in Xiong et al. 2020, lemma 2"
+NORM = "Ba, Kiros and Hinton 2016, section 3"
 VARIANTS, LOOKS = ("Pre", "scaled"), ("start", "trained")
 GREY = {"marker": "o", "linestyle": "none", "color": "0.3"}
 
@@ -48,9 +49,11 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     """Variance and |J - I|² by block, at the start with their laws, and of trained networks."""
     key_start, key_train = jax.random.split(key)
     drawn = gl.grid.over_draws(lambda key: start(cfg, key), key_start, cfg.num_draws)
-    square, distance, added = jnp.moveaxis(drawn, 2, 0)
-    seen, apart, loss = gl.grid.over_draws(lambda key: run(cfg, key), key_train, cfg.num_runs)
-    law = jax.vmap(lambda gain: laws(cfg, gain))(gains(cfg.depth))
+    (square, distance, added), entries, norm = jnp.moveaxis(drawn[0], 2, 0), *drawn[1:]
+    ran = gl.grid.over_draws(lambda key: run(cfg, key), key_train, cfg.num_runs)
+    seen, apart, loss, first_move, slope = ran
+    given = cfg.depth, cfg.width, cfg.num_tokens
+    law = jax.vmap(lambda gain: gl.theory.transformer.pre_laws(gain, *given))(gains(cfg.depth))
     at, later, nats = "draw variant block", "run variant look later_block", {"units": "nats"}
     return {
         "block": gl.named(jnp.arange(1, cfg.depth + 1), "block", long_name="block"),
@@ -59,8 +62,12 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         "look": gl.named(list(LOOKS), "look"),
         "square": gl.named(square, at, long_name="mean square of the stream"),
         "distance": gl.named(distance, at, long_name="|(J - I) u|²/|u|² of a block"),
-        **{name: gl.named(part, "variant block") for name, part in law.items()},
+        **{name: gl.named(part, "variant block") for name, part in law._asdict().items()},
         "added": gl.named(jnp.mean(added, axis=-1), "draw variant", long_name="over its mean"),
+        "entries": gl.named(entries, "draw matrix power", long_name="of K, V, W_1 and W_2"),
+        "norm": gl.named(norm, "draw", long_name="a norm's mean or square, off"),
+        "first_move": gl.named(first_move, "run variant", long_name="of the read-out's weights"),
+        "first_slope": gl.named(slope, "run variant", long_name="rms of their gradient"),
         "printed": gl.named(gl.theory.transformer.word_for_word(1.0, cfg.depth), "block"),
         "later_square": gl.named(seen, later, long_name="log mean square of the stream", **nats),
         "later_distance": gl.named(apart, later, long_name="log |(J - I) u|²/|u|²", **nats),
@@ -89,32 +96,15 @@ def looked_at(weights: Any, gain: jax.Array, x: jax.Array, u: jax.Array) -> jax.
     )
 
 
-def start(cfg: Config, key: jax.Array) -> jax.Array:
-    """A deep network as it is drawn, with both gains, `(2, 3, depth)`."""
+def start(cfg: Config, key: jax.Array) -> tuple[jax.Array, ...]:
+    """A deep network as it is drawn, with both gains, `(2, 3, depth)`; its weights; its norms."""
     key_weights, key_x, key_u = jax.random.split(key, 3)
     weights = gl.transformer.weights(key_weights, cfg.depth, cfg.width, 0.0)
     x, u = (jax.random.normal(key, (cfg.num_tokens, cfg.width)) for key in (key_x, key_u))
     x, u = gl.transformer.layer_norm(x), u.ravel()
-    return jax.lax.map(lambda gain: looked_at(weights, gain, x, u), gains(cfg.depth))
-
-
-def laws(cfg: Config, gain: jax.Array) -> dict[str, jax.Array]:
-    """Variance and |J - I|² at infinite width, and what a finite one may do to both."""
-    theory, relu = gl.theory.transformer, gl.activations.PHI["relu"]
-    kinds, gain = jnp.arange(2 * cfg.depth) % 2 == 0, jnp.repeat(gain, 2)
-    signal = theory.signal(relu, (1, 0, 0, gain, 1, 1), kinds, 1.0, 0.0, cfg.num_tokens)
-    apart = theory.from_identity(relu, kinds, signal, cfg.num_tokens)
-    # Two tokens' correlation varies by at most 1/d, and relu's kernel curves by at most 1/π.
-    beyond = jnp.cumsum(2 * gain**2 / cfg.width)[1::2]
-    spread = theory.relative_variance(signal, 0, cfg.width)[1::2]
-    square, distance = signal.total[1::2], (1 + apart[::2]) * (1 + apart[1::2]) - 1
-    return {
-        "square_law": square,
-        "square_beyond": beyond,
-        "distance_law": distance,
-        # A norm keeps d - 2 of d directions, and the mean of 1/s is off 1 over that of s.
-        "distance_beyond": distance * (4 / cfg.width + spread + 2 * beyond / square),
-    }
+    seen = jax.lax.map(lambda gain: looked_at(weights, gain, x, u), gains(cfg.depth))
+    entries = jnp.stack([*map(gl.one_layer.entry_moments, weights[1:])])
+    return seen, entries, gl.one_layer.norm_error(x)
 
 
 def run(cfg: Config, key: jax.Array) -> tuple[jax.Array, ...]:
@@ -135,9 +125,10 @@ def run(cfg: Config, key: jax.Array) -> tuple[jax.Array, ...]:
             seen = jax.lax.map(lambda at: looked_at(reader.weights, gain, *at), (tokens, u))
             return jnp.log(jnp.mean(seen, axis=0))
 
-        seen = gl.training.train(apply, reader, adam, train, batches)
+        seen = gl.training.train(apply, reader, adam, train, batches, lambda reader: reader.W)
         square, distance, _ = jnp.stack([look(reader), look(seen.params)], axis=1)
-        return square, distance, seen.loss
+        first = jnp.max(jnp.abs(seen.watched[1] - seen.watched[0]))
+        return square, distance, seen.loss, first, seen.gradient[0, -1] / reader.W.size**0.5
 
     return jax.lax.map(one, gains(cfg.num_blocks))
 
@@ -229,6 +220,16 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     deep = (scaled.later_distance - pre.later_distance)[..., -5:].mean("later_block")
     sentence = "and so are the last of the smaller network, before and after its training"
     yield below(sentence, deep, 0.0, SUN, over="run")
+    eps = float(np.finfo(data.square.dtype).eps)
+    yield gl.claim.normal(data.entries, LAW)
+    sentence, sums = "a norm leaves the mean 0 and the mean square 1", 4 * data.attrs["width"]
+    yield gl.claim.everywhere(sentence, data.norm, 0.0, NORM, rounding_of_sums=sums * eps)
+    yield gl.claim.everywhere(
+        "Adam's first step moves a weight by the learning rate",
+        *(data.first_move / data.attrs["learning_rate"], 1.0, "Kingma and Ba 2015, section 2.1"),
+        epsilon_over_the_gradient=1e-8 / data.first_slope,
+        rounding=4 * eps / data.attrs["learning_rate"],  # of weights below 2
+    )
     first, last = (data.loss[..., part].mean("step") for part in (slice(5), slice(-5, None)))
     yield gl.claim.always("every training lowers the loss", last < first, SUN)
 

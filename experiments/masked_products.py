@@ -53,6 +53,7 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         ],
         axis=1,
     )
+    entries = gl.grid.over_draws(partial(drawn, cfg), keys[0], cfg.num_draws)
     whole = cfg.depth // cfg.block
     blocks = growth[:, :, : whole * cfg.block, 0].reshape(cfg.num_draws, 2, whole, -1)
     kept = jnp.stack([jnp.asarray(cfg.kept), jnp.asarray(0.5)])
@@ -73,6 +74,7 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         "exponent_law": gl.named(exponents, "gates direction", **nats),
         "variance_law": gl.named(variances, "gates direction", units="nats²"),
         "lost": gl.named(cfg.depth * losses, "gates direction", long_name="at most this likely"),
+        "entries": gl.named(entries, "draw power", long_name="of W's"),
         "log_square": gl.named(2 * blocks.sum(-1), "draw gates part", long_name="log |Jv|²"),
     }
 
@@ -84,6 +86,14 @@ def grown(cfg: Config, gates: str, key: jax.Array) -> jax.Array:
     deep = gl.chain.Chain(layer(cfg, key, gates), jnp.arange(float(cfg.depth)))
     model: list[Any] = [lambda z: jnp.pad(z, (0, cfg.width - num)), deep, lambda z: z[:num]]
     return gl.spectra.log_growth(model, start)[1:-1]
+
+
+def drawn(cfg: Config, key: jax.Array) -> jax.Array:
+    """`entry_moments` of the matrices of some layers, found by what they do with every unit on."""
+    open_layer = layer(replace(cfg, kept=jnp.ones(())), key, "coins")
+    columns = jax.vmap(jax.vmap(open_layer, (None, 0)), (0, None))
+    matrices = columns(jnp.arange(min(50.0, cfg.depth)), jnp.eye(cfg.width))
+    return gl.one_layer.entry_moments(matrices / jnp.sqrt(cfg.variance))
 
 
 def layer(cfg: Config, key: jax.Array, gates: str) -> Any:
@@ -164,6 +174,7 @@ def headline(data: xr.Dataset) -> Iterator[gl.Headline]:
 
 def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     """Every direction that is not lost, with both kinds of gates, in the mean and the variance."""
+    yield gl.claim.normal(data.entries, LAW)
     kept = data.isel(direction=(data.lost.max("gates") < NEVER).values)
     if not kept.sizes["direction"]:
         return

@@ -24,6 +24,7 @@ from gradlab.lazy import jax, jnp, np, xr
 GROUP = "depth"
 LEMMA = "Xiong et al. 2020, lemma 2"
 THEOREM = "Xiong et al. 2020, theorem 1; gradlab.theory.transformer"
+NORM = "Ba, Kiros and Hinton 2016, section 3"
 SIGN = "derived: W_2 and V are as often negative, so that a branch adds its own square in the mean"
 SUMMED = ("Post", "Pre")  # the branch ends without a norm
 
@@ -49,10 +50,12 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     def one(key: jax.Array) -> dict[str, jax.Array]:  # the same weights at every position
         key_weights, *keys = jax.random.split(key, 3)
         weights = gl.transformer.weights(key_weights, cfg.depth, cfg.width, cfg.sigma_q)
-        return jax.lax.map(lambda design: network(cfg, weights, design, keys), stacked)
+        seen = jax.lax.map(lambda design: network(cfg, weights, design, keys), stacked)
+        return seen | {"entries": jnp.stack([*map(gl.one_layer.entry_moments, weights[1:])])}
 
     seen = gl.grid.over_draws(one, key, cfg.num_draws)
-    law = jax.vmap(lambda design: laws(cfg, design))(stacked)
+    made = cfg.depth, cfg.width, cfg.start, cfg.num_tokens
+    law = jax.vmap(lambda design: gl.theory.transformer.block_laws(design, *made))(stacked)
     at, nats = "draw position block", {"units": "nats"}
     return {
         "block": gl.named(jnp.arange(1, cfg.depth + 1), "block", long_name="blocks"),
@@ -60,8 +63,10 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         "fed": gl.named(seen["fed"], "draw position", long_name="what W_2 relu(W_1 x) adds"),
         "last": gl.named(seen["last"], at, long_name="log |dL/dW_2|²/d², last block", **nats),
         "ratio": gl.named(seen["ratio"], "draw position", long_name="over what is exact"),
+        "norm": gl.named(seen["norm"], "draw position", long_name="a norm's mean or square, off"),
+        "entries": gl.named(seen["entries"], "draw matrix power", long_name="of K, V, W_1, W_2"),
         "by_block": gl.named(seen["by_block"], at, long_name="log |dL/dW_2|²/d²", **nats),
-        **{name: gl.named(part, "position block") for name, part in law.items()},
+        **{name: gl.named(part, "position block") for name, part in law._asdict().items()},
     }
 
 
@@ -95,30 +100,8 @@ def network(cfg: Config, weights: Any, design: Any, keys: list[jax.Array]) -> di
         "fed": jnp.mean(fed),
         "last": jnp.log(last) - scale,
         "ratio": jnp.mean(last / exact),
+        "norm": gl.one_layer.norm_error(parts.layer_norm(z.reshape(-1, cfg.width))),
         "by_block": jnp.log(jnp.sum(slopes**2, axis=(1, 2))) - scale,
-    }
-
-
-def laws(cfg: Config, design: Any) -> dict[str, jax.Array]:
-    """What `network` gives at infinite width, and what a finite one may take from it."""
-    theory, relu = gl.theory.transformer, gl.activations.PHI["relu"]
-    kinds = jnp.arange(2 * cfg.depth) % 2 == 0
-    signal = theory.signal(relu, design, kinds, cfg.start**2, 0.0, cfg.num_tokens)
-    back = theory.gradient(relu, design, kinds, signal, cfg.num_tokens)
-    behind = jnp.cumsum(theory.lost_to_width(design, signal, cfg.width)[::-1])[::-1]
-    end, spread = signal.total, theory.relative_variance(signal, design.after, cfg.width)
-    # |g|² in front of the last sum is d over its square, or d behind a norm after it.
-    norm = jnp.where(jnp.asarray(design.after) > 0, 1.0, end[-1])
-    # Of the mean logs of relu's |a|², of v less two directions, and of norms around it.
-    ends = (2.5 + 3 + 1 + 4) / cfg.width
-    return {
-        "square_law": end[1::2],
-        # Two tokens' correlation varies by at most 1/d, and relu's kernel curves by at most 1/π.
-        "square_beyond": jnp.cumsum(jnp.full(2 * cfg.depth, 2 / cfg.width))[1::2],
-        "last_law": jnp.log(signal.added / end)[1::2],
-        "last_beyond": spread[1::2] / 2 + ends,
-        "by_block_law": jnp.log(back.weight / norm)[1::2],
-        "by_block_beyond": behind[1::2] + ends,
     }
 
 
@@ -174,6 +157,9 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     start, uniform = data.attrs["start"] ** 2, data.attrs["sigma_q"] == 0
     summed, fixed = data.position.isin(SUMMED), data.position != "Pre"
     eps = float(np.finfo(data.last.dtype).eps)
+    yield gl.claim.normal(data.entries, THEOREM)
+    sentence, sums = "every norm leaves the mean 0 and the mean square 1", 4 * data.attrs["width"]
+    yield gl.claim.everywhere(sentence, data.norm, 0.0, NORM, rounding_of_sums=sums * eps)
     yield gl.claim.mean(
         "a feed-forward branch adds 1/2 to the mean square, or 1 with a norm at its end, exactly",
         *(data.fed, 1.0 - 0.5 * summed, SIGN),

@@ -63,7 +63,8 @@ class Config:
 def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     """Channel statistics by block with their laws, the gradient, and the gains."""
     theory, phi = gl.theory.normalisation, gl.activations.PHI[cfg.activation]
-    seen, gradient = gl.grid.over_draws(lambda key: one(cfg, key), key, cfg.num_draws)
+    drawn = gl.grid.over_draws(lambda key: one(cfg, key), key, cfg.num_draws)
+    seen, gradient, entries, ends = drawn
     made = cfg.alpha, cfg.stage
     laws = [theory.channel_statistics(phi, kind, *made, cfg.batch_size) for kind in NETWORKS]
     left = theory.channel_mean_left(phi, *made, NUM_LAYERS, cfg.width)
@@ -84,6 +85,8 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         "log_gradient_law": gl.named(back, "state", units="nats"),
         "log_gradient_short": gl.named(short, "state", long_name="what the width takes"),
         "left_out": gl.named(left, "block", long_name="squared mean that the width leaves"),
+        "entries": gl.named(entries, "draw power", long_name="of weights not standardised"),
+        "ends": gl.named(ends, "draw end", long_name="log |dL/dz| less that of jax.grad"),
         "phi": gl.named(list(PUBLISHED), "phi"),
         "gain": gl.named(exact, "phi", long_name="1/std phi(z)"),
         "excess": gl.named(excess, "phi", long_name="published over exact, less 1"),
@@ -103,8 +106,8 @@ def blocks(cfg: Config, key: jax.Array, kind: str) -> tuple[Any, Any]:
     return block, (W, deviation, theory.first_of_stage(cfg.stage))
 
 
-def one(cfg: Config, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Statistics `(network, part, block)` and log squared gradients `(state,)` of one draw."""
+def one(cfg: Config, key: jax.Array) -> tuple[jax.Array, ...]:
+    """Statistics `(network, part, block)`, log squared gradients `(state,)`, weights, ends."""
     key_W, key_batch, key_loss = jax.random.split(key, 3)
     batch = jax.random.normal(key_batch, (cfg.batch_size, cfg.width))
     v = jax.random.normal(key_loss, (cfg.width,))
@@ -123,7 +126,10 @@ def one(cfg: Config, key: jax.Array) -> tuple[jax.Array, jax.Array]:
     block, params = blocks(cfg, key_W, "normaliser-free")
     model = gl.chain.Chain(lambda params, z: block(params, z[None])[0][0], params)
     logs = gl.jacobians.log_gradient_norms(model, batch[0], lambda z: v @ z)
-    return jnp.stack([watched(kind) for kind in NETWORKS]), 2 * (logs - logs[-1])
+    entries = gl.one_layer.entry_moments(blocks(cfg, key_W, "nothing")[1][0])
+    slopes = jnp.stack([jax.grad(lambda z: v @ model(z))(batch[0]), v])
+    ends = logs[jnp.array([0, -1])] - jnp.log(jnp.linalg.norm(slopes, axis=1))
+    return jnp.stack([watched(kind) for kind in NETWORKS]), 2 * (logs - logs[-1]), entries, ends
 
 
 def figure(data: xr.Dataset) -> gl.Figure:
@@ -137,9 +143,8 @@ def figure(data: xr.Dataset) -> gl.Figure:
                 continue  # 0 but for its sampling: not on a log axis
             gl.figures.band(channels, data.block, row.sel(part=part), look | style)
             gl.figures.predicted(channels, data.block, law.sel(part=part))
-    bare: dict[str, Any] = {"linestyle": "none"}
-    key = {name: look | bare for name, look in zip(NETWORKS, looks, strict=True)}
-    grey = bare | {"color": "0.4", "marker": "o"}
+    key = {name: look | {"linestyle": "none"} for name, look in zip(NETWORKS, looks, strict=True)}
+    grey = {"linestyle": "none", "color": "0.4", "marker": "o"}
     key |= {"variance": grey, "squared mean": grey | {"fillstyle": "none"}}
     gl.figures.key(channels, key, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
     channels.set(yscale="log", xlabel="block", ylabel="mean over channels")
@@ -192,17 +197,15 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     variance, mean, branch = (data.channel.sel(part=part) for part in data.part.values)
     law_variance, law_mean, law_branch = (data.channel_law.sel(part=p) for p in data.part.values)
     free = data.network == "normaliser-free"
-    sizes = law_variance + law_mean
     yield gl.claim.mean(
         "a channel's mean square follows its law in each network, block by block",
-        *(variance + mean, sizes, BROCK),
+        *(variance + mean, law_variance + law_mean, BROCK),
         # Exact by the symmetry of the weights, but for the mean that centred weights take away.
         left_out=data.left_out.where(free, 0.0),
-        rounding=data.attrs["width"] * float(np.finfo(variance.dtype).eps) * sizes,
     )
+    yield gl.claim.normal(data.entries, BROCK)
     sentence = "centred weights keep every channel's mean at 0"
-    given: dict[str, Any] = {"where": free, "left_out": data.left_out}
-    yield gl.claim.mean(sentence, mean, law_mean, BROCK, **given)
+    yield gl.claim.mean(sentence, mean, law_mean, BROCK, where=free, left_out=data.left_out)
     yield gl.claim.mean(
         "a branch adds variance 1 without a normaliser, and 1 - 1/pi of relu behind batch norm",
         *(branch, law_branch, KERNEL),
@@ -219,6 +222,9 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
         *(data.log_gradient, data.log_gradient_law + data.log_gradient_short, BROCK),
         finite_width=np.abs(data.log_gradient_short),
     )
+    eps = float(np.finfo(data.ends.dtype).eps) * data.attrs["width"]
+    sentence = "both ends of the gradient are those of jax.grad through the whole chain"
+    yield gl.claim.everywhere(sentence, data.ends, 0.0, KERNEL, rounding=eps * data.sizes["state"])
     yield gl.claim.at_least("every published gain is above the exact one", data.excess, 0.0, TABLE)
     error = float(data.excess.std(ddof=1)) / data.sizes["phi"] ** 0.5
     yield gl.claim.everywhere(
@@ -228,12 +234,6 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     )
 
 
-HARMLESS = {
-    "a bias dropped": "no block has a bias",
-    "the loss halved": "what is measured is a ratio of gradients",
-    "a Jacobian transposed": "independent weights are as likely as their transpose",
-    "computed in another format": "a rounding is far below the error of the sampling",
-}
 FAULTS = {
     "weights not centred": gl.fault.replace("networks.standardised_rows", lambda W: W),
     "weights 3 % too large": gl.fault.scale("networks.standardised_rows", 1.03),

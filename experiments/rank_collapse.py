@@ -44,16 +44,19 @@ class Config:
 def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     """Squares, differences and gradients by layer, with their laws; and one layer with queries."""
     key_chain, key_one = jax.random.split(key)
-    made = [design(name, cfg.depth) for name in cfg.variant]
-    designs = gl.transformer.Design(*map(jnp.array, zip(*made, strict=True)))
+    parts = zip(*(design(name, cfg.depth) for name in cfg.variant), strict=True)
+    designs = gl.transformer.Design(*map(jnp.array, parts))
 
     def one(key: jax.Array) -> dict[str, jax.Array]:  # the same weights for all
         key_weights, *keys = jax.random.split(key, 3)
         weights = gl.transformer.weights(key_weights, cfg.depth, cfg.width, 0.0)
-        return jax.lax.map(lambda design: layers(cfg, weights, keys, design), designs)
+        seen = jax.lax.map(lambda design: layers(cfg, weights, keys, design), designs)
+        drawn = map(gl.one_layer.entry_moments, (weights.K, weights.V))
+        return seen | {"entries": jnp.stack([*drawn])}
 
     seen = gl.grid.over_draws(one, key_chain, cfg.num_draws)
-    law = jax.vmap(lambda design: laws(cfg, design))(designs)
+    made = cfg.depth, cfg.width, cfg.num_tokens
+    law = jax.vmap(lambda design: gl.theory.transformer.attention_laws(design, *made))(designs)
     cubed = gl.grid.over_draws(
         lambda key: queried(cfg, key, cfg.difference), key_one, cfg.num_draws
     )
@@ -65,8 +68,10 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         "key": gl.named(seen["key"], at, long_name="|dL/dK|²"),
         "added": gl.named(seen["added"], "draw variant", long_name="mean square over its mean"),
         "query": gl.named(seen["query"], "draw variant", long_name="|dL/dQ|² over its mean"),
-        **{name: gl.named(part, "variant layer", **nats) for name, part in law.items()},
-        "log_cubed": gl.named(cubed, "draw difference", long_name="log rms behind one", **nats),
+        "entries": gl.named(seen["entries"], "draw matrix power", long_name="of K and V"),
+        **{name: gl.named(part, "variant layer", **nats) for name, part in law._asdict().items()},
+        "log_cubed": gl.named(cubed[:, 0], "draw difference", long_name="log rms behind", **nats),
+        "cubed": gl.named(cubed[:, 1], "draw difference", long_name="its square over its mean"),
     }
 
 
@@ -113,23 +118,8 @@ def layers(cfg: Config, weights: Any, keys: list[jax.Array], design: Any) -> dic
     return seen | {"added": jnp.mean(seen["added"]), "query": query}
 
 
-def laws(cfg: Config, design: Any) -> dict[str, jax.Array]:
-    """The logs of 1 - c and of the queries' share, wide, and what the width may take of them."""
-    theory, relu = gl.theory.transformer, gl.activations.PHI["relu"]
-    signal = theory.signal(relu, design, jnp.ones(cfg.depth, bool), 1.0, 0.0, cfg.num_tokens)
-    into = jnp.where(design.before > 0, 1.0, signal.square)
-    # |a|² of a direction among T - 1, and |K w|² of one among d, are chi squared: their mean logs.
-    halves = jnp.array([(cfg.num_tokens - 1) / 2, cfg.width / 2])
-    means = jnp.sum(jax.scipy.special.digamma(halves) - jnp.log(halves))
-    return {
-        "log_apart_law": jnp.log(signal.apart_after),
-        "log_share_law": jnp.log(theory.query_share(into, signal.apart, cfg.num_tokens)) + means,
-        "log_beyond": jnp.cumsum(theory.lost_to_width(design, signal, cfg.width)),
-    }
-
-
 def queried(cfg: Config, key: jax.Array, size: jax.Array) -> jax.Array:
-    """The log rms of what tokens differ by behind attention alone, of small differences before."""
+    """The log rms of what small differences become behind attention alone; square over mean."""
     key_weights, key_shared, key_rest = jax.random.split(key, 3)
     drawn = gl.transformer.weights(key_weights, 1, cfg.width, cfg.sigma_q)
     shared = jax.random.normal(key_shared, (cfg.width,))
@@ -138,9 +128,11 @@ def queried(cfg: Config, key: jax.Array, size: jax.Array) -> jax.Array:
     def one(difference: jax.Array) -> jax.Array:
         x = shared[None] + difference * (rest - jnp.mean(rest, axis=0)[None])
         y = gl.transformer.attention(gl.chain.params_at(drawn, 0), x)
-        return jnp.log(jnp.mean((y - jnp.mean(y, axis=0)[None]) ** 2)) / 2
+        square = jnp.mean((y - jnp.mean(y, axis=0)[None]) ** 2)
+        mean = gl.theory.attention.left_of_differences(x - jnp.mean(x, axis=0)[None], cfg.sigma_q)
+        return jnp.stack([jnp.log(square) / 2, square / mean])
 
-    return jax.lax.map(one, size)
+    return jax.lax.map(one, size).T
 
 
 def figure(data: xr.Dataset) -> gl.Figure:
@@ -194,13 +186,13 @@ def headline(data: xr.Dataset) -> Iterator[gl.Headline]:
 def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     """What attention adds, how tokens become one, and what the queries get of the gradient."""
     eps, num_tokens = float(np.finfo(data.log_apart.dtype).eps), data.attrs["num_tokens"]
+    yield gl.claim.normal(data.entries, MEAN)
     sentence = "attention adds the square of the tokens' mean to the mean square, exactly"
     yield gl.claim.mean(sentence, data.added, 1.0, MEAN)
     sentence = "the queries' gradient is made of what tokens differ by, twice, exactly"
     yield gl.claim.mean(sentence, data["query"], 1.0, ISOTROPIC)
     yield gl.claim.equal("while Q is 0 the keys get no gradient", data.key, 0.0, NOCI)
-    if "alone" in data.variant:
-        # A mean of T numbers is rounded by T eps of their size, which is √T of the mean's.
+    if "alone" in data.variant:  # a mean of T numbers is off T eps of √T times its size
         row, rounding = data.log_apart.sel(variant="alone"), 2 * np.log(num_tokens**1.5 * eps)
         sentence = "one layer of uniform attention alone makes all tokens one, up to rounding"
         yield gl.claim.at_most(sentence, row, rounding, DONG)
@@ -234,8 +226,17 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
             next_order=data.attrs["sigma_q"] * large / span,
             rounding=num_tokens**0.5 * eps / (data.attrs["sigma_q"] * small**3) / span,
         )
+    sizes = data.attrs["sigma_q"] * data.difference
+    yield gl.claim.mean(
+        "and what is left of them has the size that queries, keys, values and √d give",
+        *(data.cubed, 1.0, DONG),
+        # Logits of the size sigma_q difference change the softmax's first order by themselves.
+        next_order=4 * sizes,
+        rounding=2 * num_tokens**0.5 * eps / (sizes * data.difference**2),
+    )
 
 
+HARMLESS = {"computed in another format": "rounding is far below the draws"}
 FAULTS = {
     "weights 10 % too large": gl.fault.scale("ensembles.unit_gaussian", 1.1),
     "queries not 0": gl.fault.argument("transformer.weights", sigma_q=lambda s: s + 3.0),

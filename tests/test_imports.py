@@ -50,7 +50,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         *("extended", "factorisation", "one_sided", "spectrum", "error_bound"),
     ),
     "theory": (
-        *("gauss", "meanfield", "scalar", "residual", "normalisation", "finite_width"),
+        *("gauss", "meanfield", "dropout", "scalar", "residual", "normalisation", "finite_width"),
         *("products", "spectra", "tangent_kernel"),
         *("clipping", "transformer", "attention", "parametrisation"),
     ),

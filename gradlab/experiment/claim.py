@@ -294,6 +294,16 @@ def _are_twins(rows: Any) -> bool:
     return len(alike) > 1 and single <= len(rows) % 2
 
 
+def normal(entries: Any, source: str) -> Claim:
+    """The claim that weights are normal, by moments along the axis `power`, of several draws.
+
+    Those of W √fan_in: mean, mean square and mean fourth power, as `one_layer.entry_moments` has
+    them. They notice a wrong size, mean or distribution long before any state does.
+    """
+    sentence = "the weights are normal: mean, square and fourth power of W √fan_in are 0, 1 and 3"
+    return mean(sentence, entries, xr.DataArray([0.0, 1.0, 3.0], dims="power"), source)
+
+
 def chi_squared(sentence: str, scores: Any, source: str) -> Claim:
     """The claim that scores, each a standard normal, have the sum of squares that they should.
 

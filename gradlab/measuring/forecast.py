@@ -48,6 +48,22 @@ class Reliability(NamedTuple):
     number: Array
 
 
+class Contest(NamedTuple):
+    """How well rules forecast, the plain guess of how often each outcome came about coming last.
+
+    Attributes:
+        weights: those of the first rule.
+        probability: `(..., num_outcomes)` that it gives.
+        brier: `(num_rules + 1, ...)`.
+        reliability: of the first rule.
+    """
+
+    weights: Array
+    probability: Array
+    brier: Array
+    reliability: Reliability
+
+
 def fit(features: Array, outcome: Array, num_outcomes: int, prior: ArrayLike) -> Rule:
     """The rule that makes the outcomes likeliest, with weights that are N(0, prior²) beforehand.
 
@@ -88,17 +104,34 @@ def probabilities(rule: Rule, features: Array) -> Array:
 
 
 def contest(
-    features: Array, outcome: Array, num_outcomes: int, prior: ArrayLike
-) -> tuple[Rule, Array]:
-    """A rule for each set of features, and all forecasts, the plain guess's last.
+    features: Array,
+    fixing: Array,
+    outcome: Array,
+    num_outcomes: int,
+    prior: ArrayLike,
+    num_bins: int,
+) -> Contest:
+    """Rules on several sets of features, and a guess, all fitted to what came about elsewhere.
 
-    The guess is how often each outcome came about. Features are `(num_rules, num_cases,
-    num_features)`, forecasts `(num_rules + 1, num_cases, num_outcomes)`.
+    Args:
+        features: `(num_rules, ..., num_features)`, the same in both kinds of cases, which `...` is.
+        fixing: `(...)` outcomes that the rules are fitted to, and the guess.
+        outcome: those that are forecast.
+        num_outcomes: how many there are.
+        prior: as of `fit`.
+        num_bins: as of `reliability`, of the first rule.
     """
-    rules = jax.vmap(lambda x: fit(x, outcome, num_outcomes, prior))(features)
+    cases = features.shape[1:-1]
+    features = features.reshape(len(features), fixing.size, -1)
+    fixing, outcome = fixing.ravel(), outcome.ravel()
+    rules = jax.vmap(lambda x: fit(x, fixing, num_outcomes, prior))(features)
     made = jax.vmap(probabilities)(rules, features)
-    guess = jnp.mean(jax.nn.one_hot(outcome, num_outcomes, dtype=made.dtype), axis=0)
-    return rules, jnp.concatenate([made, jnp.broadcast_to(guess, made[:1].shape)])
+    guess = jnp.mean(jax.nn.one_hot(fixing, num_outcomes, dtype=made.dtype), axis=0)
+    every = jnp.concatenate([made, jnp.broadcast_to(guess, made[:1].shape)])
+    first = jax.tree.map(lambda part: part[0], rules)
+    reliable = reliability(first, features[0], outcome, num_bins)
+    scores = jax.vmap(brier, (0, None))(every, outcome).reshape(-1, *cases)
+    return Contest(first.weights, made[0].reshape(*cases, num_outcomes), scores, reliable)
 
 
 def brier(probability: Array, outcome: Array) -> Array:

@@ -1,4 +1,4 @@
-"""What one drawn layer does to the length of a state, and to the correlation of two."""
+"""What one drawn layer is and does: its entries, a state's length, the correlation of two."""
 
 from __future__ import annotations
 
@@ -11,6 +11,22 @@ from gradlab.models import ensembles
 from gradlab.models.activations import Phi
 
 
+def entry_moments(W: Array) -> Array:
+    """The mean, the mean square and the mean fourth power of the entries of W √fan_in, `(3,)`.
+
+    In the mean 0, 1 and 3 of normal entries of variance 1/fan_in, which is what laws of random
+    networks assume; sharper than what W does to a state, which sees one direction of it.
+    """
+    entries = W * W.shape[-1] ** 0.5
+    return jnp.stack([jnp.mean(entries**power) for power in (1, 2, 4)])
+
+
+def norm_error(x: Array) -> Array:
+    """The largest |mean| or |mean square - 1| of a row, `()`: 0 behind a norm, to rounding."""
+    means = jnp.mean(x, axis=-1), jnp.mean(x * x, axis=-1) - 1
+    return jnp.max(jnp.abs(jnp.stack(means)))
+
+
 def moved(
     key: Array,
     phi: Phi,
@@ -20,10 +36,12 @@ def moved(
     lengths: Array,
     correlations: Array,
     q: Array,
-) -> tuple[Array, Array]:
-    """Mean squares behind W phi(h) + b, `(num_lengths,)`, and mean products, `(num_correlations,)`.
+    num_states: int,
+) -> tuple[Array, Array, Array]:
+    """Mean squares behind W phi(h) + b of states h, mean products of pairs, and `entry_moments`.
 
-    The mean over all weights and states is that of infinite width, at any width.
+    The mean over all weights and states is that of infinite width, at any width. Many states go
+    through one matrix: they see as many of its directions, each of which it stretches differently.
 
     Args:
         key: weights, biases and states, which are normal.
@@ -34,13 +52,19 @@ def moved(
         lengths: `(num_lengths,)` variance of a state's entries.
         correlations: `(num_correlations,)` of the entries of a pair.
         q: their variance.
+        num_states: of each kind, over which the means are taken.
     """
     key_layer, key_states = jax.random.split(key)
     made = (key_layer, 1, width, phi, sigma_w, sigma_b)
-    layer = jax.vmap(ensembles.random(*made, draw="gaussian", layer="preactivation"))
-    first, second = jax.random.normal(key_states, (2, 1, width))
-    c = correlations[:, None]
-    long = layer(jnp.sqrt(lengths)[:, None] * first)
-    one = layer(jnp.sqrt(q) * first)
-    other = layer(jnp.sqrt(q) * (c * first + jnp.sqrt((1 - c) * (1 + c)) * second))
-    return jnp.mean(long**2, axis=1), jnp.mean(one * other, axis=1)
+    layer = ensembles.random(*made, draw="gaussian", layer="preactivation")
+    each = jax.vmap(jax.vmap(layer))
+    first, second = jax.random.normal(key_states, (2, num_states, width))
+    c = correlations[:, None, None]
+    long = each(jnp.sqrt(lengths)[:, None, None] * first[None])
+    one = each(jnp.sqrt(q) * first[None])
+    other = each(jnp.sqrt(q) * (c * first[None] + jnp.sqrt((1 - c) * (1 + c)) * second[None]))
+    return (
+        jnp.mean(long**2, axis=(1, 2)),
+        jnp.mean(one * other, axis=(1, 2)),
+        entry_moments(layer.params.W / sigma_w),
+    )

@@ -67,6 +67,12 @@ def grid(
     return Candidate(kind, deep, weight, jnp.broadcast_to(sigma_b, kind.shape), step)
 
 
+def plain_numbers(networks: Candidate) -> Array:
+    """What is known of networks without theory, `(..., 4)`: kind, sigma_w², log depth, log rate."""
+    logs = jnp.log(networks.depth), jnp.log(networks.rate)
+    return jnp.stack([networks.kind + 0.0, networks.sigma_w**2, *logs], axis=-1)
+
+
 def losses(
     key: Array, networks: Candidate, phis: Sequence[Phi], data: Data, budget: Budget
 ) -> Array:

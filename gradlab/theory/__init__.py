@@ -9,7 +9,15 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     [
-        *("attention", "clipping", "finite_width", "gauss", "meanfield", "normalisation"),
+        *(
+            "attention",
+            "clipping",
+            "dropout",
+            "finite_width",
+            "gauss",
+            "meanfield",
+            "normalisation",
+        ),
         *("parametrisation", "products", "residual", "scalar", "spectra", "tangent_kernel"),
         "transformer",
     ],

@@ -59,6 +59,19 @@ def limit_participation(std: ArrayLike, num_tokens: ArrayLike) -> Array:
     return jnp.maximum(1 - critical_std(num_tokens) / std, 0.0)
 
 
+def left_of_differences(rest: Array, sigma_q: ArrayLike) -> Array:
+    """The mean square of what attention leaves of small differences between tokens, `()`.
+
+    Of tokens that are one but for `rest`, `(num_tokens, width)`, whose rows add up to 0:
+    `sigma_q² |R|² |R Rᵀ|²/(T³ width³)`, the mean over Q, K and V of variances sigma_q²/width and
+    1/width. Derived: to first order in the logits a token gets `V sum_j (Q r_i · K r_j) r_j /(T
+    √width)` for itself, which takes differences to their third power.
+    """
+    num_tokens, width = rest.shape
+    gram = jnp.sum(jnp.square(rest @ rest.T))
+    return jnp.square(sigma_q) * jnp.sum(jnp.square(rest)) * gram / (num_tokens * width) ** 3
+
+
 def softmax_row(std: ArrayLike, num_tokens: ArrayLike) -> RandomRow:
     """The means of a softmax of T independent N(0, s²) logits, exact for every T, `()` each.
 

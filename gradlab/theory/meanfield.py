@@ -145,7 +145,15 @@ def xi_c(phi: Phi, sigma_w: Array, sigma_b: Array) -> Array:
 
     Schoenholz et al. 2017, section 3.
     """
-    q = q_star(phi, sigma_w, sigma_b)
+    return xi_c_at(phi, q_star(phi, sigma_w, sigma_b), sigma_w)
+
+
+@_elementwise
+def xi_c_at(phi: Phi, q: Array, sigma_w: Array) -> Array:
+    """`xi_c` where q* is known already, `-1/log C'(c*)`: a root less to find, and to compile.
+
+    Schoenholz et al. 2017, section 3.
+    """
     c = 1 - _epsilon_star(phi, q, sigma_w)
     return _layers_per_e(chi_c(phi, c, q, sigma_w))
 

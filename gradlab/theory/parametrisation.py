@@ -47,6 +47,16 @@ def scaling(way: str, rule: str) -> Parametrisation:
     return _entry(_entry(_SCALINGS, way, "way"), rule, "rule")
 
 
+def factors(way: str, rule: str, wider: float) -> tuple[float, float, float, float]:
+    """By what a network `wider` times as wide differs: the readout's scale, then the three rates.
+
+    The scale is that over one of standard deviation 1/√n, which the standard way has at any width.
+    """
+    p = scaling(way, rule)
+    rates = (wider**-power for power in (p.first_rate, p.hidden_rate, p.last_rate))
+    return wider ** (0.5 - p.readout), *rates
+
+
 def change_exponents(rule: str, p: Parametrisation, moved: int) -> tuple[float, float, float]:
     """The exponents of n in the changes of first layer, hidden layer and logits, one layer moved.
 

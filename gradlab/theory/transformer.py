@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from gradlab.models.activations import Activation
+from gradlab.models.activations import PHI, Activation
 from gradlab.theory import gauss
 
 
@@ -52,6 +52,117 @@ class Gradient(NamedTuple):
     tokens: Array
     together: Array
     weight: Array
+
+
+class BlockLaws(NamedTuple):
+    """Blocks of attention and W_2 relu(W_1 x), wide, by block or depth; `(depth,)` each.
+
+    Attributes:
+        square_law: the mean square of the sum behind each block.
+        square_beyond: what a finite width may do to it where no norm stands in between.
+        last_law: log |dL/dW_2|²/width² of the last block of so many, of a loss v · norm(token).
+        last_beyond: what the width may take from its mean.
+        by_block_law: the same of each block in the deepest network.
+        by_block_beyond: what the width may take from its mean.
+    """
+
+    square_law: Array
+    square_beyond: Array
+    last_law: Array
+    last_beyond: Array
+    by_block_law: Array
+    by_block_beyond: Array
+
+
+class AttentionLaws(NamedTuple):
+    """Layers of uniform attention alone, wide, of orthogonal tokens; `(depth,)` each.
+
+    Attributes:
+        log_apart_law: log (1 - correlation) of two tokens behind each.
+        log_share_law: the mean log of |dL/dQ|²/|dL/dV|² of each, `query_share` of drawn directions.
+        log_beyond: what a finite width may take from the log of a square.
+    """
+
+    log_apart_law: Array
+    log_share_law: Array
+    log_beyond: Array
+
+
+def block_laws(
+    design: Sequence[ArrayLike], depth: int, width: int, start: ArrayLike, num_tokens: int
+) -> BlockLaws:
+    """What blocks do, attention uniform, from orthogonal tokens of rms `start`. Derived.
+
+    The last matrix's gradient is the root of its branch's share in the sum (Xiong et al. 2020,
+    theorem 1, has a bound with a factor √log width).
+    """
+    relu, kinds = PHI["relu"], jnp.arange(2 * depth) % 2 == 0
+    signals = signal(relu, design, kinds, jnp.square(start), 0.0, num_tokens)
+    back = gradient(relu, design, kinds, signals, num_tokens)
+    behind = jnp.cumsum(lost_to_width(design, signals, width)[::-1])[::-1]
+    end, spread = signals.total, relative_variance(signals, design[2], width)
+    # |g|² in front of the last sum is d over its square, or d behind a norm after it.
+    norm = jnp.where(jnp.asarray(design[2]) > 0, 1.0, end[-1])
+    # Of the mean logs of relu's |a|², of v less two directions, and of norms around it.
+    ends = (2.5 + 3 + 1 + 4) / width
+    return BlockLaws(
+        end[1::2],
+        # Two tokens' correlation varies by at most 1/d, and relu's kernel curves by at most 1/π.
+        jnp.cumsum(jnp.full(2 * depth, 2 / width))[1::2],
+        jnp.log(signals.added / end)[1::2],
+        spread[1::2] / 2 + ends,
+        jnp.log(back.weight / norm)[1::2],
+        behind[1::2] + ends,
+    )
+
+
+def attention_laws(
+    design: Sequence[ArrayLike], depth: int, width: int, num_tokens: int
+) -> AttentionLaws:
+    """What layers of attention do to what orthogonal tokens of mean square 1 differ by. Derived."""
+    alone = signal(PHI["relu"], design, jnp.ones(depth, bool), 1.0, 0.0, num_tokens)
+    into = jnp.where(jnp.asarray(design[0]) > 0, 1.0, alone.square)
+    # |a|² of a direction among T - 1, and |K w|² of one among d, are chi squared: their mean logs.
+    halves = jnp.array([(num_tokens - 1) / 2, width / 2])
+    means = jnp.sum(jax.scipy.special.digamma(halves) - jnp.log(halves))
+    return AttentionLaws(
+        jnp.log(alone.apart_after),
+        jnp.log(query_share(into, alone.apart, num_tokens)) + means,
+        jnp.cumsum(lost_to_width(design, alone, width)),
+    )
+
+
+class PreLaws(NamedTuple):
+    """Pre-LN blocks of attention and W_2 relu(W_1 x), wide; `(depth,)` each.
+
+    Attributes:
+        square_law: the mean square behind each.
+        square_beyond: what a finite width may do to it.
+        distance_law: |(J - I) u|²/|u|² of each, u a white direction.
+        distance_beyond: what a finite width may do to that.
+    """
+
+    square_law: Array
+    square_beyond: Array
+    distance_law: Array
+    distance_beyond: Array
+
+
+def pre_laws(gain: Array, depth: int, width: int, num_tokens: int) -> PreLaws:
+    """What Pre-LN blocks do whose norms are multiplied by `gain`, `(depth,)`, attention uniform.
+
+    Derived, from orthogonal tokens of mean square 1.
+    """
+    relu, kinds, gain = PHI["relu"], jnp.arange(2 * depth) % 2 == 0, jnp.repeat(gain, 2)
+    signals = signal(relu, (1, 0, 0, gain, 1, 1), kinds, 1.0, 0.0, num_tokens)
+    apart = from_identity(relu, kinds, signals, num_tokens)
+    # Two tokens' correlation varies by at most 1/d, and relu's kernel curves by at most 1/π.
+    beyond = jnp.cumsum(2 * gain**2 / width)[1::2]
+    spread = relative_variance(signals, 0, width)[1::2]
+    square, distance = signals.total[1::2], (1 + apart[::2]) * (1 + apart[1::2]) - 1
+    # A norm keeps d - 2 of d directions, and the mean of 1/s is off 1 over that of s.
+    off = distance * (4 / width + spread + 2 * beyond / square)
+    return PreLaws(square, beyond, distance, off)
 
 
 def signal(

@@ -57,6 +57,8 @@ def test_a_grid_has_every_combination_in_each_draw() -> None:
         one = [jnp.ravel(part[draw]) for part in made]
         assert len({tuple(map(float, row)) for row in zip(*one, strict=True)}) == 12
     assert float(made.depth[0, 1, 0, 2, 0]) == 7
+    plain = trials.plain_numbers(made)[0, 1, 1, 2, 0]
+    np.testing.assert_allclose(plain, [1, 2.25, np.log(7), np.log(0.1)], rtol=1e-12)
 
 
 def test_fates_are_told_by_the_loss_of_guessing() -> None:

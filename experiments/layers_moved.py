@@ -207,7 +207,7 @@ FAULTS = {
     "rate twice as large": gl.fault.argument(
         "training.train", optimizer=lambda descent: optax.chain(descent, optax.scale(2.0))
     ),
-    "weights 3 % too large": gl.fault.scale("ensembles.unit_gaussian", 1.03),
+    "weights 3 % too large": gl.fault.argument("ensembles.gaussian", sigma_w=lambda s: 1.03 * s),
 }
 ALIKE = "all networks are trained alike, and held against each other"
 HARMLESS = dict.fromkeys(("chain.Chain.__call__", "training.loss", "training.train"), ALIKE) | {

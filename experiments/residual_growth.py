@@ -239,6 +239,7 @@ FAULTS = {
     ),
 }
 HARMLESS = {
+    "chain.Chain.__call__": "of the training it is claimed only where a gradient is exactly 0",
     "a Jacobian transposed": "a Gaussian matrix is as likely as its transpose",
     "the loss halved": "what is left of a gradient is a ratio",
     "computed in another format": "a rounding is far below the error of the sampling",

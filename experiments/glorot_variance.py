@@ -47,7 +47,7 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     def one(key: jax.Array) -> tuple[jax.Array, ...]:  # the same unit weights for both
         return jax.lax.map(lambda sigma_w: network(key, cfg, sigma_w), sigma_w)
 
-    square, log_gradient, log_row, *counts = gl.grid.over_draws(one, key, cfg.num_draws)
+    square, log_gradient, log_row, drawn, *counts = gl.grid.over_draws(one, key, cfg.num_draws)
     densities = [jnp.sum(count, 0) / (cfg.num_draws * cfg.width) for count in counts]
     length, added, growth, beyond = jax.lax.map(lambda sigma_w: laws(cfg, sigma_w), sigma_w)
     by_draw, by_layer, binned = "draw variance layer", "variance layer", "variance layer bin"
@@ -57,6 +57,11 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     return {
         "layer": gl.named(jnp.arange(1, cfg.depth + 1), "layer", long_name="hidden layer"),
         "bin": gl.named(middles, "bin", long_name="of the histogram's reach"),
+        "moment": gl.named(list(gl.ensembles.MOMENTS), "moment"),
+        "drawn": gl.named(drawn, "draw variance moment", long_name="of weights, times powers of n"),
+        "drawn_law": gl.named(
+            gl.theory.products.weight_moments(cfg.variance, EXCESS), "variance moment"
+        ),
         "activations": gl.named(densities[0], binned, long_name="share of the neurons"),
         "gradients": gl.named(densities[1], binned, long_name="share of the gradient's entries"),
         "square": gl.named(square, by_draw, long_name="mean square of a layer's neurons"),
@@ -71,14 +76,13 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
 
 
 def network(key: jax.Array, cfg: Config, sigma_w: jax.Array) -> tuple[jax.Array, ...]:
-    """Mean squares, log gradients twice, and two histograms, each by layer: one network."""
+    """Mean squares, log gradients twice, the weights, and two histograms by layer: one network."""
     key_input, key_first, key_later, key_loss = jax.random.split(key, 4)
     phi, linear = gl.activations.PHI[cfg.activation], gl.activations.PHI["linear"]
     x, v = (jax.random.normal(key, (cfg.width,)) for key in (key_input, key_loss))
     drawn = cfg.width, *(linear, sigma_w, 0.0)
-    h_1 = gl.ensembles.random(key_first, 1, *drawn, draw="uniform", layer="plain")(
-        x / jnp.sqrt(jnp.mean(x * x))
-    )
+    first = gl.ensembles.random(key_first, 1, *drawn, draw="uniform", layer="plain")
+    h_1 = first(x / jnp.sqrt(jnp.mean(x * x)))
     sizes = cfg.depth - 1, cfg.width, phi, sigma_w, 0.0
     later = gl.ensembles.random(key_later, *sizes, draw="uniform", layer="preactivation")
     h, norms = (
@@ -89,7 +93,9 @@ def network(key: jax.Array, cfg: Config, sigma_w: jax.Array) -> tuple[jax.Array,
     logs = jnp.log(jnp.mean(rows * rows, axis=1)) / 2
     scaled = rows / jnp.exp(logs[-1])
     histograms = counted(phi(h), 1.0, cfg.num_bins), counted(scaled, REACH, cfg.num_bins)
-    return jnp.mean(phi(h) ** 2, axis=1), norms - norms[-1], logs - logs[-1], *histograms
+    moments = gl.ensembles.realised(jnp.concatenate([first.params.W, later.params.W]))
+    squares = jnp.mean(phi(h) ** 2, axis=1)
+    return squares, norms - norms[-1], logs - logs[-1], moments, *histograms
 
 
 def backwards(later: gl.chain.Chain, h: jax.Array, row: jax.Array) -> jax.Array:
@@ -146,14 +152,10 @@ def figure(data: xr.Dataset) -> gl.Figure:
         gl.figures.bound(sizes, data.layer, np.exp(row.log_gradient_linear), color=colour)
         at = len(looks) - list(data.variance.values).index(value)
         gl.figures.words(sizes, 0.3, 0.02 + 0.07 * at, f"n Var W = {value:.3g}", color=colour)
+    grey = {"color": "0.4", "linestyle": "none"}
     marks = {
-        "activations, rms": {"marker": "o", "color": "0.4", "linestyle": "none"},
-        "gradient over the last": {
-            "marker": "s",
-            "fillstyle": "none",
-            "color": "0.4",
-            "linestyle": "none",
-        },
+        "activations, rms": grey | {"marker": "o"},
+        "gradient over the last": grey | {"marker": "s", "fillstyle": "none"},
         "laws": gl.figures.THEORY,
         "gradient by n Var W": gl.figures.LIMIT,
     }
@@ -199,7 +201,9 @@ def headline(data: xr.Dataset) -> Iterator[gl.Headline]:
 
 
 def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
-    """The two laws, where the usual estimate ends, and the histograms' gradients."""
+    """The weights, the two laws, where the usual estimate ends, and the histograms' gradients."""
+    sentence = "weights are uniform of mean 0 and the n Var W that is said, each layer's by itself"
+    yield gl.claim.mean(sentence, data.drawn, data.drawn_law, GLOROT)
     yield gl.claim.mean(
         "the mean square of a layer's activations follows its recursion, for every n Var W",
         *(data.square, data.square_law, LENGTHS),
@@ -238,10 +242,7 @@ FAULTS = {
     "read backwards": gl.fault.result("jacobians.log_gradient_norms", lambda logs: logs[::-1]),
     "a gradient a layer too early": gl.fault.result("backwards", lambda rows: jnp.roll(rows, 1, 0)),
 }
-HARMLESS = {
-    "each matrix used for two layers": "but for 1/width, no layer's law knows of another layer",
-    "the loss halved": "what is left of a gradient is a ratio",
-}
+HARMLESS = {"the loss halved": "what is left of a gradient is a ratio"}
 
 
 if __name__ == "__main__":

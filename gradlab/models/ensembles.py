@@ -282,6 +282,21 @@ def input_pair(
     return jnp.stack([first, turned]) * jnp.sqrt(jnp.asarray(mean_square, dtype))
 
 
+MOMENTS = ("mean", "square", "fourth power", "neighbours")
+"""What `realised` says of weights, in words."""
+
+
+def realised(W: Array) -> Array:
+    """What layers were drawn from, by their weights W of mean 0, `(layer, out, in)`: `(4,)`.
+
+    In units of the fan-in n: √n E w, n E w², n² E w⁴, and n E w w' of a weight and the one at its
+    place in the layer before. Of a normal of deviation s: 0, s², 3 s⁴ and 0, at any size.
+    """
+    n, pairs = W.shape[-1], W[1:] * W[:-1]
+    own = jnp.stack([jnp.mean((math.sqrt(n) * W) ** power) for power in (1, 2, 4)])
+    return jnp.append(own, n * jnp.sum(pairs) / max(1, pairs.size))
+
+
 # ---- at the door
 
 

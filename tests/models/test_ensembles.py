@@ -219,3 +219,12 @@ def gaussian(
 def test_bad_input_is_named_in_one_sentence(call: Any, error: Any, sentence: Any) -> None:
     with pytest.raises(error, match=sentence):
         call()
+
+
+def test_what_weights_were_drawn_from_is_told_by_powers_of_them_and_by_neighbours() -> None:
+    W = np.array([[[3.0, -1.0], [1.0, 1.0]], [[2.0, 0.0], [0.0, 4.0]]])  # n = 2
+    mean, square, fourth, neighbours = np.asarray(ensembles.realised(jnp.asarray(W)))
+    assert mean == pytest.approx(math.sqrt(2) * 10 / 8, abs=1e-15)
+    assert (square, fourth) == pytest.approx((2 * 32 / 8, 4 * 356 / 8), abs=1e-12)
+    assert neighbours == 2 * (3 * 2 + 4) / 4
+    assert ensembles.realised(jnp.asarray(W[:1]))[3] == 0  # one layer has no neighbour

@@ -140,13 +140,13 @@ def _mapped(rule: Any, grads: Tree, tau: ArrayLike) -> Tree:
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _clip(axis_name: AxisName, leaves: list[Array], tau: Array) -> list[Array]:
-    return quick_norms.apply(leaves, quick_norms.decide(leaves, tau, axis_name))
+    return quick_norms.clip(leaves, tau, axis_name)
 
 
 @_clip.defjvp
 def _clip_jvp(axis_name: AxisName, primals: Any, tangents: Any) -> tuple[list[Array], list[Array]]:
     (leaves, tau), (dleaves, dtau) = primals, tangents
-    keep = quick_norms.decide(leaves, tau, axis_name).keep
+    keep = quick_norms.is_within(leaves, tau, axis_name)
     slope = clipped_tangent(leaves, tau, dleaves, dtau, keep, axis_name)
     return _clip(axis_name, leaves, tau), slope
 

@@ -58,7 +58,7 @@ def measure(leaves: list[Array], dtype: Any, axis_name: AxisName = None) -> Size
     The relative error is that of the sums, and so below `(n/2 + 4) u` for n numbers whatever the
     order; XLA's order gives a few u.
     """
-    total = _total(leaves, dtype, axis_name)
+    total = total_square(leaves, dtype, axis_name)
 
     def plain(_: list[Array]) -> Size:
         return Size(jnp.sqrt(total), jnp.zeros((), jnp.int32))
@@ -76,7 +76,7 @@ def clip(leaves: list[Array], tau: Array, axis_name: AxisName = None) -> list[Ar
     Each in its dtype: to 16 u, toward zero in 16 bits and where subnormal; nan for a tau below 0
     or nan.
     """
-    total = _total(leaves, tau.dtype, axis_name)
+    total = total_square(leaves, tau.dtype, axis_name)
 
     def plain(_: list[Array]) -> Array:
         root = jnp.sqrt(total)
@@ -93,7 +93,7 @@ def clip(leaves: list[Array], tau: Array, axis_name: AxisName = None) -> list[Ar
 
 def is_within(leaves: list[Array], tau: Array, axis_name: AxisName = None) -> Array:
     """Whether `clip` leaves everything as it is."""
-    total = _total(leaves, tau.dtype, axis_name)
+    total = total_square(leaves, tau.dtype, axis_name)
 
     def anywhere(leaves: list[Array]) -> Array:
         return _is_at_most(_measure(leaves, total, axis_name), tau)
@@ -109,21 +109,22 @@ def square(leaf: Array, dtype: Any) -> Array:
     return jnp.sum(jnp.square(leaf.astype(dtype)))
 
 
-def measure_each(leaves: list[Array], dtype: Any) -> Array:
-    """The norm of each leaf, `(leaf,)`, wherever it is; 0 below the normal numbers."""
-    return jnp.stack([_anywhere(leaf.astype(dtype)) for leaf in leaves])
+def total_square(leaves: list[Array], dtype: Any, axis_name: AxisName = None) -> Array:
+    """The sum of all squares; over the leaves neighbours first, so that its error stays small."""
+    terms = [square(leaf, dtype) for leaf in leaves] or [jnp.zeros((), dtype)]
+    while len(terms) > 1:
+        terms = [sum(terms[i + 1 : i + 2], terms[i]) for i in range(0, len(terms), 2)]
+    return _over_shards(terms[0], axis_name)
 
 
-def _anywhere(leaf: Array) -> Array:
-    """The norm of a leaf: its squares as they are, or those of it brought up, or down."""
-    # 24 more than half the exponents: neither 2^40 large numbers nor one small one leave the range.
-    power = jnp.asarray(2.0 ** (int(formats.finfo(leaf.dtype).maxexp) // 2 + 24), leaf.dtype)
-    # Not a constant, or XLA squares it for itself, which is infinite: 0 times that is nan.
-    power = lax.optimization_barrier(power)
-    plain = square(leaf, leaf.dtype)
-    up = jnp.sqrt(square(leaf * power, leaf.dtype)) / power
-    down = jnp.sqrt(square(leaf / power, leaf.dtype)) * power
-    return jnp.where(is_in_range(plain), jnp.sqrt(plain), jnp.where(plain < 1, up, down))
+def measure_each(table: Array, sums: Array) -> Array:
+    """The norm of each row of `(row, entry)`, `(row,)`, where a plain sum of squares gives `sums`.
+
+    It is 0 below the normal numbers.
+    """
+    exponent = jnp.where(is_in_range(sums), 0, _lift(sums))
+    moved = table.astype(sums.dtype) * _power(exponent, sums.dtype)[:, None]
+    return jnp.sqrt(jnp.sum(jnp.square(moved), axis=1)) * _power(-exponent, sums.dtype)
 
 
 def quotient(tau: Array, size: Size) -> tuple[Array, Array]:
@@ -262,30 +263,27 @@ def _toward_zero(value: Array, dtype: Any) -> Array:
     return lax.bitcast_convert_type(bits.of(rounded) - is_above, dtype)
 
 
-def _total(leaves: list[Array], dtype: Any, axis_name: AxisName) -> Array:
-    """The sum of all squares; over the leaves neighbours first, so that its error stays small."""
-    terms = [square(leaf, dtype) for leaf in leaves] or [jnp.zeros((), dtype)]
-    while len(terms) > 1:
-        terms = [sum(terms[i + 1 : i + 2], terms[i]) for i in range(0, len(terms), 2)]
-    return _over_shards(terms[0], axis_name)
-
-
 def _measure(leaves: list[Array], total: Array, axis_name: AxisName) -> Size:
     """The norm by squares of entries brought up or down where their plain sum is out of range."""
     dtype, info = total.dtype, formats.finfo(total.dtype)
     known = dict.fromkeys(leaf.dtype for leaf in leaves)
     flat = [jnp.concatenate([x.ravel() for x in leaves if x.dtype == one]) for one in known]
     entries = jnp.concatenate([_widened(part, dtype) for part in flat])
-    # Brought up the square of a smallest number is normal, and brought down 2^40 largest ones are.
-    lift = int(info.maxexp) // 2 + int(info.nmant) + 1
-    exponent = jnp.where(is_in_range(total), 0, jnp.where(total < 1, lift, -lift))
-    exponent = exponent.astype(jnp.int32)
+    exponent = jnp.where(is_in_range(total), 0, _lift(total))
     # Subnormal numbers, which are flushed, are their bits, and count where all others are small.
-    unit = jnp.where(exponent > 0, 2.0 ** (int(info.minexp) - int(info.nmant) + lift), 0)
-    units = bits.magnitude(entries).astype(dtype) * unit.astype(dtype)
+    unit = _power(exponent + int(info.minexp) - int(info.nmant), dtype)
+    units = bits.magnitude(entries).astype(dtype) * jnp.where(exponent > 0, unit, 0)
     is_normal = bits.exponent_field(entries) > 0
     moved = jnp.where(is_normal, entries * _power(exponent, dtype), units)
     return Size(jnp.sqrt(_over_shards(jnp.sum(jnp.square(moved)), axis_name)), -exponent)
+
+
+def _lift(total: Array) -> Array:
+    """The exponent of the power of two that brings what has this sum of squares into range."""
+    info = formats.finfo(total.dtype)
+    # Brought up the square of a smallest number is normal, and brought down 2^40 largest ones are.
+    lift = int(info.maxexp) // 2 + int(info.nmant) + 1
+    return jnp.where(total < 1, lift, -lift).astype(jnp.int32)
 
 
 def _power(exponent: Array, dtype: Any) -> Array:

@@ -50,7 +50,7 @@ from gradlab.measuring.global_norm import (
     norm,
     shares,
 )
-from gradlab.measuring.monitor import MonitorState, Record, monitor, record, scalars
+from gradlab.measuring.monitor import KnownClip, MonitorState, Record, monitor, record, scalars
 
 __all__ = [
     "CAUSES",
@@ -122,7 +122,11 @@ def clip_by_global_norm(tau: ArrayLike, axis_name: AxisName = None) -> optax.Gra
         named = {} if axis_name is None else {"axis_name": axis_name}
         return clip(updates, tau, **named), state
 
-    return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+    if axis_name is not None:  # its norm is that of all shards, which a watch does not see
+        return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+    known = KnownClip(lambda _: optax.EmptyState(), update)
+    known.limit = tau
+    return known
 
 
 def _check_tau(tau: ArrayLike) -> None:

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import Array
+from jax import Array, lax
+from jax.typing import ArrayLike
 
 from gradlab.arithmetic import formats, norms, quick_norms
 from gradlab.measuring import histogram, leaf_norms
@@ -36,6 +37,16 @@ class Watched:
     names: tuple[str, ...]
     tau: float | None
     rate: float | None
+
+
+class KnownClip(optax.GradientTransformation):
+    """A clip by the global norm of which a watch knows what it does, and need not measure it.
+
+    Attributes:
+        limit: the threshold, above which, and only there, the norm is brought down to it.
+    """
+
+    limit: ArrayLike
 
 
 class MonitorState(NamedTuple):
@@ -125,43 +136,79 @@ def monitor(
     ) -> tuple[Tree, MonitorState]:
         clipped, inner_state = inner.update(updates, state.inner, params, **extra)
         before, after = leaves_of(updates), leaves_of(clipped)
-        return clipped, _seen(state, before, after, epsilon)._replace(inner=inner_state)
+        limit = getattr(transformation, "limit", None)
+        return clipped, _seen(state, before, after, limit, epsilon)._replace(inner=inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _seen(
-    state: MonitorState, before: list[Array], after: list[Array], epsilon: float | None
+    state: MonitorState,
+    before: list[Array],
+    after: list[Array],
+    limit: ArrayLike | None,
+    epsilon: float | None,
 ) -> MonitorState:
     """The state with one step more."""
-    dtype = state.norm_before.dtype
+    dtype, step = state.norm_before.dtype, state.num_steps
     sizes, infinite = leaf_norms.sizes(before, dtype)
     is_finite = jnp.sum(infinite) == 0
     norm_before = leaf_norms.total(sizes)
-    size = quick_norms.measure(after, dtype)
-    first, second = quick_norms.powers(size.exponent, dtype)
-    norm_after = size.root * first * second
+    # What is cut in 16 bits is measured, whoever clips.
+    is_known = limit is not None and all(leaf.dtype == dtype for leaf in before)
+    effect = (
+        _known(before, norm_before, limit) if is_known else _measured(before, norm_before, after)
+    )
     share = jnp.where(norm_before > 0, sizes / norm_before, 0)
     share = jnp.where(is_finite, share, jnp.nan)
-    factor = norm_after / norm_before
-    slot, step = state.num_steps % state.norm_before.size, state.num_steps
-    # Sums that are both lost, to 0 or infinity, agree; and the norms were added up otherwise.
-    squares = (leaf_norms.plain_squares(before, dtype), leaf_norms.plain_squares(after, dtype))
-    shrunk = norm_after < norm_before * (1 - 16 * float(formats.finfo(dtype).eps))
-    fired = is_finite & (jnp.any(squares[0] != squares[1]) | shrunk)
+    norms_and_factor = jnp.stack([norm_before, effect.norm_after, effect.norm_after / norm_before])
+
+    def put(ring: Array, value: Array) -> Array:
+        return lax.dynamic_update_index_in_dim(ring, value, step % len(ring), 0)
+
     return state._replace(
         num_steps=step + 1,
-        num_fired=state.num_fired + fired,
+        num_fired=state.num_fired + (is_finite & effect.fired),
         num_infinite=state.num_infinite + ~is_finite,
-        norm_before=state.norm_before.at[slot].set(norm_before),
-        norm_after=state.norm_after.at[slot].set(norm_after),
-        share=state.share.at[slot].set(share),
-        counts=histogram.counted(state.counts, jnp.stack([norm_before, norm_after, factor])),
+        norm_before=put(state.norm_before, norm_before),
+        norm_after=put(state.norm_after, effect.norm_after),
+        share=put(state.share, share),
+        counts=histogram.counted(state.counts, norms_and_factor),
         total_share=state.total_share + jnp.where(is_finite, share, 0),
         infinite=state.infinite + infinite,
         first_infinite=leaf_norms.first_step(state.first_infinite, infinite > 0, step),
         pushed=state.pushed if epsilon is None else state.pushed + _pushed(before, after, epsilon),
     )
+
+
+class Effect(NamedTuple):
+    """What a clip did: the norm behind it, and whether it changed anything."""
+
+    norm_after: Array
+    fired: Array
+
+
+def _known(before: list[Array], norm_before: Array, limit: ArrayLike | None) -> Effect:
+    """What a clip does that is known to bring the norm to its limit."""
+    tau = jnp.asarray(limit, norm_before.dtype)
+    # The sum that the clip itself decides by, where it has one.
+    square = quick_norms.total_square(before, norm_before.dtype)
+    decisive = jnp.where(quick_norms.is_in_range(square), jnp.sqrt(square), norm_before)
+    fired = decisive > tau
+    after = jnp.where(jnp.isfinite(norm_before), tau, jnp.nan)
+    return Effect(jnp.where(fired, after, norm_before), fired)
+
+
+def _measured(before: list[Array], norm_before: Array, after: list[Array]) -> Effect:
+    """What any clip did, by its result."""
+    dtype = norm_before.dtype
+    size = quick_norms.measure(after, dtype)
+    first, second = quick_norms.powers(size.exponent, dtype)
+    norm_after = size.root * first * second
+    # Sums that are both lost, to 0 or infinity, agree; and the norms were added up otherwise.
+    squares = (leaf_norms.plain_squares(before, dtype), leaf_norms.plain_squares(after, dtype))
+    shrunk = norm_after < norm_before * (1 - 16 * float(formats.finfo(dtype).eps))
+    return Effect(norm_after, jnp.any(squares[0] != squares[1]) | shrunk)
 
 
 def _pushed(before: list[Array], after: list[Array], epsilon: float) -> Array:

@@ -32,7 +32,7 @@ def counted(counts: Array, values: Array) -> Array:
     short = jnp.where(jnp.isfinite(values), jnp.minimum(short, largest), short)
     place = bits.magnitude(short) >> _SHIFT
     # Compared, and not scattered, which compiles to a loop.
-    is_here = (jnp.arange(BINS) == place[:, None]) & jnp.isfinite(values)[:, None]
+    is_here = (jnp.arange(BINS)[None] == place[:, None]) & jnp.isfinite(values)[:, None]
     return counts + is_here.astype(jnp.int32)
 
 

@@ -33,7 +33,9 @@ def sizes(leaves: list[Array], dtype: Any) -> tuple[Array, Array]:
         kinds = [(leaf.size, leaf.dtype) for leaf in leaves]
         alike = [[i for i, own in enumerate(kinds) if own == kind] for kind in dict.fromkeys(kinds)]
         tables = [jnp.stack([leaves[i].ravel() for i in rows]) for rows in alike]
-        parts = [_again(table, sums[np.array(rows)]) for table, rows in zip(tables, alike)]
+        parts = [
+            _again(table, sums[np.array(rows)]) for table, rows in zip(tables, alike, strict=True)
+        ]
         order = np.argsort(np.concatenate(alike))
         found, counts = (jnp.concatenate(part)[order] for part in zip(*parts, strict=True))
         return found, counts

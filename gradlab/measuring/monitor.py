@@ -52,36 +52,78 @@ class KnownClip(optax.GradientTransformation):
 class MonitorState(NamedTuple):
     """The state of `monitor`; the last `history` steps are kept, the oldest overwritten.
 
+    Few arrays, since a call pays for each that it hands over; the properties say what is in them.
+
     Attributes:
         inner: the state of the clip itself.
         watched: the names of the leaves, and what the monitor was told.
-        num_steps: all steps so far.
-        num_fired: the steps in which the clip changed the norm of a leaf.
-        num_infinite: the steps with an entry that was not finite.
-        norm_before: `(history,)` global norm before the clip.
-        norm_after: `(history,)` and after it.
-        share: `(history, leaf)` the norm of a leaf over the global norm, before the clip.
+        steps: `(3,)` how many so far, in how many the clip fired, and how many were not finite.
+        ring: `(history, 2 + leaf)` norms before and after the clip, and the share of each leaf.
         counts: `(3, bin)` all norms before, norms after, and factors, for their quantiles.
-        total_share: `(leaf,)` the sum of its shares over all finite steps.
-        infinite: `(leaf,)` how many of its entries were not finite, over all steps.
-        first_infinite: `(leaf,)` the first step with one, -1 where there was none.
-        pushed: the sum over all steps of the part of the entries that the clip pushed under
-            epsilon; nan where no epsilon was told.
+        sums: `(leaf + 1,)` of the shares over all finite steps, and of what was pushed.
+        wild: `(2, leaf)` how many entries were not finite, and the first step with one.
     """
 
     inner: Any
     watched: Watched
-    num_steps: Array
-    num_fired: Array
-    num_infinite: Array
-    norm_before: Array
-    norm_after: Array
-    share: Array
+    steps: Array
+    ring: Array
     counts: Array
-    total_share: Array
-    infinite: Array
-    first_infinite: Array
-    pushed: Array
+    sums: Array
+    wild: Array
+
+    @property
+    def num_steps(self) -> Array:
+        """All steps so far."""
+        return self.steps[0]
+
+    @property
+    def num_fired(self) -> Array:
+        """The steps in which the clip changed the norm of a leaf."""
+        return self.steps[1]
+
+    @property
+    def num_infinite(self) -> Array:
+        """The steps with an entry that was not finite."""
+        return self.steps[2]
+
+    @property
+    def norm_before(self) -> Array:
+        """`(history,)` global norm before the clip."""
+        return self.ring[:, 0]
+
+    @property
+    def norm_after(self) -> Array:
+        """`(history,)` and after it."""
+        return self.ring[:, 1]
+
+    @property
+    def share(self) -> Array:
+        """`(history, leaf)` the norm of a leaf over the global norm, before the clip."""
+        return self.ring[:, 2:]
+
+    @property
+    def total_share(self) -> Array:
+        """`(leaf,)` the sum of its shares over all finite steps."""
+        return self.sums[:-1]
+
+    @property
+    def pushed(self) -> Array:
+        """The sum over all steps of the part of the entries that the clip pushed under epsilon.
+
+        It is nan where no epsilon was told.
+        """
+        return self.sums[-1]
+
+    @property
+    def infinite(self) -> Array:
+        """`(leaf,)` how many of its entries were not finite, over all steps."""
+        return self.wild[0]
+
+    @property
+    def first_infinite(self) -> Array:
+        """`(leaf,)` the first step with one, -1 where there was none."""
+        return self.wild[1]
 
 
 def monitor(
@@ -112,23 +154,15 @@ def monitor(
     def init(params: Tree) -> MonitorState:
         leaves = leaves_of(params)
         dtype, num = norms.wide(leaves), len(leaves)
-        # Each an array of its own, since one that is donated can be given away only once.
-        zeros = [jnp.zeros((), jnp.int32) for _ in range(3)]
         names = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(params)]
         return MonitorState(
             inner=inner.init(params),
             watched=Watched(tuple(names), tau, learning_rate),
-            num_steps=zeros[0],
-            num_fired=zeros[1],
-            num_infinite=zeros[2],
-            norm_before=jnp.full(history, jnp.nan, dtype),
-            norm_after=jnp.full(history, jnp.nan, dtype),
-            share=jnp.full((history, num), jnp.nan, dtype),
+            steps=jnp.zeros(3, jnp.int32),
+            ring=jnp.full((history, 2 + num), jnp.nan, dtype),
             counts=histogram.empty(3),
-            total_share=jnp.zeros(num, dtype),
-            infinite=jnp.zeros(num, jnp.int32),
-            first_infinite=jnp.full(num, -1, jnp.int32),
-            pushed=jnp.asarray(jnp.nan if epsilon is None else 0, dtype),
+            sums=jnp.zeros(num + 1, dtype).at[-1].set(0 if epsilon is not None else jnp.nan),
+            wild=jnp.tile(jnp.array([[0], [-1]], jnp.int32), num),
         )
 
     def update(
@@ -150,34 +184,30 @@ def _seen(
     epsilon: float | None,
 ) -> MonitorState:
     """The state with one step more."""
-    dtype, step = state.norm_before.dtype, state.num_steps
+    dtype, step = state.ring.dtype, state.num_steps
     sizes, infinite = leaf_norms.sizes(before, dtype)
     is_finite = jnp.sum(infinite) == 0
     norm_before = leaf_norms.total(sizes)
     # What is cut in 16 bits is measured, whoever clips.
-    is_known = limit is not None and all(leaf.dtype == dtype for leaf in before)
-    effect = (
-        _known(before, norm_before, limit) if is_known else _measured(before, norm_before, after)
-    )
+    if limit is not None and all(leaf.dtype == dtype for leaf in before):
+        effect = _known(before, norm_before, limit)
+    else:
+        effect = _measured(before, norm_before, after)
     share = jnp.where(norm_before > 0, sizes / norm_before, 0)
     share = jnp.where(is_finite, share, jnp.nan)
-    norms_and_factor = jnp.stack([norm_before, effect.norm_after, effect.norm_after / norm_before])
-
-    def put(ring: Array, value: Array) -> Array:
-        return lax.dynamic_update_index_in_dim(ring, value, step % len(ring), 0)
-
+    norms_seen = jnp.stack([norm_before, effect.norm_after])
+    factor = effect.norm_after / norm_before
+    pushed = jnp.zeros((), dtype) if epsilon is None else _pushed(before, after, epsilon)
+    added = jnp.append(jnp.where(is_finite, share, 0), pushed.astype(dtype))
+    first = leaf_norms.first_step(state.first_infinite, infinite > 0, step)
     return state._replace(
-        num_steps=step + 1,
-        num_fired=state.num_fired + (is_finite & effect.fired),
-        num_infinite=state.num_infinite + ~is_finite,
-        norm_before=put(state.norm_before, norm_before),
-        norm_after=put(state.norm_after, effect.norm_after),
-        share=put(state.share, share),
-        counts=histogram.counted(state.counts, norms_and_factor),
-        total_share=state.total_share + jnp.where(is_finite, share, 0),
-        infinite=state.infinite + infinite,
-        first_infinite=leaf_norms.first_step(state.first_infinite, infinite > 0, step),
-        pushed=state.pushed if epsilon is None else state.pushed + _pushed(before, after, epsilon),
+        steps=state.steps + jnp.stack([step >= 0, is_finite & effect.fired, ~is_finite]),
+        ring=lax.dynamic_update_index_in_dim(
+            state.ring, jnp.append(norms_seen, share), step % len(state.ring), 0
+        ),
+        counts=histogram.counted(state.counts, jnp.append(norms_seen, factor)),
+        sums=state.sums + added,
+        wild=jnp.stack([state.infinite + infinite, first]),
     )
 
 

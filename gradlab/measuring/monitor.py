@@ -1,7 +1,8 @@
 """A watch on a clip at work: it changes nothing, costs a sum of squares, and keeps what it saw.
 
 It takes the norm of every leaf before and after the clip, as plain sums of squares; where these
-leave the range, or an entry is not finite, it looks again, and that alone costs more.
+leave the range, or an entry is not finite, it looks again, and that alone costs more. Of this
+house's clip it knows the norm behind it, to the clip's own error, and takes no sum of its own.
 """
 
 from __future__ import annotations

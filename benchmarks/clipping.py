@@ -111,7 +111,7 @@ def rows(seconds: float, sizes: tuple[int, ...]) -> Iterator[str]:
     """The table, line after line."""
     for dtype in ("float32", "bfloat16"):
         for num in sizes:
-            for num_leaves in (6, 50, 150) if num == sizes[0] else (50,):
+            for num_leaves in (6, 50, 150):
                 grads = tree(num, num_leaves, dtype)
                 for state, tau in (("fires", 1.0), ("does not", 1e6)):
                     calls, compiling = jax_calls(grads, tau)

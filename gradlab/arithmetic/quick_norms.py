@@ -1,8 +1,8 @@
-"""The global norm of a pytree and a multiplication by a factor, near the speed of plain ones.
+"""The global norm of a pytree and a multiplication by a factor, at the speed of plain ones.
 
-One sum of squares and one multiplication an entry, in `wide` (`norms`), whose half ulp is u. A
-norm that a plain sum loses is taken again, scaled: a branch on one scalar. A product among the
-subnormal numbers, which XLA flushes on a CPU, is put together from its bits.
+One sum of squares and one product an entry, in `wide` (`norms`), whose half ulp is u. A norm that
+a plain sum loses is taken again, scaled: a branch on one scalar, from which only scalars come. The
+product keeps what XLA flushes on a CPU: it is put together from its bits.
 """
 
 from __future__ import annotations
@@ -30,20 +30,26 @@ class Size(NamedTuple):
     exponent: Array
 
 
-class Clip(NamedTuple):
-    """What is done to every entry of a tree whose norm is to be at most tau.
+class Factor(NamedTuple):
+    """The factor of `_product`, as the parts of which its three ways need one each.
 
     Attributes:
-        keep: whether an entry stays as it is, since the norm is at most tau.
-        shift: the factor is `shift² rest`; 1 unless the factor is below the normal numbers.
-        lift: the exponent of `shift²`, which itself may be below them.
-        rest: the other part, with all the digits.
+        plain: the factor, or 2^lift times it where no normal float holds it.
+        drop: what the bits of a product with it are too large by.
+        lifted: 2^lift times the factor.
+        unit: eps times the factor; 0 where no product with a subnormal number is left.
+        base: 2^(lift + minexp), a little less to round toward zero.
+        floor: the same, or without that little where `plain` is not the factor.
+        origin: the bits of 2^(lift + minexp).
     """
 
-    keep: Array
-    shift: Array
-    lift: Array
-    rest: Array
+    plain: Array
+    drop: Array
+    lifted: Array
+    unit: Array
+    base: Array
+    floor: Array
+    origin: Array
 
 
 def measure(leaves: list[Array], dtype: Any, axis_name: AxisName = None) -> Size:
@@ -52,51 +58,51 @@ def measure(leaves: list[Array], dtype: Any, axis_name: AxisName = None) -> Size
     The relative error is that of the sums, and so below `(n/2 + 4) u` for n numbers whatever the
     order; XLA's order gives a few u.
     """
-    total = _total(leaves, dtype, axis_name)
+    total = total_square(leaves, dtype, axis_name)
 
     def plain(_: list[Array]) -> Size:
         return Size(doubled.root(total), jnp.zeros((), jnp.int32))
 
     def anywhere(leaves: list[Array]) -> Size:
-        return _measure(leaves, dtype, axis_name)
+        return _measure(leaves, total, axis_name)
 
     size: Size = lax.cond(is_in_range(total), plain, anywhere, leaves)
     return size
 
 
-def decide(leaves: list[Array], tau: Array, axis_name: AxisName = None) -> Clip:
-    """How to bring the norm that `measure` gives to tau, which is in `wide`.
+def clip(leaves: list[Array], tau: Array, axis_name: AxisName = None) -> list[Array]:
+    """The leaves brought to a norm of tau, which is in `wide`, where theirs is above it.
 
-    The factor is tau / |g|, `MARGIN` u low; nan for a tau below 0 or nan.
+    Each in its dtype: to 16 u, toward zero in 16 bits and where subnormal; nan for a tau below 0
+    or nan.
     """
-    dtype = tau.dtype
-    total = _total(leaves, dtype, axis_name)
-    info = formats.finfo(dtype)
-    # The quotient of such a tau and a norm in range is a normal number.
-    is_plain = (tau > 2.0 ** (int(info.minexp) // 4)) & (tau < jnp.inf)
+    total = total_square(leaves, tau.dtype, axis_name)
 
-    def plain(_: list[Array]) -> Clip:
+    def plain(_: list[Array]) -> Array:
         root = doubled.root(total)
-        factor = jnp.minimum(doubled.quotient(tau, root), 1) * _lowered(dtype)
-        return Clip(root <= tau, jnp.ones((), dtype), jnp.zeros((), jnp.int32), factor)
+        ratio = doubled.quotient(tau, root)
+        return _packed(_factor(root <= tau, ratio, jnp.zeros((), jnp.int32)))
 
-    def anywhere(leaves: list[Array]) -> Clip:
-        return _decide(_measure(leaves, dtype, axis_name), tau)
+    def anywhere(leaves: list[Array]) -> Array:
+        size = _measure(leaves, total, axis_name)
+        return _packed(_factor(_is_at_most(size, tau), *quotient(tau, size)))
 
-    clip: Clip = lax.cond(is_plain & is_in_range(total), plain, anywhere, leaves)
-    return clip
+    # As one array, since a compiler would work out each scalar of several by itself.
+    factor = lax.cond(_is_plain(total, tau), plain, anywhere, leaves)
+    return [_times(leaf, factor) for leaf in leaves]
 
 
-def apply(leaves: list[Array], clip: Clip) -> list[Array]:
-    """The leaves clipped, in their dtypes: to u, toward zero in 16 bits and where subnormal."""
+def is_within(leaves: list[Array], tau: Array, axis_name: AxisName = None) -> Array:
+    """Whether `clip` leaves everything as it is."""
+    total = total_square(leaves, tau.dtype, axis_name)
 
-    def scaled_down(leaves: list[Array]) -> list[Array]:
-        below = _subnormal_below(clip)
-        return [_times(leaf, clip, below) for leaf in leaves]
+    def anywhere(leaves: list[Array]) -> Array:
+        return _is_at_most(_measure(leaves, total, axis_name), tau)
 
-    # A branch costs less than a choice at every entry, and keeps bfloat16 from being widened twice.
-    done: list[Array] = lax.cond(clip.keep, lambda leaves: leaves, scaled_down, leaves)
-    return done
+    keep: Array = lax.cond(
+        _is_plain(total, tau), lambda _: doubled.root(total) <= tau, anywhere, leaves
+    )
+    return keep
 
 
 def square(leaf: Array, dtype: Any) -> Array:
@@ -104,29 +110,30 @@ def square(leaf: Array, dtype: Any) -> Array:
     return jnp.sum(jnp.square(leaf.astype(dtype)))
 
 
-def measure_each(leaves: list[Array], dtype: Any) -> Array:
-    """The norm of each leaf, `(leaf,)`, wherever it is; 0 below the normal numbers."""
-    return jnp.stack([_anywhere(leaf.astype(dtype)) for leaf in leaves])
+def total_square(leaves: list[Array], dtype: Any, axis_name: AxisName = None) -> Array:
+    """The sum of all squares; over the leaves neighbours first, so that its error stays small."""
+    terms = [square(leaf, dtype) for leaf in leaves] or [jnp.zeros((), dtype)]
+    while len(terms) > 1:
+        terms = [sum(terms[i + 1 : i + 2], terms[i]) for i in range(0, len(terms), 2)]
+    return _over_shards(terms[0], axis_name)
 
 
-def _anywhere(leaf: Array) -> Array:
-    """The norm of a leaf: its squares as they are, or those of it brought up, or down."""
-    # 24 more than half the exponents: neither 2^40 large numbers nor one small one leave the range.
-    power = jnp.asarray(2.0 ** (int(formats.finfo(leaf.dtype).maxexp) // 2 + 24), leaf.dtype)
-    # Not a constant, or XLA squares it for itself, which is infinite: 0 times that is nan.
-    power = lax.optimization_barrier(power)
-    plain = square(leaf, leaf.dtype)
-    up = jnp.sqrt(square(leaf * power, leaf.dtype)) / power
-    down = jnp.sqrt(square(leaf / power, leaf.dtype)) * power
-    return jnp.where(is_in_range(plain), jnp.sqrt(plain), jnp.where(plain < 1, up, down))
+def measure_each(table: Array, sums: Array) -> Array:
+    """The norm of each row of `(row, entry)`, `(row,)`, where a plain sum of squares gives `sums`.
+
+    It is 0 below the normal numbers.
+    """
+    exponent = jnp.where(is_in_range(sums), 0, _lift(sums))
+    moved = table.astype(sums.dtype) * _power(exponent, sums.dtype)[:, None]
+    return jnp.sqrt(jnp.sum(jnp.square(moved), axis=1)) * _power(-exponent, sums.dtype)
 
 
 def quotient(tau: Array, size: Size) -> tuple[Array, Array]:
     """Tau / |g| as `(mantissa, exponent)`, to u; nan for a tau below 0 or nan."""
     numerator, exponent = bits.split(jnp.where(tau >= 0, tau, jnp.nan), tau.dtype)
     mantissa, carry = bits.split(doubled.quotient(numerator, size.root), tau.dtype)
-    is_finite = jnp.isfinite(mantissa)
-    return mantissa, jnp.where(is_finite, exponent - size.exponent + carry, 0)
+    is_number = jnp.isfinite(mantissa) & (mantissa != 0)
+    return mantissa, jnp.where(is_number, exponent - size.exponent + carry, 0)
 
 
 def powers(exponent: Array, dtype: Any) -> tuple[Array, Array]:
@@ -135,62 +142,99 @@ def powers(exponent: Array, dtype: Any) -> tuple[Array, Array]:
     return _power(half, dtype), _power(exponent - half, dtype)
 
 
-def _decide(size: Size, tau: Array) -> Clip:
-    """`decide`, whatever the exponents of norm, threshold and quotient."""
-    dtype = tau.dtype
-    level, exponent = bits.split(tau, dtype)
-    # 2^100 is beyond any ratio of `root` to 1, and its inverse below any.
-    level *= _power(jnp.clip(exponent - size.exponent, -100, 100), dtype)
-    mantissa, exponent = quotient(tau, size)
-    # Two above the lowest exponent, since `rest` may be a little below its power.
-    lowest = int(formats.finfo(dtype).minexp)
-    power = jnp.clip(exponent, lowest + 2, 0)
-    power += (exponent - power) & 1
-    is_zero = mantissa == 0
-    lift = jnp.where(is_zero, 2 * lowest, exponent - power)
-    shift = jnp.where(is_zero, 0, _power((exponent - power) // 2, dtype))
-    return Clip(size.root <= level, shift, lift, mantissa * _lowered(dtype) * _power(power, dtype))
+def is_in_range(square: Array) -> Array:
+    """Whether a sum of squares has lost nothing: neither infinite nor near the smallest numbers."""
+    info = formats.finfo(square.dtype)
+    # Squares that are flushed add up to less than half an ulp of this, for up to 2^34 numbers.
+    return (square >= 2.0 ** int(info.minexp + info.nmant + 37)) & (square < jnp.inf)
 
 
-def _lowered(dtype: Any) -> float:
-    return 1 - MARGIN / 2 * float(formats.finfo(dtype).eps)
+def _is_plain(total: Array, tau: Array) -> Array:
+    """Whether the norm has lost nothing, and tau over it is one factor that `_times` takes."""
+    return is_in_range(total) & (tau > 2.0 ** (int(formats.finfo(tau.dtype).minexp) // 4))
+
+
+def _is_at_most(size: Size, tau: Array) -> Array:
+    """Whether a norm is at most tau, whatever the exponents of both."""
+    level, exponent = bits.split(tau, tau.dtype)
+    # The root is nearer to 1 than this power and the digits of a subnormal tau.
+    most = _widest(tau.dtype)
+    level *= _power(jnp.clip(exponent - size.exponent, -most, most), tau.dtype)
+    return size.root <= level
+
+
+def _widest(dtype: Any) -> int:
+    """The power of two that a normal number may be below 1, and an ulp of it still be normal."""
+    info = formats.finfo(dtype)
+    return -int(info.minexp + info.nmant) - 1
+
+
+def _factor(keep: Array, mantissa: Array, exponent: Array) -> Factor:
+    """The factor `mantissa 2^exponent`, `MARGIN` u low; 1, and exactly so, to keep."""
+    dtype, info = mantissa.dtype, formats.finfo(mantissa.dtype)
+    mantissa = jnp.where(keep, 1, mantissa * (1 - MARGIN / 2 * float(info.eps)))
+    exponent = jnp.where(keep, 0, exponent)
+    is_tiny = exponent < -_widest(dtype)
+    # So that 2^lift times a tiny factor is about 1/2, and never beyond what an exponent can say.
+    lift = jnp.minimum(-exponent - 1, 2 * int(info.maxexp) - 6)
+    lift = jnp.where(is_tiny, lift, -int(info.minexp))
+    plain = mantissa * _power(exponent + jnp.where(is_tiny, lift, 0), dtype)
+    origin = _power(lift + int(info.minexp), dtype)
+    base = origin * jnp.where(keep, 1, 1 - float(info.eps) / 2)
+    return Factor(
+        plain=plain,
+        drop=jnp.where(is_tiny, lift, 0).astype(bits.integer(dtype)) << int(info.nmant),
+        lifted=jnp.where(is_tiny, plain, plain * 2.0 ** -int(info.minexp)),
+        unit=jnp.where(is_tiny, 0, plain * float(info.eps)),
+        base=base,
+        floor=jnp.where(is_tiny, origin, base),
+        origin=bits.of(origin),
+    )
+
+
+def _packed(factor: Factor) -> Array:
+    """The parts of a factor, by their bits, `(7,)`."""
+    return jnp.stack([x if jnp.issubdtype(x.dtype, jnp.integer) else bits.of(x) for x in factor])
+
+
+def _unpacked(parts: Array, dtype: Any) -> Factor:
+    """What `_packed` was given."""
+    whole = Factor(*parts)
+    floats = {
+        name: lax.bitcast_convert_type(part, dtype)
+        for name, part in whole._asdict().items()
+        if name not in ("drop", "origin")
+    }
+    return whole._replace(**floats)
 
 
 @jax.jit  # traced once for all leaves of a shape
-def _times(leaf: Array, clip: Clip, below: Array) -> Array:
-    wide = clip.rest.dtype
+def _times(leaf: Array, parts: Array) -> Array:
+    wide = jnp.float64 if parts.dtype == jnp.int64 else jnp.float32
+    factor = _unpacked(parts, wide)
     if leaf.dtype == jnp.float16:
         # Its range ends far above the numbers that are flushed.
-        return _toward_zero(leaf.astype(wide) * clip.shift * clip.shift * clip.rest, leaf.dtype)
-    return _toward_zero(_product(_widened(leaf, wide), clip, below), leaf.dtype)
+        number = jnp.where(factor.drop > 0, 0, factor.plain)
+        return _toward_zero(leaf.astype(wide) * number, leaf.dtype)
+    return _toward_zero(_product(_widened(leaf, wide), factor), leaf.dtype)
 
 
-def _subnormal_below(clip: Clip) -> Array:
-    """The bits of the number below which a product with the factor is subnormal; 0 for nan."""
-    info = formats.finfo(clip.rest.dtype)
-    # Over shift² by its exponent: XLA takes a / b / c for a / (b c), of which b c may be 0.
-    first, second = powers(-clip.lift, clip.rest.dtype)
-    tiny = jnp.asarray(info.tiny, clip.rest.dtype)
-    edge = doubled.quotient(tiny, clip.rest) * first * second * (1 + float(info.eps))
-    return jnp.where(jnp.isnan(edge), 0, bits.of(edge))
-
-
-def _product(leaf: Array, clip: Clip, below: Array) -> Array:
+def _product(leaf: Array, factor: Factor) -> Array:
     """The product with all its bits: what the processor flushes is put together from whole units.
 
     A subnormal number is a whole number of smallest ones, and that number is its bits. It is found
-    as the last digits of 1 plus it, in a unit of eps: half a one less, to round toward zero.
+    as the last digits of 1 plus it, in a unit of eps: half a one less, to round toward zero. The
+    three ways to take the product are below it where they do not hold, and so it is the largest:
+    the plain one is 0 where it is flushed, the one in units is right below 2^minexp alone, and the
+    one of a subnormal leaf, whose value is its bits, grows too slowly above.
     """
-    dtype, info = leaf.dtype, formats.finfo(leaf.dtype)
-    one, size = bits.of(jnp.ones((), dtype)), bits.magnitude(leaf)
-    # 2^-minexp shift² times the leaf, by its exponent: a subnormal one is 1 and its digits there.
-    raised = (clip.lift - int(info.minexp)).astype(size.dtype) << int(info.nmant)
-    whole = lax.bitcast_convert_type(jnp.maximum(size + raised, 0), dtype)
-    whole = jnp.where(size < (1 << info.nmant), 2 * whole - 1, whole)
-    units = bits.of(whole * clip.rest + (1 - float(info.eps) / 2)) - one
-    tiny = jnp.maximum(units, 0) | (bits.of(leaf) - size)
-    product = bits.of(leaf * clip.shift * clip.shift * clip.rest)
-    return lax.bitcast_convert_type(jnp.where(size < below, tiny, product), dtype)
+    size = bits.magnitude(leaf)
+    plain = bits.of(jnp.abs(leaf) * factor.plain) - factor.drop
+    normal = bits.of(jnp.abs(leaf) * factor.lifted + factor.base)
+    subnormal = bits.of(size.astype(leaf.dtype) * factor.unit + factor.floor)
+    # Of a nan, by its sign, the plain one is the largest, or all units are -1: a nan, too.
+    product = jnp.maximum(plain, jnp.maximum(normal, subnormal) - factor.origin)
+    return lax.bitcast_convert_type(product | (bits.of(leaf) ^ size), leaf.dtype)
 
 
 def _widened(leaf: Array, wide: Any) -> Array:
@@ -220,42 +264,28 @@ def _toward_zero(value: Array, dtype: Any) -> Array:
     return lax.bitcast_convert_type(bits.of(rounded) - is_above, dtype)
 
 
-def _total(leaves: list[Array], dtype: Any, axis_name: AxisName) -> Array:
-    """The sum of all squares; over the leaves neighbours first, so that its error stays small."""
-    terms = [square(leaf, dtype) for leaf in leaves] or [jnp.zeros((), dtype)]
-    while len(terms) > 1:
-        terms = [sum(terms[i + 1 : i + 2], terms[i]) for i in range(0, len(terms), 2)]
-    return _over_shards(lax.psum, terms[0], axis_name)
-
-
-def is_in_range(square: Array) -> Array:
-    """Whether a sum of squares has lost nothing: neither infinite nor near the smallest numbers."""
-    info = formats.finfo(square.dtype)
-    # Squares that are flushed add up to less than half an ulp of this, for up to 2^34 numbers.
-    return (square >= 2.0 ** int(info.minexp + info.nmant + 37)) & (square < jnp.inf)
-
-
-def _measure(leaves: list[Array], dtype: Any, axis_name: AxisName) -> Size:
-    """The norm with the exponent of the largest entry, wherever that is."""
-    nmant = formats.finfo(dtype).nmant
+def _measure(leaves: list[Array], total: Array, axis_name: AxisName) -> Size:
+    """The norm by squares of entries brought up or down where their plain sum is out of range."""
+    dtype, info = total.dtype, formats.finfo(total.dtype)
     known = dict.fromkeys(leaf.dtype for leaf in leaves)
     flat = [jnp.concatenate([x.ravel() for x in leaves if x.dtype == one]) for one in known]
-    entries = jnp.abs(jnp.concatenate([jnp.zeros(0, dtype), *(_widened(x, dtype) for x in flat)]))
-    size = bits.of(entries)
-    largest = _over_shards(lax.pmax, jnp.max(size, initial=0), axis_name)
-    exponent = jnp.clip((largest >> nmant).astype(jnp.int32), 1, 2 * _bias(dtype)) - _bias(dtype)
-    down = powers(-exponent, dtype)
-    # Subnormal numbers count only where there are few others, and where 2^-exponent is large.
-    units = size.astype(dtype) * 2.0 ** (-nmant - 1)
-    units *= _power(1 - _bias(dtype) + 1 - exponent, dtype)
-    normal = entries * down[0] * down[1]
-    scaled_down = jnp.where(size < (1 << nmant), units, normal)
-    root = doubled.root(_over_shards(lax.psum, jnp.sum(jnp.square(scaled_down)), axis_name))
-    return Size(root, exponent)
+    entries = jnp.concatenate([_widened(part, dtype) for part in flat])
+    exponent = jnp.where(is_in_range(total), 0, _lift(total))
+    # Subnormal numbers, which are flushed, are their bits, and count where all others are small.
+    unit = _power(exponent + int(info.minexp) - int(info.nmant), dtype)
+    units = bits.magnitude(entries).astype(dtype) * jnp.where(exponent > 0, unit, 0)
+    is_normal = bits.exponent_field(entries) > 0
+    moved = jnp.where(is_normal, entries * _power(exponent, dtype), units)
+    root = doubled.root(_over_shards(jnp.sum(jnp.square(moved)), axis_name))
+    return Size(root, -exponent)
 
 
-def _bias(dtype: Any) -> int:
-    return int(formats.finfo(dtype).maxexp) - 1
+def _lift(total: Array) -> Array:
+    """The exponent of the power of two that brings what has this sum of squares into range."""
+    info = formats.finfo(total.dtype)
+    # Brought up the square of a smallest number is normal, and brought down 2^40 largest ones are.
+    lift = int(info.maxexp) // 2 + int(info.nmant) + 1
+    return jnp.where(total < 1, lift, -lift).astype(jnp.int32)
 
 
 def _power(exponent: Array, dtype: Any) -> Array:
@@ -263,5 +293,5 @@ def _power(exponent: Array, dtype: Any) -> Array:
     return scaled.power_of_two(jnp.maximum(exponent, int(formats.finfo(dtype).minexp)), dtype)
 
 
-def _over_shards(collective: Any, value: Array, axis_name: AxisName) -> Array:
-    return value if axis_name is None else collective(value, axis_name)
+def _over_shards(sum_of_squares: Array, axis_name: AxisName) -> Array:
+    return sum_of_squares if axis_name is None else lax.psum(sum_of_squares, axis_name)

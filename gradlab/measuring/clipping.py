@@ -22,7 +22,9 @@ it, else float32):
   tau = inf never clips; a traced tau of 0 gives 0, one below 0 or nan gives nan;
 - in both derivatives, of every order, are those of the formula, at a zero gradient of the identity.
 
-Under `jax.vmap` both are right, but a branch becomes both of its sides: no speed is promised.
+Under `jax.vmap` both are right, but a branch becomes both of its sides: no speed is promised. Nor
+is it where the norm or tau is out of range, which is measured again; benchmarks/clipping.md has
+the ratios to optax's, of running and of compiling.
 """
 
 from __future__ import annotations
@@ -50,7 +52,7 @@ from gradlab.measuring.global_norm import (
     norm,
     shares,
 )
-from gradlab.measuring.monitor import MonitorState, Record, monitor, record, scalars
+from gradlab.measuring.monitor import KnownClip, MonitorState, Record, monitor, record, scalars
 
 __all__ = [
     "CAUSES",
@@ -122,7 +124,11 @@ def clip_by_global_norm(tau: ArrayLike, axis_name: AxisName = None) -> optax.Gra
         named = {} if axis_name is None else {"axis_name": axis_name}
         return clip(updates, tau, **named), state
 
-    return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+    if axis_name is not None:  # its norm is that of all shards, which a watch does not see
+        return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+    known = KnownClip(lambda _: optax.EmptyState(), update)
+    known.limit = tau
+    return known
 
 
 def _check_tau(tau: ArrayLike) -> None:
@@ -142,13 +148,13 @@ def _mapped(rule: Any, grads: Tree, tau: ArrayLike) -> Tree:
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _clip(axis_name: AxisName, leaves: list[Array], tau: Array) -> list[Array]:
-    return quick_norms.apply(leaves, quick_norms.decide(leaves, tau, axis_name))
+    return quick_norms.clip(leaves, tau, axis_name)
 
 
 @_clip.defjvp
 def _clip_jvp(axis_name: AxisName, primals: Any, tangents: Any) -> tuple[list[Array], list[Array]]:
     (leaves, tau), (dleaves, dtau) = primals, tangents
-    keep = quick_norms.decide(leaves, tau, axis_name).keep
+    keep = quick_norms.is_within(leaves, tau, axis_name)
     slope = clipped_tangent(leaves, tau, dleaves, dtau, keep, axis_name)
     return _clip(axis_name, leaves, tau), slope
 

@@ -26,18 +26,32 @@ def sizes(leaves: list[Array], dtype: Any) -> tuple[Array, Array]:
     if not leaves:
         return jnp.zeros(0, dtype), jnp.zeros(0, jnp.int32)
     sums = plain_squares(leaves, dtype)
-
-    def plain(_: list[Array]) -> tuple[Array, Array]:
-        return jnp.sqrt(sums), jnp.zeros(len(leaves), jnp.int32)
+    none = jnp.zeros(len(leaves), jnp.int32)
 
     def anywhere(leaves: list[Array]) -> tuple[Array, Array]:
-        infinite = jnp.stack([jnp.sum(~jnp.isfinite(leaf), dtype=jnp.int32) for leaf in leaves])
-        return quick_norms.measure_each(leaves, dtype), infinite
+        # Leaves of one size together, which compiles once for all of them.
+        kinds = [(leaf.size, leaf.dtype) for leaf in leaves]
+        alike = [[i for i, own in enumerate(kinds) if own == kind] for kind in dict.fromkeys(kinds)]
+        tables = [jnp.stack([leaves[i].ravel() for i in rows]) for rows in alike]
+        parts = [
+            _again(table, sums[np.array(rows)]) for table, rows in zip(tables, alike, strict=True)
+        ]
+        order = np.argsort(np.concatenate(alike))
+        found, counts = (jnp.concatenate(part)[order] for part in zip(*parts, strict=True))
+        return found, counts
 
     # A sum of 0 may be that of a starved leaf, which is what one wants to know of.
     in_range = jnp.all(quick_norms.is_in_range(sums))
-    found: tuple[Array, Array] = lax.cond(in_range, plain, anywhere, leaves)
+    found: tuple[Array, Array] = lax.cond(
+        in_range, lambda _: (jnp.sqrt(sums), none), anywhere, leaves
+    )
     return found
+
+
+def _again(table: Array, sums: Array) -> tuple[Array, Array]:
+    """The norm of each row of `(row, entry)`, and how many entries of it are not finite."""
+    counts = jnp.sum(~jnp.isfinite(table), axis=1, dtype=jnp.int32)
+    return quick_norms.measure_each(table, sums), counts
 
 
 def plain_squares(leaves: list[Array], dtype: Any) -> Array:

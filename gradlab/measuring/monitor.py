@@ -1,7 +1,8 @@
 """A watch on a clip at work: it changes nothing, costs a sum of squares, and keeps what it saw.
 
 It takes the norm of every leaf before and after the clip, as plain sums of squares; where these
-leave the range, or an entry is not finite, it looks again, and that alone costs more.
+leave the range, or an entry is not finite, it looks again, and that alone costs more. Of this
+house's clip it knows the norm behind it, to the clip's own error, and takes no sum of its own.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import Array
+from jax import Array, lax
+from jax.typing import ArrayLike
 
 from gradlab.arithmetic import formats, norms, quick_norms
 from gradlab.measuring import histogram, leaf_norms
@@ -38,39 +40,91 @@ class Watched:
     rate: float | None
 
 
+class KnownClip(optax.GradientTransformation):
+    """A clip by the global norm of which a watch knows what it does, and need not measure it.
+
+    Attributes:
+        limit: the threshold, above which, and only there, the norm is brought down to it.
+    """
+
+    limit: ArrayLike
+
+
 class MonitorState(NamedTuple):
     """The state of `monitor`; the last `history` steps are kept, the oldest overwritten.
+
+    Few arrays, since a call pays for each that it hands over; the properties say what is in them.
 
     Attributes:
         inner: the state of the clip itself.
         watched: the names of the leaves, and what the monitor was told.
-        num_steps: all steps so far.
-        num_fired: the steps in which the clip changed the norm of a leaf.
-        num_infinite: the steps with an entry that was not finite.
-        norm_before: `(history,)` global norm before the clip.
-        norm_after: `(history,)` and after it.
-        share: `(history, leaf)` the norm of a leaf over the global norm, before the clip.
+        steps: `(3,)` how many so far, in how many the clip fired, and how many were not finite.
+        ring: `(history, 2 + leaf)` norms before and after the clip, and the share of each leaf.
         counts: `(3, bin)` all norms before, norms after, and factors, for their quantiles.
-        total_share: `(leaf,)` the sum of its shares over all finite steps.
-        infinite: `(leaf,)` how many of its entries were not finite, over all steps.
-        first_infinite: `(leaf,)` the first step with one, -1 where there was none.
-        pushed: the sum over all steps of the part of the entries that the clip pushed under
-            epsilon; nan where no epsilon was told.
+        sums: `(leaf + 1,)` of the shares over all finite steps, and of what was pushed.
+        wild: `(2, leaf)` how many entries were not finite, and the first step with one.
     """
 
     inner: Any
     watched: Watched
-    num_steps: Array
-    num_fired: Array
-    num_infinite: Array
-    norm_before: Array
-    norm_after: Array
-    share: Array
+    steps: Array
+    ring: Array
     counts: Array
-    total_share: Array
-    infinite: Array
-    first_infinite: Array
-    pushed: Array
+    sums: Array
+    wild: Array
+
+    @property
+    def num_steps(self) -> Array:
+        """All steps so far."""
+        return self.steps[0]
+
+    @property
+    def num_fired(self) -> Array:
+        """The steps in which the clip changed the norm of a leaf."""
+        return self.steps[1]
+
+    @property
+    def num_infinite(self) -> Array:
+        """The steps with an entry that was not finite."""
+        return self.steps[2]
+
+    @property
+    def norm_before(self) -> Array:
+        """`(history,)` global norm before the clip."""
+        return self.ring[:, 0]
+
+    @property
+    def norm_after(self) -> Array:
+        """`(history,)` and after it."""
+        return self.ring[:, 1]
+
+    @property
+    def share(self) -> Array:
+        """`(history, leaf)` the norm of a leaf over the global norm, before the clip."""
+        return self.ring[:, 2:]
+
+    @property
+    def total_share(self) -> Array:
+        """`(leaf,)` the sum of its shares over all finite steps."""
+        return self.sums[:-1]
+
+    @property
+    def pushed(self) -> Array:
+        """The sum over all steps of the part of the entries that the clip pushed under epsilon.
+
+        It is nan where no epsilon was told.
+        """
+        return self.sums[-1]
+
+    @property
+    def infinite(self) -> Array:
+        """`(leaf,)` how many of its entries were not finite, over all steps."""
+        return self.wild[0]
+
+    @property
+    def first_infinite(self) -> Array:
+        """`(leaf,)` the first step with one, -1 where there was none."""
+        return self.wild[1]
 
 
 def monitor(
@@ -101,23 +155,15 @@ def monitor(
     def init(params: Tree) -> MonitorState:
         leaves = leaves_of(params)
         dtype, num = norms.wide(leaves), len(leaves)
-        # Each an array of its own, since one that is donated can be given away only once.
-        zeros = [jnp.zeros((), jnp.int32) for _ in range(3)]
         names = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(params)]
         return MonitorState(
             inner=inner.init(params),
             watched=Watched(tuple(names), tau, learning_rate),
-            num_steps=zeros[0],
-            num_fired=zeros[1],
-            num_infinite=zeros[2],
-            norm_before=jnp.full(history, jnp.nan, dtype),
-            norm_after=jnp.full(history, jnp.nan, dtype),
-            share=jnp.full((history, num), jnp.nan, dtype),
+            steps=jnp.zeros(3, jnp.int32),
+            ring=jnp.full((history, 2 + num), jnp.nan, dtype),
             counts=histogram.empty(3),
-            total_share=jnp.zeros(num, dtype),
-            infinite=jnp.zeros(num, jnp.int32),
-            first_infinite=jnp.full(num, -1, jnp.int32),
-            pushed=jnp.asarray(jnp.nan if epsilon is None else 0, dtype),
+            sums=jnp.zeros(num + 1, dtype).at[-1].set(0 if epsilon is not None else jnp.nan),
+            wild=jnp.tile(jnp.array([[0], [-1]], jnp.int32), num),
         )
 
     def update(
@@ -125,43 +171,75 @@ def monitor(
     ) -> tuple[Tree, MonitorState]:
         clipped, inner_state = inner.update(updates, state.inner, params, **extra)
         before, after = leaves_of(updates), leaves_of(clipped)
-        return clipped, _seen(state, before, after, epsilon)._replace(inner=inner_state)
+        limit = getattr(transformation, "limit", None)
+        return clipped, _seen(state, before, after, limit, epsilon)._replace(inner=inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _seen(
-    state: MonitorState, before: list[Array], after: list[Array], epsilon: float | None
+    state: MonitorState,
+    before: list[Array],
+    after: list[Array],
+    limit: ArrayLike | None,
+    epsilon: float | None,
 ) -> MonitorState:
     """The state with one step more."""
-    dtype = state.norm_before.dtype
+    dtype, step = state.ring.dtype, state.num_steps
     sizes, infinite = leaf_norms.sizes(before, dtype)
     is_finite = jnp.sum(infinite) == 0
     norm_before = leaf_norms.total(sizes)
+    # What is cut in 16 bits is measured, whoever clips.
+    if limit is not None and all(leaf.dtype == dtype for leaf in before):
+        effect = _known(before, norm_before, limit)
+    else:
+        effect = _measured(before, norm_before, after)
+    share = jnp.where(norm_before > 0, sizes / norm_before, 0)
+    share = jnp.where(is_finite, share, jnp.nan)
+    norms_seen = jnp.stack([norm_before, effect.norm_after])
+    factor = effect.norm_after / norm_before
+    pushed = jnp.zeros((), dtype) if epsilon is None else _pushed(before, after, epsilon)
+    added = jnp.append(jnp.where(is_finite, share, 0), pushed.astype(dtype))
+    first = leaf_norms.first_step(state.first_infinite, infinite > 0, step)
+    return state._replace(
+        steps=state.steps + jnp.stack([step >= 0, is_finite & effect.fired, ~is_finite]),
+        ring=lax.dynamic_update_index_in_dim(
+            state.ring, jnp.append(norms_seen, share), step % len(state.ring), 0
+        ),
+        counts=histogram.counted(state.counts, jnp.append(norms_seen, factor)),
+        sums=state.sums + added,
+        wild=jnp.stack([state.infinite + infinite, first]),
+    )
+
+
+class Effect(NamedTuple):
+    """What a clip did: the norm behind it, and whether it changed anything."""
+
+    norm_after: Array
+    fired: Array
+
+
+def _known(before: list[Array], norm_before: Array, limit: ArrayLike | None) -> Effect:
+    """What a clip does that is known to bring the norm to its limit."""
+    tau = jnp.asarray(limit, norm_before.dtype)
+    # The sum that the clip itself decides by, where it has one.
+    square = quick_norms.total_square(before, norm_before.dtype)
+    decisive = jnp.where(quick_norms.is_in_range(square), jnp.sqrt(square), norm_before)
+    fired = decisive > tau
+    after = jnp.where(jnp.isfinite(norm_before), tau, jnp.nan)
+    return Effect(jnp.where(fired, after, norm_before), fired)
+
+
+def _measured(before: list[Array], norm_before: Array, after: list[Array]) -> Effect:
+    """What any clip did, by its result."""
+    dtype = norm_before.dtype
     size = quick_norms.measure(after, dtype)
     first, second = quick_norms.powers(size.exponent, dtype)
     norm_after = size.root * first * second
-    share = jnp.where(norm_before > 0, sizes / norm_before, 0)
-    share = jnp.where(is_finite, share, jnp.nan)
-    factor = norm_after / norm_before
-    slot, step = state.num_steps % state.norm_before.size, state.num_steps
     # Sums that are both lost, to 0 or infinity, agree; and the norms were added up otherwise.
     squares = (leaf_norms.plain_squares(before, dtype), leaf_norms.plain_squares(after, dtype))
     shrunk = norm_after < norm_before * (1 - 16 * float(formats.finfo(dtype).eps))
-    fired = is_finite & (jnp.any(squares[0] != squares[1]) | shrunk)
-    return state._replace(
-        num_steps=step + 1,
-        num_fired=state.num_fired + fired,
-        num_infinite=state.num_infinite + ~is_finite,
-        norm_before=state.norm_before.at[slot].set(norm_before),
-        norm_after=state.norm_after.at[slot].set(norm_after),
-        share=state.share.at[slot].set(share),
-        counts=histogram.counted(state.counts, jnp.stack([norm_before, norm_after, factor])),
-        total_share=state.total_share + jnp.where(is_finite, share, 0),
-        infinite=state.infinite + infinite,
-        first_infinite=leaf_norms.first_step(state.first_infinite, infinite > 0, step),
-        pushed=state.pushed if epsilon is None else state.pushed + _pushed(before, after, epsilon),
-    )
+    return Effect(norm_after, jnp.any(squares[0] != squares[1]) | shrunk)
 
 
 def _pushed(before: list[Array], after: list[Array], epsilon: float) -> Array:

@@ -269,7 +269,7 @@ def _measure(leaves: list[Array], total: Array, axis_name: AxisName) -> Size:
     dtype, info = total.dtype, formats.finfo(total.dtype)
     known = dict.fromkeys(leaf.dtype for leaf in leaves)
     flat = [jnp.concatenate([x.ravel() for x in leaves if x.dtype == one]) for one in known]
-    entries = jnp.concatenate([_widened(part, dtype) for part in flat])
+    entries = jnp.concatenate([jnp.zeros(0, dtype)] + [_widened(part, dtype) for part in flat])
     exponent = jnp.where(is_in_range(total), 0, _lift(total))
     # Subnormal numbers, which are flushed, are their bits, and count where all others are small.
     unit = _power(exponent + int(info.minexp) - int(info.nmant), dtype)

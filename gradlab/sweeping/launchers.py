@@ -85,6 +85,10 @@ def chosen(config: DictConfig, folder: Path) -> Launcher:
             )
     if launcher.target == JOBLIB and keys["n_jobs"] == 0:
         raise BadInput("hydra.launcher.n_jobs is 0; allowed: 1 or more, or -1 for all processors")
+    if launcher.target == SLURM and not keys["array_parallelism"] >= 1:
+        raise BadInput(
+            f"hydra.launcher.array_parallelism is {keys['array_parallelism']}; allowed: at least 1"
+        )
     return launcher
 
 

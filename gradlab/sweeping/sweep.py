@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 # Seconds after which points that are finished go to disk though their chunk is not.
 PATIENCE = 60.0
 
+# So many points that failed are named on stderr.
+MOST_TOLD = 20
+
 
 class Stopped(KeyboardInterrupt):
     """A sweep that was interrupted, with the one line to say."""
@@ -166,8 +169,10 @@ def _record(
     single.write_record(folder, manifest, sweep.asked)
     if failures:
         say(f"{len(failures)} of {len(sweep.points)} points failed; to repeat each alone:")
-    for point, failure in failed:
+    for point, failure in failed[:MOST_TOLD]:
         say(f"  {in_words(point)}: {failure.error}\n    {sweep.alone(point)}")
+    if len(failed) > MOST_TOLD:
+        say(f"  and {len(failed) - MOST_TOLD} more, in {folder / 'run.json'}")
 
 
 def _finish(

@@ -196,7 +196,10 @@ def _words(experiment: Experiment) -> argparse.Namespace:
     words = parser.parse_intermixed_args()
     actions = ("run", "multirun", "cfg", "info", "shell_completion")
     if sum(getattr(words, action) not in (None, False) for action in actions) > 1:
-        _refuse("--run, --multirun, --cfg, --info or --shell-completion; allowed: one of them")
+        _refuse(
+            "only one of --run, --multirun, --cfg, --info and --shell-completion is possible; "
+            "allowed: the others without it"
+        )
     if words.resolve and not words.cfg:
         _refuse("--resolve is for --cfg alone; allowed: --cfg job --resolve")
     if words.experimental_rerun:

@@ -114,7 +114,9 @@ def sentence(
             "allowed: defaults that do not lead back"
         )
     if _is_hydras(error) and not isinstance(error, ImportError):
-        return BadInput(f"{str(error) or 'a key of Hydra is of another type'}; {_WHAT_THERE_IS}")
+        plain = str(error) and not isinstance(error, AssertionError)
+        said = str(error) if plain else "a key of Hydra has a value of another type"
+        return BadInput(f"{said}; {_WHAT_THERE_IS}")
     return error
 
 

@@ -62,7 +62,7 @@ class Element:
             raise RuntimeError(f"this node offers {programs.platform()}, not {self.platform}")
         exp = loading.load(self.file)
         store = Store(Path(self.store))
-        name = Namer(exp, self.computed_by)
+        name = Namer(exp, self.computed_by, store=store.folder)
         chunks = [[_point(exp, plain, name) for plain in chunk] for chunk in self.points]
         if sources(exp) == self.sources:
             # Another device's names: whoever asked for these points finds them by their own.

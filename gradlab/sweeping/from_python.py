@@ -191,7 +191,7 @@ def prune(experiment: str | Path, *, dry_run: bool = True) -> list[dict[str, Any
     exp = _found(experiment)
     with machine.set_back(), _composed(exp, []) as (settings, _, _, _):
         store = Store(naming.store_folder(exp, settings))
-        name = functools.cache(functools.partial(Namer, exp))
+        name = functools.cache(functools.partial(Namer, exp, store=store.folder))
         told = [(plain, name(method_in_words(**how))) for plain, how in store.told()]
         old = [plain for plain, namer in told if plain["key"] != _name_now(exp, plain, namer)]
         if not dry_run:

@@ -167,7 +167,7 @@ class Job:
         settings, cfg = composition.read(exp, composition.plain_values(config))
         given = (cfg, settings.seed, settings.precision)
         computed_by = points.computed_by(settings, programs.platform())
-        point = Point(*given, Namer(exp, computed_by)(*given))
+        point = Point(*given, Namer(exp, computed_by, store=Path(self.store))(*given))
         machine.prepare(settings.precision)
         method = programs.choose(settings.sweep.method, settings.sweep.batch)
         sweep.compute(exp, [[point]], Store(Path(self.store)), method, settings.sweep.fail_fast)

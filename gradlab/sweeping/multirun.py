@@ -96,7 +96,7 @@ def _run(
 
     store = Store(naming.store_folder(exp, settings))
     computed_by = points.computed_by(settings, launcher.platform())
-    name = Namer(exp, computed_by, single.recalling(store, task.reads))
+    name = Namer(exp, computed_by, single.recalling(store, task.reads), store.folder)
     whole = Sweep(axes, grid.points(axes, name), tuple(fixed), asked)
     work = launchers.work(launcher, context, config, folder, whole)
     verdict = sweeps.run_sweep(exp, whole, settings, folder, work)

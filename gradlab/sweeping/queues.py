@@ -126,7 +126,7 @@ class Queue(ABC):
             # What sbatch prints is in the error too.
             with contextlib.redirect_stderr(io.StringIO()):
                 self.jobs = self.executor.submit_array(jobs)
-        except FailedJobError as error:
+        except (FailedJobError, OSError) as error:
             words = " ".join(str(error).split())
             raise BadInput(
                 f"the job was refused: {words}; allowed: what the cluster takes"

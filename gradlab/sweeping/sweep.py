@@ -16,6 +16,7 @@ from gradlab.experiment.loading import Experiment
 from gradlab.running import console, machine, naming, provenance, single
 from gradlab.running.console import Steps, say
 from gradlab.running.interrupts import Interrupts
+from gradlab.running.recall import noted
 from gradlab.running.store import Store
 from gradlab.sweeping import overview, points, programs
 from gradlab.sweeping.gathered import Gathered, Unfinished
@@ -58,7 +59,8 @@ def compute(
             _step(steps, len(chunk))
         else:
             machine.prepare(chunk[0].precision)
-            _compute_chunk(program, chunk, store, fail_fast, steps)
+            with noted(store.folder):
+                _compute_chunk(program, chunk, store, fail_fast, steps)
 
 
 def _step(steps: Steps | None, count: int) -> None:

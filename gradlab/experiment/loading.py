@@ -167,6 +167,8 @@ def find(name: str | Path, here: Path) -> Path:
     Raises:
         BadInput: there is no experiment of that name.
     """
+    if not isinstance(name, str | Path):
+        raise BadInput(f"experiment is {name!r}; allowed: its name, or its file")
     if Path(name).suffix == ".py":
         return _existing(name)
     for project in projects(here):

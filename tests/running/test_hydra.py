@@ -272,3 +272,27 @@ def test_the_shell_completes_keys_groups_and_choices(
         check=True,
     )
     assert set(done.stdout.split()) == offered
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"\tdepth: 3\n", "line 1, column 1: "),
+        (b"depth: [1\nwidth: 2\n", "line 2, column "),
+        (b"depth: 1\ndepth: 2\n", "line 2, column 1: found duplicate key depth"),
+        (b"depth: caf\xe9\n", "'utf-8' codec can't decode"),
+        (b"depth: &a [*a]\n", "it contains itself"),
+        (b"depth: !!python/object/apply:os.getcwd []\n", "could not determine a constructor"),
+        (b"depth: ${\n", "a '${' in it is no reference"),
+        (b"- depth\n", "is a list; allowed: "),
+    ],
+)
+def test_a_config_that_cannot_be_read_is_told_with_the_place(
+    tmp_path: Path, content: bytes, what: str
+) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_bytes(content)
+    said = composition.damage(path)
+    assert said.startswith(f"'{path}' ")
+    assert what in said
+    assert said.endswith("allowed: a YAML file in UTF-8 with a value per key")

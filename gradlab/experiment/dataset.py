@@ -55,9 +55,13 @@ def named(values: Any, *dims: str, long_name: str = "", units: str = "1") -> Nam
     A list of texts names the places along one axis.
 
     Raises:
-        BadInput: the number of names is not the number of axes.
+        BadInput: the number of names is not the number of axes, or these are no numbers or texts.
     """
+    if not all(isinstance(dim, str) for dim in dims):
+        raise BadInput(f'axes are named {dims}; allowed: texts, as in gl.named(x, "w layer")')
     axes = tuple(" ".join(dims).split())
+    if len({*axes}) < len(axes):
+        raise BadInput(f"two axes are named alike in {axes}; allowed: a name of its own for each")
     if np.ndim(values) != len(axes):
         raise BadInput(
             f"array of shape {np.shape(values)} was given the axis names {axes}; "
@@ -65,6 +69,10 @@ def named(values: Any, *dims: str, long_name: str = "", units: str = "1") -> Nam
         )
     if np.ndim(values) == 1 and all(isinstance(value, str) for value in values):
         values = Labels(tuple(values))
+    elif not hasattr(values, "dtype") and np.asarray(values).dtype.kind not in "biufc":
+        raise BadInput(
+            f"{values!r} is neither an array nor a list of texts; allowed: numbers, or texts alone"
+        )
     return Named(values, axes, long_name, units)
 
 
@@ -74,8 +82,7 @@ def assemble(arrays: Mapping[str, Named], given: Mapping[str, Any]) -> xr.Datase
     A list in `given` that an axis is named after is that axis's coordinate, an axis without one is
     counted from 0, and every other value becomes an attribute.
     """
-    for name, array in arrays.items():
-        _check(name, array, given)
+    check_returned(arrays, given)
     variables = {name: as_variable(array) for name, array in arrays.items()}
     sizes = {
         str(dim): size
@@ -91,23 +98,54 @@ def assemble(arrays: Mapping[str, Named], given: Mapping[str, Any]) -> xr.Datase
     return xr.Dataset(variables, coords, attrs)
 
 
+def check_returned(arrays: Any, given: Mapping[str, Any]) -> None:
+    """Raise unless a file can hold what `compute` returned, or the shapes and types of it.
+
+    Raises:
+        BadInput: it is no dict of named arrays whose axes mean what their names say.
+    """
+    if not isinstance(arrays, Mapping) or not arrays:
+        what = "nothing" if arrays is None or arrays == {} else f"a {type(arrays).__name__}"
+        raise BadInput(
+            f'compute returns {what}; allowed: {{"name": gl.named(values, "axis axis"), ...}}'
+        )
+    sizes: dict[str, tuple[str, int]] = {}
+    for name, array in arrays.items():
+        _check(name, array, given)
+        for dim, size in zip(array.dims, _shape(array), strict=True):
+            other, known = sizes.setdefault(dim, (name, size))
+            if known != size:
+                raise BadInput(
+                    f"axis '{dim}' has {known} places in '{other}' and {size} in '{name}'; "
+                    "allowed: one length, or axes of two names"
+                )
+
+
+def _shape(array: Named) -> tuple[int, ...]:
+    held = array.values
+    return (len(held.texts),) if isinstance(held, Labels) else tuple(np.shape(held))
+
+
 def _check(name: str, array: Any, given: Mapping[str, Any]) -> None:
     """Raise unless the file can hold the array as it is, and its axes mean what their names say."""
+    if not isinstance(name, str) or not name or "/" in name:
+        raise BadInput(f"compute returns an array named {name!r}; allowed: a text without /")
     if not isinstance(array, Named):
         raise BadInput(
-            f"compute returns '{name}' as {type(array).__name__}; "
-            'allowed: gl.named(values, "axis axis"), which names the axes'
+            f"compute returns '{name}' without names for its axes; "
+            'allowed: gl.named(values, "axis axis")'
         )
     check_labels(array, given)
     if isinstance(array.values, Labels):
         return
-    values = np.asarray(array.values)
-    if values.dtype.kind not in "biufcV" or values.dtype.names:
+    dtype = array.values.dtype if hasattr(array.values, "dtype") else np.asarray(array.values).dtype
+    # A random key of jax has a type that numpy does not know.
+    if not isinstance(dtype, np.dtype) or dtype.kind not in "biufcV" or dtype.names:
         raise BadInput(
-            f"array '{name}' is of type {values.dtype}, which the file cannot hold; "
+            f"array '{name}' is of type {dtype}, which the file cannot hold; "
             "allowed: numbers, or a list of texts along one axis"
         )
-    for dim, size in zip(array.dims, values.shape, strict=True):
+    for dim, size in zip(array.dims, _shape(array), strict=True):
         key = given.get(dim, [None] * size)
         if not isinstance(key, list) or len(key) != size:
             raise BadInput(

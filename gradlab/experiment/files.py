@@ -29,6 +29,21 @@ def write_json(path: Path, content: Any) -> None:
     write_bytes(path, text.encode())
 
 
+def remove(path: Path) -> None:
+    """Remove what stands at `path`, if anything does.
+
+    Raises:
+        NotWritten: it cannot be removed.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise NotWritten(
+            f"'{path}' cannot be removed ({error.strerror}); allowed: a file that this user may"
+            " write to, or none"
+        ) from error
+
+
 def folder_for(path: Path) -> Path:
     """The folder, made where it is missing and proved to be writable.
 

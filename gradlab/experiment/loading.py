@@ -167,6 +167,8 @@ def find(name: str | Path, here: Path) -> Path:
     Raises:
         BadInput: there is no experiment of that name.
     """
+    if not isinstance(name, str | Path):
+        raise BadInput(f"experiment is {name!r}; allowed: its name, or its file")
     if Path(name).suffix == ".py":
         return _existing(name)
     for project in projects(here):
@@ -221,11 +223,28 @@ def _imported(path: Path) -> ModuleType:
     sys.modules[name] = module  # annotations of a dataclass are resolved in its module
     try:
         # Not by the loader, which would take bytecode.
-        exec(compile(path.read_bytes(), path, "exec"), vars(module))
+        exec(_compiled(path), vars(module))
+    except ImportError as error:
+        del sys.modules[name]
+        raise BadInput(
+            f"experiment '{path}' imports what cannot be imported ({error}); "
+            "allowed: packages that are installed, and files beside it"
+        ) from error
     except BaseException:
         del sys.modules[name]
         raise
     return module
+
+
+def _compiled(path: Path) -> Any:
+    try:
+        return compile(path.read_bytes(), path, "exec")
+    except (SyntaxError, ValueError) as error:
+        where = f", line {error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
+        said = error.msg if isinstance(error, SyntaxError) else str(error)
+        raise BadInput(
+            f"experiment '{path}' cannot be read ({said}{where}); allowed: Python"
+        ) from error
 
 
 def evaluate(experiment: Experiment, cfg: Any, seed: int) -> xr.Dataset:
@@ -252,10 +271,7 @@ def results(experiment: Experiment, cfg: Any, seed: int) -> dict[str, Any]:
             f"compute of '{experiment.name}' uses numpy, float() or a Python branch on a value "
             "that jax traces; allowed: jax.numpy, or jax.pure_callback around what must be numpy"
         ) from error
-    told = lowered.out_info
-    for array in told.values() if isinstance(told, dict) else ():
-        if isinstance(array, dataset.Named):
-            dataset.check_labels(array, schema.values(cfg))
+    dataset.check_returned(lowered.out_info, schema.values(cfg))
     program = lowered.compile()
     memory.check(experiment.name, program, jax.devices()[0])
     arrays: dict[str, Any] = program(*given)
@@ -279,6 +295,16 @@ def label(experiment: Experiment, cfg: Any, seed: int, arrays: dict[str, Any]) -
     return data
 
 
+def _listed(experiment: Experiment, part: str, told: Any) -> list[Any]:
+    """What a part of an experiment yields."""
+    if not isinstance(told, Iterable):
+        raise BadInput(
+            f"{part} of '{experiment.name}' returns a {type(told).__name__}; "
+            "allowed: a function that yields one after the other"
+        )
+    return list(told)
+
+
 def judge(experiment: Experiment, data: xr.Dataset, part: str = "claims") -> list[Claim]:
     """The claims of the experiment about a dataset; none where the file has no such part.
 
@@ -287,7 +313,7 @@ def judge(experiment: Experiment, data: xr.Dataset, part: str = "claims") -> lis
     """
     from gradlab.experiment.claim import Claim
 
-    claims = list(getattr(experiment.module, part, lambda _: ())(data))
+    claims = _listed(experiment, part, getattr(experiment.module, part, lambda _: ())(data))
     for claim in claims:
         if not isinstance(claim, Claim):
             raise BadInput(
@@ -308,7 +334,7 @@ def headline(experiment: Experiment, data: xr.Dataset) -> list[Headline]:
     written: Callable[[xr.Dataset], Iterable[Headline]] | None = getattr(
         experiment.module, "headline", None
     )
-    numbers = list(written(data)) if written else []
+    numbers = _listed(experiment, "headline", written(data)) if written else []
     for number in numbers:
         if not isinstance(number, Headline):
             raise BadInput(
@@ -325,6 +351,15 @@ def headline(experiment: Experiment, data: xr.Dataset) -> list[Headline]:
 
 
 def caption(experiment: Experiment, data: xr.Dataset) -> str:
-    """A sentence or two under the figure, with numbers of the dataset; empty if it offers none."""
-    written: Callable[[xr.Dataset], str] | None = getattr(experiment.module, "caption", None)
-    return " ".join(written(data).split()) if written else ""
+    """A sentence or two under the figure, with numbers of the dataset; empty if it offers none.
+
+    Raises:
+        BadInput: it is no text.
+    """
+    written: Callable[[xr.Dataset], Any] | None = getattr(experiment.module, "caption", None)
+    text = written(data) if written else ""
+    if not isinstance(text, str):
+        raise BadInput(
+            f"caption of '{experiment.name}' returns a {type(text).__name__}; allowed: a text"
+        )
+    return " ".join(text.split())

@@ -12,7 +12,6 @@ import difflib
 import functools
 import json
 import math
-import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -95,6 +94,8 @@ WORDS: dict[str, Key] = {
 }
 
 
+_TYPES = "allowed: bool, int, float, str, lists of them, each with `| None` where it may be missing"
+
 # What every dataset says of itself; no key of an experiment has one of these names.
 RESERVED = ("experiment", "question", "seed", "config", "gradlab", "jax", "layout")
 
@@ -154,21 +155,24 @@ def entries(cls: type) -> tuple[Entry, ...]:
 
 @functools.cache
 def _entries(cls: type) -> tuple[Entry, ...]:
-    hints = typing.get_type_hints(cls)
+    if not dataclasses.is_dataclass(cls):
+        raise BadInput(f"{cls.__name__} is no config; allowed: a class with @gl.config above it")
+    try:
+        hints = typing.get_type_hints(cls)
+    except NameError as error:
+        raise BadInput(f"{cls.__name__} has an annotation of which {error}; {_TYPES}") from error
     return tuple(_entry(cls, field, hints[field.name]) for field in dataclasses.fields(cls))
 
 
 def _entry(cls: type, field: dataclasses.Field[Any], hint: Any) -> Entry:
-    optional = typing.get_origin(hint) in (types.UnionType, typing.Union)
+    written, optional = hint, type(None) in typing.get_args(hint)
     if optional:
-        hint = next(arg for arg in typing.get_args(hint) if arg is not type(None))
+        there = [arg for arg in typing.get_args(hint) if arg is not type(None)]
+        hint = there[0] if len(there) == 1 else hint
     is_list = typing.get_origin(hint) is list
     (kind,) = typing.get_args(hint) if is_list else (hint,)
     if kind not in (bool, int, float, str):
-        raise TypeError(
-            f"{cls.__name__}.{field.name} is annotated {hint}; allowed are bool, int, float, str, "
-            "lists of them, each with `| None` where it may be missing"
-        )
+        raise BadInput(f"{cls.__name__}.{field.name} is annotated {written}; {_TYPES}")
     described = field.metadata.get("key") or WORDS.get(field.name) or Key("")
     return Entry(field.name, kind, is_list, optional, described)
 

@@ -52,7 +52,7 @@ def run(file: str, command: Sequence[str] = ("python",)) -> NoReturn:
         # A thread of jax may still compute: tearing down the interpreter under it ends in a crash.
         os._exit(interrupts.status())
     except BadInput as error:
-        say(f"error: {error}")
+        say(f"error: {' '.join(line.strip() for line in str(error).splitlines())}")
         sys.exit(BAD_INPUT)
     sys.exit(0 if all(verdicts) else CLAIM_FAILED)
 
@@ -192,15 +192,21 @@ def _words(experiment: Experiment) -> argparse.Namespace:
     from gradlab.running import grammar
 
     parser = get_args_parser()
-    parser.error = _refuse  # type: ignore[method-assign]
+    parser.error = _refuse_option  # type: ignore[method-assign]
     words = parser.parse_intermixed_args()
     actions = ("run", "multirun", "cfg", "info", "shell_completion")
     if sum(getattr(words, action) not in (None, False) for action in actions) > 1:
-        _refuse("only one of --run, --multirun, --cfg, --info and --shell-completion is possible")
+        _refuse(
+            "only one of --run, --multirun, --cfg, --info and --shell-completion is possible; "
+            "allowed: the others without it"
+        )
     if words.resolve and not words.cfg:
-        _refuse("--resolve is for --cfg alone")
+        _refuse("--resolve is for --cfg alone; allowed: --cfg job --resolve")
     if words.experimental_rerun:
         _refuse("--experimental-rerun is not offered; allowed: the command in a run's run.json")
+    for word in words.overrides:
+        if word.startswith("-"):  # after `--`; Hydra would read it as an option
+            _refuse_option(f"unrecognized arguments: {word}")
     if any(word.lstrip("+~").startswith("hydra.output_subdir") for word in words.overrides):
         _refuse("hydra.output_subdir is not free; allowed: .hydra, in the folder of each run")
     typed = dict(word.lstrip("+").split("=", 1) for word in words.overrides if "=" in word)
@@ -220,6 +226,10 @@ def _words(experiment: Experiment) -> argparse.Namespace:
         options += ["--config-path", words.config_path]
     sys.argv[1:] = [*words.overrides, *options]
     return words
+
+
+def _refuse_option(message: str) -> NoReturn:
+    raise BadInput(f"{message}; allowed: what --help and --hydra-help show")
 
 
 def _refuse(message: str) -> NoReturn:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,7 @@ def register(experiment: Experiment) -> None:
             f"Config of '{experiment.name}' has the key '{min(collide)}', which every run has; "
             "allowed: any other name"
         )
+    _check_defaults(experiment)
     if "scales" in written(experiment):
         raise BadInput(
             f"'{experiment.config_file}' has the key 'scales', which is now a folder; allowed: "
@@ -54,6 +56,25 @@ def register(experiment: Experiment) -> None:
         )
     grammar.extend()
     ConfigStore.instance().store(name="schema", node=_schema(experiment))
+
+
+def _check_defaults(experiment: Experiment) -> None:
+    """Raise unless the experiment's file takes in what every run has."""
+    whole, nodes = _raw(experiment.config_file), {"hydra", *settings.NODES}
+    for name in nodes & {*whole}:
+        if not isinstance(whole[name], dict):
+            raise BadInput(
+                f"{name} is {whole[name]!r} in '{experiment.config_file}'; allowed: keys of its own"
+            )
+    defaults = whole.get("defaults")
+    files = [part for part in defaults if isinstance(part, str)] if defaults else []
+    known = [*whole, *(content(_first(experiment, "base.yaml")) if "base" in files else ())]
+    lacks = {name.partition(".")[0] for name in settings.entries()} - {*known}
+    if lacks and {*files} <= {"schema", "base", "_self_"}:
+        raise BadInput(
+            f"'{experiment.config_file}' and what its defaults name have no key '{min(lacks)}'; "
+            "allowed: defaults with schema, base and _self_, and a base.yaml with all shared keys"
+        )
 
 
 @contextlib.contextmanager
@@ -128,17 +149,56 @@ def content(path: Path) -> dict[str, Any]:
     """The values in one config file, without what composes them.
 
     Raises:
-        BadInput: there is no such file.
+        BadInput: there is no such file, or it is no YAML with a value per key.
     """
+    return {key: value for key, value in _raw(path).items() if key not in ("defaults", "hydra")}
+
+
+def _raw(path: Path) -> dict[str, Any]:
+    """All that one config file holds."""
     import yaml
 
+    allowed = "allowed: a YAML file in UTF-8 with a value per key"
     if not path.is_file():
-        raise BadInput(f"'{path}' does not exist; allowed: a YAML file with a value per key")
-    values = (
-        yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        or {}
-    )
-    return {key: value for key, value in values.items() if key not in ("defaults", "hydra")}
+        raise BadInput(f"'{path}' does not exist; {allowed}")
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), loader) or {}
+        json.dumps(values, skipkeys=True, default=str)  # raises where it contains itself
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
+        raise BadInput(f"'{path}' cannot be read ({_why(error)}); {allowed}") from error
+    if not isinstance(values, dict):
+        raise BadInput(f"'{path}' is a {type(values).__name__}; {allowed}")
+    return values
+
+
+def _why(error: Exception) -> str:
+    """What is wrong with a file, in a few words, and where."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    if mark is not None and problem:
+        return f"line {mark.line + 1}, column {mark.column + 1}: {problem}"
+    if isinstance(error, RecursionError) or "Circular reference" in str(error):
+        return "it contains itself"
+    if type(error).__name__ == "GrammarParseError":  # whose words are its parser's
+        return "a '${' in it is no reference to a value"
+    return " ".join((getattr(error, "strerror", None) or str(error) or "it is no YAML").split())
+
+
+def damage(path: Path) -> str:
+    """The sentence for a config file that OmegaConf cannot read; empty for one that it can."""
+    from omegaconf import OmegaConf
+
+    try:
+        _raw(path)
+        OmegaConf.to_container(OmegaConf.create(path.read_text(encoding="utf-8")))
+    except BadInput as error:
+        return str(error)
+    except Exception as error:  # a parser raises what it likes
+        return (
+            f"'{path}' cannot be read ({_why(error)}); "
+            "allowed: a YAML file in UTF-8 with a value per key"
+        )
+    return ""
 
 
 def _schema(experiment: Experiment) -> Any:

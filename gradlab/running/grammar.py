@@ -21,6 +21,9 @@ from gradlab.lazy import np
 
 _hydras_own = overrides_parser.create_functions
 
+# So many values, each of which is checked before anything is computed, an axis may have.
+MOST = 10**6
+
 # `zip(depth,width)`: two swept keys that go along together.
 _ZIP = re.compile(r"zip\(\s*([\w./]+(?:\s*,\s*[\w./]+)+)\s*\)")
 
@@ -77,7 +80,7 @@ def stepped(start: Any, stop: Any = None, step: Any = 1) -> RangeSweep | ChoiceS
     """From `start` to before `stop`; from 0 where one number is given."""
     start, stop = (0, start) if stop is None else (start, stop)
     text, numbers = f"range({start},{stop},{step})", (start, stop, step)
-    if any(isinstance(one, bool) or not isinstance(one, int | float) for one in numbers):
+    if not all(map(_is_finite, numbers)):
         raise BadInput(f"{text} is no list of numbers; allowed: range(FIRST,BEFORE,STEP)")
     if step == 0:
         raise BadInput(f"{text} has the step 0; allowed: a step above or below 0")
@@ -87,6 +90,8 @@ def stepped(start: Any, stop: Any = None, step: Any = 1) -> RangeSweep | ChoiceS
         )
     if all(isinstance(one, int) for one in numbers):
         return RangeSweep(start=start, stop=stop, step=step)
+    if not (stop - start) / step <= MOST:
+        raise BadInput(f"{text} names more values than there may be; allowed: at most {MOST}")
     # In decimals, as they were typed: 1.3, 0.8 and 0.3, and not a digit beside it.
     first, end, by = (Decimal(repr(one)) for one in numbers)
     return ChoiceSweep(
@@ -102,14 +107,16 @@ def ordered(*values: Any, **how: Any) -> Any:
 
 
 def _check(name: str, start: Any, stop: Any, num: Any) -> None:
-    numbers = [start, stop]
-    if any(isinstance(end, bool) or not isinstance(end, int | float) for end in numbers) or (
-        isinstance(num, bool) or not isinstance(num, int) or num < 1
-    ):
-        raise BadInput(
-            f"{name}({start},{stop},{num}) is no list of numbers; "
-            f"allowed: {name}(FIRST,LAST,HOW_MANY)"
-        )
+    text = f"{name}({start},{stop},{num})"
+    whole = isinstance(num, int) and not isinstance(num, bool)
+    if not (_is_finite(start) and _is_finite(stop) and whole and num >= 1):
+        raise BadInput(f"{text} is no list of numbers; allowed: {name}(FIRST,LAST,HOW_MANY)")
+    if num > MOST:
+        raise BadInput(f"{text} names too many values; allowed: at most {MOST}")
+
+
+def _is_finite(end: Any) -> bool:
+    return isinstance(end, int | float) and not isinstance(end, bool) and math.isfinite(end)
 
 
 # ---- values in it

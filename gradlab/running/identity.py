@@ -16,7 +16,7 @@ import os
 import re
 import sys
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from gradlab.experiment import schema
 from gradlab.experiment.loading import Experiment
 from gradlab.lazy import jax
 from gradlab.running import machine, provenance
-from gradlab.running.recall import Recall
+from gradlab.running.recall import Recall, read_while_running
 
 # Functions outside the program that JAX itself calls by name. What another name does, a callback
 # into Python above all, the program's text does not say.
@@ -84,11 +84,13 @@ class Namer:
         experiment: the experiment.
         method: how points are evaluated, where that may change their last bits.
         recall: finds programs that need not be traced again, for a process that may use it.
+        store: the folder in which is noted what its programs read while they ran.
     """
 
     experiment: Experiment
     method: str
     recall: Recall | None = None
+    store: Path | None = None
     _programs: dict[Any, str] = field(default_factory=dict)
     _around: dict[str, str] = field(default_factory=dict)
 
@@ -107,16 +109,19 @@ class Namer:
         return named_by_seed([self._programs[known], self._around[precision], inputs])
 
     def _program(self, cfg: Any, known: Any) -> str:
+        read = read_while_running(self.store)
+
         def traced() -> str:
-            return program(self.experiment, cfg)
+            return program(self.experiment, cfg, read)
 
-        return traced() if self.recall is None else self.recall.program(known, traced)
+        return traced() if self.recall is None else self.recall.program([known, read], traced)
 
 
-def program(experiment: Experiment, cfg: Any) -> str:
+def program(experiment: Experiment, cfg: Any, read: Mapping[str, str]) -> str:
     """The name of all that `compute` does with values of this config's structure.
 
     What cannot be traced is named by its sources: it fails, and is tried again when they change.
+    `read` are the files that its programs read while they ran, each with its stamp.
     """
     compute = experiment.module.compute
     try:
@@ -125,7 +130,8 @@ def program(experiment: Experiment, cfg: Any) -> str:
         return digest(["untraceable", *_sources(experiment)])
     text = lowered.as_text()
     unsaid = [name for name in _CALL.findall(text) if not _JAX_CALLS.match(name)]
-    return digest([text, str(lowered.out_tree), *(_sources(experiment) if unsaid else ())])
+    outside = [*_sources(experiment), sorted(read.items())] if unsaid else []
+    return digest([text, str(lowered.out_tree), *outside])
 
 
 def surroundings() -> dict[str, Any]:
@@ -164,7 +170,10 @@ def _sources(experiment: Experiment) -> Iterator[str]:
     yield json.dumps(provenance.versions())
     library = (file for wing in _COMPUTING_WINGS for file in (LIBRARY / wing).rglob("*.py"))
     yield from map(_code, sorted(library))
-    yield from sorted(map(_code, _reached(experiment.file)))
+    reached = _reached(experiment.file)
+    yield from sorted(map(_code, reached))
+    if any(word in path.read_bytes() for path in reached for word in (b"environ", b"getenv")):
+        yield json.dumps(sorted(os.environ.items()))
 
 
 def _reached(file: Path) -> set[Path]:

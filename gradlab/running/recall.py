@@ -10,9 +10,11 @@ so only a process that was started for this run may recall.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
+import random
 import sys
 import sysconfig
 import time
@@ -23,12 +25,19 @@ from typing import Any
 
 from gradlab.errors import NotWritten
 from gradlab.experiment import files
+from gradlab.lazy import np
 
 # What asks somebody else, whose answer may be another one next time.
 _ASKING = frozenset(
     ("subprocess.Popen", "os.system", "os.posix_spawn", "socket.connect", "sqlite3.connect")
 )
 _LISTING = frozenset(("os.listdir", "os.scandir"))
+
+# Python tells nobody of these questions about a file, whose answers a program may depend on.
+_LOOKS = ("stat", "lstat", "access")
+
+# Before the path of a file that was only asked about, of which a folder's content is no part.
+_LOOKED = "?"
 
 # Packages in C that open files through Python alone, or none.
 _OPEN = frozenset(
@@ -74,12 +83,14 @@ class Reads:
     Attributes:
         since: the time at which the process began, in nanoseconds.
         files: the paths that were opened, as they were given.
+        looked: those of which was asked whether or what they are.
         folders: the folders that were listed.
         asked: whom else was asked.
     """
 
     since: int = field(default_factory=process_start)
     files: set[str] = field(default_factory=set)
+    looked: set[str] = field(default_factory=set)
     folders: set[str] = field(default_factory=set)
     asked: set[str] = field(default_factory=set)
 
@@ -109,10 +120,70 @@ def watched(reads: Reads) -> Iterator[None]:
         _hooked.append(True)
         sys.addaudithook(_hook)
     _watches.append(reads)
+    looks = {name: getattr(os, name) for name in _LOOKS}
+    for name, look in looks.items():
+        setattr(os, name, _seen(look, reads))
     try:
         yield
     finally:
         _watches.remove(reads)
+        for name, look in looks.items():
+            setattr(os, name, look)
+
+
+def _seen(look: Callable[..., Any], reads: Reads) -> Callable[..., Any]:
+    """A question about a file that notes which file it was asked of."""
+
+    @functools.wraps(look)
+    def asked(path: Any, *more: Any, **how: Any) -> Any:
+        if isinstance(path, str | os.PathLike):
+            reads.looked.add(os.fsdecode(path))
+        return look(path, *more, **how)
+
+    return asked
+
+
+# ---- what is read while a program runs
+
+_NOTE = "read.json"
+
+
+@contextlib.contextmanager
+def noted(store: Path) -> Iterator[None]:
+    """Every file that is read in the block is noted in the folder of a store.
+
+    A program that calls Python while it runs is named by the content of these, too.
+    """
+    reads = Reads()
+    try:
+        with watched(reads):
+            yield
+    finally:
+        paths = {os.path.abspath(path) for path in reads.files | reads.looked}
+        own = {path for path in paths if _is_data(path, store)}
+        known = _noted(store)
+        if own - {*known}:
+            with contextlib.suppress(NotWritten, OSError):  # the folder may only be read
+                files.write_json(store / _NOTE, sorted(own | {*known}))
+
+
+def _is_data(path: str, store: Path) -> bool:
+    """Whether a file that was read holds data of somebody's own; of code the syntax counts."""
+    below = path.startswith((str(store.absolute()), str(Path(sys.prefix).absolute())))
+    return not below and not _is_passing(path) and not path.endswith(".py") and os.path.isfile(path)
+
+
+def _noted(store: Path) -> list[str]:
+    try:
+        held = json.loads((store / _NOTE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    return [str(path) for path in held] if isinstance(held, list) else []
+
+
+def read_while_running(store: Path | None) -> dict[str, str]:
+    """Each file that was read while a program of the store ran, and its stamp as it is now."""
+    return {path: _stamp(path) for path in (_noted(store) if store else ())}
 
 
 @dataclass(frozen=True)
@@ -128,8 +199,11 @@ class Recall:
         remembered = self._remembered()
         if asked in remembered.get("programs", {}):
             return str(remembered["programs"][asked])
+        before = _drawn()
         with watched(self.reads):
             name = trace()
+        if _drawn() != before:
+            self.reads.asked.add("random")
         stamps = self._stamps()
         if stamps is not None:
             self._remember(asked, name, remembered, stamps)
@@ -162,10 +236,17 @@ class Recall:
         if self.reads.asked or any(map(_may_read_unseen, loaded)):
             return None
         opened = {os.path.abspath(path) for path in self.reads.files | self.reads.folders}
+        looked = {os.path.abspath(path) for path in self.reads.looked} - opened - loaded
         wanted = {path for path in opened if not _is_passing(path)} | loaded
+        wanted |= {_LOOKED + path for path in looked if not _is_passing(path)}
         stamps = {path: _stamp(path) for path in sorted(wanted)}
         # What changed after it was imported may not be what was imported.
         return None if any(_newer(path, self.reads.since) for path in stamps) else stamps
+
+
+def _drawn() -> str:
+    """The states of the generators of random numbers that every module shares."""
+    return _digest(repr((random.getstate(), np.random.get_state())).encode())
 
 
 def _outside() -> list[Any]:
@@ -196,6 +277,9 @@ def _may_read_unseen(path: str) -> bool:
 
 def _stamp(path: str) -> str:
     """Content where it is the user's own, size and time where it is a package's."""
+    if path.startswith(_LOOKED):
+        path = path.removeprefix(_LOOKED)
+        return "folder" if os.path.isdir(path) else _stamp(path)
     try:
         if os.path.isdir(path):
             return _digest("\n".join(sorted(os.listdir(path))).encode())
@@ -208,6 +292,7 @@ def _stamp(path: str) -> str:
 
 
 def _newer(path: str, moment: int) -> bool:
+    path = path.removeprefix(_LOOKED)
     try:
         return os.path.isfile(path) and os.stat(path).st_ctime_ns > moment
     except OSError:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from gradlab.errors import BadInput
 from gradlab.experiment import schema
 from gradlab.experiment.schema import Entry
 
@@ -110,6 +111,9 @@ def read(values: Mapping[str, Any]) -> Settings:
     """
     shared = {name: value for name, value in values.items() if name not in NODES}
     nodes: dict[str, Any] = {
-        name: schema.read(keys, values[name], name) for name, keys in NODES.items()
+        name: schema.read(keys, values.get(name, {}), name) for name, keys in NODES.items()
     }
-    return Settings(**vars(schema.read(RunKeys, shared)), **nodes)
+    read = Settings(**vars(schema.read(RunKeys, shared)), **nodes)
+    if not read.results.strip():
+        raise BadInput("results is ''; allowed: the name of a folder")
+    return read

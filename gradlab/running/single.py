@@ -15,7 +15,7 @@ from gradlab.experiment.loading import Experiment
 from gradlab.running import console, machine, naming, provenance
 from gradlab.running.identity import Case, Namer
 from gradlab.running.provenance import Asked
-from gradlab.running.recall import Reads, Recall
+from gradlab.running.recall import Reads, Recall, noted
 from gradlab.running.store import Store
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def dataset_of(
 ) -> tuple[Case, xr.Dataset]:
     """The dataset of one run, from the store where it was finished before, and its name."""
     store = Store(naming.store_folder(exp, settings))
-    namer = Namer(exp, METHOD, recalling(store, reads))
+    namer = Namer(exp, METHOD, recalling(store, reads), store.folder)
     given = (cfg, settings.seed, settings.precision)
     case = Case(*given, namer(*given))
     if not settings.sweep.resume:
@@ -95,7 +95,8 @@ def dataset_of(
     found, _ = store.load([case])
     if case.key in found:
         return case, loading.label(exp, cfg, settings.seed, found[case.key])
-    arrays = loading.results(exp, cfg, settings.seed)
+    with noted(store.folder):
+        arrays = loading.results(exp, cfg, settings.seed)
     data = loading.label(exp, cfg, settings.seed, arrays)
     store.save([(case, arrays)], {"method": METHOD})
     return case, data
@@ -173,19 +174,20 @@ def write_judged(
     made = {f"figure.{ending}": drawn.get(ending) for ending in ("png", "pdf", "svg")}
     made["caption.md"] = f"{caption}\n".encode() if caption else None
     for name, content in made.items():
-        if content is None:
-            (folder / name).unlink(missing_ok=True)
-        else:
-            files.write_bytes(folder / name, content)
-    if judged is None:
-        (folder / "claims.json").unlink(missing_ok=True)
+        _put(folder / name, content)
+    _put(folder / "claims.json", judged)
+
+
+def _put(path: Path, content: bytes | None) -> None:
+    if content is None:
+        files.remove(path)
     else:
-        files.write_bytes(folder / "claims.json", judged)
+        files.write_bytes(path, content)
 
 
 def write_record(folder: Path, made: Mapping[str, Any], asked: Asked) -> None:
     """Put Hydra's snapshot into `.hydra/`, and at last what the run was made with."""
     for name, text in asked.snapshot.items():
-        (folder / ".hydra").mkdir(exist_ok=True)
+        files.folder_for(folder / ".hydra")
         files.write_bytes(folder / ".hydra" / name, text.encode())
     fileset.close(folder, made)

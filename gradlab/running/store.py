@@ -99,7 +99,8 @@ class Store:
 
     def has(self, points: Sequence[Stored]) -> bool:
         """Whether exactly these points are finished as one file."""
-        return any(self.folder.glob(f"{_together([point.key for point in points])}-*.nc"))
+        name = _together([point.key for point in points])
+        return any(path.is_file() for path in self.folder.glob(f"{name}-*.nc"))
 
     def keys(self) -> set[str]:
         """The keys of all finished points, those by which others ask for them among it."""
@@ -116,7 +117,8 @@ class Store:
     def _others(self) -> dict[str, str]:
         """Every name by which others ask for a point, and the point's own key."""
         notes = [_json(path) for path in sorted(self.folder.glob("*.names.json"))]
-        return {name: key for note in notes for name, key in note.items()}
+        told = {name: key for note in notes for name, key in note.items()}
+        return {name: key for name, key in told.items() if isinstance(key, str)}
 
     def load(self, points: Iterable[Stored]) -> tuple[dict[str, dict[str, Named]], list[Any]]:
         """Point key to arrays, where the point is finished, and the ways they were computed."""
@@ -217,6 +219,9 @@ class Store:
             held = path.read_bytes()
         except FileNotFoundError:
             return None  # removed by another process
+        except IsADirectoryError:
+            self._aside(path, "is a folder")
+            return None
         except OSError as error:
             say(f"note: '{path}' cannot be read ({error.strerror}); its points count as missing")
             return None

@@ -62,7 +62,7 @@ class Element:
             raise RuntimeError(f"this node offers {programs.platform()}, not {self.platform}")
         exp = loading.load(self.file)
         store = Store(Path(self.store))
-        name = Namer(exp, self.computed_by)
+        name = Namer(exp, self.computed_by, store=store.folder)
         chunks = [[_point(exp, plain, name) for plain in chunk] for chunk in self.points]
         if sources(exp) == self.sources:
             # Another device's names: whoever asked for these points finds them by their own.
@@ -74,6 +74,9 @@ class Element:
             sweep.compute(exp, sweep.left(chunks, store), store, method, self.fail_fast)
         except sweep.FailFast:
             return
+        except BadInput as error:  # the same again would end in the same
+            for point in (point for chunk in sweep.left(chunks, store) for point in chunk):
+                store.save_failure(point, str(error), "")
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
         """The same again, for Slurm to requeue when it preempts or the time is over."""
@@ -144,6 +147,8 @@ class Joblib:
         return True
 
     def _compute(self, todo: Todo, chunks: Sequence[Sequence[Point]]) -> None:
+        import multiprocessing
+
         from joblib import Parallel, delayed
         from joblib.externals.loky.process_executor import TerminatedWorkerError
 
@@ -163,6 +168,11 @@ class Joblib:
                 todo.steps.reach(before + len(points) - sum(map(len, left)))
                 if todo.settings.sweep.fail_fast and todo.store.failures(points):
                     raise sweep.FailFast
+        except multiprocessing.TimeoutError as error:
+            raise BadInput(
+                f"hydra.launcher.timeout is {keys['timeout']}, and a worker took longer; "
+                "allowed: more seconds than some points take, or null"
+            ) from error
         except TerminatedWorkerError:
             return  # what is missing on disk says what was lost with it
 

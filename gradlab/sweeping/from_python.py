@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from gradlab.errors import BadInput
 from gradlab.experiment import fileset, loading, schema
 from gradlab.experiment.loading import Experiment
-from gradlab.running import command_line, composition, grammar, machine, naming, refusals
+from gradlab.running import command_line, composition, machine, naming, refusals
 from gradlab.running.command_line import Task
 from gradlab.running.provenance import Asked
 from gradlab.sweeping.outcomes import Claims, Run
@@ -90,6 +90,7 @@ def sweep(experiment: str | Path, *overrides: str, **values: Any) -> xr.Dataset:
     from hydra.types import HydraContext, RunMode
 
     from gradlab.experiment import dataset
+    from gradlab.running import grammar
     from gradlab.sweeping import join, multirun
 
     exp = _found(experiment)
@@ -122,6 +123,9 @@ def runs(experiment: str | Path | None = None, results: str | Path | None = None
     """
     import pandas as pd
 
+    for what, given in (("experiment", experiment), ("results", results)):
+        if not isinstance(given, str | Path | None):
+            raise BadInput(f"{what} is {given!r}; allowed: a name, a path, or None")
     place = Path(results) if results is not None else _results(experiment)
     names = [Path(experiment).stem] if experiment is not None else ["*"]
     folders = sorted(
@@ -191,7 +195,7 @@ def prune(experiment: str | Path, *, dry_run: bool = True) -> list[dict[str, Any
     exp = _found(experiment)
     with machine.set_back(), _composed(exp, []) as (settings, _, _, _):
         store = Store(naming.store_folder(exp, settings))
-        name = functools.cache(functools.partial(Namer, exp))
+        name = functools.cache(functools.partial(Namer, exp, store=store.folder))
         told = [(plain, name(method_in_words(**how))) for plain, how in store.told()]
         old = [plain for plain, namer in told if plain["key"] != _name_now(exp, plain, namer)]
         if not dry_run:
@@ -212,7 +216,11 @@ def _name_now(exp: Experiment, plain: Mapping[str, Any], name: Namer) -> str:
 
 def _is_the_program(experiment: str | Path) -> bool:
     main = getattr(sys.modules.get("__main__"), "__file__", None)
-    return main is not None and Path(experiment).resolve() == Path(main).resolve()
+    return (
+        main is not None
+        and isinstance(experiment, str | Path)
+        and Path(experiment).resolve() == Path(main).resolve()
+    )
 
 
 def _found(experiment: str | Path) -> Experiment:
@@ -241,6 +249,8 @@ def _swept(overrides: Sequence[str], values: Mapping[str, Any]) -> list[str]:
 
 def _axis(values: Any) -> str:
     """Several values in Hydra's grammar: by the function that spaces them, or one by one."""
+    from gradlab.running import grammar
+
     held = values if isinstance(values, range) else list(values)
     points = [value for value in held if isinstance(value, Mapping)]
     if points:
@@ -253,20 +263,34 @@ def _axis(values: Any) -> str:
 
 
 def _is_axis(value: Any) -> bool:
-    return isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping)
+    is_one = isinstance(value, str | bytes | Mapping) or getattr(value, "ndim", 1) == 0
+    return isinstance(value, Iterable) and not is_one
 
 
 def _text(value: Any) -> str:
-    """A value in Hydra's grammar, floats to their last bit."""
+    """A value in Hydra's grammar, floats to their last bit.
+
+    Raises:
+        BadInput: it has none.
+    """
+    from gradlab.running import grammar
+
     if _is_axis(value):
         return "[" + ",".join(map(_text, value)) + "]"
     plain = value.item() if hasattr(value, "item") else value
+    plain = str(plain) if isinstance(plain, Path) else plain
     if isinstance(plain, str) and grammar.element(plain) is plain:
         return plain
     if isinstance(plain, str):
         escaped = plain.replace("\\", "\\\\").replace("'", "\\'")
         return f"'{escaped}'"
-    return json.dumps(plain)
+    try:
+        return json.dumps(plain)
+    except (TypeError, ValueError):
+        raise BadInput(
+            f"{value!r} is no value of a key; "
+            "allowed: a number, a text, true, false, null, or a list of such"
+        ) from None
 
 
 def _command(exp: Experiment, lines: Sequence[str]) -> str:

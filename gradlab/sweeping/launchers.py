@@ -85,6 +85,10 @@ def chosen(config: DictConfig, folder: Path) -> Launcher:
             )
     if launcher.target == JOBLIB and keys["n_jobs"] == 0:
         raise BadInput("hydra.launcher.n_jobs is 0; allowed: 1 or more, or -1 for all processors")
+    if launcher.target == SLURM and not keys["array_parallelism"] >= 1:
+        raise BadInput(
+            f"hydra.launcher.array_parallelism is {keys['array_parallelism']}; allowed: at least 1"
+        )
     return launcher
 
 
@@ -163,7 +167,7 @@ class Job:
         settings, cfg = composition.read(exp, composition.plain_values(config))
         given = (cfg, settings.seed, settings.precision)
         computed_by = points.computed_by(settings, programs.platform())
-        point = Point(*given, Namer(exp, computed_by)(*given))
+        point = Point(*given, Namer(exp, computed_by, store=Path(self.store))(*given))
         machine.prepare(settings.precision)
         method = programs.choose(settings.sweep.method, settings.sweep.batch)
         sweep.compute(exp, [[point]], Store(Path(self.store)), method, settings.sweep.fail_fast)

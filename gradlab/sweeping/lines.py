@@ -86,10 +86,9 @@ def of_overrides(exp: Experiment, config: DictConfig, swept: Mapping[str, Overri
         key: Line((over.get_key_element(),), (_elements(over, known.get(key)),))
         for key, over in swept.items()
     }
-    asked = config.hydra.sweeper
-    tables = [_zipped(group, singles) for group in asked.get("zip") or ()]
-    listed = OmegaConf.to_container(asked.get("points") or OmegaConf.create([]))
-    tables += [_listed(listed, singles)] if listed else []
+    asked: Any = OmegaConf.to_container(config.hydra.sweeper)
+    tables = [_zipped(group, singles) for group in _groups(asked.get("zip"))]
+    tables += [] if asked.get("points") is None else [_listed(asked["points"], singles)]
     together = {key for line in tables for key in line.names}
     lines = [line for key, line in singles.items() if key not in together]
     return [*([functools.reduce(_product, tables)] if tables else []), *lines]
@@ -108,7 +107,27 @@ def _elements(over: Override, entry: schema.Entry | None) -> Sequence[Any]:
         elements = list(over.sweep_iterator())
     if not elements:
         raise BadInput(f"{_typed(over)} names nothing; allowed: a sweep of at least one value")
+    if len(elements) > grammar.MOST and over.key_or_group != "seed":
+        raise BadInput(
+            f"{_typed(over)} names {len(elements)} values; allowed: at most {grammar.MOST}"
+        )
     return elements
+
+
+def _groups(asked: Any) -> list[list[str]]:
+    """The keys of each `zip(...)`, none twice."""
+    groups = [[group] if isinstance(group, str) else group for group in _as_list(asked)]
+    keys = [key for group in groups for key in _as_list(group)]
+    for place, key in enumerate(keys):
+        if key in keys[:place]:
+            raise BadInput(f"zip names '{key}' twice; allowed: each key once")
+    return groups
+
+
+def _as_list(asked: Any) -> list[Any]:
+    if not isinstance(asked, list | None):
+        raise BadInput(f"hydra.sweeper.zip is {asked!r}; allowed: [[KEY,KEY],...], as zip(KEY,KEY)")
+    return asked or []
 
 
 def _zipped(group: Sequence[str], singles: Mapping[str, Line]) -> Line:
@@ -134,8 +153,9 @@ def _named(singles: Mapping[str, Line]) -> str:
 def _listed(listed: Any, singles: Mapping[str, Line]) -> Line:
     """The line of a list of points, `points=[{depth:4,w:0.9},{depth:8,w:1.1}]`."""
     allowed = "allowed: points=[{KEY:VALUE,...},...], each with the same keys"
-    if not isinstance(listed, list) or not all(isinstance(row, dict) and row for row in listed):
-        raise BadInput(f"points is {listed}; {allowed}")
+    rows = listed if isinstance(listed, list) else []
+    if not rows or not all(isinstance(row, dict) and row for row in rows):
+        raise BadInput(f"points is {listed!r}; {allowed}")
     keys = tuple(map(str, listed[0]))
     for row in listed:
         if tuple(map(str, row)) != keys and {*map(str, row)} != {*keys}:

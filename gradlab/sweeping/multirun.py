@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 def sweep(context: HydraContext, task: Task, config: DictConfig, arguments: Sequence[str]) -> bool:
     """Whether every point of the multirun was computed and every claim holds."""
-    arguments = [*_params(config, arguments), *arguments]
+    added = _params(config, arguments)
+    arguments = [*added, *arguments]
     parsed = lines.overrides_of(context, arguments)
     swept = {key: over for key, over in parsed.items() if over.is_sweep_override()}
     axes = lines.of_overrides(task.experiment, config, swept)
@@ -30,6 +31,8 @@ def sweep(context: HydraContext, task: Task, config: DictConfig, arguments: Sequ
         return task.single(config, arguments)
     named = {name for line in axes for name in line.names}
     fixed = [str(over.input_line) for key, over in parsed.items() if key not in named]
+    if {*added} & {*fixed}:  # Hydra has composed what was typed, and nothing else
+        config = context.config_loader.load_sweep_config(config, fixed)
     grid = Grid(task.experiment, context, config, fixed, axes)
     return _run(context, task, config, arguments, fixed, grid)
 
@@ -93,7 +96,7 @@ def _run(
 
     store = Store(naming.store_folder(exp, settings))
     computed_by = points.computed_by(settings, launcher.platform())
-    name = Namer(exp, computed_by, single.recalling(store, task.reads))
+    name = Namer(exp, computed_by, single.recalling(store, task.reads), store.folder)
     whole = Sweep(axes, grid.points(axes, name), tuple(fixed), asked)
     work = launchers.work(launcher, context, config, folder, whole)
     verdict = sweeps.run_sweep(exp, whole, settings, folder, work)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gradlab.errors import BadInput
 from gradlab.experiment import fileset
 from gradlab.experiment.loading import Experiment
 
@@ -103,9 +104,18 @@ def compare(one: Run, other: Run) -> pd.DataFrame:
     """A row for all that differs between two runs: values, versions, numbers, arrays and claims.
 
     Of an array the largest difference is told, nan where one of both has none.
+
+    Raises:
+        BadInput: one of both is no run.
     """
     import pandas as pd
 
+    for given in (one, other):
+        if not isinstance(given, Run):
+            raise BadInput(
+                f"a {type(given).__name__} is no run to be compared; "
+                "allowed: what gl.run and gl.load return"
+            )
     rows = [
         *_differing("value", one.record.get("config", {}), other.record.get("config", {})),
         *_differing("version", one.record.get("versions", {}), other.record.get("versions", {})),

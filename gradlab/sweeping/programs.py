@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from gradlab.experiment import memory, schema
+from gradlab.experiment import dataset, memory, schema
 from gradlab.sweeping.points import Point, resolved, structure
 
 Arrays = dict[str, Any]
@@ -93,13 +93,18 @@ class Program:
         self._structure: tuple[Any, ...] | None = None
 
     def evaluate(self, points: Sequence[Point]) -> Iterator[tuple[Point, Arrays | Failure]]:
-        """Each point of one structure with its arrays on the host, or with its failure."""
+        """Each point of one structure with its arrays on the host, or with its failure.
+
+        Raises:
+            BadInput: no file can hold what `compute` returns.
+        """
         self._make_room(structure(points[0]))
         try:
-            self._single.eval_shape(*_arguments(points[0]))
+            told = self._single.eval_shape(*_arguments(points[0]))
         except Exception as error:  # what cannot be traced fails alike at all points
             yield from ((point, failure(error)) for point in points)
             return
+        dataset.check_returned(told, schema.values(points[0].cfg))
         if self.method.name == "each":
             yield from self._each(points)
         else:

@@ -91,7 +91,7 @@ def _executor(
     try:
         executor = submitit.AutoExecutor(keys["submitit_folder"], cluster=queue, **start)
         executor.update_parameters(**named | dict(besides))
-    except (NameError, TypeError, ValueError) as error:
+    except (NameError, OSError, TypeError, ValueError) as error:
         words = " ".join(str(error).split())
         raise BadInput(f"hydra.launcher: {words}; allowed: what submitit takes") from None
     return executor
@@ -126,7 +126,7 @@ class Queue(ABC):
             # What sbatch prints is in the error too.
             with contextlib.redirect_stderr(io.StringIO()):
                 self.jobs = self.executor.submit_array(jobs)
-        except FailedJobError as error:
+        except (FailedJobError, OSError) as error:
             words = " ".join(str(error).split())
             raise BadInput(
                 f"the job was refused: {words}; allowed: what the cluster takes"

@@ -16,6 +16,7 @@ from gradlab.experiment.loading import Experiment
 from gradlab.running import console, machine, naming, provenance, single
 from gradlab.running.console import Steps, say
 from gradlab.running.interrupts import Interrupts
+from gradlab.running.recall import noted
 from gradlab.running.store import Store
 from gradlab.sweeping import overview, points, programs
 from gradlab.sweeping.gathered import Gathered, Unfinished
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 
 # Seconds after which points that are finished go to disk though their chunk is not.
 PATIENCE = 60.0
+
+# So many points that failed are named on stderr.
+MOST_TOLD = 20
 
 
 class Stopped(KeyboardInterrupt):
@@ -55,7 +59,8 @@ def compute(
             _step(steps, len(chunk))
         else:
             machine.prepare(chunk[0].precision)
-            _compute_chunk(program, chunk, store, fail_fast, steps)
+            with noted(store.folder):
+                _compute_chunk(program, chunk, store, fail_fast, steps)
 
 
 def _step(steps: Steps | None, count: int) -> None:
@@ -166,8 +171,10 @@ def _record(
     single.write_record(folder, manifest, sweep.asked)
     if failures:
         say(f"{len(failures)} of {len(sweep.points)} points failed; to repeat each alone:")
-    for point, failure in failed:
+    for point, failure in failed[:MOST_TOLD]:
         say(f"  {in_words(point)}: {failure.error}\n    {sweep.alone(point)}")
+    if len(failed) > MOST_TOLD:
+        say(f"  and {len(failed) - MOST_TOLD} more, in {folder / 'run.json'}")
 
 
 def _finish(

@@ -1,10 +1,12 @@
 """What is written is what is read, under its names; a write is whole or did not happen."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -249,3 +251,38 @@ def test_text_within_an_array_is_refused_by_its_name() -> None:
     values = np.array([["a", "b"]], dtype=object)
     with pytest.raises(BadInput, match="array 'it' is of type object"):
         dataset.assemble({"it": dataset.named(values, "one two")}, {})
+
+
+@pytest.mark.parametrize(
+    ("returned", "sentence"),
+    [
+        (None, "compute returns nothing; allowed: "),
+        ([1.0], "compute returns a list; allowed: "),
+        ({}, "compute returns nothing; allowed: "),
+        ({"x": 1.0}, "compute returns 'x' without names for its axes"),
+        ({"": dataset.named(1.0)}, "an array named ''; allowed: a text without /"),
+        ({"a/b": dataset.named(1.0)}, "an array named 'a/b'; allowed: a text without /"),
+        ({"key": dataset.named(jax.random.key(0))}, "is of type key<fry>, which the file cannot"),
+        (
+            {"x": dataset.named(np.ones(3), "q"), "y": dataset.named(np.ones(4), "q")},
+            "axis 'q' has 3 places in 'x' and 4 in 'y'; allowed: one length",
+        ),
+    ],
+)
+def test_what_no_file_can_hold_is_refused_by_its_shapes_alone(returned: Any, sentence: str) -> None:
+    with pytest.raises(BadInput, match=re.escape(sentence)):
+        dataset.check_returned(returned, {})
+
+
+@pytest.mark.parametrize(
+    ("values", "dims", "sentence"),
+    [
+        (np.ones((2, 2)), ("q q",), "two axes are named alike in ('q', 'q')"),
+        (np.ones(2), (3,), "axes are named (3,); allowed: texts"),
+        (["a", 1.0], ("q",), "neither an array nor a list of texts"),
+        (None, (), "neither an array nor a list of texts"),
+    ],
+)
+def test_names_that_are_none_are_refused(values: Any, dims: Any, sentence: str) -> None:
+    with pytest.raises(BadInput, match=re.escape(sentence)):
+        dataset.named(values, *dims)

@@ -133,7 +133,7 @@ def test_a_type_that_no_config_can_hold_is_refused_when_the_class_is_read() -> N
     class Wrong:
         table: dict[str, int]
 
-    with pytest.raises(TypeError, match="Wrong.table is annotated"):
+    with pytest.raises(BadInput, match="Wrong.table is annotated"):
         schema.entries(Wrong)
 
 

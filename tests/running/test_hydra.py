@@ -158,14 +158,14 @@ def test_hydras_own_folders_are_taken_where_they_are_asked_for(toy: Toy, tmp_pat
         (["--nosuch"], "unrecognized arguments: --nosuch"),
         (["--multirun", "--cfg", "job"], "only one of --run, --multirun, --cfg"),
         (["--resolve"], "--resolve is for --cfg alone"),
-        (["--config-name", "nope"], "Cannot find primary config 'nope'"),
+        (["--config-name", "nope"], "config 'nope' is not known; allowed: chaos"),
         (["--config-dir", "nowhere"], "nowhere' not found"),
         (["hydra/launcher=nope"], "'nope' is not known"),
-        (["init=he"], "To append to your default list use +init=he"),
+        (["init=he"], "'init' has no choice to be changed; allowed: +init=he"),
         (["+experiment=nope"], "'nope' is not known"),
-        (["+depth=3"], "'++depth=3'"),
+        (["+depth=3"], "'depth' is there already; allowed: depth=VALUE"),
         (["~depth"], "key 'depth' is missing"),
-        (["depth@there=3"], "config group 'depth' does not exist"),
+        (["depth@there=3"], "'depth@there=3' names the group 'depth', which there is not"),
         (["sweep_method=map"], "key 'sweep_method' is now called 'sweep.method'"),
         (
             ["cluster_width=2"],
@@ -177,7 +177,23 @@ def test_hydras_own_folders_are_taken_where_they_are_asked_for(toy: Toy, tmp_pat
         (["dtypes=float32"], "key 'dtypes' is not known"),  # no experiment's key here is dtype
         (["--multirun", "sweep.method=map,vmap"], "is no sweep of values"),
         (["--multirun", "hydra.sweeper.params=3"], "hydra.sweeper.params is 3; allowed: {key"),
-        (["--multirun", "+hydra.sweeper.params.seed=0,1"], "Sweeping over Hydra's configuration"),
+        (["--multirun", "+hydra.sweeper.params.seed=0,1"], "is no sweep of values; allowed: one"),
+        (["-z"], "unrecognized arguments: -z; allowed: what --help"),
+        (["hydra.job.nme=1"], "key 'hydra.job.nme' is not known; did you mean 'hydra.job.name'?"),
+        (["hydra.verbose=3"], "a key of Hydra has a value of another type; allowed: what --help"),
+        (["hydra.run.dir=/proc/x/y"], "'/proc/x' cannot be written (No such file or directory)"),
+        (["results="], "results is ''; allowed: the name of a folder"),
+        (["--multirun", "points=[]"], "points is []; allowed: points=[{KEY:VALUE"),
+        (["--multirun", "seed=0,1", "zip(seed,seed)"], "zip names 'seed' twice; allowed: each"),
+        (["--multirun", "seed=0,1", "hydra.sweeper.zip=1"], "zip is 1; allowed: [[KEY,KEY]"),
+        (["--multirun", "seed=0,1", "hydra.sweeper.params={nope:1}"], "key 'nope' is not known"),
+        (["--multirun", "gain=linspace(1,inf,3)"], "linspace(1,inf,3) is no list of numbers"),
+        (["--multirun", "gain=linspace(1,2,2000000)"], "too many values; allowed: at most 1000000"),
+        (
+            ["--multirun", "depth=range(1,3000000)"],
+            "names 2999999 values; allowed: at most 1000000",
+        ),
+        (["--multirun", "gain=range(0,1e9,1e-3)"], "more values than there may be; allowed: at"),
         (["+hydra.sweeper.params.seed='0,1'"], "is for sweeps; allowed: --multirun with it"),
         (["hydra/launcher=joblib"], "is for sweeps; allowed: --multirun with it"),
         (
@@ -256,3 +272,27 @@ def test_the_shell_completes_keys_groups_and_choices(
         check=True,
     )
     assert set(done.stdout.split()) == offered
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"\tdepth: 3\n", "line 1, column 1: "),
+        (b"depth: [1\nwidth: 2\n", "line 2, column "),
+        (b"depth: 1\ndepth: 2\n", "line 2, column 1: found duplicate key depth"),
+        (b"depth: caf\xe9\n", "'utf-8' codec can't decode"),
+        (b"depth: &a [*a]\n", "it contains itself"),
+        (b"depth: !!python/object/apply:os.getcwd []\n", "could not determine a constructor"),
+        (b"depth: ${\n", "a '${' in it is no reference"),
+        (b"- depth\n", "is a list; allowed: "),
+    ],
+)
+def test_a_config_that_cannot_be_read_is_told_with_the_place(
+    tmp_path: Path, content: bytes, what: str
+) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_bytes(content)
+    said = composition.damage(path)
+    assert said.startswith(f"'{path}' ")
+    assert what in said
+    assert said.endswith("allowed: a YAML file in UTF-8 with a value per key")

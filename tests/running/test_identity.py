@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,10 +18,12 @@ from gradlab.running.identity import Namer
 from tests.toys import PROJECT
 
 
-def name(lab: Path, method: str = "each", seed: int = 0, **values: Any) -> str:
+def name(
+    lab: Path, method: str = "each", seed: int = 0, store: Path | None = None, **values: Any
+) -> str:
     exp = loading.load_anew(lab / "experiments" / "twice.py")
     given = {"w": [0.5, 1.0], "depth": 3, "gain": 1.0} | values
-    return Namer(exp, method)(schema.read(exp.module.Config, given), seed, "float64")
+    return Namer(exp, method, store=store)(schema.read(exp.module.Config, given), seed, "float64")
 
 
 def edit(path: Path, old: str, new: str) -> None:
@@ -141,6 +144,27 @@ def test_the_code_of_a_callback_is_in_the_name_and_its_comments_are_not(lab: Pat
     assert name(lab) != before
 
 
+def test_a_file_that_is_read_while_a_program_runs_is_in_its_name(lab: Path) -> None:
+    store, read = lab / "store", lab / "table.txt"
+    store.mkdir()
+    read.write_text("1.0")
+    without = name(lab, store=store)
+    edit(lab / "experiments" / "twice.py", *CALLBACK[:2])
+    helper = lab / "experiments" / "helper.py"
+    helper.write_text(f"{helper.read_text()}\nimport numpy\n{CALLBACK[2]}")
+    before = name(lab, store=store)
+    with recall.noted(store):
+        read.read_text()
+        (store / "finished").write_text("its own")
+    assert json.loads((store / "read.json").read_text()) == [str(read)]
+    noted = name(lab, store=store)
+    read.write_text("2.0")
+    assert len({before, noted, name(lab, store=store)}) == 3
+    # What calls nothing while it runs has read all before.
+    edit(lab / "experiments" / "twice.py", *reversed(CALLBACK[:2]))
+    assert name(lab, store=store) == without
+
+
 @pytest.mark.parametrize(
     ("name", "known"),
     [
@@ -211,6 +235,23 @@ def test_a_program_is_traced_once_and_again_only_after_a_change(lab: Path) -> No
     traced, flagged = asked(lab, JAX_THREEFRY_PARTITIONABLE="0")
     assert traced
     assert flagged != other
+
+
+def test_a_program_that_asked_whether_a_file_is_there_is_traced_again_when_it_is(lab: Path) -> None:
+    there = lab / "there"
+    asks = f"noise + DATA + __import__('os').path.exists({str(there)!r})"
+    edit(lab / "experiments" / "twice.py", "noise + DATA", asks)
+    first = asked(lab)
+    there.write_text("")
+    traced, other = asked(lab)
+    assert traced
+    assert other != first[1]
+
+
+def test_a_program_that_drew_from_a_shared_generator_is_not_remembered(tmp_path: Path) -> None:
+    memory = recall.Recall(tmp_path / "programs.json", recall.Reads())
+    memory.program("a structure", lambda: str(random.random()))
+    assert memory.reads.asked == {"random"}
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"files": {}}', '{"files": 1, "programs": {}}'])

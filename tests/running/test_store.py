@@ -120,6 +120,21 @@ def test_a_file_with_anothers_content_is_set_aside(tmp_path: Path) -> None:
     assert (tmp_path / "damaged" / renamed.name).is_file()
 
 
+def test_a_folder_or_a_dead_link_in_the_place_of_a_file_is_no_finished_point(
+    tmp_path: Path,
+) -> None:
+    store = saved(tmp_path, range(2), range(2, 4))
+    linked, replaced = sorted(tmp_path.glob("*.nc"))
+    for path in (linked, replaced):
+        path.unlink()
+    linked.symlink_to(tmp_path / "nowhere")
+    replaced.mkdir()
+    assert store.keys() == set()
+    assert not any(store.has([*map(Saved, group)]) for group in (range(2), range(2, 4)))
+    again = saved(tmp_path, range(2), range(2, 4))
+    assert again.keys() == {Saved(number).key for number in range(4)}
+
+
 def test_foreign_files_stay_untouched(tmp_path: Path) -> None:
     store = saved(tmp_path, range(2))
     (tmp_path / "mine.nc").write_bytes(b"mine")

@@ -193,3 +193,18 @@ def test_in_another_process_from_any_folder(
         check=True,
     )
     assert done.stdout.split() == ["True", str(lab / "results" / "twice")]
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda: gl.run(3), "experiment is 3; allowed: its name"),  # type: ignore[arg-type]
+        (lambda: gl.run("twice", gain=1j), "1j is no value of a key; allowed: a number"),
+        (lambda: gl.sweep("twice", gain=[object()]), "is no value of a key; allowed: a number"),
+        (lambda: gl.runs(results=3), "results is 3; allowed: a name"),  # type: ignore[arg-type]
+        (lambda: gl.compare(1, 2), "a int is no run to be compared"),  # type: ignore[arg-type]
+    ],
+)
+def test_what_is_no_value_is_told_in_one_sentence(call: Any, sentence: str) -> None:
+    with pytest.raises(gl.BadInput, match=sentence):
+        call()

@@ -14,6 +14,7 @@ networks vanishing correlation; critical initialization with dropout tanh relu.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import gradlab as gl
 from gradlab.lazy import jax, jnp, np, xr
@@ -43,14 +44,9 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     seen, laws, power = [], [], []
     for name in cfg.activation:
         phi, biases, edge, q = critical(cfg, name)
-        runs = gl.grid.over_draws(
-            lambda key, made=(phi, biases, edge, q): jax.lax.map(
-                lambda keep: passes(cfg, key, keep, *made), cfg.keep
-            ),
-            *(key, cfg.num_draws),
-        )
-        seen.append(runs)
-        laws.append(jax.vmap(lambda keep, m=(phi, q, edge): recursion(cfg, keep, *m))(cfg.keep))
+        runs = partial(every_keep, cfg, phi, biases, edge, q)
+        seen.append(gl.grid.over_draws(runs, key, cfg.num_draws))
+        laws.append(jax.lax.map(partial(recursion, cfg, phi, q, edge), cfg.keep))
         weights = edge * jnp.sqrt(1 - cfg.rate)
         apart = law.apart_star(phi, q, weights, 1 - cfg.rate)
         power.append(law.depth_scale(phi, q, apart, weights))
@@ -84,8 +80,21 @@ def critical(cfg: Config, name: str) -> tuple[gl.activations.Phi, jax.Array, jax
     return phi, biases, edge, jnp.where(jnp.isfinite(q), q, 1.0)
 
 
+def every_keep(
+    cfg: Config,
+    phi: gl.activations.Phi,
+    sigma_b: jax.Array,
+    edge: jax.Array,
+    q: jax.Array,
+    key: jax.Array,
+) -> tuple[jax.Array, ...]:
+    """`passes` at every probability to keep a unit, of the same weights."""
+    made = phi, sigma_b, edge, q
+    return jax.lax.map(lambda keep: passes(cfg, key, keep, *made), cfg.keep)
+
+
 def recursion(
-    cfg: Config, keep: jax.Array, phi: gl.activations.Phi, q: jax.Array, edge: jax.Array
+    cfg: Config, phi: gl.activations.Phi, q: jax.Array, edge: jax.Array, keep: jax.Array
 ) -> jax.Array:
     """The correlation of two passes behind each layer at infinite width, `(depth,)`."""
 

@@ -90,7 +90,7 @@ def grown(cfg: Config, gates: str, key: jax.Array) -> jax.Array:
 
 def drawn(cfg: Config, key: jax.Array) -> jax.Array:
     """`entry_moments` of the matrices of some layers, found by what they do with every unit on."""
-    open_layer = layer(replace(cfg, kept=jnp.ones(())), key, "coins")
+    open_layer = layer(replace(cfg, kept=1.0), key, "coins")
     columns = jax.vmap(jax.vmap(open_layer, (None, 0)), (0, None))
     matrices = columns(jnp.arange(min(50.0, cfg.depth)), jnp.eye(cfg.width))
     return gl.one_layer.entry_moments(matrices / jnp.sqrt(cfg.variance))

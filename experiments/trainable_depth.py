@@ -179,7 +179,7 @@ def figure(data: xr.Dataset) -> gl.Figure:
         bars = look | {"linestyle": "none", "elinewidth": 0.8, "label": name}
         forecast.errorbar(row.bin_forecast, row.bin_observed, 2 * row.bin_error, **bars)
     forecast.set(xlabel="probability forecast", ylabel="share that came about", ylim=(-0.05, 1.3))
-    for axes, place in ((maps, "upper left"), (grid, "lower right"), (forecast, "lower right")):
+    for axes, place in ((maps, 2), (grid, 4), (forecast, 4)):  # upper left, lower right
         axes.legend(loc=place, labelcolor="white" if axes is grid else None)
     scores = [f"{name} {x:.2f}" for name, x in data.brier.mean(GRID).to_series().items()]
     gl.figures.words(forecast, 0.04, 0.8, "\n".join(["Brier score", *scores]))

@@ -40,7 +40,7 @@ class Watched:
     rate: float | None
 
 
-class KnownClip(optax.GradientTransformation):
+class KnownClip(optax.GradientTransformation):  # type: ignore[misc]
     """A clip by the global norm of which a watch knows what it does, and need not measure it.
 
     Attributes:

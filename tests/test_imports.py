@@ -121,8 +121,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
     ),
     "diagnosis": (
         *("door", "program", "dependence", "layers", "sums", "softmaxes", "gates", "anatomy"),
-        "measures",
-        *("changes", "laws", "facts", "verdicts"),
+        *("changes", "operations", "measures"),
+        *("laws", "facts", "verdicts"),
         *("checks_weights", "checks_flow", "checks_learning", "examination", "report", "record"),
         *("singular", "audit", "command", "spikes", "watching", "lag", "coordinates"),
     ),

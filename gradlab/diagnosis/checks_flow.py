@@ -35,6 +35,7 @@ def finite_gradients(facts: Facts) -> Iterator[Verdict]:
             0.0,
             "The loss is finite, but the gradient that arrives at this layer's output is not: an "
             "operation behind it has no finite derivative at this state (√ or log or a norm at 0).",
+            tuple(changes.guard(name) for name in facts.at_the_edge()),
         )
 
 
@@ -48,6 +49,8 @@ def gain(facts: Facts) -> Iterator[Verdict]:
         if not counted or not all(s > 0 for s in slopes):  # no slope at all: `flat` says so
             continue
         sigma_w = [facts.sigma_w(k) for k in counted]
+        if min(sigma_w) == 0:  # a matrix that is 0 has no size
+            continue
         total = laws.log_gain(sigma_w, slopes)
         spreads = [
             0.0 if s == 1 else facts.of_layer("spread", k)
@@ -96,11 +99,14 @@ def flat(facts: Facts) -> Iterator[Verdict]:
     """Units that have no slope on the whole batch: dead ones."""
     for k, layer in enumerate(facts.layers):
         share = facts.of_layer("flat", k)
-        if math.isnan(share):
+        if math.isnan(share) or facts.phis[k] in _SATURATING:  # of these `saturated` says it
             continue
         num = min(layer.fan_out, 10**6)
         most = laws.most_flat(num, facts.z)
-        change = [changes.fill(name, 0.0) for name in facts.bias_names(layer)]
+        clipped = next((s.name for s in layer.phi if s.name in {"min", "clamp"}), None)
+        change = [changes.fill(_role(facts, name), 0.0) for name in facts.bias_names(layer)]
+        if clipped and share == 1:
+            change = [changes.straight_through(f"{clipped}@{layer.name}")]
         yield Verdict(
             "flat",
             layer.name,
@@ -124,9 +130,9 @@ def saturated(facts: Facts) -> Iterator[Verdict]:
         rms, mean = math.exp(facts.of_layer("log_pre", k)), abs(facts.of_layer("mean_pre", k))
         biased = mean > 0.7 * rms and layer.biases
         change = (
-            tuple(changes.fill(name, 0.0) for name in facts.bias_names(layer))
+            tuple(changes.fill(_role(facts, name), 0.0) for name in facts.bias_names(layer))
             if biased
-            else (changes.scale(layer.name, 1 / rms),)
+            else (changes.scale(_role(facts, layer.name), 1 / rms),)
             if 0 < rms < math.inf
             else ()
         )
@@ -135,11 +141,48 @@ def saturated(facts: Facts) -> Iterator[Verdict]:
             layer.name,
             share,
             1.0,
-            0.01,
+            0.1,
             math.inf,
             f"Its {facts.phis[k]} is saturated: pre-activations have a root mean square of "
-            f"{rms:.3g}, and the mean squared slope is {share:.2g} of the largest.",
+            f"{rms:.3g}, and the mean squared slope is {share:.2g} of the largest."
+            + _large_input(facts, k),
             change,
+        )
+
+
+def _large_input(facts: Facts, k: int) -> str:
+    """A sentence where what a layer reads is large, and not its weights."""
+    rms = math.exp(min(facts.of_layer("log_state", k), 700))
+    is_large = rms > 10 and facts.sigma_w(k) < 10
+    return f" What it reads has a root mean square of {rms:.3g}: normalise it." if is_large else ""
+
+
+def _role(facts: Facts, name: str) -> str:
+    """The role of a parameter whose members all have its size, or else its name."""
+    members = [facts.weights[n] for n in facts.weights if starred(n) == starred(name)]
+    sizes = [math.hypot(weights.mean, weights.std) for weights in members]
+    same = len(sizes) > 1 and max(sizes) <= (1 + laws.SAME) ** 2 * min(sizes)
+    return starred(name) if same else name
+
+
+def drowned(facts: Facts) -> Iterator[Verdict]:
+    """A parameter that is added to a state, and is much larger than it."""
+    numbers = facts.measured.shifts
+    for k, shift in enumerate(facts.anatomy.shifts):
+        log = float(numbers["log_added"][k] - numbers["log_state"][k])
+        if not math.isfinite(log):  # nothing is drowned where all is 0
+            continue
+        ratio, names = math.exp(min(log, 700)), [facts.anatomy.names[p] for p in shift.params]
+        yield Verdict(
+            "drowned",
+            names[0],
+            ratio,
+            1.0,
+            0.0,
+            laws.MOST_DROWNED,
+            f"It is {ratio:.3g} times as large as the state that it is added to, so that what is "
+            "behind hardly depends on the input.",
+            tuple(changes.scale(_role(facts, name), 1 / ratio) for name in names),
         )
 
 

@@ -38,7 +38,7 @@ def _redrawn(name: str, others: list[Weights]) -> changes.Change:
     if others and len({(w.mean, w.std) for w in others}) == 1 and others[0].std == 0:
         return changes.fill(name, others[0].mean)
     if others:
-        return changes.redraw(name, median(w.std for w in others))
+        return changes.redraw(name, median(w.std for w in others), laws.usual_shape(others))
     return changes.fill(name, 0.0)
 
 
@@ -86,7 +86,9 @@ def _against(
     change: tuple[changes.Change, ...] = ()
     if level != law:
         if measured == 0 and num_axes >= 2:
-            change = (changes.redraw(name, expected),)
+            alike = next(names for names in facts.alike().values() if name in names)
+            usual = laws.usual_shape([facts.weights[n] for n in alike if n != name])
+            change = (changes.redraw(name, expected, usual),)
         elif measured == 0 or expected == 0:
             change = (changes.fill(name, expected),)
         else:
@@ -143,7 +145,7 @@ def shape(facts: Facts) -> Iterator[Verdict]:
                 expected + error,
                 f"Its entries are {kind or 'of another law'} (kurtosis {weights.kurtosis:.3g}, the "
                 f"largest {_sigmas(weights):.3g} standard deviations); its alike's are {usual}.",
-                (changes.redraw(name, weights.std),) if is_odd and usual == "normal" else (),
+                (changes.redraw(name, weights.std, usual),) if is_odd else (),
             )
 
 
@@ -236,12 +238,19 @@ def _near(level: float, levels: dict[str, float]) -> int:
 def scaled_matrix(facts: Facts) -> Iterator[Verdict]:
     """Depth scaling on a matrix that is not its branch's last one, which has none."""
     relative = relative_levels(facts)
+    # A factor of queries and keys is one of logits alone (1/√d in T5, Raffel et al. 2020).
+    only_logits = {
+        starred(facts.layers[i].name)
+        for softmax in facts.anatomy.softmaxes
+        for i in set(softmax.layers) - set(softmax.weighed)
+        if softmax.use == "attention"
+    }
     for run in streams(facts.anatomy):
         if len(run) < 4:
             continue
         num, factor = len(run), len(run) ** -0.5
         for role, last in _inner_roles(facts, run).items():
-            if role not in relative:
+            if role not in relative or role in only_logits:
                 continue
             has = _is_depth_scaling(relative[role], num)
             is_on_last = any(_is_depth_scaling(relative.get(other, 0.0), num) for other in last)

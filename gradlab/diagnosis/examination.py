@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from gradlab.diagnosis import checks_flow, checks_learning, checks_weights
@@ -23,6 +23,7 @@ _OF_FLOW = (
     checks_flow.gain,
     checks_flow.flat,
     checks_flow.saturated,
+    checks_flow.drowned,
     checks_learning.gates,
     checks_flow.norm_place,
     checks_flow.depth_scaling,
@@ -122,18 +123,25 @@ def examined(
 ) -> Iterator[Finding]:
     """The findings: causes first, each with those that vanish when it is remedied."""
     done: list[Change] = []
+    deferred: list[Verdict] = []
+    kinds = set[str]()
     facts = facts_of((), 0)
     left = [v for v in verdicts(facts, lambda: first_bad(())) if v.flagged]
     told: set[tuple[str, str]] = set()
     for count in range(len(left)):
         open_ = [v for v in left if v.key not in told]
         if not open_:
-            return
+            break
         cause = open_[0]
         told.add(cause.key)
+        kinds.add(cause.kind)
         tried = None
         if cause.changes and count < _MOST_CAUSES and not is_late():
             tried = _tried(cause, tuple(done), facts_of, first_bad)
+        if tried is None and cause.kind == "format":
+            # Underflow is what a larger loss mends; a gradient that is 0 for another reason is not.
+            deferred.append(cause)
+            continue
         if tried is None:
             yield _finding(cause, None, ())
             continue
@@ -144,7 +152,9 @@ def examined(
         yield _finding(cause, remedy, tuple(_finding(v, None, ()) for v in gone))
         left = [v for v in after if v.flagged]
         if not left:
-            return
+            break
+    still = {v.key for v in left} if "no gradient" not in kinds else set()
+    yield from (_finding(verdict, None, ()) for verdict in deferred if verdict.key in still)
 
 
 def _finding(verdict: Verdict, remedy: Remedy | None, follows: tuple[Finding, ...]) -> Finding:
@@ -169,7 +179,7 @@ def _tried(
     trials: list[tuple[float, tuple[Change, ...], Facts, list[Verdict]]] = []
     factor = 1.0
     for _ in range(_MOST_TRIALS if cause.tune else 1):
-        trial = tuple(Change(c.call, c.pattern, c.value * factor) for c in cause.changes)
+        trial = tuple(replace(c, value=c.value * factor) for c in cause.changes)
         facts = facts_of((*done, *trial), 0)
         after = verdicts(facts, partial(first_bad, (*done, *trial)))
         now = _same(cause, after)

@@ -36,6 +36,8 @@ class Facts:
         z: standard errors that chance does not exceed.
         later: the numbers of a pass after every parameter that has a gradient has moved; asked for
             where some have none.
+        at_the_edge: operations that read a 0 where they have no finite derivative; asked for where
+            a gradient is not finite.
     """
 
     anatomy: Anatomy
@@ -45,6 +47,7 @@ class Facts:
     measured: Measured
     z: float
     later: Callable[[], Measured]
+    at_the_edge: Callable[[], list[str]]
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -56,12 +59,17 @@ class Facts:
         return float(self.measured.layers[key][k])
 
     def sigma_w(self, k: int) -> float:
-        """`√fan_in` times the root mean square of layer k's weights."""
-        return math.exp(self.of_layer("log_weight", k)) * math.sqrt(self.layers[k].fan_in)
+        """`√fan_in` times the root mean square of layer k's weights, and of what multiplies it."""
+        log = self.of_layer("log_weight", k) + self.of_layer("log_factor", k)
+        return math.exp(log) * math.sqrt(self.layers[k].fan_in)
 
     def is_used(self, name: str) -> bool:
         """Whether the loss depends on a parameter."""
         return self.slices[name][0] in self.anatomy.reached
+
+    def is_frozen(self, name: str) -> bool:
+        """Whether every use of a parameter goes through `stop_gradient`."""
+        return self.slices[name][0] in self.anatomy.frozen
 
     def log_gradient(self, name: str, later: Measured | None = None) -> float:
         """The log of the norm of a parameter's gradient."""

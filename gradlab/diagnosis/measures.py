@@ -38,8 +38,9 @@ class Measured:
 
     Attributes:
         loss: of the batch.
-        layers: by layer, `log_weight`, `log_state`, `log_pre` (log rms), `state_spread` (relative
-            variance of the squared entries of its input), `mean_pre`, `slope`
+        layers: by layer, `log_weight`, `log_factor` (of what multiplies its product), `log_state`,
+            `log_pre` (log rms), `state_spread` (relative variance of the squared entries of its
+            input), `mean_pre`, `slope`
             (mean phi'²), `spread` (its relative variance), `flat` (share of units with phi' = 0 on
             the whole batch), `log_gradient` (log of the norm that arrives), `log_median` (of
             examples), `zeros` (share of entries of the gradient that are 0), `largest`.
@@ -48,6 +49,7 @@ class Measured:
             `mean` and `rms` of its pre-activation.
         softmaxes: by softmax, `load` (mean variance of a row over its critical one), `std`,
             `length`.
+        shifts: by sum with a parameter, `log_added`, `log_state` (log rms).
         params: by parameter, `log_gradient`, `zeros`, `largest`; by slice where stacked, in
             `slices`.
     """
@@ -57,8 +59,15 @@ class Measured:
     residuals: Numbers
     softmaxes: Numbers
     gates: Numbers
+    shifts: Numbers
     params: Numbers
     slices: dict[int, np.ndarray]
+
+    @property
+    def num_silent(self) -> int:
+        """How many parameters, and slices of stacked ones, have no gradient."""
+        rows = [self.params["log_gradient"], *self.slices.values()]
+        return sum(int(np.sum(np.isneginf(row))) for row in rows)
 
 
 def compiled(anatomy: Anatomy, batch_size: int | None) -> Callable[..., Measured]:
@@ -106,6 +115,9 @@ def _pass(
         value,
         {
             "log_weight": _logs([seen[str(layer.weight)] for layer in layers]),
+            "log_factor": jnp.stack([_factor(layer, seen) for layer in layers])
+            if layers
+            else jnp.zeros(0),
             "log_state": _logs([seen[str(layer.state)] for layer in layers]),
             "state_spread": _logs([seen[str(layer.state)] for layer in layers], _spread),
             **_grouped(
@@ -124,6 +136,10 @@ def _pass(
             [s.axes for s in anatomy.softmaxes],
         ),
         _grouped(lambda _, h: _of_gate(h), [(seen[str(g.value)],) for g in anatomy.gates]),
+        {
+            "log_added": _logs([seen[str(s.added)] for s in anatomy.shifts]),
+            "log_state": _logs([seen[str(s.state)] for s in anatomy.shifts]),
+        },
         _grouped(lambda _, g: _of_gradient(g), [(g,) for g in by_params]),
         {
             k: jax.vmap(log_norm)(by_params[k])
@@ -135,9 +151,11 @@ def _pass(
 def _seen(anatomy: Anatomy) -> set[int]:
     """The values whose numbers are wanted."""
     layers = {v for layer in anatomy.layers for v in (layer.weight, layer.state)}
+    layers |= {v for layer in anatomy.layers for v, _ in layer.factors if isinstance(v, int)}
     sums = {v for r in anatomy.residuals for v in (r.stream, r.branch)}
     softmaxes = {softmax.value for softmax in anatomy.softmaxes}
-    return layers | sums | softmaxes | {gate.value for gate in anatomy.gates}
+    shifts = {v for s in anatomy.shifts for v in (s.added, s.state)}
+    return layers | sums | softmaxes | shifts | {gate.value for gate in anatomy.gates}
 
 
 def _logs(arrays: Sequence[Array], function: Callable[[Array], Array] | None = None) -> Array:
@@ -179,6 +197,15 @@ def _of_layer(layer: Layer, h: Array, gradient: Array, batch_size: int | None) -
         "log_median": _median(gradient, batch_size),
         **_of_gradient(gradient),
     }
+
+
+def _factor(layer: Layer, seen: dict[str, Any]) -> Array:
+    """The log of the root mean square of what multiplies a layer's product."""
+    total = jnp.zeros(())
+    for one, divides in layer.factors:
+        value = seen[str(one)] if isinstance(one, int) else jnp.asarray(one.value)
+        total = total + (-1 if divides else 1) * log_rms(value)
+    return total
 
 
 def _of_gradient(gradient: Array) -> dict[str, Array]:
@@ -362,6 +389,31 @@ def first_not_finite(program: Program, inputs: Sequence[Any]) -> int | None:
     flags = np.asarray(jax.jit(partial(_flags, program))(list(inputs)))
     bad = np.flatnonzero(flags)
     return int(bad[0]) if bad.size else None
+
+
+def at_the_edge(program: Program, inputs: Sequence[Any]) -> list[str]:
+    """The names of operations that read a 0 where their value or their derivative is not finite."""
+    names = ["sqrt", "rsqrt", "log", "pow", "div"]
+    flags = np.asarray(jax.jit(partial(_edges, program, names))(list(inputs)))
+    return [name for name, flag in zip(names, flags, strict=True) if flag]
+
+
+def _edges(program: Program, names: list[str], inputs: list[Any]) -> Array:
+    read = {
+        step.inputs[name == "div"]: name
+        for name in names
+        for step in program.steps
+        if step.name == name and isinstance(step.inputs[name == "div"], int)
+    }
+    found = {name: jnp.asarray(False) for name in names}
+
+    def at(number: int, value: Any) -> Any:
+        if number in read:
+            found[read[number]] |= jnp.any(value == 0)
+        return value
+
+    evaluate(program, inputs, at)
+    return jnp.stack(list(found.values()))
 
 
 def _flags(program: Program, inputs: list[Any]) -> Array:

@@ -171,7 +171,8 @@ class Audit:
 
     def _inputs(self, change: Sequence[Change], batch: int) -> list[Any]:
         constants = self._plan.anatomy.program.constants
-        return [*constants, *self._params(change), *self._subject.rest, *self._batches[batch]]
+        given = (*self._params(change), *self._subject.rest, *self._batches[batch])
+        return [*constants, *map(_of_one_type, given)]
 
     def _facts_of(self, change: Sequence[Change], batch: int) -> Facts:
         key = tuple(change), batch
@@ -328,6 +329,11 @@ def _made(subject: door.Subject, arrays: list[Any], treedef: Any, loss: door.Los
 
 def _array(leaf: Any) -> Any:
     return leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf)
+
+
+def _of_one_type(leaf: Any) -> Any:
+    """An array that is not of a weak type: the program has been traced, and is compiled once."""
+    return leaf.astype(leaf.dtype) if getattr(leaf, "weak_type", False) else leaf
 
 
 def _part(params: Sequence[Any], number: int, index: int | None) -> Any:

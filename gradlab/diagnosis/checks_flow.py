@@ -18,6 +18,7 @@ from gradlab.theory import attention, meanfield
 
 _SATURATING = {"tanh", "logistic", "erf", "softsign", "hard_tanh"}
 _LARGEST_SLOPE = {"logistic": 1 / 16, "erf": 4 / math.pi}
+_PER_LAYER = 1e-6  # of the gradient, a layer leaves more than that where it is not stopped
 _MOST_RATIO = meanfield.DEPTH_SCALES / 2  # of norms
 
 
@@ -104,7 +105,7 @@ def flat(facts: Facts) -> Iterator[Verdict]:
         num = min(layer.fan_out, 10**6)
         most = laws.most_flat(num, facts.z)
         clipped = next((s.name for s in layer.phi if s.name in {"min", "clamp"}), None)
-        change = [changes.fill(_role(facts, name), 0.0) for name in facts.bias_names(layer)]
+        change = [changes.fill(facts.pattern(name), 0.0) for name in facts.bias_names(layer)]
         if clipped and share == 1:
             change = [changes.straight_through(f"{clipped}@{layer.name}")]
         yield Verdict(
@@ -130,9 +131,9 @@ def saturated(facts: Facts) -> Iterator[Verdict]:
         rms, mean = math.exp(facts.of_layer("log_pre", k)), abs(facts.of_layer("mean_pre", k))
         biased = mean > 0.7 * rms and layer.biases
         change = (
-            tuple(changes.fill(_role(facts, name), 0.0) for name in facts.bias_names(layer))
+            tuple(changes.fill(facts.pattern(name), 0.0) for name in facts.bias_names(layer))
             if biased
-            else (changes.scale(_role(facts, layer.name), 1 / rms),)
+            else (changes.scale(facts.pattern(layer.name), 1 / rms),)
             if 0 < rms < math.inf
             else ()
         )
@@ -157,14 +158,6 @@ def _large_input(facts: Facts, k: int) -> str:
     return f" What it reads has a root mean square of {rms:.3g}: normalise it." if is_large else ""
 
 
-def _role(facts: Facts, name: str) -> str:
-    """The role of a parameter whose members all have its size, or else its name."""
-    members = [facts.weights[n] for n in facts.weights if starred(n) == starred(name)]
-    sizes = [math.hypot(weights.mean, weights.std) for weights in members]
-    same = len(sizes) > 1 and max(sizes) <= (1 + laws.SAME) ** 2 * min(sizes)
-    return starred(name) if same else name
-
-
 def drowned(facts: Facts) -> Iterator[Verdict]:
     """A parameter that is added to a state, and is much larger than it."""
     numbers = facts.measured.shifts
@@ -182,7 +175,7 @@ def drowned(facts: Facts) -> Iterator[Verdict]:
             laws.MOST_DROWNED,
             f"It is {ratio:.3g} times as large as the state that it is added to, so that what is "
             "behind hardly depends on the input.",
-            tuple(changes.scale(_role(facts, name), 1 / ratio) for name in names),
+            tuple(changes.scale(facts.pattern(name), 1 / ratio) for name in names),
         )
 
 
@@ -381,6 +374,7 @@ def formats(facts: Facts) -> Iterator[Verdict]:
         if any(facts.of_layer("log_gradient", k) == -math.inf for k in below):
             # Behind a zero, which will move, nothing has been lost.
             below = [k for k in below if _root_mean_square(facts, k, facts.later()) < tiny]
+        below = _underflown(facts, members, below, tiny)
         lost = len(below) / len(members)
         first = max(below, default=members[0])
         largest = max((_root_mean_square(facts, k) for k in members), default=1.0)
@@ -396,6 +390,19 @@ def formats(facts: Facts) -> Iterator[Verdict]:
             f"{len(members)} on the gradient is below {tiny:.1g}, the smallest number of {dtype}.",
             (changes.scale_loss(factor),),
         )
+
+
+def _underflown(facts: Facts, members: list[int], below: list[int], tiny: float) -> list[int]:
+    """Those of the layers below a number whose gradient has come down to it.
+
+    Exact zeros are counted where they reach from the first layer to one behind which the gradient
+    is near that number, or to the loss: others have been stopped.
+    """
+    small = [k for k in below if _root_mean_square(facts, k) > 0]
+    if below != members[: len(below)]:
+        return small
+    behind = members[len(below) : len(below) + 1]
+    return below if all(_root_mean_square(facts, k) < tiny / _PER_LAYER for k in behind) else small
 
 
 def _root_mean_square(facts: Facts, k: int, later: Measured | None = None) -> float:

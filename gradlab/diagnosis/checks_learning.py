@@ -38,7 +38,12 @@ def gates(facts: Facts) -> Iterator[Verdict]:
             math.inf,
             f"A gate that it makes stands {state}: its pre-activations have a mean of {mean:.3g} "
             f"and a root mean square of {rms:.3g}, and its slope is {slope:.2g} of the largest.",
-            _opened(biases, weights, bool(is_biased), rms),
+            _opened(
+                list(map(facts.pattern, biases)),
+                list(map(facts.pattern, weights)),
+                bool(is_biased),
+                rms,
+            ),
         )
 
 

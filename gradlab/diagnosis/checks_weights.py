@@ -12,6 +12,7 @@ import numpy as np
 from gradlab.diagnosis import changes, laws
 from gradlab.diagnosis.anatomy import starred
 from gradlab.diagnosis.facts import Facts, streams
+from gradlab.diagnosis.layers import Layer
 from gradlab.diagnosis.measures import Weights
 from gradlab.diagnosis.verdicts import Verdict
 
@@ -164,8 +165,9 @@ def _whole_model(facts: Facts, told: set[str]) -> Iterator[Verdict]:
         return
     rows = {name: facts.weights[name] for name in by_name if facts.weights[name].std > 0}
     best: dict[str, float] | None = None
-    for power in (0.0, -0.5):
-        level = {n: math.log(w.std) - power * math.log(by_name[n].fan_in) for n, w in rows.items()}
+    power = 0.0
+    for tried in (0.0, -0.5):
+        level = {n: math.log(w.std) - tried * math.log(by_name[n].fan_in) for n, w in rows.items()}
         middle = median(level.values()) if level else 0.0
         off = {
             n: v - middle
@@ -173,17 +175,24 @@ def _whole_model(facts: Facts, told: set[str]) -> Iterator[Verdict]:
             if abs(v - middle) > 3 * _error(rows[n]) * facts.z
         }
         if len(off) <= len(rows) / 4 and (best is None or len(off) < len(best)):
-            best = off
+            best, power = off, tried
     for name, by in (best or {}).items():
         weights, layer = rows[name], by_name[name]
         usual = laws.named_draw(
             weights.std, weights.kurtosis, weights.size, (layer.fan_in, layer.fan_out), facts.z
         )
         scaled = any(_is_depth_scaling(by, len(run)) for run in streams(facts.anatomy))
+        if _is_transposed(layer, by, _error(weights) * facts.z, power):
+            usual = ""
         if name not in told and not usual and not scaled and abs(by) > laws.SAME:
             yield _against(
                 facts, name, math.log(weights.std), math.log(weights.std) - by, _error(weights), 2
             )
+
+
+def _is_transposed(layer: Layer, by: float, error: float, power: float) -> bool:
+    """Whether a matrix, off by a log ratio, has fan_out where all others have fan_in."""
+    return power != 0 and abs(by - power * math.log(layer.fan_out / layer.fan_in)) < error
 
 
 def _is_depth_scaling(log_ratio: float, num_branches: int) -> bool:

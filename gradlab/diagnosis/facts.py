@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradlab.diagnosis import anatomy as anatomies
+from gradlab.diagnosis import laws
 from gradlab.diagnosis.anatomy import Anatomy, starred
 from gradlab.diagnosis.changes import Slices
 from gradlab.diagnosis.layers import Layer, slice_name
@@ -90,6 +91,16 @@ class Facts:
         for name, weights in self.weights.items():
             groups[starred(name), (*weights.shape, behind.get(name, 0))].append(name)
         return dict(groups)
+
+    def pattern(self, name: str) -> str:
+        """The role of a parameter, if all of that role have its size, or else its name.
+
+        What helps one of them is done to all, or it would differ from its alike.
+        """
+        members = [self.weights[n] for n in self.weights if starred(n) == starred(name)]
+        sizes = [math.hypot(weights.mean, weights.std) for weights in members]
+        same = len(sizes) > 1 and max(sizes) <= (1 + laws.SAME) ** 2 * min(sizes)
+        return starred(name) if same else name
 
     def bias_names(self, layer: Layer) -> list[str]:
         """The names of what is added to a layer's product."""

@@ -23,7 +23,9 @@ from gradlab.diagnosis import (
     anatomy,
     changes,
     door,
+    entries,
     examination,
+    exceptional,
     facts,
     laws,
     measures,
@@ -188,7 +190,9 @@ class Audit:
                 measured,
                 plan.z,
                 cache(lambda: self._moved(change, batch, measured, measure)),
-                cache(lambda: measures.at_the_edge(plan.program(change), self._inputs(change, 0))),
+                cache(
+                    lambda: exceptional.at_the_edge(plan.program(change), self._inputs(change, 0))
+                ),
             )
         return self._facts[key]
 
@@ -214,26 +218,26 @@ class Audit:
             if now.num_silent >= before.num_silent:
                 return now
 
-    def _weights(self, change: Sequence[Change]) -> dict[str, measures.Weights]:
+    def _weights(self, change: Sequence[Change]) -> dict[str, entries.Weights]:
         slices, params = self._plan.slices, self._params(change)
         stacked = {number for number, index in slices.values() if index is not None}
         names = [n for n, (number, i) in slices.items() if i is not None or number not in stacked]
         if not change:
-            return {name: measures.weights(_part(params, *slices[name])) for name in names}
+            return {name: entries.weights(_part(params, *slices[name])) for name in names}
         known = dict(self._facts_of((), 0).weights)
         fits = [c.pattern for c in change if c.call != "scale_loss" and not c.of_program]
         touched = {slices[n][0] for p in fits for n in changes.fitting(p, slices)}
         again = [name for name in names if slices[name][0] in touched]
-        return known | {name: measures.weights(_part(params, *slices[name])) for name in again}
+        return known | {name: entries.weights(_part(params, *slices[name])) for name in again}
 
     def _first_bad(self, change: Sequence[Change]) -> Verdict | None:
         plan = self._plan
         program, inputs = plan.program(change), self._inputs(change, 0)
-        step = measures.first_not_finite(program, inputs)
+        step = exceptional.first_not_finite(program, inputs)
         if step is None:
             return None
         made = program.steps[step]
-        unsafe = {made.name, *measures.at_the_edge(program, inputs)} & set(operations.GUARDED)
+        unsafe = {made.name, *exceptional.at_the_edge(program, inputs)} & set(operations.GUARDED)
         before = [layer.name for layer in plan.anatomy.layers if layer.step <= step]
         layer = before[-1] if before else "the input"
         return Verdict(

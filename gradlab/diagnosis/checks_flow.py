@@ -8,13 +8,13 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from gradlab.diagnosis import changes, laws
+from gradlab.diagnosis import changes, laws, operations
 from gradlab.diagnosis.anatomy import starred
 from gradlab.diagnosis.checks_weights import role_levels
 from gradlab.diagnosis.facts import Facts, chains, streams
 from gradlab.diagnosis.measures import Measured
 from gradlab.diagnosis.verdicts import Verdict
-from gradlab.theory import attention, meanfield
+from gradlab.theory import meanfield
 
 _SATURATING = {"tanh", "logistic", "erf", "softsign", "hard_tanh"}
 _LARGEST_SLOPE = {"logistic": 1 / 16, "erf": 4 / math.pi}
@@ -79,6 +79,51 @@ def gain(facts: Facts) -> Iterator[Verdict]:
             else (),
             tune=True,
         )
+
+
+def gain_over_time(facts: Facts) -> Iterator[Verdict]:
+    """A recurrent matrix through which the gradient vanishes whatever phi does, or explodes.
+
+    phi' is 1 at most, so that chi is at most sigma_w² a step; gates and residual sums keep a state
+    in another way. Exploding is measured, since phi saturates.
+    """
+    anatomy, gradients = facts.anatomy, facts.measured.layers["log_gradient"]
+    summed = {i for residual in anatomy.residuals for i in residual.layers}
+    for name, times in _times(facts).items():
+        if anatomy.gates or summed & set(times) or len(times) < 3:
+            continue
+        if times[1] not in _fed(facts, times[0]):
+            continue
+        num, sigma_w = len(times) - 1, facts.sigma_w(times[0])
+        rise = float(gradients[times[0]]) - float(gradients[times[-1]])
+        allowed = math.exp(meanfield.DEPTH_SCALES / (2 * num))
+        explodes = 2 * rise > meanfield.DEPTH_SCALES and sigma_w > 1
+        yield Verdict(
+            "gain",
+            name,
+            sigma_w,
+            1.0,
+            1 / allowed,
+            allowed if explodes else math.inf,
+            f"The matrix of a loop has √fan_in times its standard deviation at {sigma_w:.3g}: over "
+            f"{num} steps the gradient "
+            + (f"grows {math.exp(min(rise, 700)):.3g} times." if explodes else "vanishes."),
+            (changes.scale(name, 1 / sigma_w),) if sigma_w > 0 else (),
+        )
+
+
+def _times(facts: Facts) -> dict[str, list[int]]:
+    """The layers that have one weight, by its name."""
+    found: dict[str, list[int]] = defaultdict(list)
+    for k, layer in enumerate(facts.layers):
+        found[layer.name].append(k)
+    return found
+
+
+def _fed(facts: Facts, k: int) -> set[int]:
+    """The layers whose state depends on layer k."""
+    steps = set(operations.reached(facts.anatomy.program, facts.layers[k].product))
+    return {i for i, layer in enumerate(facts.layers) if layer.step in steps}
 
 
 def _slope(facts: Facts, k: int) -> float:
@@ -162,7 +207,7 @@ def drowned(facts: Facts) -> Iterator[Verdict]:
     """A parameter that is added to a state, and is much larger than it."""
     numbers = facts.measured.shifts
     for k, shift in enumerate(facts.anatomy.shifts):
-        log = float(numbers["log_added"][k] - numbers["log_state"][k])
+        log = float(numbers["log_added"][k]) - float(numbers["log_state"][k])
         if not math.isfinite(log):  # nothing is drowned where all is 0
             continue
         ratio, names = math.exp(min(log, 700)), [facts.anatomy.names[p] for p in shift.params]
@@ -259,78 +304,6 @@ def norm_place(facts: Facts) -> Iterator[Verdict]:
             "the model is, smaller branches help.",
             tuple(changes.scale(role, 1 / len(run)) for role in roles),
         )
-
-
-# ---- logits
-
-
-def attention_logits(facts: Facts) -> Iterator[Verdict]:
-    """Attention that rests on one state, by role."""
-    numbers = facts.measured.softmaxes
-    by_role: dict[tuple[str, ...], list[int]] = defaultdict(list)
-    for k, softmax in enumerate(facts.anatomy.softmaxes):
-        if softmax.use == "attention" and softmax.layers:
-            found = dict.fromkeys(starred(facts.layers[i].name) for i in softmax.layers)
-            by_role[tuple(found)].append(k)
-    for roles, members in by_role.items():
-        loads = [float(numbers["load"][k]) for k in members]
-        std = float(np.sqrt(np.mean(np.square([numbers["std"][k] for k in members]))))
-        length = int(max(numbers["length"][k] for k in members))
-        rows = float(min(numbers["rows"][k] for k in members))
-        frozen = sum(laws.saturation(load) > 1 for load in loads)
-        yield Verdict(
-            "attention logits",
-            roles[0],
-            laws.saturation(float(np.mean(loads))),
-            1 / float(attention.critical_std(max(length, 2))),
-            0.0,
-            1 + facts.z * math.sqrt(1 / (2 * max(rows, 1.0))),
-            f"Attention is frozen in {frozen} of {len(members)}: logits have a standard deviation "
-            f"of {std:.3g}, above √(2 log {length}), so that softmax rests on one entry and passes "
-            "hardly any gradient.",
-            tuple(changes.scale(role, (1 / std) ** (1 / max(len(roles), 2))) for role in roles)
-            if 0 < std < math.inf
-            else (),
-        )
-
-
-def output_logits(facts: Facts) -> Iterator[Verdict]:
-    """A classifier that is sure of what it does not know."""
-    numbers = facts.measured.softmaxes
-    for k, softmax in enumerate(facts.anatomy.softmaxes):
-        if softmax.use != "classifier" or not softmax.layers:
-            continue
-        load, std = laws.saturation(float(numbers["load"][k])), float(numbers["std"][k])
-        length, rows = int(numbers["length"][k]), float(numbers["rows"][k])
-        guess = math.log(max(length, 2))
-        names = list(dict.fromkeys(facts.layers[i].name for i in softmax.layers))
-        # The length of what the head reads is a matter of chance too.
-        spare = math.exp(facts.z * max(_length_error(facts, i) for i in softmax.layers) / 2)
-        yield Verdict(
-            "output logits",
-            names[0],
-            load if facts.measured.loss > guess else min(load, 1.0),
-            1 / float(attention.critical_std(max(length, 2))),
-            0.0,
-            (1 + facts.z * math.sqrt(1 / (2 * max(rows, 1.0)))) * spare,
-            f"Logits have a standard deviation of {std:.3g}, above √(2 log {length}): the loss is "
-            f"{facts.measured.loss:.3g}, a blind guess has {guess:.3g}.",
-            tuple(changes.scale(name, 1 / std) for name in names) if 0 < std < math.inf else (),
-        )
-
-
-def _length_error(facts: Facts, k: int) -> float:
-    """The standard deviation of the log mean square of what layer k reads, over draws of weights.
-
-    Of the layers in front of it that have nothing but activations between; a norm ends them.
-    """
-    feeds = {after: before for before, after in facts.anatomy.links}
-    run = [k]
-    while run[-1] in feeds:
-        run.append(feeds[run[-1]])
-    drawn = run[:-1]  # what the first one reads was not made by weights
-    spreads = [facts.of_layer("state_spread", i) for i in drawn]
-    return laws.gain_error(spreads, [facts.layers[i].fan_in for i in drawn])
 
 
 # ---- gradients

@@ -11,9 +11,9 @@ import numpy as np
 
 from gradlab.diagnosis import changes, laws
 from gradlab.diagnosis.anatomy import starred
+from gradlab.diagnosis.entries import Weights
 from gradlab.diagnosis.facts import Facts, streams
 from gradlab.diagnosis.layers import Layer
-from gradlab.diagnosis.measures import Weights
 from gradlab.diagnosis.verdicts import Verdict
 
 
@@ -30,16 +30,18 @@ def finite_weights(facts: Facts) -> Iterator[Verdict]:
             0.0,
             0.0,
             "It holds an entry that is nan or inf.",
-            (_redrawn(name, others),) if not weights.finite else (),
+            (_redrawn(name, weights.shape, others),) if not weights.finite else (),
         )
 
 
-def _redrawn(name: str, others: list[Weights]) -> changes.Change:
+def _redrawn(name: str, shape: tuple[int, ...], others: list[Weights]) -> changes.Change:
     """The change that gives a parameter the law of its alike, or LeCun's."""
     if others and len({(w.mean, w.std) for w in others}) == 1 and others[0].std == 0:
         return changes.fill(name, others[0].mean)
     if others:
         return changes.redraw(name, median(w.std for w in others), laws.usual_shape(others))
+    if len(shape) > 1:
+        return changes.redraw(name, shape[-1] ** -0.5)
     return changes.fill(name, 0.0)
 
 
@@ -59,6 +61,41 @@ def copies(facts: Facts) -> Iterator[Verdict]:
             "Its units have equal weights, so they get equal gradients and stay one unit.",
             (changes.redraw(layer.name, layer.fan_in**-0.5),),
         )
+
+
+def same_entries(facts: Facts) -> Iterator[Verdict]:
+    """Layers that were drawn from one key: the entries of each are those of another."""
+    twins: dict[str, dict[str, str]] = defaultdict(dict)
+    for names in facts.alike().values():
+        first: dict[Weights, str] = {}
+        for name in names:
+            weights = facts.weights[name]
+            if weights.std > 0 and weights.finite and min(weights.shape) > 1:
+                twin = first.setdefault(weights, name)
+                if twin != name:
+                    twins[_head(name)][name] = twin
+    for pairs in twins.values():
+        (name, twin), *_ = pairs.items()
+        yield Verdict(
+            "copies",
+            name,
+            1.0,
+            0.0,
+            0.0,
+            0.0,
+            f"Its entries are those of {twin}: drawn from one key, or one layer in two places.",
+            tuple(
+                changes.redraw(n, facts.weights[n].std, laws.usual_shape([facts.weights[n]]))
+                for n in pairs
+            ),
+        )
+
+
+def _head(name: str) -> str:
+    """A path up to its first number: `blocks.3` of `blocks.3.proj.weight`."""
+    words = name.split(".")
+    numbers = [k for k, word in enumerate(words) if word.isdigit()]
+    return ".".join(words[: numbers[0] + 1]) if numbers else name
 
 
 def alike(facts: Facts) -> Iterator[Verdict]:

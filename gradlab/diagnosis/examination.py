@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from gradlab.diagnosis import checks_flow, checks_learning, checks_weights
+from gradlab.diagnosis import checks_flow, checks_learning, checks_logits, checks_weights
 from gradlab.diagnosis.changes import Change
 from gradlab.diagnosis.facts import Facts
 from gradlab.diagnosis.verdicts import KINDS, Verdict
@@ -15,20 +15,22 @@ from gradlab.diagnosis.verdicts import KINDS, Verdict
 _OF_WEIGHTS = (
     checks_weights.finite_weights,
     checks_weights.copies,
+    checks_weights.same_entries,
     checks_weights.alike,
     checks_weights.shape,
     checks_weights.scaled_matrix,
 )
 _OF_FLOW = (
     checks_flow.gain,
+    checks_flow.gain_over_time,
     checks_flow.flat,
     checks_flow.saturated,
     checks_flow.drowned,
     checks_learning.gates,
     checks_flow.norm_place,
     checks_flow.depth_scaling,
-    checks_flow.attention_logits,
-    checks_flow.output_logits,
+    checks_logits.attention_logits,
+    checks_logits.output_logits,
     checks_learning.no_gradient,
     checks_flow.gradient_jump,
     checks_learning.held_norm,

@@ -17,8 +17,9 @@ from gradlab.diagnosis import anatomy as anatomies
 from gradlab.diagnosis import laws
 from gradlab.diagnosis.anatomy import Anatomy, starred
 from gradlab.diagnosis.changes import Slices
+from gradlab.diagnosis.entries import Weights
 from gradlab.diagnosis.layers import Layer, slice_name
-from gradlab.diagnosis.measures import Measured, Weights
+from gradlab.diagnosis.measures import Measured
 from gradlab.models.activations import PHI
 
 _GRID = np.array([-5.0, -3.0, -2.0, -1.5, -1.0, -0.5, -0.2, 0.1, 0.3, 0.7, 1.2, 1.7, 2.5, 4.0])

@@ -9,7 +9,7 @@ from statistics import NormalDist, median
 
 import numpy as np
 
-from gradlab.diagnosis.measures import Weights
+from gradlab.diagnosis.entries import Weights
 from gradlab.models import ensembles, initialisers
 
 FALSE_ALARMS = 0.01
@@ -214,7 +214,7 @@ def outliers(levels: Sequence[float], errors: Sequence[float], z: float) -> dict
     if np.isnan(rows).any():
         return {}
     empty = np.isneginf(rows)
-    if empty.sum() > 2 * len(rows) / 3:
+    if empty.sum() >= 2 * len(rows) / 3:
         return {int(k): -math.inf for k in np.flatnonzero(~empty)}
     best: dict[int, float] | None = None
     for law in _fits(rows):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -122,7 +122,7 @@ def changed(
     return program
 
 
-def _replaced(program: Program, runs: dict[int, Callable[..., Sequence[Any]]]) -> Program:
+def _replaced(program: Program, runs: Mapping[int, Callable[..., Sequence[Any]]]) -> Program:
     return replace(
         program,
         steps=tuple(

@@ -13,7 +13,10 @@ from gradlab.diagnosis.examination import Finding
 from tests.diagnosis import sick
 
 WIDTH = 16
-BATCH = sick.labelled(16, WIDTH)
+BATCH = (
+    np.random.default_rng(3).standard_normal((16, WIDTH)).astype(np.float32),
+    np.arange(16, dtype=np.int32) % 10,
+)
 
 
 @pytest.fixture(autouse=True)

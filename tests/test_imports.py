@@ -121,9 +121,10 @@ ROOMS: dict[str, tuple[str, ...]] = {
     ),
     "diagnosis": (
         *("door", "program", "dependence", "layers", "sums", "softmaxes", "gates", "anatomy"),
-        "measures",
-        *("changes", "laws", "facts", "verdicts"),
-        *("checks_weights", "checks_flow", "checks_learning", "examination", "report", "record"),
+        *("changes", "operations", "exceptional", "entries", "measures"),
+        *("laws", "facts", "verdicts"),
+        *("checks_weights", "checks_flow", "checks_logits", "checks_learning"),
+        *("examination", "report", "record"),
         *("singular", "audit", "command", "spikes", "watching", "lag", "coordinates"),
     ),
     "page": (

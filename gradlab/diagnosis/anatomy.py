@@ -16,12 +16,12 @@ import jax
 import jax.numpy as jnp
 
 from gradlab.diagnosis import door
-from gradlab.diagnosis.dependence import Reader
+from gradlab.diagnosis.dependence import RESHAPING, Reader
 from gradlab.diagnosis.gates import Gate, gates_of
 from gradlab.diagnosis.layers import Layer, fed_by, is_followed, layers_of
 from gradlab.diagnosis.program import Constant, Program, inner_programs, traced
 from gradlab.diagnosis.softmaxes import Softmax, softmaxes_of
-from gradlab.diagnosis.sums import Residual, residuals_of
+from gradlab.diagnosis.sums import Residual, Shift, residuals_of, shifts_of
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,10 @@ class Anatomy:
     residuals: tuple[Residual, ...]
     softmaxes: tuple[Softmax, ...]
     gates: tuple[Gate, ...]
+    shifts: tuple[Shift, ...]
     reached: frozenset[int]
     embedded: frozenset[int] = field(default_factory=frozenset)
+    frozen: frozenset[int] = field(default_factory=frozenset)
 
 
 def starred(name: str) -> str:
@@ -77,8 +79,20 @@ def read(program: Program, names: Sequence[str], first_param: int, data: set[int
         residuals,
         tuple(softmaxes_of(reader, place)),
         tuple(gates_of(reader, place, first_param)),
+        tuple(shifts_of(reader, first_param)),
         frozenset(p - first_param for p in reader.params if p in used),
         frozenset(embedded),
+        frozenset(p - first_param for p in reader.params if _is_frozen(reader, p)),
+    )
+
+
+def _is_frozen(reader: Reader, value: int) -> bool:
+    """Whether a parameter's gradient is stopped before anything is made of it."""
+    users = [reader.program.steps[k] for k in reader.users[value]]
+    return bool(users) and all(
+        step.name == "stop_gradient"
+        or (step.name in RESHAPING and _is_frozen(reader, step.outputs[0]))
+        for step in users
     )
 
 
@@ -96,6 +110,13 @@ def of_loss(subject: door.Subject, arrays: list[Any], treedef: Any, loss: door.L
     if not any(v in data for step in program.steps for v in step.reads):
         data |= set(range(first))  # the batch came by the loss's closure
     return read(program, subject.names, first, data)
+
+
+def with_program(anatomy: Anatomy, program: Program) -> Anatomy:
+    """The same parts of a program some of whose operations do something else."""
+    made = {step.outputs: step for step in program.steps}
+    layers = (replace(one, phi=tuple(made[s.outputs] for s in one.phi)) for one in anatomy.layers)
+    return replace(anatomy, program=program, layers=tuple(layers))
 
 
 def function(layer: Layer) -> Callable[[Any], Any] | None:

@@ -23,10 +23,13 @@ from gradlab.diagnosis import (
     anatomy,
     changes,
     door,
+    entries,
     examination,
+    exceptional,
     facts,
     laws,
     measures,
+    operations,
     record,
     report,
     singular,
@@ -34,6 +37,7 @@ from gradlab.diagnosis import (
 from gradlab.diagnosis.changes import Change
 from gradlab.diagnosis.examination import Finding
 from gradlab.diagnosis.facts import Facts
+from gradlab.diagnosis.program import Program
 from gradlab.diagnosis.verdicts import KINDS, Verdict
 from gradlab.errors import BadInput
 
@@ -45,8 +49,13 @@ class _Plan:
     anatomy: anatomy.Anatomy
     slices: changes.Slices
     phis: tuple[str, ...]
-    measure: Callable[..., measures.Measured]
+    measure: Callable[[tuple[Change, ...]], Callable[..., measures.Measured]]
     z: float
+
+    def program(self, change: Sequence[Change]) -> Program:
+        """The program with the changes that are of operations."""
+        first = self.anatomy.first_param
+        return operations.changed(self.anatomy.program, change, self.slices, first)
 
 
 _PLANS: OrderedDict[Any, _Plan] = OrderedDict()
@@ -164,13 +173,15 @@ class Audit:
 
     def _inputs(self, change: Sequence[Change], batch: int) -> list[Any]:
         constants = self._plan.anatomy.program.constants
-        return [*constants, *self._params(change), *self._subject.rest, *self._batches[batch]]
+        given = (*self._params(change), *self._subject.rest, *self._batches[batch])
+        return [*constants, *map(_of_one_type, given)]
 
     def _facts_of(self, change: Sequence[Change], batch: int) -> Facts:
         key = tuple(change), batch
         if key not in self._facts:
-            measured = self._plan.measure(self._inputs(change, batch), changes.loss_factor(change))
             plan = self._plan
+            measure = plan.measure(tuple(c for c in change if c.of_program))
+            measured = measure(self._inputs(change, batch), changes.loss_factor(change))
             self._facts[key] = Facts(
                 plan.anatomy,
                 plan.slices,
@@ -178,37 +189,55 @@ class Audit:
                 plan.phis,
                 measured,
                 plan.z,
-                cache(lambda: self._moved(change, batch, measured)),
+                cache(lambda: self._moved(change, batch, measured, measure)),
+                cache(
+                    lambda: exceptional.at_the_edge(plan.program(change), self._inputs(change, 0))
+                ),
             )
         return self._facts[key]
 
-    def _moved(self, change: Sequence[Change], batch: int, now: measures.Measured) -> Any:
-        """The numbers of a pass after all that has a gradient has moved a little."""
+    def _moved(
+        self,
+        change: Sequence[Change],
+        batch: int,
+        now: measures.Measured,
+        measure: Callable[..., measures.Measured],
+    ) -> measures.Measured:
+        """The numbers of a pass after all that has a gradient has moved a little.
+
+        As often as that gives more of them one: behind two zeros, the second moves in the second
+        step.
+        """
         inputs = self._inputs(change, batch)
         first = self._plan.anatomy.first_param
-        for k, log in enumerate(now.params["log_gradient"]):
-            if log > -math.inf:
-                inputs[first + k] = changes.moved(inputs[first + k], seed=k)
-        return self._plan.measure(inputs)
+        while True:
+            for k, log in enumerate(now.params["log_gradient"]):
+                if log > -math.inf:
+                    inputs[first + k] = changes.moved(inputs[first + k], seed=k)
+            before, now = now, measure(inputs, changes.loss_factor(change))
+            if now.num_silent >= before.num_silent:
+                return now
 
-    def _weights(self, change: Sequence[Change]) -> dict[str, measures.Weights]:
+    def _weights(self, change: Sequence[Change]) -> dict[str, entries.Weights]:
         slices, params = self._plan.slices, self._params(change)
         stacked = {number for number, index in slices.values() if index is not None}
         names = [n for n, (number, i) in slices.items() if i is not None or number not in stacked]
         if not change:
-            return {name: measures.weights(_part(params, *slices[name])) for name in names}
+            return {name: entries.weights(_part(params, *slices[name])) for name in names}
         known = dict(self._facts_of((), 0).weights)
-        fits = [c.pattern for c in change if c.call != "scale_loss"]
+        fits = [c.pattern for c in change if c.call != "scale_loss" and not c.of_program]
         touched = {slices[n][0] for p in fits for n in changes.fitting(p, slices)}
         again = [name for name in names if slices[name][0] in touched]
-        return known | {name: measures.weights(_part(params, *slices[name])) for name in again}
+        return known | {name: entries.weights(_part(params, *slices[name])) for name in again}
 
     def _first_bad(self, change: Sequence[Change]) -> Verdict | None:
         plan = self._plan
-        step = measures.first_not_finite(plan.anatomy.program, self._inputs(change, 0))
+        program, inputs = plan.program(change), self._inputs(change, 0)
+        step = exceptional.first_not_finite(program, inputs)
         if step is None:
             return None
-        made = plan.anatomy.program.steps[step]
+        made = program.steps[step]
+        unsafe = {made.name, *exceptional.at_the_edge(program, inputs)} & set(operations.GUARDED)
         before = [layer.name for layer in plan.anatomy.layers if layer.step <= step]
         layer = before[-1] if before else "the input"
         return Verdict(
@@ -224,6 +253,7 @@ class Audit:
                 if before and plan.anatomy.layers[len(before) - 1].step == step
                 else "behind this layer."
             ),
+            tuple(changes.guard(name) for name in sorted(unsafe)),
         )
 
 
@@ -285,17 +315,29 @@ def _plan(subject: door.Subject, arrays: list[Any], treedef: Any, loss: door.Los
 def _made(subject: door.Subject, arrays: list[Any], treedef: Any, loss: door.Loss) -> _Plan:
     read = anatomy.of_loss(subject, arrays, treedef, loss)
     slices = facts.slices_of(read)
+    size = facts.batch_size(arrays)
+
+    @cache
+    def measure(change: tuple[Change, ...]) -> Callable[..., measures.Measured]:
+        program = operations.changed(read.program, change, slices, read.first_param)
+        return measures.compiled(anatomy.with_program(read, program), size)
+
     return _Plan(
         read,
         slices,
         facts.activation_names(read),
-        measures.compiled(read, facts.batch_size(arrays)),
+        measure,
         laws.quantile(facts.num_tests(read, slices)),
     )
 
 
 def _array(leaf: Any) -> Any:
     return leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf)
+
+
+def _of_one_type(leaf: Any) -> Any:
+    """An array that is not of a weak type: the program has been traced, and is compiled once."""
+    return leaf.astype(leaf.dtype) if getattr(leaf, "weak_type", False) else leaf
 
 
 def _part(params: Sequence[Any], number: int, index: int | None) -> Any:

@@ -1,9 +1,13 @@
-"""What a remedy does to a model: named parameters are scaled, filled or drawn again."""
+"""What a remedy does to a model: named parameters are scaled, filled or drawn again.
+
+What is wrong with an operation, not with a number, is changed in the program: `straight_through`
+and `guard`.
+"""
 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -11,6 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from gradlab.errors import BadInput
+from gradlab.models import ensembles
 
 
 @dataclass(frozen=True)
@@ -18,19 +23,29 @@ class Change:
     """A change of every parameter whose path fits `pattern`; printed, it is the call that made it.
 
     Attributes:
-        call: `scale`, `fill` or `redraw`, or `scale_loss`.
+        call: `scale`, `fill` or `redraw`; `scale_loss`, `straight_through` or `guard`.
         pattern: as a shell's, `blocks.*.proj.weight`.
         value: the factor, the filling, or the standard deviation of what is drawn.
+        law: of what is drawn: normal, uniform or truncated.
     """
 
     call: str
     pattern: str
     value: float
+    law: str = "normal"
 
     def __str__(self) -> str:
         if self.call == "scale_loss":
             return f"gl.scale_loss({self.value:g})"
-        return f'gl.{self.call}("{self.pattern}", {self.value:.4g})'
+        if self.call == "straight_through":
+            return f'gl.straight_through("{self.pattern}")'
+        law = f', "{self.law}"' if self.law != "normal" else ""
+        return f'gl.{self.call}("{self.pattern}", {self.value:.4g}{law})'
+
+    @property
+    def of_program(self) -> bool:
+        """Whether an operation is changed, and no parameter."""
+        return self.call in {"straight_through", "guard"}
 
 
 def scale(pattern: str, factor: float) -> Change:
@@ -43,14 +58,33 @@ def fill(pattern: str, value: float) -> Change:
     return Change("fill", pattern, float(value))
 
 
-def redraw(pattern: str, std: float) -> Change:
-    """The parameters that fit the pattern, drawn again from N(0, std²)."""
-    return Change("redraw", pattern, float(std))
+def redraw(pattern: str, std: float, law: str = "normal") -> Change:
+    """The parameters that fit the pattern, drawn again with mean 0 and this standard deviation.
+
+    Raises:
+        BadInput: for a law other than normal, uniform or truncated (at two sigma).
+    """
+    if law not in _LAWS:
+        raise BadInput(f'"{law}" is no law to draw from; there are {", ".join(_LAWS)}.')
+    return Change("redraw", pattern, float(std), law)
 
 
 def scale_loss(factor: float) -> Change:
     """The gradient of `factor` times the loss, which an optimiser divides by it again."""
     return Change("scale_loss", "", float(factor))
+
+
+def straight_through(operation: str) -> Change:
+    """An operation that keeps its value and lets the gradient pass: Bengio et al. 2013.
+
+    `round@blocks.3.weight` is the first operation of this name behind that parameter.
+    """
+    return Change("straight_through", operation, 1.0)
+
+
+def guard(operation: str, least: float = 1e-6) -> Change:
+    """Every `log`, `sqrt`, `div`, ... of this name, its input kept where it is finite."""
+    return Change("guard", operation, float(least))
 
 
 Slices = dict[str, tuple[int, int | None]]
@@ -71,7 +105,7 @@ def applied(
     """
     changed = list(params)
     for change in changes:
-        if change.call == "scale_loss":
+        if change.call == "scale_loss" or change.of_program:
             continue
         for name in fitting(change.pattern, slices):
             number, index = slices[name]
@@ -115,5 +149,16 @@ def _one(change: Change, seed: int, leaf: Array) -> Array:
         return (leaf * jnp.asarray(change.value, leaf.dtype)).astype(leaf.dtype)
     if change.call == "fill":
         return jnp.full_like(leaf, change.value)
-    drawn = change.value * jax.random.normal(jax.random.key(seed), leaf.shape, jnp.float32)
+    drawn = change.value * _LAWS[change.law](jax.random.key(seed), leaf.shape)
     return drawn.astype(leaf.dtype)
+
+
+# Each of mean 0 and variance 1.
+_LAWS: dict[str, Callable[[Array, tuple[int, ...]], Array]] = {
+    "normal": lambda key, shape: jax.random.normal(key, shape, jnp.float32),
+    "uniform": lambda key, shape: 3**0.5 * jax.random.uniform(key, shape, jnp.float32, -1, 1),
+    "truncated": lambda key, shape: (
+        jax.random.truncated_normal(key, -2, 2, shape, jnp.float32)
+        / ensembles.TRUNCATED_VARIANCE**0.5
+    ),
+}

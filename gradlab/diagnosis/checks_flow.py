@@ -8,16 +8,17 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from gradlab.diagnosis import changes, laws
+from gradlab.diagnosis import changes, laws, operations
 from gradlab.diagnosis.anatomy import starred
 from gradlab.diagnosis.checks_weights import role_levels
 from gradlab.diagnosis.facts import Facts, chains, streams
 from gradlab.diagnosis.measures import Measured
 from gradlab.diagnosis.verdicts import Verdict
-from gradlab.theory import attention, meanfield
+from gradlab.theory import meanfield
 
 _SATURATING = {"tanh", "logistic", "erf", "softsign", "hard_tanh"}
 _LARGEST_SLOPE = {"logistic": 1 / 16, "erf": 4 / math.pi}
+_PER_LAYER = 1e-6  # of the gradient, a layer leaves more than that where it is not stopped
 _MOST_RATIO = meanfield.DEPTH_SCALES / 2  # of norms
 
 
@@ -35,6 +36,7 @@ def finite_gradients(facts: Facts) -> Iterator[Verdict]:
             0.0,
             "The loss is finite, but the gradient that arrives at this layer's output is not: an "
             "operation behind it has no finite derivative at this state (√ or log or a norm at 0).",
+            tuple(changes.guard(name) for name in facts.at_the_edge()),
         )
 
 
@@ -48,6 +50,8 @@ def gain(facts: Facts) -> Iterator[Verdict]:
         if not counted or not all(s > 0 for s in slopes):  # no slope at all: `flat` says so
             continue
         sigma_w = [facts.sigma_w(k) for k in counted]
+        if min(sigma_w) == 0:  # a matrix that is 0 has no size
+            continue
         total = laws.log_gain(sigma_w, slopes)
         spreads = [
             0.0 if s == 1 else facts.of_layer("spread", k)
@@ -77,6 +81,51 @@ def gain(facts: Facts) -> Iterator[Verdict]:
         )
 
 
+def gain_over_time(facts: Facts) -> Iterator[Verdict]:
+    """A recurrent matrix through which the gradient vanishes whatever phi does, or explodes.
+
+    phi' is 1 at most, so that chi is at most sigma_w² a step; gates and residual sums keep a state
+    in another way. Exploding is measured, since phi saturates.
+    """
+    anatomy, gradients = facts.anatomy, facts.measured.layers["log_gradient"]
+    summed = {i for residual in anatomy.residuals for i in residual.layers}
+    for name, times in _times(facts).items():
+        if anatomy.gates or summed & set(times) or len(times) < 3:
+            continue
+        if times[1] not in _fed(facts, times[0]):
+            continue
+        num, sigma_w = len(times) - 1, facts.sigma_w(times[0])
+        rise = float(gradients[times[0]]) - float(gradients[times[-1]])
+        allowed = math.exp(meanfield.DEPTH_SCALES / (2 * num))
+        explodes = 2 * rise > meanfield.DEPTH_SCALES and sigma_w > 1
+        yield Verdict(
+            "gain",
+            name,
+            sigma_w,
+            1.0,
+            1 / allowed,
+            allowed if explodes else math.inf,
+            f"The matrix of a loop has √fan_in times its standard deviation at {sigma_w:.3g}: over "
+            f"{num} steps the gradient "
+            + (f"grows {math.exp(min(rise, 700)):.3g} times." if explodes else "vanishes."),
+            (changes.scale(name, 1 / sigma_w),) if sigma_w > 0 else (),
+        )
+
+
+def _times(facts: Facts) -> dict[str, list[int]]:
+    """The layers that have one weight, by its name."""
+    found: dict[str, list[int]] = defaultdict(list)
+    for k, layer in enumerate(facts.layers):
+        found[layer.name].append(k)
+    return found
+
+
+def _fed(facts: Facts, k: int) -> set[int]:
+    """The layers whose state depends on layer k."""
+    steps = set(operations.reached(facts.anatomy.program, facts.layers[k].product))
+    return {i for i, layer in enumerate(facts.layers) if layer.step in steps}
+
+
 def _slope(facts: Facts, k: int) -> float:
     """E phi'² behind layer k; 1 where nothing is between it and the next layer."""
     return 1.0 if facts.layers[k].activated is None else facts.of_layer("slope", k)
@@ -96,11 +145,14 @@ def flat(facts: Facts) -> Iterator[Verdict]:
     """Units that have no slope on the whole batch: dead ones."""
     for k, layer in enumerate(facts.layers):
         share = facts.of_layer("flat", k)
-        if math.isnan(share):
+        if math.isnan(share) or facts.phis[k] in _SATURATING:  # of these `saturated` says it
             continue
         num = min(layer.fan_out, 10**6)
         most = laws.most_flat(num, facts.z)
-        change = [changes.fill(name, 0.0) for name in facts.bias_names(layer)]
+        clipped = next((s.name for s in layer.phi if s.name in {"min", "clamp"}), None)
+        change = [changes.fill(facts.pattern(name), 0.0) for name in facts.bias_names(layer)]
+        if clipped and share == 1:
+            change = [changes.straight_through(f"{clipped}@{layer.name}")]
         yield Verdict(
             "flat",
             layer.name,
@@ -124,9 +176,9 @@ def saturated(facts: Facts) -> Iterator[Verdict]:
         rms, mean = math.exp(facts.of_layer("log_pre", k)), abs(facts.of_layer("mean_pre", k))
         biased = mean > 0.7 * rms and layer.biases
         change = (
-            tuple(changes.fill(name, 0.0) for name in facts.bias_names(layer))
+            tuple(changes.fill(facts.pattern(name), 0.0) for name in facts.bias_names(layer))
             if biased
-            else (changes.scale(layer.name, 1 / rms),)
+            else (changes.scale(facts.pattern(layer.name), 1 / rms),)
             if 0 < rms < math.inf
             else ()
         )
@@ -135,11 +187,40 @@ def saturated(facts: Facts) -> Iterator[Verdict]:
             layer.name,
             share,
             1.0,
-            0.01,
+            0.1,
             math.inf,
             f"Its {facts.phis[k]} is saturated: pre-activations have a root mean square of "
-            f"{rms:.3g}, and the mean squared slope is {share:.2g} of the largest.",
+            f"{rms:.3g}, and the mean squared slope is {share:.2g} of the largest."
+            + _large_input(facts, k),
             change,
+        )
+
+
+def _large_input(facts: Facts, k: int) -> str:
+    """A sentence where what a layer reads is large, and not its weights."""
+    rms = math.exp(min(facts.of_layer("log_state", k), 700))
+    is_large = rms > 10 and facts.sigma_w(k) < 10
+    return f" What it reads has a root mean square of {rms:.3g}: normalise it." if is_large else ""
+
+
+def drowned(facts: Facts) -> Iterator[Verdict]:
+    """A parameter that is added to a state, and is much larger than it."""
+    numbers = facts.measured.shifts
+    for k, shift in enumerate(facts.anatomy.shifts):
+        log = float(numbers["log_added"][k]) - float(numbers["log_state"][k])
+        if not math.isfinite(log):  # nothing is drowned where all is 0
+            continue
+        ratio, names = math.exp(min(log, 700)), [facts.anatomy.names[p] for p in shift.params]
+        yield Verdict(
+            "drowned",
+            names[0],
+            ratio,
+            1.0,
+            0.0,
+            laws.MOST_DROWNED,
+            f"It is {ratio:.3g} times as large as the state that it is added to, so that what is "
+            "behind hardly depends on the input.",
+            tuple(changes.scale(facts.pattern(name), 1 / ratio) for name in names),
         )
 
 
@@ -225,78 +306,6 @@ def norm_place(facts: Facts) -> Iterator[Verdict]:
         )
 
 
-# ---- logits
-
-
-def attention_logits(facts: Facts) -> Iterator[Verdict]:
-    """Attention that rests on one state, by role."""
-    numbers = facts.measured.softmaxes
-    by_role: dict[tuple[str, ...], list[int]] = defaultdict(list)
-    for k, softmax in enumerate(facts.anatomy.softmaxes):
-        if softmax.use == "attention" and softmax.layers:
-            found = dict.fromkeys(starred(facts.layers[i].name) for i in softmax.layers)
-            by_role[tuple(found)].append(k)
-    for roles, members in by_role.items():
-        loads = [float(numbers["load"][k]) for k in members]
-        std = float(np.sqrt(np.mean(np.square([numbers["std"][k] for k in members]))))
-        length = int(max(numbers["length"][k] for k in members))
-        rows = float(min(numbers["rows"][k] for k in members))
-        frozen = sum(laws.saturation(load) > 1 for load in loads)
-        yield Verdict(
-            "attention logits",
-            roles[0],
-            laws.saturation(float(np.mean(loads))),
-            1 / float(attention.critical_std(max(length, 2))),
-            0.0,
-            1 + facts.z * math.sqrt(1 / (2 * max(rows, 1.0))),
-            f"Attention is frozen in {frozen} of {len(members)}: logits have a standard deviation "
-            f"of {std:.3g}, above √(2 log {length}), so that softmax rests on one entry and passes "
-            "hardly any gradient.",
-            tuple(changes.scale(role, (1 / std) ** (1 / max(len(roles), 2))) for role in roles)
-            if 0 < std < math.inf
-            else (),
-        )
-
-
-def output_logits(facts: Facts) -> Iterator[Verdict]:
-    """A classifier that is sure of what it does not know."""
-    numbers = facts.measured.softmaxes
-    for k, softmax in enumerate(facts.anatomy.softmaxes):
-        if softmax.use != "classifier" or not softmax.layers:
-            continue
-        load, std = laws.saturation(float(numbers["load"][k])), float(numbers["std"][k])
-        length, rows = int(numbers["length"][k]), float(numbers["rows"][k])
-        guess = math.log(max(length, 2))
-        names = list(dict.fromkeys(facts.layers[i].name for i in softmax.layers))
-        # The length of what the head reads is a matter of chance too.
-        spare = math.exp(facts.z * max(_length_error(facts, i) for i in softmax.layers) / 2)
-        yield Verdict(
-            "output logits",
-            names[0],
-            load if facts.measured.loss > guess else min(load, 1.0),
-            1 / float(attention.critical_std(max(length, 2))),
-            0.0,
-            (1 + facts.z * math.sqrt(1 / (2 * max(rows, 1.0)))) * spare,
-            f"Logits have a standard deviation of {std:.3g}, above √(2 log {length}): the loss is "
-            f"{facts.measured.loss:.3g}, a blind guess has {guess:.3g}.",
-            tuple(changes.scale(name, 1 / std) for name in names) if 0 < std < math.inf else (),
-        )
-
-
-def _length_error(facts: Facts, k: int) -> float:
-    """The standard deviation of the log mean square of what layer k reads, over draws of weights.
-
-    Of the layers in front of it that have nothing but activations between; a norm ends them.
-    """
-    feeds = {after: before for before, after in facts.anatomy.links}
-    run = [k]
-    while run[-1] in feeds:
-        run.append(feeds[run[-1]])
-    drawn = run[:-1]  # what the first one reads was not made by weights
-    spreads = [facts.of_layer("state_spread", i) for i in drawn]
-    return laws.gain_error(spreads, [facts.layers[i].fan_in for i in drawn])
-
-
 # ---- gradients
 
 
@@ -338,6 +347,7 @@ def formats(facts: Facts) -> Iterator[Verdict]:
         if any(facts.of_layer("log_gradient", k) == -math.inf for k in below):
             # Behind a zero, which will move, nothing has been lost.
             below = [k for k in below if _root_mean_square(facts, k, facts.later()) < tiny]
+        below = _underflown(facts, members, below, tiny)
         lost = len(below) / len(members)
         first = max(below, default=members[0])
         largest = max((_root_mean_square(facts, k) for k in members), default=1.0)
@@ -353,6 +363,19 @@ def formats(facts: Facts) -> Iterator[Verdict]:
             f"{len(members)} on the gradient is below {tiny:.1g}, the smallest number of {dtype}.",
             (changes.scale_loss(factor),),
         )
+
+
+def _underflown(facts: Facts, members: list[int], below: list[int], tiny: float) -> list[int]:
+    """Those of the layers below a number whose gradient has come down to it.
+
+    Exact zeros are counted where they reach from the first layer to one behind which the gradient
+    is near that number, or to the loss: others have been stopped.
+    """
+    small = [k for k in below if _root_mean_square(facts, k) > 0]
+    if below != members[: len(below)]:
+        return small
+    behind = members[len(below) : len(below) + 1]
+    return below if all(_root_mean_square(facts, k) < tiny / _PER_LAYER for k in behind) else small
 
 
 def _root_mean_square(facts: Facts, k: int, later: Measured | None = None) -> float:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from gradlab.diagnosis import changes, laws
+from gradlab.diagnosis import changes, laws, operations
 from gradlab.diagnosis.anatomy import starred
 from gradlab.diagnosis.facts import Facts
 from gradlab.diagnosis.verdicts import Verdict
@@ -38,7 +38,12 @@ def gates(facts: Facts) -> Iterator[Verdict]:
             math.inf,
             f"A gate that it makes stands {state}: its pre-activations have a mean of {mean:.3g} "
             f"and a root mean square of {rms:.3g}, and its slope is {slope:.2g} of the largest.",
-            _opened(biases, weights, bool(is_biased), rms),
+            _opened(
+                list(map(facts.pattern, biases)),
+                list(map(facts.pattern, weights)),
+                bool(is_biased),
+                rms,
+            ),
         )
 
 
@@ -60,27 +65,71 @@ def no_gradient(facts: Facts) -> Iterator[Verdict]:
     still = _still(facts, zero)
     zeros = _zeros_for_ever(facts, still)
     yield from _product_of_zeros(facts, zeros)
-    for names in facts.alike().values():
-        without = [n for n in names if n in zero]
-        for name in names:
-            weights = facts.weights[name]
-            alone = len(without) < len(names) and len(without) <= len(names) / 3
-            drawn = len(weights.shape) > 1 and weights.std > 0
-            strange = (alone and len(names) >= 3 and name in zero) or (drawn and name in still)
-            yield Verdict(
-                "no gradient",
-                name,
-                float(strange),
-                0.0,
-                0.0,
-                0.0,
-                "No gradient arrives at it"
-                + (
-                    ", though the loss depends on it."
-                    if facts.is_used(name)
-                    else ": it is not used."
-                ),
-            )
+    strange = [n for n in facts.weights if _is_strange(facts, n, zero, still) and n not in zeros]
+    ends = _ends(facts, strange)
+    for name in facts.weights:
+        is_end = name in ends
+        yield Verdict(
+            "no gradient",
+            name,
+            float(is_end),
+            0.0,
+            0.0,
+            0.0,
+            _without(facts, name, ends.get(name, 0), len(zero)),
+            _let_through(facts, name) if is_end and facts.is_used(name) else (),
+        )
+
+
+def _is_strange(facts: Facts, name: str, zero: set[str], still: set[str]) -> bool:
+    """Whether a parameter should have a gradient, and has none.
+
+    One that `stop_gradient` is told of, as all its alike are, is frozen on purpose; one that equals
+    another which learns is its target (Mnih et al. 2015).
+    """
+    if name not in zero:
+        return False
+    weights = facts.weights[name]
+    alike = next(names for names in facts.alike().values() if name in names)
+    without = [n for n in alike if n in zero]
+    if len(alike) >= 3 and len(without) <= len(alike) / 3:
+        return True
+    is_matrix = len(weights.shape) > 1 and min(weights.shape) > 1 and weights.std > 0
+    if not facts.is_used(name):
+        return is_matrix
+    is_target = any(weights == facts.weights[n] for n in facts.weights if n not in zero)
+    return is_matrix and name in still and not facts.is_frozen(name) and not is_target
+
+
+def _ends(facts: Facts, strange: Sequence[str]) -> dict[str, int]:
+    """Those behind which no other of them stands, with how many stand in front: where it stops."""
+    program, first = facts.anatomy.program, facts.anatomy.first_param
+    entry = {layer.name: layer.step for layer in facts.layers}
+    used = [name for name in strange if facts.is_used(name)]
+    reach = {n: set(operations.reached(program, first + facts.slices[n][0])) for n in used}
+    starts = {n: entry.get(n, min(reach[n], default=-1)) for n in used}
+    ends = {name: 0 for name in strange if not facts.is_used(name)}
+    for name in used:
+        behind = [o for o in used if starts[o] in reach[name] and starts[o] > starts[name]]
+        if not behind:
+            ends[name] = sum(starts[name] in reach[o] and o != name for o in used)
+    return ends
+
+
+def _without(facts: Facts, name: str, num_before: int, num_zero: int) -> str:
+    if not facts.is_used(name):
+        return "No gradient arrives at it: the loss does not use it."
+    if num_zero == len(facts.weights):
+        return "No parameter has a gradient: near them the loss is constant on this batch."
+    others = f", nor at {num_before} parameters in front of it" if num_before else ""
+    return f"No gradient arrives at it{others}, though the loss depends on it."
+
+
+def _let_through(facts: Facts, name: str) -> tuple[changes.Change, ...]:
+    """The first operation behind a parameter that stops gradients, let through."""
+    program, value = facts.anatomy.program, facts.anatomy.first_param + facts.slices[name][0]
+    found = next(operations.stopping(program, value), None)
+    return () if found is None else (changes.straight_through(f"{found[1]}@{name}"),)
 
 
 def _product_of_zeros(facts: Facts, zeros: set[str]) -> Iterator[Verdict]:

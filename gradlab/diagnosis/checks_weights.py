@@ -11,8 +11,9 @@ import numpy as np
 
 from gradlab.diagnosis import changes, laws
 from gradlab.diagnosis.anatomy import starred
+from gradlab.diagnosis.entries import Weights
 from gradlab.diagnosis.facts import Facts, streams
-from gradlab.diagnosis.measures import Weights
+from gradlab.diagnosis.layers import Layer
 from gradlab.diagnosis.verdicts import Verdict
 
 
@@ -29,16 +30,18 @@ def finite_weights(facts: Facts) -> Iterator[Verdict]:
             0.0,
             0.0,
             "It holds an entry that is nan or inf.",
-            (_redrawn(name, others),) if not weights.finite else (),
+            (_redrawn(name, weights.shape, others),) if not weights.finite else (),
         )
 
 
-def _redrawn(name: str, others: list[Weights]) -> changes.Change:
+def _redrawn(name: str, shape: tuple[int, ...], others: list[Weights]) -> changes.Change:
     """The change that gives a parameter the law of its alike, or LeCun's."""
     if others and len({(w.mean, w.std) for w in others}) == 1 and others[0].std == 0:
         return changes.fill(name, others[0].mean)
     if others:
-        return changes.redraw(name, median(w.std for w in others))
+        return changes.redraw(name, median(w.std for w in others), laws.usual_shape(others))
+    if len(shape) > 1:
+        return changes.redraw(name, shape[-1] ** -0.5)
     return changes.fill(name, 0.0)
 
 
@@ -58,6 +61,41 @@ def copies(facts: Facts) -> Iterator[Verdict]:
             "Its units have equal weights, so they get equal gradients and stay one unit.",
             (changes.redraw(layer.name, layer.fan_in**-0.5),),
         )
+
+
+def same_entries(facts: Facts) -> Iterator[Verdict]:
+    """Layers that were drawn from one key: the entries of each are those of another."""
+    twins: dict[str, dict[str, str]] = defaultdict(dict)
+    for names in facts.alike().values():
+        first: dict[Weights, str] = {}
+        for name in names:
+            weights = facts.weights[name]
+            if weights.std > 0 and weights.finite and min(weights.shape) > 1:
+                twin = first.setdefault(weights, name)
+                if twin != name:
+                    twins[_head(name)][name] = twin
+    for pairs in twins.values():
+        (name, twin), *_ = pairs.items()
+        yield Verdict(
+            "copies",
+            name,
+            1.0,
+            0.0,
+            0.0,
+            0.0,
+            f"Its entries are those of {twin}: drawn from one key, or one layer in two places.",
+            tuple(
+                changes.redraw(n, facts.weights[n].std, laws.usual_shape([facts.weights[n]]))
+                for n in pairs
+            ),
+        )
+
+
+def _head(name: str) -> str:
+    """A path up to its first number: `blocks.3` of `blocks.3.proj.weight`."""
+    words = name.split(".")
+    numbers = [k for k, word in enumerate(words) if word.isdigit()]
+    return ".".join(words[: numbers[0] + 1]) if numbers else name
 
 
 def alike(facts: Facts) -> Iterator[Verdict]:
@@ -86,7 +124,9 @@ def _against(
     change: tuple[changes.Change, ...] = ()
     if level != law:
         if measured == 0 and num_axes >= 2:
-            change = (changes.redraw(name, expected),)
+            alike = next(names for names in facts.alike().values() if name in names)
+            usual = laws.usual_shape([facts.weights[n] for n in alike if n != name])
+            change = (changes.redraw(name, expected, usual),)
         elif measured == 0 or expected == 0:
             change = (changes.fill(name, expected),)
         else:
@@ -143,7 +183,7 @@ def shape(facts: Facts) -> Iterator[Verdict]:
                 expected + error,
                 f"Its entries are {kind or 'of another law'} (kurtosis {weights.kurtosis:.3g}, the "
                 f"largest {_sigmas(weights):.3g} standard deviations); its alike's are {usual}.",
-                (changes.redraw(name, weights.std),) if is_odd and usual == "normal" else (),
+                (changes.redraw(name, weights.std, usual),) if is_odd else (),
             )
 
 
@@ -162,8 +202,9 @@ def _whole_model(facts: Facts, told: set[str]) -> Iterator[Verdict]:
         return
     rows = {name: facts.weights[name] for name in by_name if facts.weights[name].std > 0}
     best: dict[str, float] | None = None
-    for power in (0.0, -0.5):
-        level = {n: math.log(w.std) - power * math.log(by_name[n].fan_in) for n, w in rows.items()}
+    power = 0.0
+    for tried in (0.0, -0.5):
+        level = {n: math.log(w.std) - tried * math.log(by_name[n].fan_in) for n, w in rows.items()}
         middle = median(level.values()) if level else 0.0
         off = {
             n: v - middle
@@ -171,17 +212,24 @@ def _whole_model(facts: Facts, told: set[str]) -> Iterator[Verdict]:
             if abs(v - middle) > 3 * _error(rows[n]) * facts.z
         }
         if len(off) <= len(rows) / 4 and (best is None or len(off) < len(best)):
-            best = off
+            best, power = off, tried
     for name, by in (best or {}).items():
         weights, layer = rows[name], by_name[name]
         usual = laws.named_draw(
             weights.std, weights.kurtosis, weights.size, (layer.fan_in, layer.fan_out), facts.z
         )
         scaled = any(_is_depth_scaling(by, len(run)) for run in streams(facts.anatomy))
+        if _is_transposed(layer, by, _error(weights) * facts.z, power):
+            usual = ""
         if name not in told and not usual and not scaled and abs(by) > laws.SAME:
             yield _against(
                 facts, name, math.log(weights.std), math.log(weights.std) - by, _error(weights), 2
             )
+
+
+def _is_transposed(layer: Layer, by: float, error: float, power: float) -> bool:
+    """Whether a matrix, off by a log ratio, has fan_out where all others have fan_in."""
+    return power != 0 and abs(by - power * math.log(layer.fan_out / layer.fan_in)) < error
 
 
 def _is_depth_scaling(log_ratio: float, num_branches: int) -> bool:
@@ -236,12 +284,19 @@ def _near(level: float, levels: dict[str, float]) -> int:
 def scaled_matrix(facts: Facts) -> Iterator[Verdict]:
     """Depth scaling on a matrix that is not its branch's last one, which has none."""
     relative = relative_levels(facts)
+    # A factor of queries and keys is one of logits alone (1/√d in T5, Raffel et al. 2020).
+    only_logits = {
+        starred(facts.layers[i].name)
+        for softmax in facts.anatomy.softmaxes
+        for i in set(softmax.layers) - set(softmax.weighed)
+        if softmax.use == "attention"
+    }
     for run in streams(facts.anatomy):
         if len(run) < 4:
             continue
         num, factor = len(run), len(run) ** -0.5
         for role, last in _inner_roles(facts, run).items():
-            if role not in relative:
+            if role not in relative or role in only_logits:
                 continue
             has = _is_depth_scaling(relative[role], num)
             is_on_last = any(_is_depth_scaling(relative.get(other, 0.0), num) for other in last)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
-from gradlab.diagnosis import checks_flow, checks_learning, checks_weights
+from gradlab.diagnosis import checks_flow, checks_learning, checks_logits, checks_weights
 from gradlab.diagnosis.changes import Change
 from gradlab.diagnosis.facts import Facts
 from gradlab.diagnosis.verdicts import KINDS, Verdict
@@ -15,19 +15,22 @@ from gradlab.diagnosis.verdicts import KINDS, Verdict
 _OF_WEIGHTS = (
     checks_weights.finite_weights,
     checks_weights.copies,
+    checks_weights.same_entries,
     checks_weights.alike,
     checks_weights.shape,
     checks_weights.scaled_matrix,
 )
 _OF_FLOW = (
     checks_flow.gain,
+    checks_flow.gain_over_time,
     checks_flow.flat,
     checks_flow.saturated,
+    checks_flow.drowned,
     checks_learning.gates,
     checks_flow.norm_place,
     checks_flow.depth_scaling,
-    checks_flow.attention_logits,
-    checks_flow.output_logits,
+    checks_logits.attention_logits,
+    checks_logits.output_logits,
     checks_learning.no_gradient,
     checks_flow.gradient_jump,
     checks_learning.held_norm,
@@ -122,18 +125,25 @@ def examined(
 ) -> Iterator[Finding]:
     """The findings: causes first, each with those that vanish when it is remedied."""
     done: list[Change] = []
+    deferred: list[Verdict] = []
+    kinds = set[str]()
     facts = facts_of((), 0)
     left = [v for v in verdicts(facts, lambda: first_bad(())) if v.flagged]
     told: set[tuple[str, str]] = set()
     for count in range(len(left)):
         open_ = [v for v in left if v.key not in told]
         if not open_:
-            return
+            break
         cause = open_[0]
         told.add(cause.key)
+        kinds.add(cause.kind)
         tried = None
         if cause.changes and count < _MOST_CAUSES and not is_late():
             tried = _tried(cause, tuple(done), facts_of, first_bad)
+        if tried is None and cause.kind == "format":
+            # Underflow is what a larger loss mends; a gradient that is 0 for another reason is not.
+            deferred.append(cause)
+            continue
         if tried is None:
             yield _finding(cause, None, ())
             continue
@@ -144,7 +154,9 @@ def examined(
         yield _finding(cause, remedy, tuple(_finding(v, None, ()) for v in gone))
         left = [v for v in after if v.flagged]
         if not left:
-            return
+            break
+    still = {v.key for v in left} if "no gradient" not in kinds else set()
+    yield from (_finding(verdict, None, ()) for verdict in deferred if verdict.key in still)
 
 
 def _finding(verdict: Verdict, remedy: Remedy | None, follows: tuple[Finding, ...]) -> Finding:
@@ -169,7 +181,7 @@ def _tried(
     trials: list[tuple[float, tuple[Change, ...], Facts, list[Verdict]]] = []
     factor = 1.0
     for _ in range(_MOST_TRIALS if cause.tune else 1):
-        trial = tuple(Change(c.call, c.pattern, c.value * factor) for c in cause.changes)
+        trial = tuple(replace(c, value=c.value * factor) for c in cause.changes)
         facts = facts_of((*done, *trial), 0)
         after = verdicts(facts, partial(first_bad, (*done, *trial)))
         now = _same(cause, after)

@@ -14,10 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradlab.diagnosis import anatomy as anatomies
+from gradlab.diagnosis import laws
 from gradlab.diagnosis.anatomy import Anatomy, starred
 from gradlab.diagnosis.changes import Slices
+from gradlab.diagnosis.entries import Weights
 from gradlab.diagnosis.layers import Layer, slice_name
-from gradlab.diagnosis.measures import Measured, Weights
+from gradlab.diagnosis.measures import Measured
 from gradlab.models.activations import PHI
 
 _GRID = np.array([-5.0, -3.0, -2.0, -1.5, -1.0, -0.5, -0.2, 0.1, 0.3, 0.7, 1.2, 1.7, 2.5, 4.0])
@@ -36,6 +38,8 @@ class Facts:
         z: standard errors that chance does not exceed.
         later: the numbers of a pass after every parameter that has a gradient has moved; asked for
             where some have none.
+        at_the_edge: operations that read a 0 where they have no finite derivative; asked for where
+            a gradient is not finite.
     """
 
     anatomy: Anatomy
@@ -45,6 +49,7 @@ class Facts:
     measured: Measured
     z: float
     later: Callable[[], Measured]
+    at_the_edge: Callable[[], list[str]]
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -56,12 +61,17 @@ class Facts:
         return float(self.measured.layers[key][k])
 
     def sigma_w(self, k: int) -> float:
-        """`√fan_in` times the root mean square of layer k's weights."""
-        return math.exp(self.of_layer("log_weight", k)) * math.sqrt(self.layers[k].fan_in)
+        """`√fan_in` times the root mean square of layer k's weights, and of what multiplies it."""
+        log = self.of_layer("log_weight", k) + self.of_layer("log_factor", k)
+        return math.exp(log) * math.sqrt(self.layers[k].fan_in)
 
     def is_used(self, name: str) -> bool:
         """Whether the loss depends on a parameter."""
         return self.slices[name][0] in self.anatomy.reached
+
+    def is_frozen(self, name: str) -> bool:
+        """Whether every use of a parameter goes through `stop_gradient`."""
+        return self.slices[name][0] in self.anatomy.frozen
 
     def log_gradient(self, name: str, later: Measured | None = None) -> float:
         """The log of the norm of a parameter's gradient."""
@@ -82,6 +92,16 @@ class Facts:
         for name, weights in self.weights.items():
             groups[starred(name), (*weights.shape, behind.get(name, 0))].append(name)
         return dict(groups)
+
+    def pattern(self, name: str) -> str:
+        """The role of a parameter, if all of that role have its size, or else its name.
+
+        What helps one of them is done to all, or it would differ from its alike.
+        """
+        members = [self.weights[n] for n in self.weights if starred(n) == starred(name)]
+        sizes = [math.hypot(weights.mean, weights.std) for weights in members]
+        same = len(sizes) > 1 and max(sizes) <= (1 + laws.SAME) ** 2 * min(sizes)
+        return starred(name) if same else name
 
     def bias_names(self, layer: Layer) -> list[str]:
         """The names of what is added to a layer's product."""

@@ -9,6 +9,7 @@ from statistics import NormalDist, median
 
 import numpy as np
 
+from gradlab.diagnosis.entries import Weights
 from gradlab.models import ensembles, initialisers
 
 FALSE_ALARMS = 0.01
@@ -17,6 +18,10 @@ FALSE_ALARMS = 0.01
 MOST_GROWTH = 2.0
 """A residual stream's mean square may be two nats above what depth scaling would leave of it: its
 length is e times as long then, and each block's share in the sum is 1/e."""
+
+MOST_DROWNED = 10.0
+"""A parameter may be ten times as large as the state that it is added to: a hundredth of the mean
+square still depends on the input. A convention."""
 
 SAME = 0.1
 """Two scales that differ by less than 10 % are one law: by less than any two laws' own (truncated
@@ -154,6 +159,13 @@ def shape_of(kurtosis: float, size: int, z: float) -> str:
     return ""
 
 
+def usual_shape(weights: Sequence[Weights]) -> str:
+    """The distribution that has the median kurtosis of some arrays, the nearest one."""
+    rows = [w.kurtosis for w in weights if w.std > 0]
+    middle = median(rows) if rows else 3.0
+    return min(SHAPES, key=lambda name: abs(SHAPES[name][0] - middle))
+
+
 def smallest_slope() -> float:
     """Of a gate, over the largest, 1/4: that of one which forgets once in LONGEST_MEMORY steps.
 
@@ -202,7 +214,7 @@ def outliers(levels: Sequence[float], errors: Sequence[float], z: float) -> dict
     if np.isnan(rows).any():
         return {}
     empty = np.isneginf(rows)
-    if empty.sum() > 2 * len(rows) / 3:
+    if empty.sum() >= 2 * len(rows) / 3:
         return {int(k): -math.inf for k in np.flatnonzero(~empty)}
     best: dict[int, float] | None = None
     for law in _fits(rows):

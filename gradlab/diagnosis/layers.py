@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gradlab.diagnosis.dependence import ELEMENTWISE, RESHAPING, Reader, bits
-from gradlab.diagnosis.program import Step, inner_programs
+from gradlab.diagnosis.program import Constant, Step, inner_programs
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class Layer:
         weight, state: the values that are multiplied.
         product, pre: the value that results, and the same with its bias.
         biases: parameters added on the way.
+        factors: values, or constants, that multiply it on the way; a divisor has `True` beside it.
         fan_in: the number of terms of a sum.
         out_axes: the weight's axes that are the layer's units.
         step: the number of the product among the program's steps.
@@ -39,6 +40,7 @@ class Layer:
     fan_out: int
     out_axes: tuple[int, ...]
     step: int
+    factors: tuple[tuple[int | Constant, bool], ...] = ()
     phi: tuple[Step, ...] = ()
     activated: int | None = None
 
@@ -60,7 +62,7 @@ def layers_of(reader: Reader, names: Sequence[str], first: int) -> Iterator[Laye
         state = next(v for v in step.reads if v != weight)
         param, index = _source(reader, weight)
         fan_in, out_axes = _fans(step, step.inputs.index(weight), reader.program.types[weight])
-        pre, biases = _pre_activation(reader, step.outputs[0])
+        pre, biases, factors = _pre_activation(reader, step.outputs[0])
         phi, activated = _activation(reader, pre)
         shape = reader.program.types[weight].shape
         yield Layer(
@@ -76,6 +78,7 @@ def layers_of(reader: Reader, names: Sequence[str], first: int) -> Iterator[Laye
             fan_out=math.prod(shape[axis] for axis in out_axes),
             out_axes=out_axes,
             step=k,
+            factors=factors,
             phi=phi,
             activated=activated,
         )
@@ -127,9 +130,13 @@ def _fans(step: Step, side: int, weight: Any) -> tuple[int, tuple[int, ...]]:
     return math.prod(weight.shape[a] for a in others), (spec[0],)
 
 
-def _pre_activation(reader: Reader, value: int) -> tuple[int, tuple[int, ...]]:
+Factors = tuple[tuple[int | Constant, bool], ...]
+
+
+def _pre_activation(reader: Reader, value: int) -> tuple[int, tuple[int, ...], Factors]:
     """The product with what is added to it, and scales it, that no state has a part in."""
     biases: list[int] = []
+    factors: list[tuple[int | Constant, bool]] = []
     while len(reader.users[value]) == 1:
         step = reader.program.steps[reader.users[value][0]]
         others = [v for v in step.reads if v != value]
@@ -137,12 +144,14 @@ def _pre_activation(reader: Reader, value: int) -> tuple[int, tuple[int, ...]]:
             break
         if step.name in {"add", "sub", "add_any"}:
             biases += [root for v in others for root in reader.roots.get(v, ())]
-        elif step.name not in {"mul", *RESHAPING}:
+        elif step.name == "mul" or (step.name == "div" and step.inputs[0] == value):
+            factors += [(one, step.name == "div") for one in step.inputs if one != value]
+        elif step.name not in RESHAPING:
             break
         if reader.size(step.outputs[0]) != reader.size(value):
             break
         value = step.outputs[0]
-    return value, tuple(biases)
+    return value, tuple(biases), tuple(factors)
 
 
 def _activation(reader: Reader, pre: int) -> tuple[tuple[Step, ...], int | None]:

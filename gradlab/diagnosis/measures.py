@@ -20,7 +20,7 @@ from jax import Array
 from gradlab.diagnosis import anatomy as anatomies
 from gradlab.diagnosis.anatomy import Anatomy
 from gradlab.diagnosis.layers import Layer
-from gradlab.diagnosis.program import Program, evaluate
+from gradlab.diagnosis.program import evaluate
 from gradlab.theory import attention
 
 Numbers = dict[str, np.ndarray]
@@ -38,8 +38,9 @@ class Measured:
 
     Attributes:
         loss: of the batch.
-        layers: by layer, `log_weight`, `log_state`, `log_pre` (log rms), `state_spread` (relative
-            variance of the squared entries of its input), `mean_pre`, `slope`
+        layers: by layer, `log_weight`, `log_factor` (of what multiplies its product), `log_state`,
+            `log_pre` (log rms), `state_spread` (relative variance of the squared entries of its
+            input), `mean_pre`, `slope`
             (mean phi'²), `spread` (its relative variance), `flat` (share of units with phi' = 0 on
             the whole batch), `log_gradient` (log of the norm that arrives), `log_median` (of
             examples), `zeros` (share of entries of the gradient that are 0), `largest`.
@@ -48,6 +49,7 @@ class Measured:
             `mean` and `rms` of its pre-activation.
         softmaxes: by softmax, `load` (mean variance of a row over its critical one), `std`,
             `length`.
+        shifts: by sum with a parameter, `log_added`, `log_state` (log rms).
         params: by parameter, `log_gradient`, `zeros`, `largest`; by slice where stacked, in
             `slices`.
     """
@@ -57,8 +59,15 @@ class Measured:
     residuals: Numbers
     softmaxes: Numbers
     gates: Numbers
+    shifts: Numbers
     params: Numbers
     slices: dict[int, np.ndarray]
+
+    @property
+    def num_silent(self) -> int:
+        """How many parameters, and slices of stacked ones, have no gradient."""
+        rows = [self.params["log_gradient"], *self.slices.values()]
+        return sum(int(np.sum(np.isneginf(row))) for row in rows)
 
 
 def compiled(anatomy: Anatomy, batch_size: int | None) -> Callable[..., Measured]:
@@ -106,6 +115,9 @@ def _pass(
         value,
         {
             "log_weight": _logs([seen[str(layer.weight)] for layer in layers]),
+            "log_factor": jnp.stack([_factor(layer, seen) for layer in layers])
+            if layers
+            else jnp.zeros(0),
             "log_state": _logs([seen[str(layer.state)] for layer in layers]),
             "state_spread": _logs([seen[str(layer.state)] for layer in layers], _spread),
             **_grouped(
@@ -124,6 +136,10 @@ def _pass(
             [s.axes for s in anatomy.softmaxes],
         ),
         _grouped(lambda _, h: _of_gate(h), [(seen[str(g.value)],) for g in anatomy.gates]),
+        {
+            "log_added": _logs([seen[str(s.added)] for s in anatomy.shifts]),
+            "log_state": _logs([seen[str(s.state)] for s in anatomy.shifts]),
+        },
         _grouped(lambda _, g: _of_gradient(g), [(g,) for g in by_params]),
         {
             k: jax.vmap(log_norm)(by_params[k])
@@ -135,9 +151,11 @@ def _pass(
 def _seen(anatomy: Anatomy) -> set[int]:
     """The values whose numbers are wanted."""
     layers = {v for layer in anatomy.layers for v in (layer.weight, layer.state)}
+    layers |= {v for layer in anatomy.layers for v, _ in layer.factors if isinstance(v, int)}
     sums = {v for r in anatomy.residuals for v in (r.stream, r.branch)}
     softmaxes = {softmax.value for softmax in anatomy.softmaxes}
-    return layers | sums | softmaxes | {gate.value for gate in anatomy.gates}
+    shifts = {v for s in anatomy.shifts for v in (s.added, s.state)}
+    return layers | sums | softmaxes | shifts | {gate.value for gate in anatomy.gates}
 
 
 def _logs(arrays: Sequence[Array], function: Callable[[Array], Array] | None = None) -> Array:
@@ -179,6 +197,15 @@ def _of_layer(layer: Layer, h: Array, gradient: Array, batch_size: int | None) -
         "log_median": _median(gradient, batch_size),
         **_of_gradient(gradient),
     }
+
+
+def _factor(layer: Layer, seen: dict[str, Any]) -> Array:
+    """The log of the root mean square of what multiplies a layer's product."""
+    total = jnp.zeros(())
+    for one, divides in layer.factors:
+        value = seen[str(one)] if isinstance(one, int) else jnp.asarray(one.value)
+        total = total + (-1 if divides else 1) * log_rms(value)
+    return total
 
 
 def _of_gradient(gradient: Array) -> dict[str, Array]:
@@ -280,99 +307,3 @@ def _spread(x: Array) -> Array:
 
 def _wide(x: Array) -> Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
-# ---- weights, each shape compiled once
-
-
-@dataclass(frozen=True)
-class Weights:
-    """How the entries of one parameter, or of one slice of it, are distributed.
-
-    Attributes:
-        size, shape: of the array.
-        mean, std: of its entries.
-        kurtosis: mean of the fourth power over that of the second one squared: 3 for a normal
-            distribution, 1.8 for a uniform one, 1 for one number.
-        largest: the largest entry.
-        zeros: the share of entries that are 0.
-        finite: whether all are.
-        copies: whether rows, or columns, are equal, and not all 0.
-    """
-
-    size: int
-    shape: tuple[int, ...]
-    mean: float
-    std: float
-    kurtosis: float
-    largest: float
-    zeros: float
-    finite: bool
-    copies: bool
-
-
-def weights(leaf: Array) -> Weights:
-    """The distribution of an array's entries."""
-    mean, std, kurtosis, largest, zeros, finite, copies = map(float, np.asarray(_entries(leaf)))
-    return Weights(
-        leaf.size, leaf.shape, mean, std, kurtosis, largest, zeros, bool(finite), bool(copies)
-    )
-
-
-@jax.jit
-def _entries(leaf: Array) -> Array:
-    wide = _wide(leaf)
-    mean, largest = jnp.mean(wide), jnp.max(jnp.abs(wide), initial=0.0)
-    unit = jnp.where(largest > 0, largest, 1)
-    centred = (wide - mean) / unit
-    second, fourth = jnp.mean(jnp.square(centred)), jnp.mean(jnp.square(jnp.square(centred)))
-    kurtosis = fourth / jnp.where(second > 0, jnp.square(second), 1)
-    return jnp.stack(
-        [
-            mean,
-            unit * jnp.sqrt(second),
-            kurtosis,
-            largest,
-            jnp.mean(wide == 0, dtype=wide.dtype),
-            (jnp.isfinite(largest) & jnp.isfinite(mean)).astype(wide.dtype),
-            (_has_copies(wide) & (largest > 0)).astype(wide.dtype),
-        ]
-    )
-
-
-def _has_copies(wide: Array) -> Array:
-    """Whether the first, the second and the last slice along some axis of two or more are equal."""
-    same = jnp.asarray(False)
-    for axis in range(wide.ndim if wide.ndim > 1 else 0):
-        if wide.shape[axis] > 1:
-            pick = partial(jax.lax.index_in_dim, wide, axis=axis)
-            one = jnp.all(pick(0) == pick(1)) & jnp.all(pick(0) == pick(wide.shape[axis] - 1))
-            same |= one
-    return same
-
-
-# ---- the first number that is not one
-
-
-def first_not_finite(program: Program, inputs: Sequence[Any]) -> int | None:
-    """The step with the first output that holds a nan or an inf out of finite inputs, or None.
-
-    A mask's -inf is meant: a step whose outputs hold -inf and no nan is passed over.
-    """
-    flags = np.asarray(jax.jit(partial(_flags, program))(list(inputs)))
-    bad = np.flatnonzero(flags)
-    return int(bad[0]) if bad.size else None
-
-
-def _flags(program: Program, inputs: list[Any]) -> Array:
-    place = {step.outputs[0]: k for k, step in enumerate(program.steps)}
-    seen: dict[int, Array] = {}
-
-    def at(number: int, value: Any) -> Any:
-        if number in place and jnp.issubdtype(jnp.result_type(value), jnp.floating):
-            seen[place[number]] = jnp.any(jnp.isnan(value) | (value == jnp.inf))
-        return value
-
-    evaluate(program, inputs, at)
-    never = jnp.asarray(False)
-    return jnp.stack([seen.get(k, never) for k in range(len(program.steps))])

@@ -11,12 +11,16 @@ from gradlab.diagnosis.program import Step, inner_programs
 
 @dataclass(frozen=True)
 class Softmax:
-    """A softmax: of which value, over which axes; of `attention`, of a `classifier`, or other."""
+    """A softmax: of which value, over which axes; of `attention`, of a `classifier`, or other.
+
+    `layers` made its logits, `weighed` the states that it weighs.
+    """
 
     value: int
     axes: tuple[int, ...]
     use: str
     layers: tuple[int, ...]
+    weighed: tuple[int, ...]
 
 
 def softmaxes_of(reader: Reader, place: dict[int, int]) -> Iterator[Softmax]:
@@ -26,11 +30,14 @@ def softmaxes_of(reader: Reader, place: dict[int, int]) -> Iterator[Softmax]:
         if found is not None:
             value, axes = found
             makers = reader.before[value] & reader.linear
+            use, weighed = _use(reader, step.outputs[0])
+            made = () if weighed is None else made_by(reader, weighed)
             yield Softmax(
                 value,
                 axes,
-                _use(reader, step.outputs[0]),
+                use,
                 tuple(place[i] for i in made_by(reader, value) if makers >> i & 1),
+                tuple(place[i] for i in made),
             )
 
 
@@ -63,9 +70,9 @@ def _softmax(reader: Reader, step: Step) -> tuple[int, tuple[int, ...]] | None:
     return None
 
 
-def _use(reader: Reader, value: int) -> str:
+def _use(reader: Reader, value: int) -> tuple[str, int | None]:
     """What a softmax is for: it weighs states (attention), or its log is taken (classifier)."""
-    front, seen = [value], set[int]()
+    front, seen, made = [value], set[int](), {value}
     while front and len(seen) < 24:
         for k in reader.users[front.pop(0)]:
             step = reader.program.steps[k]
@@ -73,8 +80,10 @@ def _use(reader: Reader, value: int) -> str:
                 continue
             seen.add(k)
             if step.name == "dot_general":
-                return "attention"
+                states = [v for v in step.reads if v not in made and v in reader.before]
+                return "attention", next(iter(states), None)
             if step.name == "log":
-                return "classifier"
+                return "classifier", None
             front += step.outputs
-    return "other"
+            made.update(step.outputs)
+    return "other", None

@@ -1,11 +1,11 @@
-"""The residual sums of a program: a state, and what layers have made of that same state."""
+"""The sums of a program: of a state with what layers made of it, and of a state with parameters."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from gradlab.diagnosis.dependence import Reader, bits, last
+from gradlab.diagnosis.dependence import ELEMENTWISE, RESHAPING, Reader, bits, last
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,52 @@ class Residual:
     last: tuple[int, ...]
     before: int | None
     normed: bool
+
+
+@dataclass(frozen=True)
+class Shift:
+    """A sum of a state and of parameters: the values that are added, and the parameters in one."""
+
+    state: int
+    added: int
+    params: tuple[int, ...]
+
+
+def shifts_of(reader: Reader, first: int) -> Iterator[Shift]:
+    """The shifts of floats in front of other layers, but those that a gate reads, in their order.
+
+    A classifier's bias may be the classes' frequencies; a gate has a law of its own.
+    """
+    steps = reader.program.steps
+    read = {v for k in bits(reader.linear) for v in steps[k].reads if v in reader.before}
+    wanted = 0
+    for value in read:
+        wanted |= reader.before[value]
+    of_gates = 0
+    for step in steps:
+        if step.name == "logistic" and step.reads:
+            of_gates |= _alone(reader, step.reads[0])
+    for k in bits(wanted & ~of_gates):
+        step = steps[k]
+        state = [v for v in step.reads if v in reader.before]
+        added = [v for v in step.reads if v not in reader.before and reader.roots.get(v)]
+        if step.name in {"add", "add_any"} and len(state) == len(added) == 1:
+            params = tuple(sorted(p - first for p in reader.roots[added[0]]))
+            yield Shift(state[0], added[0], params)
+
+
+def _alone(reader: Reader, value: int) -> int:
+    """The elementwise steps, as bits, from a value back to the product that it was made of."""
+    found, front = 0, [value]
+    while front:
+        made = reader.maker.get(front.pop())
+        if made is None or reader.linear >> made & 1 or found >> made & 1:
+            continue
+        step = reader.program.steps[made]
+        if step.name in {*ELEMENTWISE, *RESHAPING, "split"}:
+            found |= 1 << made
+            front += [v for v in step.reads if v in reader.before]
+    return found
 
 
 def residuals_of(reader: Reader, place: dict[int, int]) -> Iterator[Residual]:

@@ -44,7 +44,12 @@ KINDS = {
             "no layer has more units without a slope than chance gives",
             "half of them: a binomial distribution",
         ),
-        Kind("saturated", "no activation is saturated", "mean phi'² over its maximum >= 1/100"),
+        Kind("saturated", "no activation is saturated", "mean phi'² over its maximum >= 1/10"),
+        Kind(
+            "drowned",
+            "no parameter drowns the state that it is added to",
+            "a hundredth of the mean square depends on the input",
+        ),
         Kind(
             "gate",
             "every gate can learn",
@@ -70,6 +75,9 @@ KINDS = {
             "the classifier's logits lie below √(2 log classes), or the loss below a guess's",
             "Derrida 1981",
         ),
+        Kind(
+            "format", "no gradient leaves the range of its format", "smallest number of the format"
+        ),
         Kind("no gradient", "a gradient arrives at each parameter", "chain rule"),
         Kind(
             "gradient",
@@ -80,9 +88,6 @@ KINDS = {
             "held norm",
             "no layer holds the norm of its alike's gradient alone",
             "studentised changes of the log norm from layer to layer: Grubbs 1950",
-        ),
-        Kind(
-            "format", "no gradient leaves the range of its format", "smallest number of the format"
         ),
     )
 }

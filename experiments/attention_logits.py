@@ -103,7 +103,7 @@ def heads(key: jax.Array, cfg: Config) -> tuple[jax.Array, ...]:
         logits = jnp.stack([plain, product(rooted(q), rooted(k)), capped(plain, cfg.cap)])
         return jnp.mean(logits**2, (1, 2)), jnp.max(jnp.abs(logits), (1, 2))
 
-    entries = jnp.stack([gl.one_layer.entry_moments(W) for W in (W_q, W_k)])
+    entries = jnp.stack([gl.ensembles.entry_moments(W) for W in (W_q, W_k)])
     return *jax.lax.map(one, cfg.gain), entries, jnp.max(jnp.abs(jnp.mean(x**2, -1) - 1))
 
 

@@ -116,7 +116,7 @@ def moves(key: jax.Array, cfg: Config, n: int, rows: jax.Array) -> Any:
             cfg.num_steps,
         )
 
-    entries = [gl.one_layer.entry_moments(W) for W in drawn(key_W, n, jnp.ones(()))]
+    entries = [gl.ensembles.entry_moments(W) for W in drawn(key_W, n, jnp.ones(()))]
     return jax.lax.map(one, rows), jnp.stack(entries)
 
 

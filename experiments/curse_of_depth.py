@@ -103,7 +103,7 @@ def start(cfg: Config, key: jax.Array) -> tuple[jax.Array, ...]:
     x, u = (jax.random.normal(key, (cfg.num_tokens, cfg.width)) for key in (key_x, key_u))
     x, u = gl.transformer.layer_norm(x), u.ravel()
     seen = jax.lax.map(lambda gain: looked_at(weights, gain, x, u), gains(cfg.depth))
-    entries = jnp.stack([*map(gl.one_layer.entry_moments, weights[1:])])
+    entries = jnp.stack([*map(gl.ensembles.entry_moments, weights[1:])])
     return seen, entries, gl.one_layer.norm_error(x)
 
 

@@ -128,7 +128,7 @@ def passes(
         product = sigma_w**2 * jnp.mean(x[0] * x[1]) + sigma_b**2
         squares, made = jnp.mean(after**2, axis=1), jnp.mean(after[0] * after[1])
         ratios = jnp.mean(squares) / square, (made - product) / square
-        seen = made / jnp.sqrt(squares[0] * squares[1]), *ratios, gl.one_layer.entry_moments(W)
+        seen = made / jnp.sqrt(squares[0] * squares[1]), *ratios, gl.ensembles.entry_moments(W)
         return after, seen
 
     start = jnp.broadcast_to(jnp.sqrt(q) * jax.random.normal(key_input, shape[1:]), shape)

@@ -93,7 +93,7 @@ def drawn(cfg: Config, key: jax.Array) -> jax.Array:
     open_layer = layer(replace(cfg, kept=1.0), key, "coins")
     columns = jax.vmap(jax.vmap(open_layer, (None, 0)), (0, None))
     matrices = columns(jnp.arange(min(50.0, cfg.depth)), jnp.eye(cfg.width))
-    return gl.one_layer.entry_moments(matrices / jnp.sqrt(cfg.variance))
+    return gl.ensembles.entry_moments(matrices / jnp.sqrt(cfg.variance))
 
 
 def layer(cfg: Config, key: jax.Array, gates: str) -> Any:

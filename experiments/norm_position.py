@@ -51,7 +51,7 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         key_weights, *keys = jax.random.split(key, 3)
         weights = gl.transformer.weights(key_weights, cfg.depth, cfg.width, cfg.sigma_q)
         seen = jax.lax.map(lambda design: network(cfg, weights, design, keys), stacked)
-        return seen | {"entries": jnp.stack([*map(gl.one_layer.entry_moments, weights[1:])])}
+        return seen | {"entries": jnp.stack([*map(gl.ensembles.entry_moments, weights[1:])])}
 
     seen = gl.grid.over_draws(one, key, cfg.num_draws)
     made = cfg.depth, cfg.width, cfg.start, cfg.num_tokens

@@ -126,7 +126,7 @@ def one(cfg: Config, key: jax.Array) -> tuple[jax.Array, ...]:
     block, params = blocks(cfg, key_W, "normaliser-free")
     model = gl.chain.Chain(lambda params, z: block(params, z[None])[0][0], params)
     logs = gl.jacobians.log_gradient_norms(model, batch[0], lambda z: v @ z)
-    entries = gl.one_layer.entry_moments(blocks(cfg, key_W, "nothing")[1][0])
+    entries = gl.ensembles.entry_moments(blocks(cfg, key_W, "nothing")[1][0])
     slopes = jnp.stack([jax.grad(lambda z: v @ model(z))(batch[0]), v])
     ends = logs[jnp.array([0, -1])] - jnp.log(jnp.linalg.norm(slopes, axis=1))
     return jnp.stack([watched(kind) for kind in NETWORKS]), 2 * (logs - logs[-1]), entries, ends

@@ -51,7 +51,7 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         key_weights, *keys = jax.random.split(key, 3)
         weights = gl.transformer.weights(key_weights, cfg.depth, cfg.width, 0.0)
         seen = jax.lax.map(lambda design: layers(cfg, weights, keys, design), designs)
-        drawn = map(gl.one_layer.entry_moments, (weights.K, weights.V))
+        drawn = map(gl.ensembles.entry_moments, (weights.K, weights.V))
         return seen | {"entries": jnp.stack([*drawn])}
 
     seen = gl.grid.over_draws(one, key_chain, cfg.num_draws)

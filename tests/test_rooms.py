@@ -38,17 +38,28 @@ ELSEWHERE = {
         (
             f"diagnosis.{room}"
             for room in (
-                *("anatomy", "changes", "checks_flow", "checks_weights", "command", "dependence"),
-                *("door", "examination", "facts", "laws", "layers", "measures", "program"),
-                *("record", "report", "singular", "softmaxes", "sums", "verdicts"),
+                *(
+                    "anatomy",
+                    "changes",
+                    "checks_flow",
+                    "checks_logits",
+                    "checks_weights",
+                    "command",
+                ),
+                *("dependence", "door", "examination", "facts", "laws", "layers", "measures"),
+                *("program", "record", "report", "singular", "softmaxes", "sums", "verdicts"),
             )
         ),
         ("diagnosis/test_audit.py", "its parts are right if planted sickness is found and named"),
     ),
     "calibration.wrong": ("calibration/test_mutations.py", "a mutation plants them"),
     **dict.fromkeys(
-        ("diagnosis.checks_learning", "diagnosis.gates"),
+        ("diagnosis.checks_learning", "diagnosis.entries", "diagnosis.gates"),
         ("diagnosis/test_learning.py", "what cannot learn is found, and what learns is not"),
+    ),
+    "diagnosis.exceptional": (
+        "diagnosis/test_operations.py",
+        "the operation that is at fault is named, and changed",
     ),
     "diagnosis.spikes": (
         "diagnosis/test_watching.py",

@@ -130,10 +130,10 @@ def _fans(step: Step, side: int, weight: Any) -> tuple[int, tuple[int, ...]]:
     return math.prod(weight.shape[a] for a in others), (spec[0],)
 
 
-Factors = tuple[tuple[int | Constant, bool], ...]
+Multiplied = tuple[tuple[int | Constant, bool], ...]
 
 
-def _pre_activation(reader: Reader, value: int) -> tuple[int, tuple[int, ...], Factors]:
+def _pre_activation(reader: Reader, value: int) -> tuple[int, tuple[int, ...], Multiplied]:
     """The product with what is added to it, and scales it, that no state has a part in."""
     biases: list[int] = []
     factors: list[tuple[int | Constant, bool]] = []

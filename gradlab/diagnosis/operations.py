@@ -51,7 +51,7 @@ def _is_zeroed(step: Step) -> bool:
     )
 
 
-def straight_through(program: Program, k: int, value: int) -> Program:
+def let_through(program: Program, k: int, value: int) -> Program:
     """The program whose step k keeps its value and passes its gradient on: Bengio et al. 2013."""
     behind = {value}.union(*(program.steps[i].outputs for i in reached(program, value)))
     step = program.steps[k]
@@ -118,7 +118,7 @@ def changed(
             fits = [k for k, found in stopping(program, value) if found == name]
             if not fits:
                 raise BadInput(f'There is no "{name}" behind {param}.')
-            program = straight_through(program, fits[0], value)
+            program = let_through(program, fits[0], value)
     return program
 
 

@@ -297,7 +297,7 @@ def _are_twins(rows: Any) -> bool:
 def normal(entries: Any, source: str) -> Claim:
     """The claim that weights are normal, by moments along the axis `power`, of several draws.
 
-    Those of W √fan_in: mean, mean square and mean fourth power, as `one_layer.entry_moments` has
+    Those of W √fan_in: mean, mean square and mean fourth power, as `ensembles.entry_moments` has
     them. They notice a wrong size, mean or distribution long before any state does.
     """
     sentence = "the weights are normal: mean, square and fourth power of W √fan_in are 0, 1 and 3"

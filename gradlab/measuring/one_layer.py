@@ -11,16 +11,6 @@ from gradlab.models import ensembles
 from gradlab.models.activations import Phi
 
 
-def entry_moments(W: Array) -> Array:
-    """The mean, the mean square and the mean fourth power of the entries of W √fan_in, `(3,)`.
-
-    In the mean 0, 1 and 3 of normal entries of variance 1/fan_in, which is what laws of random
-    networks assume; sharper than what W does to a state, which sees one direction of it.
-    """
-    entries = W * W.shape[-1] ** 0.5
-    return jnp.stack([jnp.mean(entries**power) for power in (1, 2, 4)])
-
-
 def norm_error(x: Array) -> Array:
     """The largest |mean| or |mean square - 1| of a row, `()`: 0 behind a norm, to rounding."""
     means = jnp.mean(x, axis=-1), jnp.mean(x * x, axis=-1) - 1
@@ -38,7 +28,7 @@ def moved(
     q: Array,
     num_states: int,
 ) -> tuple[Array, Array, Array]:
-    """Mean squares behind W phi(h) + b of states h, mean products of pairs, and `entry_moments`.
+    """Mean squares behind W phi(h) + b of states h, mean products of pairs, moments of W.
 
     The mean over all weights and states is that of infinite width, at any width. Many states go
     through one matrix: they see as many of its directions, each of which it stretches differently.
@@ -66,5 +56,5 @@ def moved(
     return (
         jnp.mean(long**2, axis=(1, 2)),
         jnp.mean(one * other, axis=(1, 2)),
-        entry_moments(layer.params.W / sigma_w),
+        ensembles.entry_moments(layer.params.W / sigma_w),
     )

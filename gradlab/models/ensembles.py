@@ -286,15 +286,24 @@ MOMENTS = ("mean", "square", "fourth power", "neighbours")
 """What `realised` says of weights, in words."""
 
 
+def entry_moments(W: Array) -> Array:
+    """The mean, the mean square and the mean fourth power of the entries of W √fan_in, `(3,)`.
+
+    Of normal entries of deviation s/√fan_in: 0, s² and 3 s⁴ in the mean, whatever the size. It is
+    sharper than what W does to a state, which sees one direction of it.
+    """
+    entries = math.sqrt(W.shape[-1]) * W
+    return jnp.stack([jnp.mean(entries**power) for power in (1, 2, 4)])
+
+
 def realised(W: Array) -> Array:
     """What layers were drawn from, by their weights W of mean 0, `(layer, out, in)`: `(4,)`.
 
-    In units of the fan-in n: √n E w, n E w², n² E w⁴, and n E w w' of a weight and the one at its
-    place in the layer before. Of a normal of deviation s: 0, s², 3 s⁴ and 0, at any size.
+    `entry_moments`, and n E w w' of a weight and the one at its place in the layer before, 0 for
+    layers of their own. n is the fan-in.
     """
     n, pairs = W.shape[-1], W[1:] * W[:-1]
-    own = jnp.stack([jnp.mean((math.sqrt(n) * W) ** power) for power in (1, 2, 4)])
-    return jnp.append(own, n * jnp.sum(pairs) / max(1, pairs.size))
+    return jnp.append(entry_moments(W), n * jnp.sum(pairs) / max(1, pairs.size))
 
 
 # ---- at the door

@@ -22,7 +22,7 @@ from gradlab.lazy import np
 _hydras_own = overrides_parser.create_functions
 
 # So many values, each of which is checked before anything is computed, an axis may have.
-MOST = 10**6
+MOST_VALUES = 10**6
 
 # `zip(depth,width)`: two swept keys that go along together.
 _ZIP = re.compile(r"zip\(\s*([\w./]+(?:\s*,\s*[\w./]+)+)\s*\)")
@@ -90,8 +90,10 @@ def stepped(start: Any, stop: Any = None, step: Any = 1) -> RangeSweep | ChoiceS
         )
     if all(isinstance(one, int) for one in numbers):
         return RangeSweep(start=start, stop=stop, step=step)
-    if not (stop - start) / step <= MOST:
-        raise BadInput(f"{text} names more values than there may be; allowed: at most {MOST}")
+    if not (stop - start) / step <= MOST_VALUES:
+        raise BadInput(
+            f"{text} names more values than there may be; allowed: at most {MOST_VALUES}"
+        )
     # In decimals, as they were typed: 1.3, 0.8 and 0.3, and not a digit beside it.
     first, end, by = (Decimal(repr(one)) for one in numbers)
     return ChoiceSweep(
@@ -111,8 +113,8 @@ def _check(name: str, start: Any, stop: Any, num: Any) -> None:
     whole = isinstance(num, int) and not isinstance(num, bool)
     if not (_is_finite(start) and _is_finite(stop) and whole and num >= 1):
         raise BadInput(f"{text} is no list of numbers; allowed: {name}(FIRST,LAST,HOW_MANY)")
-    if num > MOST:
-        raise BadInput(f"{text} names too many values; allowed: at most {MOST}")
+    if num > MOST_VALUES:
+        raise BadInput(f"{text} names too many values; allowed: at most {MOST_VALUES}")
 
 
 def _is_finite(end: Any) -> bool:

@@ -189,7 +189,7 @@ def _about_key(
             node = name.rpartition(".")[0]
             keys = (f"{node}.{key}" for key in parent if not str(key).startswith("_"))
             return schema.unknown("key", name, keys)
-        if isinstance(cause, ValidationError) and not overrides_of(name, overrides):
+        if isinstance(cause, ValidationError) and not setting(name, overrides):
             return f"{name} is {cause.value} in a config file; {_WHAT_THERE_IS}"
         return ""
     if isinstance(cause, InterpolationResolutionError) and name in known:
@@ -242,14 +242,14 @@ def unknown_key(name: str, experiment: Experiment) -> str:
 
 def _given(name: str, overrides: Sequence[str], value: Any) -> str:
     """What a key was given: as it was typed, or the value that a config file has."""
-    typed = overrides_of(name, overrides)
+    typed = setting(name, overrides)
     if typed:
         whole = typed[-1].partition("=")
         return f"'{whole[2]}'" if whole[0].lstrip("+") == name else f"set by '{typed[-1]}'"
     return f"{'null' if value is None else repr(value)} in a config file"
 
 
-def overrides_of(name: str, overrides: Sequence[str]) -> list[str]:
+def setting(name: str, overrides: Sequence[str]) -> list[str]:
     """The words that set a key, or a part of it."""
     keys = ((word, word.partition("=")[0].lstrip("+")) for word in overrides)
     return [word for word, key in keys if key == name or key.startswith((f"{name}.", f"{name}["))]

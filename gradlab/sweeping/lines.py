@@ -107,9 +107,9 @@ def _elements(over: Override, entry: schema.Entry | None) -> Sequence[Any]:
         elements = list(over.sweep_iterator())
     if not elements:
         raise BadInput(f"{_typed(over)} names nothing; allowed: a sweep of at least one value")
-    if len(elements) > grammar.MOST and over.key_or_group != "seed":
+    if len(elements) > grammar.MOST_VALUES and over.key_or_group != "seed":
         raise BadInput(
-            f"{_typed(over)} names {len(elements)} values; allowed: at most {grammar.MOST}"
+            f"{_typed(over)} names {len(elements)} values; allowed: at most {grammar.MOST_VALUES}"
         )
     return elements
 

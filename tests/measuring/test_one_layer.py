@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from gradlab.measuring import one_layer
-from gradlab.models import ensembles
 from gradlab.models.activations import PHI
 
 WIDTH, LENGTHS = 6, jnp.array([0.5, 2.0])
@@ -54,20 +53,3 @@ def test_many_states_through_one_matrix_tell_its_size_better() -> None:
     law = 2 / WIDTH**2 + 2 * (2 + 1 / WIDTH) / WIDTH / 64
     assert float(np.var(many)) == pytest.approx(law, rel=0.1)
     assert float(np.var(few)) > 4 * law
-
-
-def test_moments_of_entries_tell_normal_ones_from_others() -> None:
-    shape, key = (400, 50), jax.random.key(3)
-    normal, uniform, signs = (
-        one_layer.entry_moments(draw(key, shape, float))
-        for draw in (
-            ensembles.unit_gaussian,
-            ensembles.unit_uniform,
-            lambda key, shape, dtype: jax.random.rademacher(key, shape, dtype) / shape[1] ** 0.5,
-        )
-    )
-
-    # Of 20000 entries: four standard errors, of which a fourth power of a normal has √96.
-    for found, law in ((normal, (0, 1, 3)), (uniform, (0, 1, 9 / 5)), (signs, (0, 1, 1))):
-        errors = np.array([1.0, 2**0.5, 96**0.5]) / 20_000**0.5
-        assert np.all(np.abs(found - np.array(law)) < 4 * errors)

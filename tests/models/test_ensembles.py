@@ -228,3 +228,20 @@ def test_what_weights_were_drawn_from_is_told_by_powers_of_them_and_by_neighbour
     assert (square, fourth) == pytest.approx((2 * 32 / 8, 4 * 356 / 8), abs=1e-12)
     assert neighbours == 2 * (3 * 2 + 4) / 4
     assert ensembles.realised(jnp.asarray(W[:1]))[3] == 0  # one layer has no neighbour
+
+
+def test_moments_of_entries_tell_normal_ones_from_others() -> None:
+    shape, key = (400, 50), jax.random.key(3)
+    normal, uniform, signs = (
+        ensembles.entry_moments(draw(key, shape, float))
+        for draw in (
+            ensembles.unit_gaussian,
+            ensembles.unit_uniform,
+            lambda key, shape, dtype: jax.random.rademacher(key, shape, dtype) / shape[1] ** 0.5,
+        )
+    )
+
+    # Of 20000 entries: four standard errors, of which a fourth power of a normal has √96.
+    for found, law in ((normal, (0, 1, 3)), (uniform, (0, 1, 9 / 5)), (signs, (0, 1, 1))):
+        errors = np.array([1.0, 2**0.5, 96**0.5]) / 20_000**0.5
+        assert np.all(np.abs(found - np.array(law)) < 4 * errors)

@@ -147,6 +147,8 @@ def flat(facts: Facts) -> Iterator[Verdict]:
         share = facts.of_layer("flat", k)
         if math.isnan(share) or facts.phis[k] in _SATURATING:  # of these `saturated` says it
             continue
+        if any(s.name in operations.STOPPING - {"min", "clamp"} for s in layer.phi):
+            continue  # it stops the gradient of every unit: `no gradient` says it
         num = min(layer.fan_out, 10**6)
         most = laws.most_flat(num, facts.z)
         clipped = next((s.name for s in layer.phi if s.name in {"min", "clamp"}), None)

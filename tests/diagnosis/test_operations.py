@@ -25,8 +25,8 @@ def single_precision() -> Any:
         yield
 
 
-def weights(last: float = 1.0) -> list[Any]:
-    """Three matrices of He's law, and a last one."""
+def weights(last: float = 2**0.5) -> list[Any]:
+    """Four matrices of He's law."""
     draws = np.random.default_rng(0)
     gains = [2**0.5, 2**0.5, 2**0.5, last]
     return [jnp.asarray(g * draws.standard_normal((16, 16)) / 4, "float32") for g in gains]

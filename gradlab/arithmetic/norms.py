@@ -29,6 +29,15 @@ def wide(leaves: list[Array]) -> Any:
     return jnp.float64 if any(leaf.dtype == jnp.float64 for leaf in leaves) else jnp.float32
 
 
+def divisor(largest: Array) -> Array:
+    """What to divide by so that the largest of some numbers is near 1, `()`: 1 for 0, inf and nan.
+
+    XLA divides by the inverse of a number, which is flushed to 0 where it is subnormal: it is not.
+    """
+    is_number = (largest > 0) & jnp.isfinite(largest)
+    return jnp.minimum(jnp.where(is_number, largest, 1), 1 / formats.finfo(largest.dtype).tiny)
+
+
 def measure(leaves: list[Array]) -> Number:
     """The norm over all leaves, with the exponent of the largest entry."""
     dtype = wide(leaves)

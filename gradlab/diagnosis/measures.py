@@ -21,6 +21,7 @@ from gradlab.diagnosis import anatomy as anatomies
 from gradlab.diagnosis.anatomy import Anatomy
 from gradlab.diagnosis.layers import Layer
 from gradlab.diagnosis.program import evaluate
+from gradlab.measuring.leaf_norms import log_norm
 from gradlab.theory import attention
 
 Numbers = dict[str, np.ndarray]
@@ -119,7 +120,7 @@ def _pass(
             if layers
             else jnp.zeros(0),
             "log_state": _logs([seen[str(layer.state)] for layer in layers]),
-            "state_spread": _logs([seen[str(layer.state)] for layer in layers], _spread),
+            "state_spread": _logs([seen[str(layer.state)] for layer in layers], spread),
             **_grouped(
                 lambda k, h, gradient: _of_layer(layers[k], h, gradient, batch_size), pres, kinds
             ),
@@ -286,23 +287,6 @@ def _median(gradient: Array, batch_size: int | None) -> Array:
 def log_rms(x: Array) -> Array:
     """The log of the root of the mean square; -inf for zeros."""
     return log_norm(x) - jnp.log(jnp.asarray(max(x.size, 1), _wide(x).dtype)) / 2
-
-
-def log_norm(x: Array) -> Array:
-    """The log of the Euclidean norm, whatever its range; -inf for zeros, nan for nan."""
-    wide = _wide(x)
-    largest = jnp.max(jnp.abs(wide), initial=0.0)
-    unit = jnp.where(largest > 0, largest, 1)
-    return jnp.log(largest) + jnp.log(jnp.maximum(jnp.sum(jnp.square(wide / unit)), 1.0)) / 2
-
-
-def _spread(x: Array) -> Array:
-    """The relative variance of the squared entries: 2 for normal ones."""
-    wide = _wide(x)
-    unit = jnp.max(jnp.abs(wide), initial=0.0)
-    square = jnp.square(wide / jnp.where(unit > 0, unit, 1))
-    mean = jnp.mean(square)
-    return jnp.mean(jnp.square(square)) / jnp.where(mean > 0, jnp.square(mean), 1) - 1
 
 
 def _wide(x: Array) -> Array:

@@ -61,8 +61,7 @@ def plain_squares(leaves: list[Array], dtype: Any) -> Array:
 
 def total(sizes: Array) -> Array:
     """The norm of all leaves from the norm of each, without overflow, `()`."""
-    largest = jnp.max(sizes, initial=0)
-    unit = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
+    unit = norms.divisor(jnp.max(sizes, initial=0))
     return unit * jnp.sqrt(jnp.sum(jnp.square(sizes / unit)))
 
 
@@ -80,3 +79,22 @@ def value(leaf: Any) -> Any:
     """A leaf as a numpy array, out of the box in which Flax may hold it."""
     is_array = isinstance(leaf, jax.Array | np.ndarray)
     return np.asarray(leaf if is_array else getattr(leaf, "value", leaf))
+
+
+def log_norm(x: Array) -> Array:
+    """The log of the Euclidean norm, whatever its range; -inf for zeros, nan for nan."""
+    wide = _widened(x)
+    unit = norms.divisor(jnp.max(jnp.abs(wide), initial=0.0))
+    return jnp.log(unit) + jnp.log(jnp.sum(jnp.square(wide / unit))) / 2
+
+
+def spread(x: Array) -> Array:
+    """The relative variance of the squared entries: 2 for normal ones."""
+    wide = _widened(x)
+    square = jnp.square(wide / norms.divisor(jnp.max(jnp.abs(wide), initial=0.0)))
+    mean = jnp.mean(square)
+    return jnp.mean(jnp.square(square)) / jnp.where(mean > 0, jnp.square(mean), 1) - 1
+
+
+def _widened(x: Array) -> Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

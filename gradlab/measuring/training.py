@@ -19,7 +19,7 @@ import optax
 from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
-from gradlab.arithmetic import formats
+from gradlab.arithmetic import norms
 from gradlab.errors import BadInput
 from gradlab.models import ensembles
 from gradlab.models.chain import Chain
@@ -246,9 +246,7 @@ def fast_norm(tree: Params) -> Array:
         for leaf in map(jnp.asarray, jax.tree.leaves(tree))
     ]
     largest = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf), initial=0) for leaf in leaves]))
-    unit = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
-    # XLA divides by the inverse of a number, which is flushed to 0 where it is subnormal.
-    unit = jnp.minimum(unit, 1 / formats.finfo(unit.dtype).tiny)
+    unit = norms.divisor(largest)
     squares = jnp.stack([jnp.sum(jnp.square(leaf / unit)) for leaf in leaves])
     return unit * jnp.sqrt(jnp.sum(squares))
 

@@ -174,3 +174,16 @@ def test_the_norm_of_each_leaf_is_right_at_both_ends_of_the_range(dtype: str) ->
     found = quick_norms.measure_each(jnp.stack(leaves), sums)
     exact = [float(np.hypot(*np.asarray(leaf).astype(float))) for leaf in leaves]
     np.testing.assert_allclose(found, exact, rtol=4 * float(jnp.finfo(wide).eps))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_divisor_brings_numbers_near_one_where_its_inverse_is_subnormal(dtype: str) -> None:
+    info = jnp.finfo(dtype)
+    for largest in (info.max, 0.3 * info.max, 1.0, 4 * info.tiny):
+        x = jnp.array([largest, largest / 2], dtype)
+
+        scaled = x / norms.divisor(jnp.max(x))
+
+        assert 1 <= scaled[0] <= 4
+        assert scaled[1] == scaled[0] / 2
+    assert [norms.divisor(jnp.asarray(x, dtype)).item() for x in (0, jnp.inf, jnp.nan)] == [1, 1, 1]

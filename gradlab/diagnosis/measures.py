@@ -21,7 +21,7 @@ from gradlab.diagnosis import anatomy as anatomies
 from gradlab.diagnosis.anatomy import Anatomy
 from gradlab.diagnosis.layers import Layer
 from gradlab.diagnosis.program import evaluate
-from gradlab.measuring.leaf_norms import log_norm
+from gradlab.measuring.leaf_norms import log_norm, spread
 from gradlab.theory import attention
 
 Numbers = dict[str, np.ndarray]

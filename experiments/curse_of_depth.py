@@ -237,7 +237,7 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
 FAULTS = {
     "weights 3 % too large": gl.fault.scale("ensembles.unit_gaussian", 1.03),
     "scale erased": gl.fault.argument("transformer.encoder", design=lambda d: d._replace(gain=1.0)),
-    "no norms": gl.fault.argument("transformer.encoder", design=lambda d: d._replace(before=0.0)),
+    "no norms": gl.fault.replace("transformer.layer_norm", lambda x, on=1.0: x),
     "scaled by l": gl.fault.result("gains", lambda gain: 1 / gain),
     "nothing learned": gl.fault.argument("training.train", optimizer=lambda _: optax.sgd(0.0)),
 }

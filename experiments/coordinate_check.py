@@ -44,8 +44,7 @@ class Config:
 
 def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     """Logs of changes by width, of one layer moved and of all, their law, and losses."""
-    key_check, key_train = jax.random.split(key)
-    laws = gl.theory.parametrisation
+    (key_check, key_train), laws = jax.random.split(key), gl.theory.parametrisation
     alone = [(rule, way, moved) for rule in RULES for way in WAYS for moved in range(3)]
     found, num, base = [], len(alone), min(cfg.width)
     for n in cfg.width:
@@ -241,6 +240,7 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
 HARMLESS = {"the loss halved": "a factor is no power of the width, and no sign"}
 FAULTS = {
     "the other readout's scale": gl.fault.argument("drawn", readout=lambda scale: scale**0),
+    "uniform weights": gl.fault.replace("ensembles.unit_gaussian", gl.ensembles.unit_uniform),
     "wider taken for narrower": gl.fault.argument("setting", wider=lambda wider: 1 / wider),
     "rates in reverse": gl.fault.argument(
         "settings", cfg=lambda c: c.__class__(**vars(c) | {"learning_rate": c.learning_rate[::-1]})

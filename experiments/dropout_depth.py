@@ -4,8 +4,8 @@ Schoenholz et al. 2017 (arXiv:1611.01232; section 5 not read, from a second sour
 of one input have masks of their own, so that their correlation falls below 1 at once, and settles
 at c* below 1 within xi_c layers, which is finite everywhere, on the edge of chaos too. How it grows
 as the rate 1 - keep goes to 0 depends on the activation: as (1 - keep)^(-1/2) if it is smooth, as
-(1 - keep)^(-1/3) if it has a kink (derived here; Fernandez Sarmiento 2026, abstract read, has two
-classes). A rate of 1 % leaves a critical tanh network some fourteen layers.
+(1 - keep)^(-1/3) if it has a kink (derived here; Fernandez Sarmiento 2026, arXiv:2605.21648,
+abstract read, has two classes). A rate of 1 % leaves a critical tanh network some fourteen layers.
 
 Answers: dropout depth scale mean field; does dropout destroy edge of chaos; dropout in very deep
 networks vanishing correlation; critical initialization with dropout tanh relu.
@@ -14,7 +14,9 @@ networks vanishing correlation; critical initialization with dropout tanh relu.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 import gradlab as gl
 from gradlab.lazy import jax, jnp, np, xr
@@ -40,21 +42,23 @@ class Config:
 
 def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     """Correlations of two passes by layer, what each layer made of them, and depth scales."""
-    law, tanh = gl.theory.dropout, gl.activations.PHI["tanh"]
-    seen, laws, power = [], [], []
-    for name in cfg.activation:
-        phi, biases, edge, q = critical(cfg, name)
-        runs = partial(every_keep, cfg, phi, biases, edge, q)
-        seen.append(gl.grid.over_draws(runs, key, cfg.num_draws))
-        laws.append(jax.lax.map(partial(recursion, cfg, phi, q, edge), cfg.keep))
-        weights = edge * jnp.sqrt(1 - cfg.rate)
-        apart = law.apart_star(phi, q, weights, 1 - cfg.rate)
-        power.append(law.depth_scale(phi, q, apart, weights))
-    correlation, square, product, entries = (jnp.stack(part, 1) for part in zip(*seen, strict=True))
+    theory, tanh = gl.theory.meanfield, gl.activations.PHI["tanh"]
+    edges = {name: critical(cfg, name) for name in ("tanh", *cfg.activation)}
+    runs = partial(networks, cfg, [edges[name] for name in cfg.activation])
+    seen = gl.grid.over_draws(runs, key, cfg.num_draws)
+    correlation, square, product, entries = seen
+    laws = [jax.lax.map(partial(recursion, cfg, edges[name]), cfg.keep) for name in cfg.activation]
     kept = jnp.concatenate([cfg.keep, jnp.ones(1)])[:, None]
-    q = gl.theory.meanfield.q_star(tanh, cfg.sigma_w[None] / jnp.sqrt(kept), cfg.sigma_b)
-    apart = law.apart_star(tanh, q[:-1], cfg.sigma_w[None], kept[:-1])
-    scales = law.depth_scale(tanh, q[:-1], apart, cfg.sigma_w[None])
+    q = theory.q_star(tanh, cfg.sigma_w[None] / jnp.sqrt(kept), cfg.sigma_b)
+    beside = jnp.broadcast_arrays(q, cfg.sigma_w[None], kept)
+    parts = zip(beside, on_the_edge(cfg, edges["tanh"]), strict=True)
+    both = [jnp.concatenate([one.ravel(), other]) for one, other in parts]  # one program for both
+    xi, xi_tanh = jnp.split(depth_scale(tanh, *both), [q.size])
+    power = [
+        xi_tanh if name == "tanh" else depth_scale(edge.phi, *on_the_edge(cfg, edge))
+        for name, edge in ((name, edges[name]) for name in cfg.activation)
+    ]
+    scales = xi.reshape(q.shape)
     by = "draw activation keep"
     return {
         "layer": gl.named(jnp.arange(1, cfg.depth + 1), "layer", long_name="layers"),
@@ -64,59 +68,71 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         "product": gl.named(product, by, long_name="mean product less its mean"),
         "entries": gl.named(entries[:, 0, 0], "draw power", long_name="of W's, standardised"),
         "xi_critical": gl.named(jnp.stack(power), "activation rate", units="layers"),
-        "xi_law": gl.named(scales, "keep sigma_w", units="layers"),
-        "xi_without": gl.named(
-            gl.theory.meanfield.xi_c_at(tanh, q[-1], cfg.sigma_w), "sigma_w", units="layers"
-        ),
+        "xi_law": gl.named(scales[:-1], "keep sigma_w", units="layers"),
+        "xi_without": gl.named(scales[-1], "sigma_w", units="layers"),
     }
 
 
-def critical(cfg: Config, name: str) -> tuple[gl.activations.Phi, jax.Array, jax.Array, jax.Array]:
-    """phi, sigma_b, sigma_w √(1/keep) and q* of the edge; of relu with no biases, and q* = 1."""
+class Edge(NamedTuple):
+    """A phi, and its critical networks: sigma_b, sigma_w √(1/keep) and q*."""
+
+    phi: gl.activations.Phi
+    sigma_b: jax.Array
+    sigma_w: jax.Array
+    q: jax.Array
+
+
+def critical(cfg: Config, name: str) -> Edge:
+    """The edge of chaos; of relu with no biases, and q* = 1."""
     phi, theory = gl.activations.PHI[name], gl.theory.meanfield
-    biases = jnp.where(gl.theory.gauss.homogeneous(phi) is None, cfg.sigma_b, 0.0)
-    edge = theory.sigma_w_critical(phi, biases)
-    q = theory.q_star(phi, edge, biases)
-    return phi, biases, edge, jnp.where(jnp.isfinite(q), q, 1.0)
+    if gl.theory.gauss.homogeneous(phi) is None:
+        q = theory.q_critical(phi, jnp.asarray(cfg.sigma_b, float))
+        return Edge(phi, jnp.asarray(cfg.sigma_b, float), theory.chi(phi, q, 1.0) ** -0.5, q)
+    return Edge(phi, jnp.zeros(()), theory.sigma_w_critical(phi, 0.0), jnp.ones(()))
 
 
-def every_keep(
-    cfg: Config,
-    phi: gl.activations.Phi,
-    sigma_b: jax.Array,
-    edge: jax.Array,
-    q: jax.Array,
-    key: jax.Array,
-) -> tuple[jax.Array, ...]:
-    """`passes` at every probability to keep a unit, of the same weights."""
-    made = phi, sigma_b, edge, q
-    return jax.lax.map(lambda keep: passes(cfg, key, keep, *made), cfg.keep)
+def on_the_edge(cfg: Config, edge: Edge) -> list[jax.Array]:
+    """q, sigma_w and keep at each rate of dropout, `(rate,)`."""
+    keep = 1 - cfg.rate
+    return jnp.broadcast_arrays(edge.q, edge.sigma_w * jnp.sqrt(keep), keep)
 
 
-def recursion(
-    cfg: Config, phi: gl.activations.Phi, q: jax.Array, edge: jax.Array, keep: jax.Array
+def depth_scale(
+    phi: gl.activations.Phi, q: jax.Array, sigma_w: jax.Array, keep: jax.Array
 ) -> jax.Array:
+    """`theory.dropout.depth_scale` at the fixed point."""
+    apart = gl.theory.dropout.apart_star(phi, q, sigma_w, keep)
+    return gl.theory.dropout.depth_scale(phi, q, apart, sigma_w)
+
+
+def networks(cfg: Config, edges: list[Edge], key: jax.Array) -> tuple[jax.Array, ...]:
+    """`passes` of each activation at every probability to keep a unit, of the same weights."""
+    phis = [edge.phi for edge in edges]
+
+    def of_kind(made: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        edge = Edge(lambda h: jax.lax.switch(made[0], phis, h), *made[1:])
+        return jax.lax.map(lambda keep: passes(cfg, key, keep, edge), cfg.keep)
+
+    scales = (jnp.stack(part) for part in zip(*(edge[1:] for edge in edges), strict=True))
+    return jax.lax.map(of_kind, (jnp.arange(len(edges)), *scales))
+
+
+def recursion(cfg: Config, edge: Edge, keep: jax.Array) -> jax.Array:
     """The correlation of two passes behind each layer at infinite width, `(depth,)`."""
+    apart, sigma_w = gl.theory.dropout.apart, edge.sigma_w * jnp.sqrt(keep)
 
     def step(epsilon: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
-        later = gl.theory.dropout.apart(phi, q, epsilon, edge * jnp.sqrt(keep), keep)
+        later = apart(edge.phi, edge.q, epsilon, sigma_w, keep)
         return later, 1 - later
 
     return jax.lax.scan(step, jnp.zeros(()), None, cfg.depth)[1]
 
 
-def passes(
-    cfg: Config,
-    key: jax.Array,
-    keep: jax.Array,
-    phi: gl.activations.Phi,
-    sigma_b: jax.Array,
-    edge: jax.Array,
-    q: jax.Array,
-) -> tuple[jax.Array, ...]:
+def passes(cfg: Config, key: jax.Array, keep: jax.Array, edge: Edge) -> tuple[jax.Array, ...]:
     """Correlation by layer of two passes of one input; squares and products over their means."""
     key_input, key_layers = jax.random.split(key)
-    sigma_w, shape = edge * jnp.sqrt(keep), (2, cfg.width)
+    phi, sigma_b, edge_w, q = edge
+    sigma_w, shape = edge_w * jnp.sqrt(keep), (2, cfg.width)
 
     def layer(h: jax.Array, key: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
         key_W, key_b, key_masks = jax.random.split(key, 3)
@@ -201,8 +217,9 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     ends, law = data.correlation.isel(layer=-1), data.correlation_law.isel(layer=-1)
     sentence = "two passes of one input end at least half as far apart as the law says"
     yield gl.claim.mean(sentence, ends, (1 + law) / 2, MASKS, relation="<=")
-    sentence = "the depth scale is finite at every sigma_w, with any dropout"
-    yield gl.claim.always(sentence, np.isfinite(data.xi_law), MASKS)
+    # Lengths are longer, so that phi' and, at c >= 0, phi(u1) phi(u2)/q are smaller: so are c*, C'.
+    sentence = "dropout shortens the depth scale at every sigma_w, and leaves it finite"
+    yield gl.claim.always(sentence, data.xi_law < data.xi_without, MASKS)
     if data.sizes["rate"] > 1:
         logs = np.log(data.xi_critical.sortby("rate")).isel(rate=slice(0, 2))
         slope = logs.diff("rate").isel(rate=0) / np.log(logs.rate).diff("rate").isel(rate=0)
@@ -221,6 +238,10 @@ FAULTS = {
         "dropped", masks=lambda masks: jnp.broadcast_to(masks[:1], masks.shape)
     ),
     "not divided by keep": gl.fault.argument("dropped", keep=lambda keep: keep**0),
+    "one percent beside the edge": gl.fault.result(
+        "critical", lambda edge: edge._replace(sigma_w=0.99 * edge.sigma_w)
+    ),
+    "no unit dropped": gl.fault.argument("compute", cfg=lambda c: replace(c, keep=c.keep**0)),
 }
 
 

@@ -63,8 +63,7 @@ class Config:
 def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     """Channel statistics by block with their laws, the gradient, and the gains."""
     theory, phi = gl.theory.normalisation, gl.activations.PHI[cfg.activation]
-    drawn = gl.grid.over_draws(lambda key: one(cfg, key), key, cfg.num_draws)
-    seen, gradient, entries, ends = drawn
+    seen, gradient, entries, ends = gl.grid.over_draws(lambda k: one(cfg, k), key, cfg.num_draws)
     made = cfg.alpha, cfg.stage
     laws = [theory.channel_statistics(phi, kind, *made, cfg.batch_size) for kind in NETWORKS]
     left = theory.channel_mean_left(phi, *made, NUM_LAYERS, cfg.width)
@@ -237,6 +236,7 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
 FAULTS = {
     "weights not centred": gl.fault.replace("networks.standardised_rows", lambda W: W),
     "weights 3 % too large": gl.fault.scale("networks.standardised_rows", 1.03),
+    "weights 3 % too large where drawn": gl.fault.scale("ensembles.unit_gaussian", 1.03),
     "batch norm forgotten": gl.fault.replace("networks.standardised", lambda h: h),
     "read backwards": gl.fault.result("jacobians.log_gradient_norms", lambda logs: logs[::-1]),
     "gains exact": gl.fault.result(

@@ -35,10 +35,11 @@ def apart(phi: Phi, q: ArrayLike, epsilon: ArrayLike, sigma_w: ArrayLike, keep: 
 
 
 def apart_star(phi: Phi, q: ArrayLike, sigma_w: ArrayLike, keep: ArrayLike) -> Array:
-    """Its fixed point, 1 - c*, where keep is below 1; q is q*.
+    """Its fixed point, 1 - c*, where q is q*; at keep = 1 that of no dropout, but for the edge.
 
     `apart` is concave in epsilon (C is convex: Poole et al. 2016), above epsilon at 0 and not above
-    it at 1, so that Newton's iteration from 1 falls to the one root and never beyond it.
+    it at 1: Newton's iteration from 1 falls to the one root, and beyond it by rounding alone.
+    On the edge itself, without dropout, the root is double, and some digits are left of 0.
     """
     one, moments = _one(phi), gauss.moments(phi)
 
@@ -46,7 +47,8 @@ def apart_star(phi: Phi, q: ArrayLike, sigma_w: ArrayLike, keep: ArrayLike) -> A
         def step(epsilon: Array, _: None) -> tuple[Array, None]:
             # The slope of a gap in epsilon is q E phi'(u1) phi'(u2).
             slope = jnp.square(sigma_w) * moments.slope_pair(q, 1 - epsilon)
-            return epsilon - (one(q, epsilon, sigma_w, keep) - epsilon) / (slope - 1), None
+            lower = epsilon - (one(q, epsilon, sigma_w, keep) - epsilon) / (slope - 1)
+            return jnp.maximum(lower, 0.0), None
 
         return jax.lax.scan(step, jnp.ones_like(q), None, length=_NUM_STEPS)[0]
 

@@ -63,6 +63,14 @@ def test_a_fixed_point_stays_and_without_dropout_copies_do() -> None:
     assert float(dropout.apart(TANH, q, 0.0, 1.4, 1.0)) == 0
 
 
+def test_with_every_unit_kept_the_depth_scale_is_that_of_no_dropout() -> None:
+    sigma_w = jnp.array([0.9, 1.2, 1.5, 2.5])  # in order and in chaos
+    q = meanfield.q_star(TANH, sigma_w, 0.3)
+    scale = dropout.depth_scale(TANH, q, dropout.apart_star(TANH, q, sigma_w, 1.0), sigma_w)
+
+    np.testing.assert_allclose(scale, meanfield.xi_c_at(TANH, q, sigma_w), rtol=1e-9)
+
+
 def test_a_drawn_layer_with_masks_has_the_product_and_the_square_of_the_law() -> None:
     sigma_w, keep, width, c = 1.2, 0.7, 40, 0.6
     key_W, key_u, key_m = jax.random.split(jax.random.key(5), 3)

@@ -38,12 +38,13 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     """The first depth at which a norm is wrong by a factor of two, and where the range ends."""
     names, keys = gl.grid.formats(cfg.dtype), jax.random.split(key, len(cfg.width))
     fine = jnp.geomspace(jnp.min(cfg.sigma_w), jnp.max(cfg.sigma_w), cfg.num_fine)
-    theory, found, growth = gl.theory.products, [], []
+    theory, found, growth, ways = gl.theory.products, [], [], []
     for key_width, width in zip(keys, cfg.width, strict=True):
         unit = gl.ensembles.unit_gaussian(key_width, (cfg.depth, width, width), float)
         found.append(jnp.stack([first_wrong(unit, cfg, name) for name in names]))
         growth.append(one_growth(unit))
-    ends = [[range_end(fine, width, name) for name in names] for width in cfg.width]
+        ways.append(both_ways(unit))
+    ends = [[theory.range_end(fine, width, name) for name in names] for width in cfg.width]
     laws = [(theory.lyapunov_exponents(n, 1 / n), theory.lyapunov_variances(n)) for n in cfg.width]
     plain, rescaled, half, earliest, latest = jnp.moveaxis(jnp.stack(found), -1, 0)
     axes, units = "width format sigma_w", {"units": "layers"}
@@ -60,6 +61,7 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         "growth": gl.named(jnp.stack(growth), "width", long_name="log |P e_1| / L", units="nats"),
         "exponent": gl.named(jnp.stack([exponents[0] for exponents, _ in laws]), "width"),
         "variance": gl.named(jnp.stack([variances[0] for _, variances in laws]), "width"),
+        "both_ways": gl.named(jnp.stack(ways), "width way", long_name="log |P_L|", units="nats"),
         "range_end_fine": gl.named(jnp.array(ends), "width format sigma_fine", **units),
     }
 
@@ -69,6 +71,13 @@ def one_growth(unit: jax.Array) -> jax.Array:
     first = jnp.eye(unit.shape[-1])[0]
     along = gl.jacobians.log_norms([lambda t: t * first, gl.chain.linear(unit)], jnp.ones(1))
     return along[-1] / unit.shape[0]
+
+
+def both_ways(unit: jax.Array) -> jax.Array:
+    """`log |P_L|` as rescaled here and by the library, and what rounding may part them by."""
+    model, x = gl.chain.linear(unit), jnp.zeros(unit.shape[-1])
+    library, bound = gl.jacobians.log_norms(model, x)[-1], gl.certificate.log_norm_bound(model, x)
+    return jnp.stack([log_norms(unit)[-1, 1], library, 2 * bound])
 
 
 def first_wrong(unit: jax.Array, cfg: Config, name: str) -> jax.Array:
@@ -121,24 +130,13 @@ def log_norms(J: jax.Array) -> jax.Array:
         plain, rescaled = factor @ carry[0], factor @ carry[1].mantissa
         scaled = gl.scaled.rescale(gl.scaled.Scaled(rescaled, carry[1].exponent))
         shift = scaled.exponent[0, 0].astype(float) * LN2
-        logs = jnp.stack([log_norm(plain), log_norm(scaled.mantissa) + shift])
-        return (plain, scaled), logs
+        # In the default format; squares must not leave the range that the products are in.
+        wide = gl.scaled.scale(jnp.stack([plain, scaled.mantissa]).astype(float), (-2, -1))
+        logs = gl.scaled.log_magnitude(gl.scaled.norm(wide, (-2, -1)))
+        return (plain, scaled), logs.at[1].add(shift)
 
     start = jnp.eye(J.shape[-1], dtype=J.dtype)
     return jax.lax.scan(step, (start, gl.scaled.scale(start, (-2, -1))), J)[1]
-
-
-def log_norm(P: jax.Array) -> jax.Array:
-    """`log |P|` (Frobenius) in the default format; squares must not leave the range P is in."""
-    return gl.scaled.log_magnitude(gl.scaled.norm(gl.scaled.scale(P.astype(float))))
-
-
-def range_end(sigma_w: jax.Array, width: int, name: str) -> jax.Array:
-    """The depth at which the mean log norm leaves the format's normal numbers."""
-    format_ = gl.theory.scalar.FORMATS[name]
-    rate = gl.theory.products.lyapunov_exponents(width, 1 / width)[0] + jnp.log(sigma_w)
-    low, high = LN2 * format_.log2_smallest_normal, LN2 * format_.log2_overflow
-    return jnp.where(rate < 0, low, high) / rate
 
 
 def figure(data: xr.Dataset) -> gl.Figure:
@@ -196,6 +194,11 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
         sampling=gl.claim.sampling(np.sqrt(data.variance / depth)),
         rounding=2 * eps * data.width,  # of a matrix times a vector (Higham 2002, section 3.5)
     )
+    here, library, rounding = data.both_ways.transpose("way", ...)
+    if (known := np.isfinite(rounding)).any():
+        sentence = "the norm that formats are held against is that of the product multiplied out"
+        ways = library, here, "Higham 2002, chapter 3"
+        yield gl.claim.everywhere(sentence, *ways, where=known, rounding=rounding)
     beyond = depth + 1.0
     plain, rescaled = np.minimum(data.first_wrong, beyond).transpose("algorithm", ...)
     ends = np.minimum(data[["half_wrong", "earliest", "latest"]], beyond)
@@ -231,12 +234,11 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
 
 FAULTS = {
     "weights 10 % too large": gl.fault.scale("ensembles.unit_gaussian", 1.1),
-    "layers 1 % too weak in a format": gl.fault.argument(
-        "log_norms", J=lambda J: (0.99 * J).astype(J.dtype)
-    ),
+    "layers 1 % too weak": gl.fault.argument("log_norms", J=lambda J: (0.99 * J).astype(J.dtype)),
     "layers transposed in a format": gl.fault.argument("log_norms", J=lambda J: J.mT),
     "every format computed in float64": gl.fault.argument("log_norms", J=lambda J: J.astype("f8")),
     "every format computed in float32": gl.fault.argument("log_norms", J=lambda J: J.astype("f4")),
+    "norms held in float32": gl.fault.result("jacobians.log_norms", lambda a: a.astype("f4")),
     "exponent forgotten": gl.fault.result(
         "scaled.rescale", lambda s: gl.scaled.Scaled(s.mantissa, s.exponent % 300)
     ),

@@ -42,12 +42,14 @@ def compute(cfg: Config, _: jax.Array) -> dict[str, gl.Named]:
     wall = gl.theory.clipping
     w, side = (jnp.linspace(*ends, cfg.num_w) for ends in ((cfg.w_from, cfg.w_to), (-0.5, 0.5)))
     steep = jax.vmap(lambda w, b: steepness(cfg, w, b))(w, wall.wall_offset(w, cfg.start))
+    moved = wall.wall_state(w, wall.wall_offset(w, cfg.start), cfg.start, cfg.depth)[1]
     norm_law = wall.wall_gradient(w, cfg.start, cfg.target, cfg.depth)
     laws = jnp.log10(norm_law), cfg.depth * jnp.log10(wall.wall_factor(w, cfg.start))
     tau = jnp.append(jnp.geomspace(cfg.tau_from, cfg.tau_to, cfg.num_tau), jnp.inf)
     sides = [first + cfg.map_size * side for first in (cfg.first_w, cfg.first_b)]
     plane = jnp.meshgrid(*sides, indexing="ij")
     loss_map = jnp.vectorize(lambda w, b: at_point(cfg, w, b)[0])(*plane)
+    loss_law, loss_off = wall.wall_loss(*plane, cfg.start, cfg.target, cfg.depth)
     descents = jax.vmap(lambda tau: descend(cfg, tau))(tau)
     return {
         "tau": gl.named(tau, "tau", long_name="clipping threshold"),
@@ -55,33 +57,30 @@ def compute(cfg: Config, _: jax.Array) -> dict[str, gl.Named]:
         "what": gl.named(["gradient", "product"], "what"),
         "log10_steepness": gl.named(steep, "w_line what"),
         "log10_law": gl.named(jnp.stack(laws, axis=1), "w_line what"),
-        "growth": gl.named(wall.wall_growth(w, cfg.start, cfg.depth), "w_line", long_name="dx/db"),
+        "moved": gl.named(moved, "w_line", long_name="what rounding moves x by"),
         "w_map": gl.named(sides[0], "w_map", long_name="weight w"),
         "b_map": gl.named(sides[1], "b_map", long_name="bias b"),
         "loss_map": gl.named(loss_map, "w_map b_map", long_name="loss"),
+        "loss_law": gl.named(loss_law, "w_map b_map", long_name="loss, step by step"),
+        "loss_off": gl.named(loss_off, "w_map b_map", long_name="rounding of either"),
         "rate": gl.named(cfg.learning_rate, "", long_name="learning rate"),
         **{name: gl.named(descents.pop(name), "tau step entry") for name in ("gradient", "change")},
         **{name: gl.named(values, "tau step") for name, values in descents.items()},
     }
 
 
-def neuron(cfg: Config, w: jax.Array, b: jax.Array) -> gl.chain.Chain:
-    """The recurrent neuron as a chain: the same (w, b) in every layer."""
-    params = gl.ensembles.Affine(jnp.full((cfg.depth, 1, 1), w), jnp.full((cfg.depth, 1), b))
-    return gl.chain.Chain(gl.ensembles.preactivation_layer(gl.activations.PHI["logistic"]), params)
-
-
 def at_point(cfg: Config, w: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The loss and its gradient in (w, b), `(2,)`: the sum of what every step contributes."""
-    model, x, phi = neuron(cfg, w, b), jnp.full(1, cfg.start), gl.activations.PHI["logistic"]
+    model, phi = gl.recurrent.neuron(w, b, cfg.depth), gl.activations.PHI["logistic"]
+    x = jnp.full(1, cfg.start)
     parts = gl.jacobians.weight_gradients(model, x, lambda z: jnp.sum((phi(z) - cfg.target) ** 2))
-    loss = jnp.sum((phi(model(x)) - cfg.target) ** 2)
-    return loss, jnp.stack([jnp.sum(part) for part in parts])
+    return jnp.sum((phi(model(x)) - cfg.target) ** 2), jnp.stack([jnp.sum(part) for part in parts])
 
 
 def steepness(cfg: Config, w: jax.Array, b: jax.Array) -> jax.Array:
     """log10 of the gradient's norm, and of the product of the neuron's Jacobians, `(2,)`."""
-    products = gl.chain_rule.products(neuron(cfg, w, b), jnp.full(1, cfg.start)).products
+    model = gl.recurrent.neuron(w, b, cfg.depth)
+    products = gl.chain_rule.products(model, jnp.full(1, cfg.start)).products
     log10_products = gl.scaled.log_magnitude(products).ravel() / gl.LN10
     return jnp.stack([jnp.log10(gl.clipping.norm(at_point(cfg, w, b)[1])), log10_products[-1]])
 
@@ -161,19 +160,20 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     """The wall's closed forms, the formula at every step, and what comes of it."""
     eps, depth = float(np.finfo(data.loss.dtype).eps), data.attrs["depth"]
     level = 1 / (1 + np.exp(-data.attrs["start"]))
-    # w sigma(x) + b is rounded by less than eps (4 w + |x_0|) a step, which grows with the steps
-    # as b does. That changes log sigma' by no more at every step, since |sigma''| <= sigma', and
+    # What moves x changes log sigma' by no more at every step, since |sigma''| <= sigma', and
     # log |sigma - target| by sigma' / |sigma - target|. Far off there is no fixed point.
-    moved = eps * (4 * data.w_line + abs(data.attrs["start"])) * data.growth
-    off = moved * (depth + level * (1 - level) / abs(level - data.attrs["target"])) / gl.LN10
-    if (moved < 0.1).any():
+    off = data.moved * (depth + level * (1 - level) / abs(level - data.attrs["target"])) / gl.LN10
+    if (data.moved < 0.1).any():
         yield gl.claim.everywhere(
             "where x_0 is a fixed point, the gradient and the product have their closed form",
             *(data.log10_steepness, data.log10_law, SOURCE),
-            where=moved < 0.1,
+            where=data.moved < 0.1,
             rounding=eps * (5 * depth / gl.LN10 + 2 * np.abs(data.log10_law)),  # 10 half ulps each
             a_fixed_point_to_rounding=off,
         )
+    sentence = "everywhere on the map the loss is that of the neuron run step by step"
+    maps = data.loss_map, data.loss_law
+    yield gl.claim.everywhere(sentence, *maps, SOURCE, rounding=data.loss_off)
     law = -data.rate * data.gradient * np.minimum(1, data.tau / data.gradient_norm)
     yield gl.claim.everywhere(
         "every step is the learning rate times g tau/max(|g|, tau): it has the gradient's "
@@ -202,6 +202,7 @@ FAULTS = {
     "threshold 1 % too large": gl.fault.argument("clipping.formula", tau=lambda tau: 1.01 * tau),
     "always clipped at 0.5": gl.fault.argument("clipping.formula", tau=lambda tau: 0.5),
     "gradient 1 % too short": gl.fault.scale("jacobians.weight_gradients", 0.99),
+    "loss from elsewhere": gl.fault.argument("chain.Chain.__call__", x=lambda x: x + 0.1),
     "product from elsewhere": gl.fault.argument("chain_rule.products", x=lambda x: x + 0.1),
 }
 HARMLESS = {"a Jacobian transposed": "a matrix of one number is its own transpose"}
@@ -223,17 +224,16 @@ at = gl.lesson.at
 LESSON = gl.lesson.Offer(
     figures={"clipping": payload},
     numbers={
-        "recurrent steps": at("depth"),
         "steepest gradient": at("log10_steepness", how="max", what="gradient"),
         "steep gradient on the map": at("log10_steepness", what="gradient", w_line=4.8),
         "longest gradient": at("gradient_norm", how="max", tau="last"),
         "longest step": at("step_size", how="max", tau="last"),
         "loss without clipping": at("loss", tau="last", step="last"),
-        "threshold": at("tau", tau=0.3),
         "loss with clipping": at("loss", tau=0.3, step="last"),
         "longest clipped step": at("step_size", how="max", tau=0.3),
     }
     | {"first weight": at("first_w"), "first bias": at("first_b"), "descent steps": at("num_steps")}
+    | {"recurrent steps": at("depth"), "threshold": at("tau", tau=0.3)}
     | {"learning rate": at("learning_rate"), "weight of the steepest": at("w_line", how="max")},
     claims={
         "clipping keeps the direction": "the gradient's direction",

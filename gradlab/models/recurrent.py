@@ -97,6 +97,13 @@ def latch(w: ArrayLike) -> Chain:
     return Chain(layer, ensembles.Affine(W, jnp.zeros_like(W[0])))
 
 
+def neuron(w: ArrayLike, b: ArrayLike, depth: int) -> Chain:
+    """The chain of so many steps x -> w sigma(x) + b: Pascanu et al. 2013, figure 6."""
+    W, b = jnp.asarray(w) * jnp.ones((depth, 1, 1)), jnp.asarray(b) * jnp.ones((depth, 1))
+    layer = ensembles.preactivation_layer(activations.PHI["logistic"])
+    return Chain(layer, ensembles.Affine(W, b))
+
+
 def unrolled(name: str, weights: Weights, inputs: Array) -> Chain:
     """The chain of `CELLS[name]` over `inputs`, `(num_steps, num_in)`: a layer for each step.
 

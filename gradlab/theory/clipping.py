@@ -184,6 +184,39 @@ def wall_gradient(w: ArrayLike, x_0: ArrayLike, target: ArrayLike, depth: ArrayL
     return outer * jnp.sqrt(1 + level * level) * wall_growth(w, x_0, depth)
 
 
+def wall_state(w: ArrayLike, b: ArrayLike, x_0: ArrayLike, depth: int) -> tuple[Array, Array]:
+    """`x_depth` of x_t = w sigma(x_{t-1}) + b, written out, and how far off another run may be.
+
+    A step rounds by less than eps (4 |w| + |b|), in either run. What two are apart, d, grows by
+    |w| sigma' e^d a step at most, since |sigma''| <= sigma', and by |w|/4.
+    """
+    w, b = jnp.asarray(w, float), jnp.asarray(b, float)
+    rounding = 2 * float(_finfo(w.dtype).eps) * (4 * jnp.abs(w) + jnp.abs(b))
+
+    def step(_: int, at: tuple[Array, Array]) -> tuple[Array, Array]:
+        x, apart = at
+        slope = jnp.minimum(wall_factor(1.0, x) * jnp.exp(jnp.minimum(apart, 1)), 0.25)
+        slope = jnp.where(apart < 1, slope, 0.25)
+        return w * jax.nn.sigmoid(x) + b, jnp.abs(w) * slope * apart + rounding
+
+    start = jnp.broadcast_to(jnp.asarray(x_0, float), rounding.shape)
+    state: tuple[Array, Array] = jax.lax.fori_loop(0, depth, step, (start, 0 * rounding))
+    return state
+
+
+def wall_loss(
+    w: ArrayLike, b: ArrayLike, x_0: ArrayLike, target: ArrayLike, depth: int
+) -> tuple[Array, Array]:
+    """`(sigma(x_depth) - target)²` anywhere, by `wall_state`, and how far off another run may be.
+
+    sigma' is at most 1/4, sigma at most 1, and rounded by 2 eps; difference and square by eps/2.
+    """
+    x, apart = wall_state(w, b, x_0, depth)
+    gap, eps = jax.nn.sigmoid(x) - jnp.asarray(target, float), float(_finfo(x.dtype).eps)
+    moved = jnp.minimum(apart / 4, 1) + 4 * eps
+    return gap * gap, (2 * jnp.abs(gap) + moved) * moved + 3 * eps * gap * gap
+
+
 def latch(w: ArrayLike) -> tuple[Array, Array]:
     """The stable x* >= 0 of x = w tanh x, w > 0, and the Jacobian `w sech²(x*)` there, below 1.
 

@@ -104,7 +104,7 @@ def mean_lengths(
     sigma_b: ArrayLike,
     width: int,
     depth: int,
-    excess: float = 0.0,
+    excess: ArrayLike = 0.0,
 ) -> tuple[Array, Array]:
     """The mean q in each layer at infinite width, and what the width adds, `(depth,)` each.
 
@@ -139,6 +139,31 @@ def mean_lengths(
 
     start = first, jnp.zeros(()), jnp.zeros(()), 3 * excess * (1 - bias / first) ** 2 / width
     return jax.lax.scan(step, start, None, length=depth)[1]
+
+
+def left_of_gradient(
+    phi: Activation,
+    sigma_w: ArrayLike,
+    sigma_b: ArrayLike,
+    excess: ArrayLike,
+    width: int,
+    depth: int,
+) -> tuple[Array, Array, Array]:
+    """What is left behind k layers phi(W z + b) of an input of mean square 1, `(depth,)` each.
+
+    chi of layer k, `log |dL/dz_0| - log |dL/dz_k|` (nats), and the size of what that leaves out:
+    weights that are not normal, of an `excess` kurtosis, move q by less than is added to it; and
+    (w r)² of a column w spreads by 2 + excess sum r⁴, 6/n of half the units, which its mean of n
+    halves in the log norm.
+    """
+    weight, bias = jnp.asarray(sigma_w, float), jnp.asarray(sigma_b, float)
+    sizes = phi, weight**2 + bias**2, weight, bias, width, depth
+    growth = plain(*sizes)
+    q, added = mean_lengths(*sizes, excess)
+    chi, moved = (meanfield.chi(phi, each, weight) for each in (q, q + added))
+    columns = 1.5 * jnp.abs(jnp.asarray(excess, float)) / width**2
+    beyond = growth.second + jnp.abs(jnp.log(moved / chi)) / 2 + columns
+    return chi, jnp.cumsum(growth.infinite + growth.first), jnp.cumsum(beyond)
 
 
 def log_of_mean(phi: Activation, q: Array, width: int) -> Array:

@@ -80,3 +80,13 @@ def test_an_unknown_cell_is_named() -> None:
     ):
         with pytest.raises(BadInput, match="cell is 'RNN'; allowed: one of plain, LSTM, GRU"):
             make()
+
+
+def test_a_neuron_is_one_number_run_on() -> None:
+    model = recurrent.neuron(4.5, -1.8, 3)
+    x = 0.5
+    for _ in range(3):
+        x = 4.5 / (1 + np.exp(-x)) - 1.8
+
+    assert model.depth == 3
+    np.testing.assert_allclose(model(jnp.full(1, 0.5)), [x], rtol=1e-14)

@@ -59,6 +59,31 @@ def test_the_wall_has_its_closed_form() -> None:
         )
 
 
+def test_the_wall_written_out_is_right_within_what_it_says_and_that_is_little() -> None:
+    # Steep, shallow and slow: on the wall, off it, near the cusp at (4, -2), and negative.
+    places = [(4.5, -2.3), (6.0, -1.0), (4.05, -2.03), (-3.0, 0.5)]
+    with mp.workdps(60):
+        for place in places:
+            w, b, x = (mp.mpf(number) for number in (*place, 0.5))
+            for _ in range(50):
+                x = w / (1 + mp.exp(-x)) + b
+            loss = (1 / (1 + mp.exp(-x)) - mp.mpf(0.7)) ** 2
+            for exact, (found, off) in (
+                (x, clipping.wall_state(*place, 0.5, 50)),
+                (loss, clipping.wall_loss(*place, 0.5, 0.7, 50)),
+            ):
+                assert abs(mp.mpf(float(found)) - exact) <= float(off) < 1e-9
+
+
+def test_where_the_wall_is_too_steep_to_tell_the_states_may_be_anywhere_that_they_can() -> None:
+    w, b = 80.0, float(clipping.wall_offset(80.0, 0.5))
+    _, apart = clipping.wall_state(w, b, 0.5, 50)
+    loss, off = clipping.wall_loss(w, b, 0.5, 0.7, 50)
+
+    assert w < float(apart) < math.inf
+    assert float(loss) < 1 < float(off) < math.inf
+
+
 def test_at_the_edge_of_the_wall_the_terms_are_counted() -> None:
     level = 1 / (1 + math.exp(-0.5))
     slope = level * (1 - level)

@@ -106,6 +106,17 @@ def test_the_mean_length_of_uniform_weights_is_a_product_of_sinc() -> None:
     assert float((q + added)[1]) == pytest.approx(exact, abs=10 * float(added[1]) ** 2)
 
 
+def test_what_is_left_behind_relu_is_the_exact_law_and_nothing_is_left_out() -> None:
+    relu, width, depth = gl.activations.PHI["relu"], 32, 3
+    chi, left, beyond = finite_width.left_of_gradient(relu, 1.0, 0.0, 0.0, width, depth)
+    uniform = finite_width.left_of_gradient(relu, 1.0, 0.0, -1.2, width, depth)
+    exact = (products.relu_log_mean(width) + np.log(0.5)) / 2
+
+    np.testing.assert_allclose(chi, 0.5, rtol=1e-12)
+    np.testing.assert_allclose(left, exact * np.arange(1, depth + 1), rtol=1e-6)
+    assert float(jnp.max(beyond)) < 1e-12 < float(jnp.min(uniform[2]))
+
+
 def test_lengths_that_vanish_do_so_as_those_of_their_linear_part() -> None:
     # gelu is h/2 near 0, and a linear layer of normal weights keeps the mean length exactly.
     gelu, sigma_w, depth, width = gl.activations.PHI["gelu"], 0.9, 130, 50

@@ -324,12 +324,11 @@ def tail(t: Any, degrees: float) -> Any:
 def gain(sentence: str, gained: Any, source: str, *, over: str = "draw") -> Claim:
     """The claim that what is gained, pair by pair along `over`, is above 0 in the mean everywhere.
 
-    Chance is what Student's t gives to no gain at all, with one spread for all places. Pairs that
-    were used twice have a spread that cannot be known: then the claim fails.
+    Chance is what Student's t gives to no gain at all, with one spread for all places. It fails
+    where exactly nothing is gained, and for pairs that were used twice, whose spread is not known.
     """
     won, num = gained.mean(over), gained.sizes[over]
-    if _are_twins(gained.transpose(over, ...).values):
-        won = won * np.nan
+    won = won.where((won != 0) & (not _are_twins(gained.transpose(over, ...).values)))
     error = np.sqrt(gained.var(over).mean() / (num - 1)) if num > 1 else np.nan
     by_chance = float(np.sum(tail(won / error, max(1, gained.size - won.size))))
     return at_least(sentence, won, 0.0, source, chance=min(0.5, by_chance))

@@ -217,6 +217,7 @@ def test_a_gain_is_judged_by_its_mean_and_its_chance_by_students_t() -> None:
     assert not gl.claim.gain("it helps", -gained, "here", over="run").holds
     twice = xr.concat([gained, gained], "run")  # a spread that cannot be known
     assert not gl.claim.gain("it helps", twice, "here", over="run").holds
+    assert not gl.claim.gain("it helps", 0 * gained, "here", over="run").holds
 
 
 def test_what_a_guess_may_gain_is_the_expectation_and_the_spread_of_chi_squared() -> None:

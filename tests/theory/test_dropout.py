@@ -65,10 +65,14 @@ def test_a_fixed_point_stays_and_without_dropout_copies_do() -> None:
 
 def test_with_every_unit_kept_the_depth_scale_is_that_of_no_dropout() -> None:
     sigma_w = jnp.array([0.9, 1.2, 1.5, 2.5])  # in order and in chaos
-    q = meanfield.q_star(TANH, sigma_w, 0.3)
-    scale = dropout.depth_scale(TANH, q, dropout.apart_star(TANH, q, sigma_w, 1.0), sigma_w)
 
-    np.testing.assert_allclose(scale, meanfield.xi_c_at(TANH, q, sigma_w), rtol=1e-9)
+    def both(sigma_w: jax.Array) -> tuple[jax.Array, jax.Array]:
+        q = meanfield.q_star(TANH, sigma_w, 0.3)
+        apart = dropout.apart_star(TANH, q, sigma_w, 1.0)
+        scale = dropout.depth_scale(TANH, q, apart, sigma_w)
+        return scale, meanfield.xi_c_at(TANH, q, sigma_w)
+
+    np.testing.assert_allclose(*jax.jit(both)(sigma_w), rtol=1e-9)
 
 
 def test_a_drawn_layer_with_masks_has_the_product_and_the_square_of_the_law() -> None:

@@ -116,17 +116,11 @@ def one_gradient(dtype: str, entries: jax.Array, tau: jax.Array) -> dict[str, ja
         "above": jnp.max(-below),
         "ulps": result.max_ulps,
         "changed": jnp.max(gl.clipping.ulps(formula, flat)),
-        "left": share(result.norm_optax, result.norm),
+        "left": gl.formats.ratio(result.norm_optax, result.norm),
         "size": result.norm,
         "smallest": jnp.min(jnp.abs(formula)).astype(float),
         "first_two": jnp.stack([formula[:2], by_optax[:2]]).astype(entries.dtype),
     }
-
-
-def share(after: jax.Array, before: jax.Array) -> jax.Array:
-    """One norm over another, 1 where they are equal: a GPU's quotient of float32 need not be."""
-    same = (after == before) & (after > 0) & jnp.isfinite(after)
-    return jnp.where(same, 1.0, after / before)
 
 
 OUTCOMES: dict[str, dict[str, Any]] = {

@@ -33,6 +33,12 @@ def root_error(dtype: Any) -> float:
     return _rounded_in_float32(dtype, 2.0)
 
 
+def ratio(x: Array, y: Array) -> Array:
+    """`x / y`, and 1 where they are equal numbers: a GPU's quotient of float32 need not be."""
+    are_equal = (x == y) & (x != 0) & jnp.isfinite(x)
+    return jnp.where(are_equal, 1.0, x / y)
+
+
 def settled(x: Array) -> Array:
     """`x` with the digits of its own format alone, also where a longer one became it just before.
 

@@ -355,7 +355,8 @@ def faults() -> dict[str, Fault]:
             "layers.*.weight",
         ),
         "tanh in chaos, 30": (
-            lambda: (mlp(30, 64, jnp.tanh, 2.0), x64(), classified),
+            # At 2 the growth of 80 is told from the 20 allowed by 4.1 errors only, of width 64.
+            lambda: (mlp(30, 64, jnp.tanh, 2.5), x64(), classified),
             "gain",
             "layers.*.weight",
         ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -313,10 +313,13 @@ def norm_place(facts: Facts) -> Iterator[Verdict]:
 
 def gradient_jump(facts: Facts) -> Iterator[Verdict]:
     """Gradients that differ a lot between alike layers, at the place where they differ most."""
-    groups: dict[str, list[int]] = defaultdict(list)
+    # A weight that is read several times, as packed queries, keys and values, use by use.
+    groups: dict[tuple[str, int], list[int]] = defaultdict(list)
+    uses = Counter[str]()
     for k, layer in enumerate(facts.layers):
-        groups[starred(layer.name)].append(k)
-    for role, members in groups.items():
+        groups[starred(layer.name), uses[layer.name]].append(k)
+        uses[layer.name] += 1
+    for (role, _), members in groups.items():
         if len(members) < 3 or len({facts.layers[k].name for k in members}) < 3:
             continue
         rows = np.array([facts.of_layer("log_gradient", k) for k in members])

@@ -69,10 +69,13 @@ def named(values: Any, *dims: str, long_name: str = "", units: str = "1") -> Nam
         )
     if np.ndim(values) == 1 and all(isinstance(value, str) for value in values):
         values = Labels(tuple(values))
-    elif not hasattr(values, "dtype") and np.asarray(values).dtype.kind not in "biufc":
-        raise BadInput(
-            f"{values!r} is neither an array nor a list of texts; allowed: numbers, or texts alone"
-        )
+    elif not hasattr(values, "dtype"):
+        given, values = values, np.asarray(values)  # a list is one array, and no tree of numbers
+        if values.dtype.kind not in "biufc":
+            raise BadInput(
+                f"{given!r} is neither an array nor a list of texts; "
+                "allowed: numbers, or texts alone"
+            )
     return Named(values, axes, long_name, units)
 
 

@@ -286,3 +286,11 @@ def test_what_no_file_can_hold_is_refused_by_its_shapes_alone(returned: Any, sen
 def test_names_that_are_none_are_refused(values: Any, dims: Any, sentence: str) -> None:
     with pytest.raises(BadInput, match=re.escape(sentence)):
         dataset.named(values, *dims)
+
+
+def test_a_list_of_numbers_is_an_array_inside_a_program_too() -> None:
+    program = jax.jit(lambda: {"x": dataset.named([1.0, 2.0], "place"), "y": dataset.named(3, "")})
+
+    dataset.check_returned(jax.eval_shape(program), {})
+
+    assert dataset.assemble(program(), {}).x.values.tolist() == [1.0, 2.0]

@@ -72,7 +72,8 @@ def test_with_every_unit_kept_the_depth_scale_is_that_of_no_dropout() -> None:
         scale = dropout.depth_scale(TANH, q, apart, sigma_w)
         return scale, meanfield.xi_c_at(TANH, q, sigma_w)
 
-    np.testing.assert_allclose(*jax.jit(both)(sigma_w), rtol=1e-9)
+    scale, law = jax.jit(both)(sigma_w)
+    np.testing.assert_allclose(scale, law, rtol=1e-9)
 
 
 def test_a_drawn_layer_with_masks_has_the_product_and_the_square_of_the_law() -> None:

@@ -29,6 +29,7 @@ SHARED = {
     "Run": "one run: as the page finds it on disk, as Python holds it",
     "run": "a run: as a program that ends with a status, and from Python",
     "quotient": "of plain numbers to a roundoff; tau over the norm: in any range, and quick",
+    "ratio": "of plain numbers, 1 where they are equal; of one norm and a larger one",
     "is_within": "whether a norm is at most tau: in any range, and quick",
     "clip": "what clips: of leaves in a quick way, of a pytree at the door",
     "read": "typed values from plain ones: a config, the settings, both; a dataset from its file",

@@ -200,15 +200,17 @@ def _cast(value: Any) -> Any:
     if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
         return type(value)(map(_cast, value))
     cast = jax.tree.map(_other, value)
-    return _following(cast) if callable(cast) and not isinstance(cast, Chain) else cast
+    if isinstance(cast, Chain):
+        return Chain(_following(cast.layer, 1), cast.params)
+    return _following(cast, 0) if callable(cast) else cast
 
 
-def _following(function: Function) -> Function:
-    """The function whose result has the format of what it is given, whatever it closes over."""
+def _following(function: Function, which: int) -> Function:
+    """The function whose result has the format of one of its arguments, whatever it closes over."""
 
-    def follows(first: Any, *args: Any) -> Any:
-        dtype = jax.tree.leaves(first)[0].dtype
-        return jax.tree.map(lambda leaf: leaf.astype(dtype), function(first, *args))
+    def follows(*args: Any) -> Any:
+        dtype = jax.tree.leaves(args[which])[0].dtype
+        return jax.tree.map(lambda leaf: leaf.astype(dtype), function(*args))
 
     return follows
 

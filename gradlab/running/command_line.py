@@ -39,6 +39,7 @@ def run(file: str, command: Sequence[str] = ("python",)) -> NoReturn:
     """
     # Hydra's own reporter prints several lines or a traceback; `refusals` makes it one sentence.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    os.environ["MPLBACKEND"] = "agg"  # figures go to files, whatever windows somebody asked for
     typed = shlex.join([*command, *sys.argv])
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # an encoding without σ must not end a run
@@ -53,6 +54,13 @@ def run(file: str, command: Sequence[str] = ("python",)) -> NoReturn:
         os._exit(interrupts.status())
     except BadInput as error:
         say(f"error: {' '.join(line.strip() for line in str(error).splitlines())}")
+        sys.exit(BAD_INPUT)
+    except (OSError, ValueError) as error:
+        told = refusals.of_surroundings(error)
+        if told is None:
+            raise
+        say(f"error: {told}")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still to be printed would fail again
         sys.exit(BAD_INPUT)
     sys.exit(0 if all(verdicts) else CLAIM_FAILED)
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gradlab.errors import BadInput
 from gradlab.experiment import schema
 from gradlab.experiment.loading import Experiment
 from gradlab.lazy import jax
@@ -153,7 +154,16 @@ def _device() -> str:
     """The device and, beside a CPU's, its compiler: a package of its own with its own version."""
     from jax.extend.backend import get_backend
 
-    kind, backend = jax.devices()[0].device_kind, get_backend()
+    try:
+        kind, backend = jax.devices()[0].device_kind, get_backend()
+    except (RuntimeError, AssertionError) as error:
+        asked = os.environ.get("JAX_PLATFORMS")
+        if not asked:
+            raise
+        raise BadInput(
+            f"JAX_PLATFORMS is set to '{asked}', and jax finds no such device here; "
+            "allowed: cpu, or nothing"
+        ) from error
     return kind if backend.platform == "cpu" else f"{kind}, {backend.platform_version}"
 
 

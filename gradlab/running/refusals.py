@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import traceback
 from collections.abc import Iterator, Sequence
@@ -247,6 +248,18 @@ def _given(name: str, overrides: Sequence[str], value: Any) -> str:
         whole = typed[-1].partition("=")
         return f"'{whole[2]}'" if whole[0].lstrip("+") == name else f"set by '{typed[-1]}'"
     return f"{'null' if value is None else repr(value)} in a config file"
+
+
+def of_surroundings(error: OSError | ValueError) -> BadInput | None:
+    """The refusal of what a process was started with; None where that is not the error's cause."""
+    if (
+        isinstance(error, OSError)
+        and error.errno in (errno.ENOSPC, errno.EIO)
+        and not error.filename
+    ):
+        return BadInput(f"what is printed cannot be written ({error.strerror}); allowed: a place")
+    found = re.search(r"value '?(.*?)'? for environment '(.*)'", str(error))
+    return found and BadInput(f"{found[2]} is set to '{found[1]}'; allowed: true or false")
 
 
 def setting(name: str, overrides: Sequence[str]) -> list[str]:

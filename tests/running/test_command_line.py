@@ -1,5 +1,6 @@
 """The one door: from a command line to files and an exit status, and bad input in one sentence."""
 
+import errno
 import json
 import signal
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from gradlab.experiment import loading
-from gradlab.running import composition, naming
+from gradlab.running import composition, naming, refusals
 from tests.toys import Toy
 
 
@@ -141,6 +142,25 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(
     assert sentence in ended.stderr
     assert ended.stderr.count("\n") == 1
     assert not toy.results.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("JAX_PLATFORMS", "moon"), ("JAX_ENABLE_X64", "maybe")]
+)
+def test_what_a_process_was_started_with_is_told(toy: Toy, name: str, value: str) -> None:
+    started = toy.start(**{name: value})
+    _, stderr = started.communicate()
+    assert started.returncode == 1
+    assert f"error: {name} is set to '{value}'" in stderr
+    assert stderr.count("\n") == 1
+    assert not (toy.results / "data.nc").exists()
+
+
+def test_a_place_that_is_full_is_told_of_what_is_printed() -> None:
+    told = refusals.of_surroundings(OSError(errno.ENOSPC, "No space left on device"))
+    assert "what is printed cannot be written" in str(told)
+    assert refusals.of_surroundings(OSError(errno.ENOSPC, "No space", "results/data.nc")) is None
+    assert refusals.of_surroundings(ValueError("this structure raises")) is None
 
 
 def test_a_results_folder_that_is_a_file_is_told(toy: Toy) -> None:

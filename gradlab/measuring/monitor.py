@@ -18,7 +18,7 @@ import optax
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from gradlab.arithmetic import formats, norms, quick_norms
+from gradlab.arithmetic import doubled, formats, norms, quick_norms
 from gradlab.measuring import histogram, leaf_norms
 from gradlab.measuring.global_norm import Tree, leaves_of
 from gradlab.measuring.leaf_norms import value
@@ -202,7 +202,7 @@ def _seen(
     added = jnp.append(jnp.where(is_finite, share, 0), pushed.astype(dtype))
     first = leaf_norms.first_step(state.first_infinite, infinite > 0, step)
     return state._replace(
-        steps=state.steps + jnp.stack([step >= 0, is_finite & effect.fired, ~is_finite]),
+        steps=state.steps + jnp.stack([jnp.array(True), is_finite & effect.fired, ~is_finite]),
         ring=lax.dynamic_update_index_in_dim(
             state.ring, jnp.append(norms_seen, share), step % len(state.ring), 0
         ),
@@ -224,7 +224,7 @@ def _known(before: list[Array], norm_before: Array, limit: ArrayLike | None) -> 
     tau = jnp.asarray(limit, norm_before.dtype)
     # The sum that the clip itself decides by, where it has one.
     square = quick_norms.total_square(before, norm_before.dtype)
-    decisive = jnp.where(quick_norms.is_in_range(square), jnp.sqrt(square), norm_before)
+    decisive = jnp.where(quick_norms.is_in_range(square), doubled.root(square), norm_before)
     fired = decisive > tau
     after = jnp.where(jnp.isfinite(norm_before), tau, jnp.nan)
     return Effect(jnp.where(fired, after, norm_before), fired)

@@ -134,6 +134,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
             "panels",
             "worth",
             "shelves",
+            "citation",
             "gallery",
             "still",
             "readme",

@@ -67,6 +67,7 @@ ELSEWHERE = {
     ),
     "models.callables": ("models/test_chain.py", "a callable is right if the chain of it is"),
     "measuring.leaf_norms": (MONITOR, "norms and steps kept, held against a run recorded in full"),
+    "page.citation": ("page/test_page.py", "how to cite a figure, as its card says it"),
     "page.build": ("page/test_page.py", "both pages are made from folders of results"),
     "page.evidence": (LESSON, "a number is right if the sentence has the dataset's"),
     "page.gallery": ("page/test_page.py", "a card for whatever a folder holds"),

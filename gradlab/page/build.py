@@ -16,7 +16,7 @@ import jinja2
 from markupsafe import Markup
 
 from gradlab.experiment import files, lesson
-from gradlab.page import gallery, numbers, offers, panels, shelves, still, vector
+from gradlab.page import citation, gallery, numbers, offers, panels, shelves, still, vector
 from gradlab.page.evidence import Evidence
 from gradlab.page.gallery import Card, Run
 from gradlab.page.offers import Offers, Place
@@ -92,6 +92,7 @@ def index(cards: Sequence[Card], studies: Sequence[tuple[str, str]] = ()) -> str
             most=MOST_CLAIMS,
             worst_first=worst_first,
             provenance=provenance,
+            citation=citation,
             axis=axis,
         )
     )

@@ -11,7 +11,7 @@ import xarray as xr
 
 from gradlab.errors import BadInput
 from gradlab.experiment import dataset, fileset
-from gradlab.page import __main__, build, gallery, numbers, readme, site, vector
+from gradlab.page import __main__, build, citation, gallery, numbers, readme, site, vector
 from tests.pages import EVIL, claim, words, write_experiment
 
 SVG = '<svg viewBox="0 0 504 180" xmlns="http://www.w3.org/2000/svg"><path d="M 0 0"/></svg>'
@@ -53,6 +53,40 @@ def test_a_card_shows_the_figure_and_links_to_the_data(lab: Path) -> None:
     assert "data:image/svg+xml," in page
     assert 'href="plain/data.nc"' in page
     assert 'href="plain/figure.pdf"' in page
+
+
+def test_a_card_says_how_to_cite_its_figure_by_what_made_it(lab: Path) -> None:
+    page = words(index(lab))
+    assert "“Is one one?” The gradlab developers, gradlab, experiment plain, made by" in page
+    assert "@misc{gradlab:plain," in page
+
+
+RECORD = {
+    "command": "python experiments/a_b.py w=[50%,'#1'] sigma_w=1~2^3",
+    "seed": 0,
+    "precision": "float64",
+    "device": "cpu",
+    "versions": {"gradlab": "0.1.0", "jax": "0.10.2"},
+    "commit": "b66c58d895cc528120a1f642db93845e5abb70d5+changes",
+}
+
+
+def test_a_citation_has_what_the_numbers_depend_on() -> None:
+    assert citation.sentence("a_b", "Why?", RECORD) == (
+        "“Why?” The gradlab developers, gradlab 0.1.0, experiment a_b, made by "
+        "python experiments/a_b.py w=[50%,'#1'] sigma_w=1~2^3; "
+        "seed 0; float64; cpu; jax 0.10.2; commit b66c58d895cc with changes."
+    )
+
+
+def test_bibtex_escapes_what_latex_would_take_for_a_sign_of_its_own() -> None:
+    entry = citation.bibtex("a_b", "100 % of {x_1}?", RECORD)
+    assert entry.startswith("@misc{gradlab:a-b,")
+    assert r"title        = {100 \% of \{x\_1\}?}" in entry
+    assert r"w=[50\%,'\#1'] sigma\_w=1\textasciitilde{}2\textasciicircum{}3" in entry
+    plain = re.sub(r"\\(.)", "", entry)
+    assert plain.count("{") == plain.count("}")
+    assert not set("#$%&_~^") & set(plain)
 
 
 def test_a_caption_stands_below_its_figure_and_in_place_of_it(lab: Path) -> None:

@@ -109,6 +109,9 @@ def key(doc: str, **limits: Any) -> Any:
     for name in limits:
         if name not in LIMITS:
             raise BadInput(f"gl.key '{doc}': " + unknown("limit", name, LIMITS))
+    below = limits.get("below", "")
+    if not isinstance(below, str):
+        raise BadInput(f"gl.key '{doc}': below is {below!r}; allowed: the name of another key")
     return dataclasses.field(metadata={"key": Key(doc, **limits)})
 
 

@@ -71,6 +71,20 @@ def weights(key: Array, depth: int, width: int, sigma_q: ArrayLike) -> Weights:
     return Weights(jnp.asarray(sigma_q) * Q, *rest)
 
 
+def alike(key: Array, num_tokens: int, width: int, correlation: ArrayLike) -> Array:
+    """Tokens of mean square 1, any two of that correlation, exactly, `(num_tokens, width)`."""
+    drawn = ensembles.unit_orthogonal(key, (num_tokens + 1, width), float)
+    own, shared = drawn[:-1], drawn[-1]
+    c = jnp.asarray(correlation, float)
+    return width**0.5 * (jnp.sqrt(1 - c) * own + jnp.sqrt(c) * shared[None])
+
+
+def apart(x: Array) -> Array:
+    """1 less the mean correlation of two tokens of mean square 1, `()`: without cancellation."""
+    num_tokens, width = x.shape
+    return jnp.sum(jnp.square(x - jnp.mean(x, axis=0, keepdims=True))) / ((num_tokens - 1) * width)
+
+
 def encoder(weights: Weights, design: Design) -> Chain:
     """The chain of blocks; an entry of the design is one number or one for each block."""
     depth = weights.V.shape[0]
@@ -119,6 +133,14 @@ def attention_matrix(weights: Weights, x: Array) -> Array:
     return jax.nn.softmax(logits, axis=-1)
 
 
+def overlaps(weights: Weights, x: Array) -> tuple[Array, Array]:
+    """`sum_j p_ij²` of a token's row of attention, `sum_j p_ij p_kj` of two's: means, `()` each."""
+    p = attention_matrix(weights, x)
+    num_tokens = len(p)
+    own, all_pairs = jnp.sum(jnp.square(p)), jnp.sum(jnp.square(jnp.sum(p, axis=0)))
+    return own / num_tokens, (all_pairs - own) / (num_tokens * (num_tokens - 1))
+
+
 def hidden(weights: Weights, x: Array) -> Array:
     """`relu(W_1 x)` of each token."""
     return PHI["relu"](x @ weights.W_1.T)
@@ -137,14 +159,21 @@ class ImageReader(NamedTuple):
 
 
 def reader(
-    key: Array, depth: int, width: int, num_tokens: int, num_pixels: int, num_classes: int
+    key: Array,
+    depth: int,
+    width: int,
+    num_tokens: int,
+    num_pixels: int,
+    num_classes: int,
+    *,
+    sigma_q: ArrayLike = 0.0,
 ) -> ImageReader:
-    """A reader without queries yet, of images of so many pixels in `num_tokens` equal parts."""
+    """A reader of images of so many pixels in `num_tokens` equal parts; without queries at 0."""
     key_E, key_places, key_weights, key_W = jax.random.split(key, 4)
     return ImageReader(
         ensembles.unit_gaussian(key_E, (width, num_pixels // num_tokens), float),
         jax.random.normal(key_places, (num_tokens, width)),
-        weights(key_weights, depth, width, 0.0),
+        weights(key_weights, depth, width, sigma_q),
         ensembles.unit_gaussian(key_W, (num_classes, width), float),
     )
 

@@ -17,7 +17,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from gradlab.models.activations import PHI, Activation
-from gradlab.theory import gauss
+from gradlab.theory import attention, gauss
 
 
 class Signal(NamedTuple):
@@ -172,18 +172,19 @@ def signal(
     square: ArrayLike,
     correlation: ArrayLike,
     num_tokens: int,
+    rows: attention.Rows = attention.uniform,
 ) -> Signal:
     """The signal through sublayers, attention where `is_attention`, else `W_2 phi(W_1 x)`.
 
     Derived; the kernel of phi is Cho and Saul's 2009 for relu. Xiong et al. 2020, lemma 2, has the
-    squares' bounds: attention adds between 0 and 1.
+    squares' bounds: attention adds between 0 and 1. `rows` says what attention's rows are like.
     """
     flags = jnp.asarray(is_attention, bool)
 
     def step(state: tuple[Array, Array], at: Any) -> tuple[tuple[Array, Array], Signal]:
         (q, apart), (is_mixing, (before, inside, after, gain, skip, branch)) = state, at
         into = gain**2 * jnp.where(before > 0, 1.0, q)
-        one, gap = _made(phi, is_mixing, into, apart, num_tokens)
+        one, gap = _made(phi, is_mixing, into, apart, num_tokens, rows)
         scale = branch**2 / jnp.where(inside > 0, one, 1.0)
         total = skip**2 * q + scale * one
         apart_after = (skip**2 * apart * q + scale * gap) / total
@@ -294,15 +295,24 @@ def query_share(square: ArrayLike, apart: ArrayLike, num_tokens: int) -> Array:
 
 
 def _made(
-    phi: Activation, is_mixing: Array, q: Array, apart: Array, num_tokens: int
+    phi: Activation,
+    is_mixing: Array,
+    q: Array,
+    apart: Array,
+    num_tokens: int,
+    rows: attention.Rows = attention.uniform,
 ) -> tuple[Array, Array]:
     """The mean square that a branch makes of tokens, and by how much two's product is below it."""
-    kernel = gauss.moments(phi)
-    same = q * (1 - apart * (num_tokens - 1) / num_tokens)
-    return (
-        jnp.where(is_mixing, same, kernel.square(q)),
-        jnp.where(is_mixing, 0.0, kernel.gap(q, apart)),
-    )
+
+    def mixed() -> tuple[Array, Array]:
+        own, shared = rows(q, apart, num_tokens)
+        return q * (1 - apart * (1 - own)), q * apart * (own - shared)
+
+    def fed() -> tuple[Array, Array]:
+        kernel = gauss.moments(phi)
+        return kernel.square(q), kernel.gap(q, apart)
+
+    return jax.lax.cond(is_mixing, mixed, fed)
 
 
 def _slopes(

@@ -83,3 +83,41 @@ def test_single_precision_agrees_with_double(count: int) -> None:
     exact = attention.softmax_row(3.0, count)
     with jax.enable_x64(False):
         np.testing.assert_allclose(attention.softmax_row(3.0, count), exact, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("std", "correlation", "num_tokens"), [(1.0, 0.3, 16), (4.0, 0.8, 5)])
+def test_two_rows_overlap_as_drawn_ones_do(std: float, correlation: float, num_tokens: int) -> None:
+    rng = np.random.default_rng(1)
+    shared, *own = rng.standard_normal((3, 40_000, num_tokens))
+    both = []
+    for part in own:
+        x = std * (np.sqrt(correlation) * shared + np.sqrt(1 - correlation) * part)
+        p = np.exp(x - x.max(1, keepdims=True))
+        both.append(p / p.sum(1, keepdims=True))
+    first, second = both
+    law = attention.overlaps(std, correlation, num_tokens)
+    for drawn, mean in (((first**2).sum(1), law.own), ((first * second).sum(1), law.shared)):
+        # Five standard errors: once in 1.7 million.
+        assert abs(drawn.mean() - mean) <= 5 * drawn.std() / np.sqrt(len(drawn))
+
+
+@pytest.mark.parametrize("std", [0.3, 2.0, 5.0])
+def test_the_ends_of_two_rows_correlation(std: float) -> None:
+    """Independent rows share 1/T, exactly; rows that are one share all that one has."""
+    tolerance = float(attention.overlaps_error(std, 7))
+    single = attention.softmax_row(std, 7).participation
+    for correlation, shared in ((0.0, 1 / 7), (1.0, single)):
+        found = attention.overlaps(std, correlation, 7)
+        np.testing.assert_allclose(found, [single, shared], rtol=0, atol=tolerance + 1e-12)
+
+
+def test_the_stated_error_of_two_rows_bounds_what_fewer_nodes_leave() -> None:
+    fine = attention.overlaps(4.0, 0.5, 16, 240)
+    for num_nodes in (48, 64, 96):
+        off = np.abs(np.subtract(attention.overlaps(4.0, 0.5, 16, num_nodes), fine)).max()
+        assert off <= attention.overlaps_error(4.0, 16, num_nodes)
+
+
+def test_rows_of_tokens_without_queries_are_uniform() -> None:
+    found = attention.random_logits(1e-6)(jnp.ones(()), jnp.array(0.7), 12)
+    np.testing.assert_allclose(found, attention.uniform(jnp.ones(()), jnp.ones(()), 12), rtol=1e-9)

@@ -167,7 +167,7 @@ def figure(data: xr.Dataset) -> gl.Figure:
         skip=np.log2(data.skip).assign_attrs(long_name="log₂ of the skip"),
     )
     gl.figures.surface(loss, plane, "loss at the end, nats", cmap="cividis", alpha=1.0)
-    gl.figures.words(loss, 0.05, 0.05, "all tokens are one", color="white")
+    gl.figures.words(loss, 0.05, 0.05, "all tokens are one", color="black")
     gl.figures.titles(fig, "rows of attention", "tokens become one", "what trains")
     return fig
 

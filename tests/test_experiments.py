@@ -139,8 +139,8 @@ def test_the_results_are_committed_and_small(exp: Experiment) -> None:
 
 # Their faults take from half a minute to minutes to compile: `make verify` plants them.
 LONG = (
-    *("attention_logits", "clipped_vanishing", "coordinate_check", "curse_of_depth"),
-    *("dropout_depth", "float_limits", "framework_defaults", "freak_batch"),
+    *("attention_logits", "attention_phases", "clipped_vanishing", "coordinate_check"),
+    *("curse_of_depth", "dropout_depth", "float_limits", "framework_defaults", "freak_batch"),
     *("jacobian_product", "layers_moved", "masked_products", "norm_position"),
     *("normaliser_free_gain", "random_network", "rectifier_gain", "recurrent_chain"),
     *("residual", "scalar_chain", "singular_value_spectrum", "trainable_depth", "tricks"),

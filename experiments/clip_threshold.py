@@ -61,9 +61,7 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
 
     def by_hand(gain: jax.Array) -> jax.Array:
         batch = gl.training.batch(train, batches.indices[0], gain)
-        found = gl.backpropagation.preactivation(
-            model.params, gl.activations.PHI["relu"], batch, 10
-        )
+        found = gl.backpropagation.by_matrices(model.params, gl.activations.PHI["relu"], batch, 10)
         return jnp.append(found.norms, found.loss)
 
     # One after another, since a clip's branches are both taken where it is mapped by `vmap`.

@@ -44,7 +44,7 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     layers, textbook = gl.grid.depths(cfg.depth, 200, every=100), jnp.array(TEXTBOOK_W)
     log10_product, sign = jax.vmap(lambda w: product(w, layers))(cfg.w)
     log10_textbook, sign_textbook = jax.vmap(lambda w: product(w, TEXTBOOK_DEPTH))(textbook)
-    back = gl.jacobians.log_gradient_norms, gl.chain_rule.log_gradient_norms
+    back = gl.jacobians.log_gradient_norms, gl.chain_rule.log_norms_back
     log10 = gl.grid.over_draws(lambda k: networks(cfg, k, back[0]), key, cfg.num_draws) / gl.LN10
     literal = networks(cfg, jax.random.split(key, cfg.num_draws)[0], back[1])
     log10_law, beyond = law(cfg)

@@ -32,7 +32,7 @@ class Pass(NamedTuple):
 
 
 @precision.highest
-def preactivation(layers: Affine, phi: Activation, batch: Data, num_classes: int) -> Pass:
+def by_matrices(layers: Affine, phi: Activation, batch: Data, num_classes: int) -> Pass:
     """The pass of a batch through layers W phi(z) + b of one width, the first outputs being logits.
 
     Args:
@@ -45,7 +45,7 @@ def preactivation(layers: Affine, phi: Activation, batch: Data, num_classes: int
     z_0 = jnp.pad(batch.x, ((0, 0), (0, width - batch.x.shape[1])))
 
     def ahead(z: Array, layer: Affine) -> tuple[Array, Array]:
-        return phi(z) @ layer.W.T + layer.b, z
+        return phi(z) @ layer.W.T + layer.b[None], z
 
     def back(delta: Array, at: tuple[Affine, Array]) -> tuple[Array, Affine]:
         layer, z = at

@@ -76,7 +76,7 @@ def products(model: Model, x: Array) -> JacobiansAndProducts:
 
 @precision.highest
 @compiled.once
-def log_gradient_norms(model: Chain, x: Array, loss: Loss) -> LogNorms:
+def log_norms_back(model: Chain, x: Array, loss: Loss) -> LogNorms:
     """`log |dL/dz_L J_L ... J_{k+1}|` for every state, by every `J_k`, one after another.
 
     A row times a factor is off by n eps of |row| |J_k| (Higham 2002, section 3.5), which is no more

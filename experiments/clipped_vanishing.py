@@ -20,6 +20,7 @@ TRIANGLE = "the triangle inequality over the steps"
 MEDIANT = "the mediant inequality: sums of k a over sums of k b are at most the largest a/b"
 FIELD = "Hanin and Nica 2020, to first order in 1/width; gradlab.theory.finite_width"
 CHI = "W ~ N(0, σ_w²/n), b ~ N(0, σ_b²): |W x + b|² over its mean is chi² of n, over n"
+BACK = "Rumelhart, Hinton and Williams 1986; gradlab.measuring.backpropagation"
 CLIPS = ("formula", "optax")
 
 
@@ -52,11 +53,14 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     batches = gl.training.schedule(key_batches, len(train.y), cfg.batch_size, cfg.num_steps)
     threshold = jnp.concatenate([jnp.array([jnp.inf]), cfg.tau])
     run = partial(trained, cfg, network(cfg, keys[0]), batches, train)
-    moved, gradient = jax.vmap(run)(threshold)
+    moved, gradient, loss = jax.vmap(run)(threshold)
+    start, phi = network(cfg, keys[0]), gl.activations.PHI[cfg.activation]
+    batch = gl.training.batch(train, batches.indices[0], batches.gain[0])
+    hand = gl.backpropagation.by_matrices(start.params, phi, batch, 10)
     kept = jnp.minimum(1, threshold[:, None] / jnp.linalg.norm(gradient, axis=-1))
     reach = cfg.learning_rate * jnp.sum(kept[..., None] * gradient, axis=1)
     one = partial(one_chain, cfg, train)
-    arriving, length = gl.grid.over_draws(one, key_chains, cfg.num_chains)
+    arriving, length, entries = gl.grid.over_draws(one, key_chains, cfg.num_chains)
     (law, beyond), theory = growth(cfg), gl.theory.products
     most = jnp.max(gradient / gradient[..., -1:], axis=1)
     return {
@@ -73,6 +77,9 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         "length": gl.named(length, "chain layer", long_name="log of |z_l|² over its mean"),
         "log_mean": gl.named(theory.linear_log_mean(cfg.width), "", long_name="E log(chi²/width)"),
         "log_variance": gl.named(theory.linear_log_variance(cfg.width), ""),
+        "entries": gl.named(entries, "chain power", long_name="moments of W √width / σ_w"),
+        "first": gl.named(jnp.append(gradient[0, 0], loss[0, 0]), "number", long_name="at step 0"),
+        "by_hand": gl.named(jnp.append(hand.norms, hand.loss), "number", long_name="by matrices"),
         "reach": gl.named(reach, "threshold layer", long_name="learning rate times clipped ones"),
     }
 
@@ -93,10 +100,11 @@ def shares(cfg: Config, model: gl.chain.Chain, data: gl.training.Data) -> dict[s
     return {name: size / size[-1] for name, size in sizes.items()}
 
 
-def one_chain(cfg: Config, data: gl.training.Data, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+def one_chain(cfg: Config, data: gl.training.Data, key: jax.Array) -> tuple[jax.Array, ...]:
     """What arrives of a random gradient, log, and log `|z_l|²` over its mean, `(depth,)` each.
 
     For one chain and one digit; the mean is over the weights of layer l, its input being given.
+    And the moments of these weights, `(3,)`.
     """
     key_chain, key_digit, key_back = jax.random.split(key, 3)
     model, phi = network(cfg, key_chain), gl.activations.PHI[cfg.activation]
@@ -105,7 +113,9 @@ def one_chain(cfg: Config, data: gl.training.Data, key: jax.Array) -> tuple[jax.
     logs = gl.jacobians.log_gradient_norms(model, x, lambda z: jnp.vdot(v, z))[1:]
     z = gl.chain.states(model, x)
     mean = cfg.sigma_w**2 * jnp.mean(jnp.square(phi(z[:-1])), axis=1) + cfg.sigma_b**2
-    return logs - jnp.log(jnp.linalg.norm(v)), jnp.log(jnp.mean(jnp.square(z[1:]), axis=1) / mean)
+    length = jnp.log(jnp.mean(jnp.square(z[1:]), axis=1) / mean)
+    entries = gl.ensembles.entry_moments(model.params.W / cfg.sigma_w)
+    return logs - jnp.log(jnp.linalg.norm(v)), length, entries
 
 
 def growth(cfg: Config) -> tuple[jax.Array, ...]:
@@ -123,12 +133,12 @@ def growth(cfg: Config) -> tuple[jax.Array, ...]:
 
 def trained(
     cfg: Config, model: Any, batches: Any, data: gl.training.Data, tau: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """How far each layer went, `(depth,)`, and its gradients' norms, `(num_steps, depth)`."""
+) -> tuple[jax.Array, ...]:
+    """How far each layer went, `(depth,)`, its gradients' norms and the loss by `step`."""
     descent = optax.chain(gl.clipping.clip_by_global_norm(tau), optax.sgd(cfg.learning_rate))
     seen = gl.training.train(gl.training.ten_logits, model, descent, data, batches)
     moved = jax.tree.map(jnp.subtract, seen.params, model)
-    return gl.training.norms_by_layer(moved), seen.gradient
+    return gl.training.norms_by_layer(moved), seen.gradient, seen.loss
 
 
 def figure(data: xr.Dataset) -> gl.Figure:
@@ -191,6 +201,17 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
             over="chain",
             finite_width=data.log_arriving_beyond,
             rounding=num_entries * eps,  # of norms, as above, and of a matrix times a vector
+        )
+    yield gl.claim.normal(data.entries.rename(chain="draw"), CHI)
+    depth, width, num_digits = (int(data.attrs[name]) for name in ("depth", "width", "batch_size"))
+    # As many products forwards as back, twice; n^1.5 eps each where signs are random (Higham 2002,
+    # sections 3.5, 3.7), and what cancels over digits. A relu so near 0 may be seen on either side.
+    if (chance := depth * width * num_digits * width * eps) < 0.01:
+        yield gl.claim.everywhere(
+            "the first loss, and each layer's gradient, are those of backpropagation by hand",
+            *(data["first"], data.by_hand, BACK),
+            chance=chance,
+            rounding=4 * depth * width**1.5 * num_digits**0.5 * eps * data.by_hand.max(),
         )
     # A bias is nothing to relu's slopes, but a part of every length.
     yield gl.claim.everywhere(

@@ -24,6 +24,7 @@ from .experiment.schema import config as config
 from .experiment.schema import key as key
 from .arithmetic import formats as formats
 from .arithmetic import scaled as scaled
+from .measuring import backpropagation as backpropagation
 from .measuring import certificate as certificate
 from .measuring import chain_rule as chain_rule
 from .measuring import clip_rules as clip_rules

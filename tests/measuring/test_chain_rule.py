@@ -108,3 +108,23 @@ def test_what_arrives_is_known_where_no_float_holds_it() -> None:
     np.testing.assert_allclose(
         gl.chain_rule.log_lengths(v, products), np.log(1e-3) * np.arange(1, 401), rtol=1e-12
     )
+
+
+def test_the_gradient_in_every_state_is_that_of_the_fast_path_within_little_rounding() -> None:
+    v = jax.random.normal(jax.random.key(3), (16,))
+    for sigma_w in (0.5, 1.2, 2.5):  # it vanishes, stays, explodes
+        model, x = tanh_chain(30, 16, sigma_w), gl.ensembles.inputs(jax.random.key(2), 16, 1.0)
+        literal = gl.chain_rule.log_norms_back(model, x, lambda z: v @ jnp.sin(z))
+        fast = gl.jacobians.log_gradient_norms(model, x, lambda z: v @ jnp.sin(z))
+
+        assert literal.logs.shape == (31,)
+        assert np.all(np.abs(literal.logs - fast) <= literal.rounding)
+        assert np.all(literal.rounding < 1e-6)
+
+
+def test_a_gradient_that_no_float_can_hold_has_its_log() -> None:
+    model = gl.ensembles.scalar(1e-3, 500)
+    found = gl.chain_rule.log_norms_back(model, jnp.ones(1), lambda z: 2 * z[0])
+
+    wanted = np.log(2) + np.arange(500, -1, -1) * np.log(1e-3)
+    np.testing.assert_allclose(found.logs, wanted, rtol=1e-13)

@@ -1,0 +1,29 @@
+"""Backpropagation by hand is what JAX differentiates."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import gradlab as gl
+
+
+@pytest.mark.parametrize("name", ["relu", "tanh", "linear"])
+def test_it_has_the_loss_and_the_gradient_of_every_layer_that_jax_has(name: str) -> None:
+    phi, keys = gl.activations.PHI[name], jax.random.split(jax.random.key(1), 3)
+    made = (5, 12, phi, 1.3, 0.2)
+    model = gl.ensembles.random(keys[0], *made, draw="gaussian", layer="preactivation")
+    x, y = jax.random.normal(keys[1], (7, 9)), jax.random.randint(keys[2], (7,), 0, 4)
+    found = gl.backpropagation.by_matrices(model.params, phi, gl.training.Data(x, y), 4)
+
+    def logits(model: gl.chain.Chain, x: jax.Array) -> jax.Array:
+        return model(jnp.pad(x, (0, 3)))[:4]
+
+    loss, slopes = jax.value_and_grad(
+        lambda model: gl.training.loss(logits, model, gl.training.Data(x, y))
+    )(model)
+    # Sums of 12, through 5 layers and back.
+    np.testing.assert_allclose(found.loss, loss, rtol=1e-13)
+    for own, by_jax in zip(found.gradient, slopes.params, strict=True):
+        np.testing.assert_allclose(own, by_jax, atol=1e-13 * float(jnp.max(jnp.abs(by_jax))))
+    np.testing.assert_allclose(found.norms, gl.training.norms_by_layer(slopes), rtol=1e-13)

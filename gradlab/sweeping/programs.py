@@ -78,6 +78,19 @@ def failure(error: Exception) -> Failure:
     )
 
 
+def check(compute: Compute, point: Point) -> None:
+    """Raise unless a file can hold what `compute` returns at a point, which computes nothing.
+
+    Raises:
+        BadInput: it cannot.
+    """
+    try:
+        told = jax.eval_shape(compute, *_arguments(point))
+    except Exception:
+        return  # what cannot be traced is a failure of the point
+    dataset.check_returned(told, schema.values(point.cfg))
+
+
 class Program:
     """An experiment's `compute`, compiled once for each structure of its points.
 

@@ -116,8 +116,10 @@ def collect(
     exp: Experiment, sweep: Sweep, settings: Settings, store: Store, folder: Path, begun: float
 ) -> bool:
     """Join, draw, judge and tell what is finished; whether all is and every claim holds."""
-    with contextlib.ExitStack() as at_the_end:
-        gathered = Gathered(exp, sweep)
+    with (
+        contextlib.ExitStack() as at_the_end,
+        contextlib.closing(Gathered(exp, sweep)) as gathered,
+    ):
         gathered.read(store, settings.sweep.chunk)
         holds = True
         if gathered.num_finished:

@@ -173,7 +173,7 @@ def test_axes_are_spaced_zipped_and_listed_from_python_too(lab: Path) -> None:
 
 
 def test_presets_and_keys_of_nodes_are_overrides_as_typed() -> None:
-    data = gl.sweep("twice", "sweep.method=map", "seed=0,1").noise
+    data = gl.sweep("twice", "sweep.method=vmap", "seed=0,1").noise
     assert data.sizes["seed"] == 2
 
 

@@ -42,13 +42,17 @@ _LOOKED = "?"
 # Packages in C that open files through Python alone, or none.
 _OPEN = frozenset(
     (
+        "PIL",
         "cftime",
+        "contourpy",
         "google",
         "jax_cuda12_plugin",
         "jax_cuda13_plugin",
         "jax_rocm7_plugin",
         "jaxlib",
+        "kiwisolver",
         "markupsafe",
+        "matplotlib",
         "ml_dtypes",
         "msgpack",
         "numpy",
@@ -57,6 +61,9 @@ _OPEN = frozenset(
         "yaml",
     )
 )
+
+# The one of their parts that opens a file by itself: a font, by its name.
+_OPENS = "_imagingft"
 
 # What a shell or a scheduler sets anew for each process, and no program asks for.
 _PASSING = ("_", "COLUMNS", "LINES", "OLDPWD", "PWD", "SHLVL", "PYTHONHASHSEED", "PYTEST_", "SSH_")
@@ -272,7 +279,7 @@ def _is_passing(path: str) -> bool:
 def _may_read_unseen(path: str) -> bool:
     if not path.endswith((".so", ".pyd")) or "lib-dynload" in path:
         return False
-    return not _OPEN.intersection(Path(path).parts)
+    return _OPENS in path or not _OPEN.intersection(Path(path).parts)
 
 
 def _stamp(path: str) -> str:

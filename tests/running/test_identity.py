@@ -184,7 +184,7 @@ PROGRAM = """
 import json, sys
 from pathlib import Path
 from gradlab.experiment import loading, schema
-from gradlab.running import identity, recall
+from gradlab.running import identity, recall, single  # what a run has imported by then
 
 traced = []
 honest = identity.program
@@ -277,6 +277,8 @@ def test_what_may_have_been_read_unseen_is_not_remembered(tmp_path: Path) -> Non
         ("jax_cuda12_plugin/_solver.so", False),
         ("jax_cuda13_plugin/cuda_plugin_extension.so", False),
         ("torch/_C.so", True),
+        ("PIL/_imaging.so", False),
+        ("PIL/_imagingft.so", True),
         ("torch/__init__.py", False),
     ],
 )

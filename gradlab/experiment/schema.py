@@ -145,6 +145,8 @@ class Entry:
 @dataclass_transform(field_specifiers=(key,))
 def config(cls: type[T]) -> type[T]:
     """The class as an experiment's configuration: a dataclass that `arrays` makes a pytree of."""
+    if not isinstance(cls, type):
+        raise BadInput(f"gl.config was given {cls!r}; allowed: a class, as in @gl.config")
     return dataclass(kw_only=True)(cls)
 
 

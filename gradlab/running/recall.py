@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import importlib.util
 import json
 import os
 import random
@@ -243,6 +244,7 @@ class Recall:
         if self.reads.asked or any(map(_may_read_unseen, loaded)):
             return None
         opened = {os.path.abspath(path) for path in self.reads.files | self.reads.folders}
+        opened |= {_source(path) for path in opened if _is_cached(path)}
         looked = {os.path.abspath(path) for path in self.reads.looked} - opened - loaded
         wanted = {path for path in opened if not _is_passing(path)} | loaded
         wanted |= {_LOOKED + path for path in looked if not _is_passing(path)}
@@ -272,8 +274,22 @@ def _is_passing(path: str) -> bool:
 
     cache = str(jax.config.values["jax_compilation_cache_dir"] or "/proc")
     return path.startswith(("/proc/", "/sys/", "/dev/", cache, *_packages())) or (
-        path.endswith((".pyc", ".pyi"))
+        path.endswith(".pyi") or _is_cached(path)
     )
+
+
+def _is_cached(path: str) -> bool:
+    """Whether a file is what Python keeps of a source that it has compiled."""
+    return path.endswith(".pyc") and "__pycache__" in Path(path).parts
+
+
+def _source(path: str) -> str:
+    """The source of which a file is kept: it alone is read where nothing has changed."""
+    try:
+        return importlib.util.source_from_cache(path)
+    except ValueError:  # a name with a dot in it
+        name = Path(path).name.partition(f".{sys.implementation.cache_tag}")[0]
+        return str(Path(path).parent.parent / f"{name}.py")
 
 
 def _may_read_unseen(path: str) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import py_compile
 import random
 import subprocess
 import sys
@@ -246,6 +247,18 @@ def test_a_program_that_asked_whether_a_file_is_there_is_traced_again_when_it_is
     traced, other = asked(lab)
     assert traced
     assert other != first[1]
+
+
+@pytest.mark.parametrize("name", ["plain.py", "an.odd.one.py"])
+def test_compiled_code_that_is_read_stands_for_its_source(tmp_path: Path, name: str) -> None:
+    source = tmp_path / name
+    source.write_text("FACTOR = 1.0")
+    compiled = py_compile.compile(str(source))
+    assert compiled is not None
+    assert recall._is_passing(compiled)
+    assert recall._source(compiled) == str(source)
+    alone = str(source.with_suffix(".pyc"))  # which stands for no source
+    assert not recall._is_passing(alone)
 
 
 def test_a_program_that_drew_from_a_shared_generator_is_not_remembered(tmp_path: Path) -> None:

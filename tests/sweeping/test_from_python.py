@@ -174,7 +174,7 @@ def test_axes_are_spaced_zipped_and_listed_from_python_too(lab: Path) -> None:
 
 
 def test_what_is_not_swept_is_what_was_typed(lab: Path) -> None:
-    given = {"w": [0.5], "depth": 4, "results": lab / "elsewhere"}
+    given: dict[str, Any] = {"w": [0.5], "results": lab / "elsewhere"}
     alone = gl.run("twice", gain=2.0, seed=1, **given).data
     swept = gl.sweep("twice", gain=[1.0, 2.0], seed=[1], **given)
     assert gl.alone(swept, gain=2.0).identical(alone)

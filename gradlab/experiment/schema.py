@@ -193,7 +193,7 @@ def read(cls: type[T], values: Mapping[str, Any], node: str = "") -> T:
         if name not in known:
             raise BadInput(unknown("key", typed[name], [typed[own] for own in known]))
     for name, entry in known.items():
-        if name not in values:
+        if values.get(name, "???") == "???":  # OmegaConf's word for what nobody gave
             raise BadInput(f"key '{typed[name]}' is missing; allowed: {entry.allowed()}")
     checked = {name: _checked(known[name], values[name], typed[name]) for name in known}
     for name, entry in known.items():

@@ -6,6 +6,7 @@ import py_compile
 import random
 import subprocess
 import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,33 @@ def test_the_code_of_a_callback_is_in_the_name_and_its_comments_are_not(lab: Pat
     edit(lab / "experiments" / "twice.py", "9.0", "8.0")
     assert name(lab) == before
     edit(helper, "numpy.sin(x)", "numpy.cos(x)")
+    assert name(lab) != before
+
+
+@pytest.mark.parametrize("how", ["from .inner import told", "from . import inner as told"])
+def test_code_that_a_callback_reaches_through_dots_is_in_the_name(lab: Path, how: str) -> None:
+    package = lab / "elsewhere" / "dotted_package"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(how)
+    (package / "inner.py").write_text("FACTOR = 2.0\n")
+    file = package / "__init__.py"
+    module = types.ModuleType("dotted_package")
+    inner = types.ModuleType("dotted_package.inner")
+    module.__file__, inner.__file__ = str(file), str(package / "inner.py")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "dotted_package", module)
+        patch.setitem(sys.modules, "dotted_package.inner", inner)
+        assert package / "inner.py" in identity._reached(file)
+
+
+def test_code_beside_that_nothing_imports_by_name_is_in_the_name_of_a_callback(lab: Path) -> None:
+    edit(lab / "experiments" / "twice.py", *CALLBACK[:2])
+    helper = lab / "experiments" / "helper.py"
+    helper.write_text(f"{helper.read_text()}\nimport numpy\n{CALLBACK[2]}")
+    loaded = lab / "experiments" / "loaded_by_hand.py"
+    loaded.write_text("FACTOR = 2.0\n")
+    before = name(lab)
+    edit(loaded, "2.0", "3.0")
     assert name(lab) != before
 
 

@@ -23,6 +23,9 @@ WINGS = (
     *("experiment", "running", "sweeping", "calibration", "page"),
 )
 
+# Those that stand in no wing.
+ROOMS = ("errors", "lazy", "starting")
+
 
 def first_sentence(path: Path) -> str:
     """The first line of a module's docstring."""
@@ -42,8 +45,7 @@ def rows(folder: Path, indent: str) -> Iterator[str]:
 
 def tree() -> str:
     """All rooms as a Markdown list, wing by wing."""
-    parts = ["- `errors`: " + first_sentence(PACKAGE / "errors.py")]
-    parts.append("- `lazy`: " + first_sentence(PACKAGE / "lazy.py"))
+    parts = [f"- `{name}`: {first_sentence(PACKAGE / f'{name}.py')}" for name in ROOMS]
     for wing in WINGS:
         parts.append(f"- **`{wing}/`**: {first_sentence(PACKAGE / wing / '__init__.py')}")
         parts.extend(rows(PACKAGE / wing, "  "))

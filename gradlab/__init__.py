@@ -4,7 +4,11 @@ Backpropagation hands an early layer a gradient that is a product of many Jacobi
 computes that product exactly, predicts it, and holds one against the other.
 """
 
-import lazy_loader
+from gradlab import starting
+
+starting.tell()  # before all that takes time
+
+import lazy_loader  # noqa: E402
 
 __version__ = "0.1.0"
 

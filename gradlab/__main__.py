@@ -54,6 +54,9 @@ def dispatch(arguments: Sequence[str] | None = None) -> int:
     except BadInput as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted: every file is as it was, or whole and new\n")
+        return 130
 
 
 def usage() -> str:

@@ -18,6 +18,7 @@ SWEEP, LESSON = "sweeping/test_sweep.py", "page/test_page_lesson.py"
 ELSEWHERE = {
     "errors": (RUN, "a class without a body: what matters is each sentence that is told"),
     "lazy": (RUN, "that a command line is answered before jax is imported"),
+    "starting": ("running/test_interrupts.py", "signals, in a program that has just begun"),
     "experiment.lesson": (LESSON, "what is offered is right if the page shows it at its place"),
     "experiment.loading": ("test_experiments.py", "every experiment there is, loaded and judged"),
     "measuring.product_svd.complete_pivoting": (

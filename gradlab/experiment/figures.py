@@ -125,6 +125,8 @@ def panels(
     rows: int = 1, columns: int = 1, *, width: float = PAGE, height: float = 2.5, **options: Any
 ) -> tuple[Figure, list[Axes]]:
     """A figure (inches) and its axes, row by row, each titled with its letter."""
+    if not all(isinstance(number, int) and number > 0 for number in (rows, columns)):
+        raise BadInput(f"panels are {rows!r} by {columns!r}; allowed: whole numbers above 0")
     figure = _Shown(figsize=(width, height))
     axes = list(figure.subplots(rows, columns, squeeze=False, **options).flat)
     if len(axes) > 1:

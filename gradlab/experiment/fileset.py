@@ -6,6 +6,7 @@ A kill between two files, or a file edited later, is seen by whoever reads them.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -32,9 +33,16 @@ def close(folder: Path, record: Mapping[str, Any]) -> None:
 
 def as_judged(claims: Iterable[str], headline: Iterable[str]) -> bytes:
     """The content of claims.json: the records of claims and of headline numbers, each as JSON."""
-    claim_lines, headline_lines = (",\n".join(filter(None, some)) for some in (claims, headline))
-    text = f'"claims": [\n{claim_lines}\n],\n"headline": [\n{headline_lines}\n]'
-    return f'{{\n"layout": {CLAIMS_LAYOUT},\n{text}\n}}\n'.encode()
+    held = io.BytesIO()  # a sweep's lines are many
+    held.write(f'{{\n"layout": {CLAIMS_LAYOUT}'.encode())
+    for name, records in (("claims", claims), ("headline", headline)):
+        held.write(f',\n"{name}": [\n'.encode())
+        for number, record in enumerate(filter(None, records)):
+            held.write(b",\n" if number else b"")
+            held.write(record.encode())
+        held.write(b"\n]")
+    held.write(b"\n}\n")
+    return held.getvalue()
 
 
 def read_judged(content: Any) -> tuple[list[Any], list[Any]]:

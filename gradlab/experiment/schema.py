@@ -148,6 +148,8 @@ class Entry:
 @dataclass_transform(field_specifiers=(key,))
 def config(cls: type[T]) -> type[T]:
     """The class as an experiment's configuration: a dataclass that `arrays` makes a pytree of."""
+    if not isinstance(cls, type):
+        raise BadInput(f"gl.config was given {cls!r}; allowed: a class, as in @gl.config")
     return dataclass(kw_only=True)(cls)
 
 
@@ -194,7 +196,7 @@ def read(cls: type[T], values: Mapping[str, Any], node: str = "") -> T:
         if name not in known:
             raise BadInput(unknown("key", typed[name], [typed[own] for own in known]))
     for name, entry in known.items():
-        if name not in values:
+        if values.get(name, "???") == "???":  # OmegaConf's word for what nobody gave
             raise BadInput(f"key '{typed[name]}' is missing; allowed: {entry.allowed()}")
     checked = {name: _checked(known[name], values[name], typed[name]) for name in known}
     for name, entry in known.items():

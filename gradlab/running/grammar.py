@@ -154,6 +154,8 @@ def spelled(values: Sequence[Any]) -> str:
     """The words for numbers that a function spaces to their last bit; empty for none."""
     if isinstance(values, range):
         return f"range({values.start},{values.stop},{values.step})".replace(",1)", ")")
+    if any(np.ndim(value) for value in values if not isinstance(value, str)):
+        return ""  # lists, of which one may be longer than another
     held = np.asarray(values)
     if held.ndim != 1 or held.size < 4 or held.dtype.kind not in "iuf":
         return ""

@@ -180,10 +180,21 @@ def _sources(experiment: Experiment) -> Iterator[str]:
     yield json.dumps(provenance.versions())
     library = (file for wing in _COMPUTING_WINGS for file in (LIBRARY / wing).rglob("*.py"))
     yield from map(_code, sorted(library))
-    reached = _reached(experiment.file)
+    reached = _reached(experiment.file) | _beside(experiment)
     yield from sorted(map(_code, reached))
     if any(word in path.read_bytes() for path in reached for word in (b"environ", b"getenv")):
         yield json.dumps(sorted(os.environ.items()))
+
+
+def _beside(experiment: Experiment) -> set[Path]:
+    """All code below an experiment's folder but other experiments, however it may be loaded."""
+    folder, configs = experiment.file.parent, experiment.config_file.parent
+    found = {path for path in folder.rglob("*.py") if path != experiment.file}
+    return {
+        path
+        for path in found
+        if path.parent != folder or not (configs / f"{path.stem}.yaml").is_file()
+    }
 
 
 def _reached(file: Path) -> set[Path]:
@@ -203,11 +214,21 @@ def _imported_files(path: Path) -> Iterator[str]:
         if not isinstance(node, ast.Import | ast.ImportFrom):
             continue
         names = [alias.name for alias in node.names]
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module, *(f"{node.module}.{name}" for name in names)]
+        if isinstance(node, ast.ImportFrom):
+            whole = ".".join(filter(None, [_above(path, node.level), node.module]))
+            names = [whole, *(f"{whole}.{name}" for name in names)]
         for name in names:
             if file := getattr(sys.modules.get(name), "__file__", None):
                 yield file
+
+
+def _above(path: Path, level: int) -> str:
+    """The package that so many dots stand for in a file; empty for none."""
+    modules = list(sys.modules.items())
+    own = (name for name, module in modules if getattr(module, "__file__", None) == str(path))
+    parts = next(own, "").split(".") if level else []
+    up = level - 1 if path.stem == "__init__" else level
+    return ".".join(parts[: len(parts) - up])
 
 
 @functools.cache
@@ -218,7 +239,11 @@ def _is_own(path: Path) -> bool:
 
 def _code(path: Path) -> str:
     """The name of what a source file does when `compute` is called."""
-    tree = ast.parse(path.read_bytes())
+    held = path.read_bytes()
+    try:
+        tree = ast.parse(held)
+    except (SyntaxError, ValueError):  # a draft beside the experiment
+        return hashlib.sha256(held).hexdigest()
     tree.body = [node for node in tree.body if not _names(node) & {*_LOOKING}]
     for node in ast.walk(tree):
         body = getattr(node, "body", None)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import importlib.util
 import json
 import os
 import random
@@ -42,13 +43,17 @@ _LOOKED = "?"
 # Packages in C that open files through Python alone, or none.
 _OPEN = frozenset(
     (
+        "PIL",
         "cftime",
+        "contourpy",
         "google",
         "jax_cuda12_plugin",
         "jax_cuda13_plugin",
         "jax_rocm7_plugin",
         "jaxlib",
+        "kiwisolver",
         "markupsafe",
+        "matplotlib",
         "ml_dtypes",
         "msgpack",
         "numpy",
@@ -57,6 +62,9 @@ _OPEN = frozenset(
         "yaml",
     )
 )
+
+# The one of their parts that opens a file by itself: a font, by its name.
+_OPENS = "_imagingft"
 
 # What a shell or a scheduler sets anew for each process, and no program asks for.
 _PASSING = ("_", "COLUMNS", "LINES", "OLDPWD", "PWD", "SHLVL", "PYTHONHASHSEED", "PYTEST_", "SSH_")
@@ -236,6 +244,7 @@ class Recall:
         if self.reads.asked or any(map(_may_read_unseen, loaded)):
             return None
         opened = {os.path.abspath(path) for path in self.reads.files | self.reads.folders}
+        opened |= {_source(path) for path in opened if _is_cached(path)}
         looked = {os.path.abspath(path) for path in self.reads.looked} - opened - loaded
         wanted = {path for path in opened if not _is_passing(path)} | loaded
         wanted |= {_LOOKED + path for path in looked if not _is_passing(path)}
@@ -265,14 +274,28 @@ def _is_passing(path: str) -> bool:
 
     cache = str(jax.config.values["jax_compilation_cache_dir"] or "/proc")
     return path.startswith(("/proc/", "/sys/", "/dev/", cache, *_packages())) or (
-        path.endswith((".pyc", ".pyi"))
+        path.endswith(".pyi") or _is_cached(path)
     )
+
+
+def _is_cached(path: str) -> bool:
+    """Whether a file is what Python keeps of a source that it has compiled."""
+    return path.endswith(".pyc") and "__pycache__" in Path(path).parts
+
+
+def _source(path: str) -> str:
+    """The source of which a file is kept: it alone is read where nothing has changed."""
+    try:
+        return importlib.util.source_from_cache(path)
+    except ValueError:  # a name with a dot in it
+        name = Path(path).name.partition(f".{sys.implementation.cache_tag}")[0]
+        return str(Path(path).parent.parent / f"{name}.py")
 
 
 def _may_read_unseen(path: str) -> bool:
     if not path.endswith((".so", ".pyd")) or "lib-dynload" in path:
         return False
-    return not _OPEN.intersection(Path(path).parts)
+    return _OPENS in path or not _OPEN.intersection(Path(path).parts)
 
 
 def _stamp(path: str) -> str:

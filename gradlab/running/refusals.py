@@ -238,6 +238,8 @@ def unknown_key(name: str, experiment: Experiment) -> str:
     node = name.partition(".")[0]
     if node in settings.NODES:
         return schema.unknown("key", name, [key for key in known if key.startswith(f"{node}.")])
+    if name in known:  # a group is no value, and takes none of a mapping
+        return f"'{name}' cannot be set to what is no name; allowed: {name}=NAME, as --help shows"
     return schema.unknown("key", name, {key.partition(".")[0] for key in known})
 
 

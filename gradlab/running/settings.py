@@ -14,7 +14,7 @@ from gradlab.experiment.schema import Entry
 LAUNCHER = "hydra/launcher"
 LAUNCHERS = ("joblib", "submitit_local", "submitit_slurm")
 
-METHODS = ("auto", "each", "map", "vmap")
+METHODS = ("auto", "each", "vmap")
 
 
 @schema.config
@@ -36,7 +36,7 @@ class SweepKeys:
 
     method: str = schema.key(
         "how the points of a sweep are evaluated: each in the single run's own program, bit for "
-        "bit; many by jax.lax.map; many by jax.vmap; auto is each on a CPU, else vmap",
+        "bit; many by jax.vmap; auto is each on a CPU, else vmap",
         choices=METHODS,
     )
     batch: int = schema.key("points in one vmap, 0 for as many as memory allows", at_least=0)

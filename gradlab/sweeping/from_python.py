@@ -97,9 +97,8 @@ def sweep(experiment: str | Path, *overrides: str, **values: Any) -> xr.Dataset:
     lines = grammar.for_hydra(_swept(overrides, values), list(composition.entries(exp)))
     with _quiet(), machine.set_back(), _hydra(exp, lines):
         loader = GlobalHydra.instance().config_loader()
-        hydras = [line for line in lines if line.startswith(("hydra.", "hydra/"))]
-        lines = [line for line in lines if line not in hydras]
-        config = loader.load_configuration(exp.name, hydras, RunMode.MULTIRUN)
+        config = loader.load_configuration(exp.name, lines, RunMode.MULTIRUN)
+        lines = [line for line in lines if not line.startswith(("hydra.", "hydra/"))]
         task = Task(exp, _command(exp, ["--multirun", *_swept(overrides, values)]), None)
         multirun.sweep(HydraContext(loader, Callbacks()), task, config, lines)
         if task.errors:

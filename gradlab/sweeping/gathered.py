@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,8 +28,34 @@ if TYPE_CHECKING:
 # So many points are read and judged at a time.
 BATCH = 2000
 
+# Texts of more bytes than this are kept on disk.
+_IN_MEMORY = 2**22
+
 # A point that has no result or no verdict, and why.
 Unfinished = tuple[Point, Failure]
+
+
+class Texts:
+    """A text for some of the places of a sweep, on disk where there are many; read by place."""
+
+    def __init__(self, num_places: int) -> None:
+        self._held = tempfile.SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115
+        self._ends = np.zeros((num_places, 2), np.int64)
+
+    def put(self, place: int, text: str) -> None:
+        """The text of a place, which has none yet."""
+        begin = self._held.seek(0, os.SEEK_END)
+        self._held.write(text.encode())
+        self._ends[place] = begin, self._held.tell()
+
+    def close(self) -> None:
+        """Give back the room that they take."""
+        self._held.close()
+
+    def __iter__(self) -> Iterator[str]:
+        for begin, end in self._ends[self._ends[:, 1] > self._ends[:, 0]].tolist():
+            self._held.seek(begin)
+            yield self._held.read(end - begin).decode()
 
 
 @dataclass
@@ -52,8 +80,12 @@ class Gathered:
 
     def __post_init__(self) -> None:
         self.joined, self.seen = Joined(self.sweep), Summary(self.sweep)
-        self.claims: dict[int, str] = {}
-        self.headline: dict[int, str] = {}
+        self.claims, self.headline = (Texts(len(self.sweep.points)) for _ in range(2))
+
+    def close(self) -> None:
+        """Give back the room that the verdicts take."""
+        self.claims.close()
+        self.headline.close()
 
     def read(self, store: Store, chunk: int | None) -> None:
         """Read and judge every finished point."""
@@ -86,16 +118,13 @@ class Gathered:
             return
         self.seen.put(place, claims, numbers)
         told = {"point": dict(point.values)}
-        self.claims[place] = _lines(told | claim.record() for claim in claims)
-        self.headline[place] = _lines(told | number.record() for number in numbers)
+        self.claims.put(place, _lines(told | claim.record() for claim in claims))
+        self.headline.put(place, _lines(told | number.record() for number in numbers))
 
     def judged(self, whole: Sequence[Claim]) -> bytes:
         """What claims.json holds: a line for each claim and number, point by point."""
-        claims = [_lines(claim.record() for claim in whole)] if whole else self.claims.values()
-        headline = [self.headline[place] for place in sorted(self.headline)]
-        if not whole:
-            claims = [self.claims[place] for place in sorted(self.claims)]
-        return fileset.as_judged(claims, headline)
+        claims = [_lines(claim.record() for claim in whole)] if whole else self.claims
+        return fileset.as_judged(claims, self.headline)
 
 
 def _lines(records: Iterable[Mapping[str, Any]]) -> str:

@@ -287,10 +287,13 @@ def alone(data: xr.Dataset, **values: Any) -> xr.Dataset:
         values: swept key to value; a key with one value may be left out.
 
     Raises:
-        BadInput: no point, or more than one, has these values.
+        BadInput: it is of no sweep; or no point, or more than one, has these values.
     """
+    if not isinstance(data, xr.Dataset) or SWEEP_LAYOUT not in data.attrs:
+        what = "a Dataset of a run" if isinstance(data, xr.Dataset) else repr(data)
+        raise BadInput(f"{what} is no dataset of a sweep; allowed: what gl.sweep returns")
     data = data.reset_index(POINT) if POINT in data.dims and POINT in data.indexes else data
-    layout = json.loads(data.attrs.get(SWEEP_LAYOUT, "{}"))
+    layout = json.loads(data.attrs[SWEEP_LAYOUT])
     kinds = layout.get("keys", {})
     for key in values:
         if key not in kinds:

@@ -78,7 +78,7 @@ def figure(question: str, seen: Summary) -> figures.Figure:
     lines = -(-len(numbers) // columns)
     lines_of_ticks = max(name.count("\n") for name in labels(seen.sweep.axes[chosen.across]))
     heights = [max(0.3, 2.35 * lines), 0.55 + 0.24 * len(rows) + 0.1 * lines_of_ticks]
-    failed = strip.told(seen)
+    failed = [*strip.told(seen), *_rims(numbers)]
     heights[1] += 0.12 * len(failed)
     drawn = figures.Figure(figsize=(figures.PAGE, sum(heights) + 0.35))
     parts: Any = drawn.subfigures(2, 1, height_ratios=heights)
@@ -98,6 +98,18 @@ def figure(question: str, seen: Summary) -> figures.Figure:
         below.supxlabel("\n".join(failed), x=0.01, ha="left", fontsize=6.5)
     drawn.suptitle("\n".join(textwrap.wrap(question, 105)), x=0.01, ha="left", fontsize=8)
     return drawn
+
+
+def _rims(numbers: Sequence[HeadlineOver]) -> list[str]:
+    """What the marks at the rims of panels stand for, in a line; none where there are none."""
+    held = np.concatenate([number.parts["value"][number.there] for number in numbers] or [[]])
+    kinds = (
+        ("▲ infinite, or too large to be drawn", held > LARGEST),
+        ("▼ minus infinity, or as far below", held < -LARGEST),
+        ("× no number", np.isnan(held)),
+    )
+    there = [words for words, those in kinds if those.any()]
+    return [f"at the rim of a panel: {'; '.join(there)}"] if there else []
 
 
 # ---- one number

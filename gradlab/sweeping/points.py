@@ -150,14 +150,14 @@ class Sweep:
 
     def shared(self) -> dict[str, Any]:
         """The config values that all points have in common."""
-        configs = [schema.values(point.cfg) for point in self._corners()]
+        configs = [schema.values(point.cfg) for point in self.corners()]
         return {
             name: value
             for name, value in configs[0].items()
             if all(config[name] == value for config in configs)
         }
 
-    def _corners(self) -> Iterator[Point]:
+    def corners(self) -> Iterator[Point]:
         """The first point, and those that differ from it along one axis, but for the seed."""
         yield self.points[0]
         for number, axis in enumerate(self.axes):

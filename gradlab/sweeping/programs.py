@@ -2,10 +2,10 @@
 
 `each` calls the single run's own program once a point: nothing is compiled twice, a point that
 raises harms no other, and the bits are those of a single run because the program is the same one.
-`map` and `vmap` put many points into one call. XLA lays a program out anew inside a loop and inside
-a batch, so their last bits may differ from a single run's; in a chaotic network one ulp becomes
-20 % within a few dozen layers. On a CPU a call costs microseconds and `each` is the default; on an
-accelerator a small point leaves the device idle and `vmap` is.
+`vmap` puts many points into one call, batch after batch. XLA lays a program out anew inside a loop
+and inside a batch, so their last bits may differ from a single run's; in a chaotic network one ulp
+becomes 20 % within a few dozen layers. On a CPU a call costs microseconds and `each` is the
+default; on an accelerator a small point leaves the device idle and `vmap` is.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Method:
-    """How points are evaluated: `each`, `map` or `vmap`; points in a batch, 0 as memory allows."""
+    """How points are evaluated: `each` or `vmap`; points in a batch, 0 as memory allows."""
 
     name: str
     batch: int
@@ -76,6 +76,19 @@ def failure(error: Exception) -> Failure:
         words,
         "".join(traceback.format_exception(error)),
     )
+
+
+def check(compute: Compute, point: Point) -> None:
+    """Raise unless a file can hold what `compute` returns at a point, which computes nothing.
+
+    Raises:
+        BadInput: it cannot.
+    """
+    try:
+        told = jax.eval_shape(compute, *_arguments(point))
+    except Exception:
+        return  # what cannot be traced is a failure of the point
+    dataset.check_returned(told, schema.values(point.cfg))
 
 
 class Program:
@@ -182,8 +195,7 @@ class Program:
             return self._compute(*pair)
 
         def local(cfgs: Any, keys: jax.Array) -> Arrays:
-            size = None if self.method.name == "map" else batch
-            return jax.lax.map(one, (cfgs, keys), batch_size=size)
+            return jax.lax.map(one, (cfgs, keys), batch_size=batch)
 
         along = PartitionSpec("points")
         sharded = jax.shard_map(local, mesh=mesh, in_specs=along, out_specs=along, check_vma=False)

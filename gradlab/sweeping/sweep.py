@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradlab.errors import BadInput, NotWritten
-from gradlab.experiment import dataset, figures, files, loading
+from gradlab.experiment import dataset, figures, files, loading, schema
 from gradlab.experiment.loading import Experiment
 from gradlab.running import console, machine, naming, provenance, single
 from gradlab.running.console import Steps, say
@@ -116,8 +116,10 @@ def collect(
     exp: Experiment, sweep: Sweep, settings: Settings, store: Store, folder: Path, begun: float
 ) -> bool:
     """Join, draw, judge and tell what is finished; whether all is and every claim holds."""
-    with contextlib.ExitStack() as at_the_end:
-        gathered = Gathered(exp, sweep)
+    with (
+        contextlib.ExitStack() as at_the_end,
+        contextlib.closing(Gathered(exp, sweep)) as gathered,
+    ):
         gathered.read(store, settings.sweep.chunk)
         holds = True
         if gathered.num_finished:
@@ -288,6 +290,7 @@ def run_sweep(
     begun = time.perf_counter()
     machine.prepare(settings.precision)
     if not settings.redraw:
+        _check_lists(exp, sweep)
         files.folder_for(folder)
     files.tidy(folder)
     store = Store(naming.store_folder(exp, settings))
@@ -305,6 +308,15 @@ def run_sweep(
             _record(exp, sweep, settings, folder, begun, _noted(sweep.points, store))
             return False
         return collect(exp, sweep, settings, store, folder, begun) if now else True
+
+
+def _check_lists(exp: Experiment, sweep: Sweep) -> None:
+    """Raise unless lists with one entry twice are no axes, before any point is computed."""
+    swept = any(isinstance(value, list) for rows in sweep.columns.values() for value in rows)
+    for point in sweep.corners() if swept else sweep.points[:1]:
+        lists = [value for value in schema.values(point.cfg).values() if isinstance(value, list)]
+        if any(len({*map(repr, one)}) < len(one) for one in lists):
+            programs.check(exp.module.compute, point)
 
 
 def _computed(exp: Experiment, sweep: Sweep, store: Store, settings: Settings, work: Work) -> bool:

@@ -61,7 +61,7 @@ def test_the_same_command_leaves_the_same_bytes(rendering_toy: Toy) -> None:
         (["fail=ab"], "fail=ab"),
         (["fail='a/b'"], "fail=a~2Fb"),
         (["fail=a_b"], "fail=a_b"),
-        (["sweep.method=map", "sweep.chunk=3"], "sweep.method=map"),
+        (["sweep.method=vmap", "sweep.chunk=3"], "sweep.method=vmap"),
         (["results=elsewhere", "redraw=false", "sweep.resume=true", "sweep.tries=0"], ""),
     ],
 )

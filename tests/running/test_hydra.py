@@ -166,7 +166,7 @@ def test_hydras_own_folders_are_taken_where_they_are_asked_for(toy: Toy, tmp_pat
         (["+depth=3"], "'depth' is there already; allowed: depth=VALUE"),
         (["~depth"], "key 'depth' is missing"),
         (["depth@there=3"], "'depth@there=3' names the group 'depth', which there is not"),
-        (["sweep_method=map"], "key 'sweep_method' is now called 'sweep.method'"),
+        (["sweep_method=vmap"], "key 'sweep_method' is now called 'sweep.method'"),
         (
             ["cluster_width=2"],
             "key 'cluster_width' is now called 'hydra.launcher.array_parallelism'",
@@ -175,7 +175,7 @@ def test_hydras_own_folders_are_taken_where_they_are_asked_for(toy: Toy, tmp_pat
         (["scales=smoke"], "key 'scales' is now called 'scale'"),
         (["widths=3"], "key 'widths' is now called 'width'"),
         (["dtypes=float32"], "key 'dtypes' is not known"),  # no experiment's key here is dtype
-        (["--multirun", "sweep.method=map,vmap"], "is no sweep of values"),
+        (["--multirun", "sweep.method=each,vmap"], "is no sweep of values"),
         (["--multirun", "hydra.sweeper.params=3"], "hydra.sweeper.params is 3; allowed: {key"),
         (["--multirun", "+hydra.sweeper.params.seed=0,1"], "is no sweep of values; allowed: one"),
         (["-z"], "unrecognized arguments: -z; allowed: what --help"),

@@ -2,9 +2,11 @@
 
 import json
 import os
+import py_compile
 import random
 import subprocess
 import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -144,6 +146,33 @@ def test_the_code_of_a_callback_is_in_the_name_and_its_comments_are_not(lab: Pat
     assert name(lab) != before
 
 
+@pytest.mark.parametrize("how", ["from .inner import told", "from . import inner as told"])
+def test_code_that_a_callback_reaches_through_dots_is_in_the_name(lab: Path, how: str) -> None:
+    package = lab / "elsewhere" / "dotted_package"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(how)
+    (package / "inner.py").write_text("FACTOR = 2.0\n")
+    file = package / "__init__.py"
+    module = types.ModuleType("dotted_package")
+    inner = types.ModuleType("dotted_package.inner")
+    module.__file__, inner.__file__ = str(file), str(package / "inner.py")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "dotted_package", module)
+        patch.setitem(sys.modules, "dotted_package.inner", inner)
+        assert package / "inner.py" in identity._reached(file)
+
+
+def test_code_beside_that_nothing_imports_by_name_is_in_the_name_of_a_callback(lab: Path) -> None:
+    edit(lab / "experiments" / "twice.py", *CALLBACK[:2])
+    helper = lab / "experiments" / "helper.py"
+    helper.write_text(f"{helper.read_text()}\nimport numpy\n{CALLBACK[2]}")
+    loaded = lab / "experiments" / "loaded_by_hand.py"
+    loaded.write_text("FACTOR = 2.0\n")
+    before = name(lab)
+    edit(loaded, "2.0", "3.0")
+    assert name(lab) != before
+
+
 def test_a_file_that_is_read_while_a_program_runs_is_in_its_name(lab: Path) -> None:
     store, read = lab / "store", lab / "table.txt"
     store.mkdir()
@@ -184,7 +213,7 @@ PROGRAM = """
 import json, sys
 from pathlib import Path
 from gradlab.experiment import loading, schema
-from gradlab.running import identity, recall
+from gradlab.running import identity, recall, single  # what a run has imported by then
 
 traced = []
 honest = identity.program
@@ -248,6 +277,18 @@ def test_a_program_that_asked_whether_a_file_is_there_is_traced_again_when_it_is
     assert other != first[1]
 
 
+@pytest.mark.parametrize("name", ["plain.py", "an.odd.one.py"])
+def test_compiled_code_that_is_read_stands_for_its_source(tmp_path: Path, name: str) -> None:
+    source = tmp_path / name
+    source.write_text("FACTOR = 1.0")
+    compiled = py_compile.compile(str(source))
+    assert compiled is not None
+    assert recall._is_passing(compiled)
+    assert recall._source(compiled) == str(source)
+    alone = str(source.with_suffix(".pyc"))  # which stands for no source
+    assert not recall._is_passing(alone)
+
+
 def test_a_program_that_drew_from_a_shared_generator_is_not_remembered(tmp_path: Path) -> None:
     memory = recall.Recall(tmp_path / "programs.json", recall.Reads())
     memory.program("a structure", lambda: str(random.random()))
@@ -277,6 +318,8 @@ def test_what_may_have_been_read_unseen_is_not_remembered(tmp_path: Path) -> Non
         ("jax_cuda12_plugin/_solver.so", False),
         ("jax_cuda13_plugin/cuda_plugin_extension.so", False),
         ("torch/_C.so", True),
+        ("PIL/_imaging.so", False),
+        ("PIL/_imagingft.so", True),
         ("torch/__init__.py", False),
     ],
 )

@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import pytest
@@ -85,3 +86,17 @@ def test_what_was_ignored_stays_so_and_all_is_as_before() -> None:
         assert signal.getsignal(signal.SIGINT) is first
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize(("project", "status"), [("configs", 130), ("elsewhere", -signal.SIGINT)])
+def test_only_an_experiment_ends_in_one_line_from_its_first_import_on(
+    tmp_path: Path, project: str, status: int
+) -> None:
+    file, values = tmp_path / "experiments" / "one.py", tmp_path / project / "one.yaml"
+    for path in (file, values):
+        path.parent.mkdir()
+        path.touch()
+    file.write_text("import gradlab, os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    ended = subprocess.run([sys.executable, file], capture_output=True, text=True, check=False)
+    assert ended.returncode == status
+    assert (ended.stderr.count("\n") == 1) == (status == 130)

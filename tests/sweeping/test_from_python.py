@@ -12,6 +12,7 @@ import pytest
 import xarray as xr
 
 import gradlab as gl
+from gradlab.errors import BadInput
 from gradlab.experiment import dataset, fileset, loading
 from tests.toys import typed
 
@@ -172,8 +173,23 @@ def test_axes_are_spaced_zipped_and_listed_from_python_too(lab: Path) -> None:
     assert alone.identical(gl.run("twice", gain=2.0).data)
 
 
+def test_what_is_not_swept_is_what_was_typed(lab: Path) -> None:
+    given: dict[str, Any] = {"w": [0.5], "results": lab / "elsewhere"}
+    alone = gl.run("twice", gain=2.0, seed=1, **given).data
+    swept = gl.sweep("twice", gain=[1.0, 2.0], seed=[1], **given)
+    assert gl.alone(swept, gain=2.0).identical(alone)
+    assert gl.sweep("twice", gain=[2.0], seed=1, **given).identical(alone)
+    assert not (lab / "results").exists()
+
+
+@pytest.mark.parametrize("given", [3, None, "twice", xr.Dataset()])
+def test_what_is_no_sweep_has_no_point_alone(given: Any) -> None:
+    with pytest.raises(BadInput, match="is no dataset of a sweep; allowed"):
+        gl.alone(given, seed=1)
+
+
 def test_presets_and_keys_of_nodes_are_overrides_as_typed() -> None:
-    data = gl.sweep("twice", "sweep.method=map", "seed=0,1").noise
+    data = gl.sweep("twice", "sweep.method=vmap", "seed=0,1").noise
     assert data.sizes["seed"] == 2
 
 

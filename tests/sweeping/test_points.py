@@ -63,7 +63,7 @@ def test_chunks_hold_every_point_once_and_one_structure_each(
     ("method", "platform", "meant"),
     [
         *(("auto", "cpu", "each"), ("auto", "gpu", "vmap"), ("auto", "tpu", "vmap")),
-        *(("map", "cpu", "map"), ("each", "gpu", "each")),
+        *(("vmap", "cpu", "vmap"), ("each", "gpu", "each")),
     ],
 )
 def test_auto_is_chosen_by_the_kind_of_device(method: str, platform: str, meant: str) -> None:

@@ -193,9 +193,10 @@ def test_a_value_that_raises_at_run_time_fails_alone(toy: Toy) -> None:
     assert "sigma_w=2.0: ValueError: this value raises" in ended.stderr
 
 
-@pytest.mark.parametrize("method", ["map", "vmap"])
-def test_other_methods_compute_the_same_and_isolate_failures_too(toy: Toy, method: str) -> None:
-    toy.sweep("sigma_w=0.5,0.6,0.7", "fail='value 0.6'", f"sweep.method={method}", "sweep.chunk=3")
+@pytest.mark.parametrize("batch", [0, 1])
+def test_batches_compute_the_same_and_isolate_failures_too(toy: Toy, batch: int) -> None:
+    how = ("sweep.method=vmap", f"sweep.batch={batch}", "sweep.chunk=3")
+    toy.sweep("sigma_w=0.5,0.6,0.7", "fail='value 0.6'", *how)
     data = toy.data(next(toy.results.iterdir()).name)
     assert data.finished.values.tolist() == [1, 0, 1]
     toy.run("sigma_w=0.5")

@@ -47,7 +47,7 @@ def test_another_sweeper_has_its_jobs_joined_too(toy: Toy, monkeypatch: pytest.M
     assert not list(elsewhere.iterdir())
 
 
-@pytest.mark.parametrize("method", ["each", "map", "vmap"])
+@pytest.mark.parametrize("method", ["each", "vmap"])
 def test_two_devices_share_the_points_of_a_chunk(toy: Toy, method: str) -> None:
     sweep = ("--multirun", "sigma_w=range(0.5,4.0,0.5)", "sweep.chunk=7", f"sweep.method={method}")
     one = toy.start(*sweep)

@@ -124,7 +124,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         *("changes", "operations", "exceptional", "entries", "measures"),
         *("laws", "facts", "verdicts"),
         *("checks_weights", "checks_flow", "checks_logits", "checks_learning"),
-        *("examination", "report", "record"),
+        *("counting", "examination", "report", "record"),
         *("singular", "audit", "command", "spikes", "watching", "lag", "coordinates"),
     ),
     "page": (

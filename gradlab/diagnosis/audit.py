@@ -10,7 +10,7 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import numpy as np
 from gradlab.diagnosis import (
     anatomy,
     changes,
+    counting,
     door,
     entries,
     examination,
@@ -50,7 +51,6 @@ class _Plan:
     slices: changes.Slices
     phis: tuple[str, ...]
     measure: Callable[[tuple[Change, ...]], Callable[..., measures.Measured]]
-    z: float
 
     def program(self, change: Sequence[Change]) -> Program:
         """The program with the changes that are of operations."""
@@ -110,6 +110,11 @@ class Audit:
     def loss(self) -> float:
         """The loss of the given batch."""
         return self.facts.measured.loss
+
+    @property
+    def num_tests(self) -> int:
+        """How many numbers with a sampling error were held against their laws."""
+        return counting.num_tests(self.facts)
 
     @property
     def fine(self) -> list[str]:
@@ -182,18 +187,21 @@ class Audit:
             plan = self._plan
             measure = plan.measure(tuple(c for c in change if c.of_program))
             measured = measure(self._inputs(change, batch), changes.loss_factor(change))
-            self._facts[key] = Facts(
+            known = Facts(
                 plan.anatomy,
                 plan.slices,
                 self._weights(change),
                 plan.phis,
                 measured,
-                plan.z,
+                math.nan,
                 cache(lambda: self._moved(change, batch, measured, measure)),
                 cache(
                     lambda: exceptional.at_the_edge(plan.program(change), self._inputs(change, 0))
                 ),
             )
+            is_given = key == ((), 0)
+            z = laws.quantile(counting.num_tests(known)) if is_given else self.facts.z
+            self._facts[key] = replace(known, z=z)
         return self._facts[key]
 
     def _moved(
@@ -327,7 +335,6 @@ def _made(subject: door.Subject, arrays: list[Any], treedef: Any, loss: door.Los
         slices,
         facts.activation_names(read),
         measure,
-        laws.quantile(facts.num_tests(read, slices)),
     )
 
 

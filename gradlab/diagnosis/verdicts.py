@@ -44,16 +44,21 @@ KINDS = {
             "no layer has more units without a slope than chance gives",
             "half of them: a binomial distribution",
         ),
-        Kind("saturated", "no activation is saturated", "mean phi'² over its maximum >= 1/10"),
+        Kind(
+            "saturated",
+            "no activation is saturated",
+            "mean phi'² over its maximum >= 1/10: a convention",
+        ),
         Kind(
             "drowned",
             "no parameter drowns the state that it is added to",
-            "a hundredth of the mean square depends on the input",
+            "a hundredth of the mean square depends on the input: a convention",
         ),
         Kind(
             "gate",
             "every gate can learn",
-            "a memory of T steps needs a slope of 1/T: Tallec and Ollivier 2018; T <= 10^4",
+            "a memory of T steps needs a slope of 1/T: Tallec and Ollivier 2018; T <= 10^4: a "
+            "convention",
         ),
         Kind(
             "attention logits",

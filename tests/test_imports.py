@@ -125,7 +125,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         *("laws", "facts", "verdicts"),
         *("checks_weights", "checks_flow", "checks_logits", "checks_learning"),
         *("counting", "examination", "report", "record"),
-        *("singular", "audit", "command", "spikes", "watching", "lag", "coordinates"),
+        *("singular", "exact", "audit", "command", "spikes", "watching", "lag", "coordinates"),
     ),
     "page": (
         *(

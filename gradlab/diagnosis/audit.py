@@ -11,7 +11,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from gradlab.diagnosis import (
     counting,
     door,
     entries,
+    exact,
     examination,
     exceptional,
     facts,
@@ -87,9 +88,15 @@ class Audit:
     """
 
     def __init__(
-        self, subject: door.Subject, plan: _Plan, batches: Sequence[Any], show: str, limit: float
+        self,
+        subject: door.Subject,
+        plan_of: Callable[[list[Any]], _Plan],
+        batches: Sequence[Any],
+        show: str,
+        limit: float,
     ) -> None:
-        self._subject, self._plan, self._batches = subject, plan, batches
+        self._subject, self._plan_of, self._batches = subject, plan_of, batches
+        plan = self._plan = plan_of(batches[0])
         self._facts: dict[tuple[tuple[Change, ...], int], Facts] = {}
         start = time.monotonic()
         self._verdicts = examination.verdicts(self.facts, lambda: self._first_bad(()))
@@ -151,6 +158,19 @@ class Audit:
         """
         return singular.top(self._plan.anatomy, self._inputs((), 0), k, since, until)
 
+    def singular_values(
+        self, k: int = 4, since: str | None = None, until: str | None = None, example: int = 0
+    ) -> exact.SingularValues:
+        """All singular values of one example's Jacobian, exactly; the k largest matrix-free beside.
+
+        The example is a batch of its own. For states of at most `exact.MOST_WIDTH` numbers.
+        """
+        exact.check_alone(self._plan.anatomy, self._inputs((), 0), since, until, example)
+        batch = exact.alone(self._batches[0], example)
+        plan = self._plan_of(batch)
+        inputs = self._given((), plan, batch)
+        return exact.singular_values(plan.anatomy, inputs, k, since, until)
+
     def save(self, path: str | Path) -> Path:
         """Write the audit as JSON (`gradlab/diagnosis/audit.schema.json`) or as an HTML page."""
         path = Path(path)
@@ -177,9 +197,11 @@ class Audit:
         return changes.applied(change, self._plan.slices, self._subject.params)
 
     def _inputs(self, change: Sequence[Change], batch: int) -> list[Any]:
-        constants = self._plan.anatomy.program.constants
-        given = (*self._params(change), *self._subject.rest, *self._batches[batch])
-        return [*constants, *map(_of_one_type, given)]
+        return self._given(change, self._plan, self._batches[batch])
+
+    def _given(self, change: Sequence[Change], plan: _Plan, arrays: Sequence[Any]) -> list[Any]:
+        given = (*self._params(change), *self._subject.rest, *arrays)
+        return [*plan.anatomy.program.constants, *map(_of_one_type, given)]
 
     def _facts_of(self, change: Sequence[Change], batch: int) -> Facts:
         key = tuple(change), batch
@@ -300,11 +322,11 @@ def audit(
     leaves, treedef = jax.tree_util.tree_flatten(batch)
     arrays = [_array(leaf) for leaf in leaves]
     others = _others(other, treedef, arrays)
-    plan = _plan(subject, arrays, treedef, loss)
-    return Audit(subject, plan, (arrays, others), layers, seconds)
+    plan_of = partial(_plan, subject, treedef, loss)
+    return Audit(subject, plan_of, (arrays, others), layers, seconds)
 
 
-def _plan(subject: door.Subject, arrays: list[Any], treedef: Any, loss: door.Loss) -> _Plan:
+def _plan(subject: door.Subject, treedef: Any, loss: door.Loss, arrays: list[Any]) -> _Plan:
     """The plan of a structure, made once."""
     kinds = tuple(
         (np.shape(a), str(jnp.result_type(a))) for a in (*subject.params, *subject.rest, *arrays)

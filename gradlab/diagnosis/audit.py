@@ -34,6 +34,7 @@ from gradlab.diagnosis import (
     operations,
     record,
     report,
+    rewiring,
     singular,
 )
 from gradlab.diagnosis.changes import Change
@@ -55,8 +56,7 @@ class _Plan:
 
     def program(self, change: Sequence[Change]) -> Program:
         """The program with the changes that are of operations."""
-        first = self.anatomy.first_param
-        return operations.changed(self.anatomy.program, change, self.slices, first)
+        return rewiring.changed(self.anatomy, change, self.slices)
 
 
 _PLANS: OrderedDict[Any, _Plan] = OrderedDict()
@@ -210,7 +210,7 @@ class Audit:
             measure = plan.measure(tuple(c for c in change if c.of_program))
             measured = measure(self._inputs(change, batch), changes.loss_factor(change))
             known = Facts(
-                plan.anatomy,
+                anatomy.with_program(plan.anatomy, plan.program(change)),
                 plan.slices,
                 self._weights(change),
                 plan.phis,
@@ -349,7 +349,7 @@ def _made(subject: door.Subject, arrays: list[Any], treedef: Any, loss: door.Los
 
     @cache
     def measure(change: tuple[Change, ...]) -> Callable[..., measures.Measured]:
-        program = operations.changed(read.program, change, slices, read.first_param)
+        program = rewiring.changed(read, change, slices)
         return measures.compiled(anatomy.with_program(read, program), size)
 
     return _Plan(

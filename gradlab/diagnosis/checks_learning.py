@@ -194,4 +194,6 @@ def held_norm(facts: Facts) -> Iterator[Verdict]:
                 f"Its gradient is {excess:.3g} times what its neighbours' say: {share:.0%} of the "
                 f"squared norm of {len(names)} alike layers ({starred(name)}). A clip by the norm "
                 "is set by it alone.",
+                (changes.multiply(name, 1 / excess),) if excess > 1 else (),
+                again=True,
             )

@@ -73,6 +73,7 @@ class Reader:
         while (step := self.step(value)) is not None:
             stated = [v for v in step.reads if v in self.before]
             scaled = step.name in {"mul", "div"} and len(stated) == 1
+            scaled |= step.name in {"add", "add_any"} and len(set(step.inputs)) == 1
             if not (scaled or step.name in RESHAPING) or not stated:
                 break
             value = stated[0]

@@ -66,6 +66,11 @@ KINDS = {
             "Derrida 1981",
         ),
         Kind(
+            "doubled stream",
+            "each residual sum adds its stream once",
+            "|log of a stream's factor over all sums| <= 3: x + f(x), He et al. 2016",
+        ),
+        Kind(
             "norm place",
             "normalisation leaves the residual stream's gradient as it is",
             "|log of the gradient's ratio| <= 3: six depth scales of its square",
@@ -109,6 +114,7 @@ class Verdict:
         cause: a sentence.
         changes: what may help.
         tune: whether the factor of a scaling is to be set by measuring.
+        again: whether the change is to be made as often as the number stays outside.
     """
 
     kind: str
@@ -120,6 +126,7 @@ class Verdict:
     cause: str
     changes: tuple[Change, ...] = ()
     tune: bool = False
+    again: bool = False
 
     @property
     def key(self) -> tuple[str, str]:

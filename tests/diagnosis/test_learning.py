@@ -73,6 +73,10 @@ def test_a_layer_that_holds_the_norm_is_found() -> None:
     assert first.kind == "held norm"
     assert first.layer.startswith("blocks.6.")
     assert first.measured > 0.5
+    # Its branch is brought to the size of the others, of whose norms each has a tenth.
+    assert first.remedy is not None
+    assert first.remedy.changes[0].call == "multiply"
+    assert first.remedy.after == pytest.approx(0.1)
     assert found(sick.gated(1.0)) == []
 
 

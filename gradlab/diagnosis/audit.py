@@ -24,6 +24,7 @@ from gradlab.diagnosis import (
     changes,
     counting,
     door,
+    embeddings,
     entries,
     exact,
     examination,
@@ -132,6 +133,11 @@ class Audit:
             if not any(v.kind == kind and v.flagged for v in self._verdicts)
         }
         return [f"{KINDS[k].fine} ({n})" for k, n in counts.items() if n]
+
+    @cached_property
+    def embeddings(self) -> list[embeddings.Embedding]:
+        """The parameters that are looked up, with the gradient of each row."""
+        return embeddings.embeddings(self.facts)
 
     @cached_property
     def layers(self) -> list[report.Row]:

@@ -150,6 +150,8 @@ def _wrapped(line: str, indent: str) -> list[str]:
 
 
 def _fine(audit: Any) -> Iterator[str]:
+    for embedding in audit.embeddings:
+        yield from _wrapped(f"rows of {embedding}", "      ")
     for sentence in audit.fine:
         yield from _wrapped(f"fine: {sentence}", "      ")
     rate = f"{laws.FALSE_ALARMS:.0%}"

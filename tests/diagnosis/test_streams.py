@@ -31,7 +31,7 @@ def audited(sum_: Callable[[Any, Any], Any]) -> Any:
         return x
 
     def loss(model: Any, batch: Any) -> Any:
-        return jnp.mean(jnp.square(sick.unit(model(batch))))
+        return jnp.mean(sick.unit(model(batch))[:, 0])
 
     batch = jax.random.normal(jax.random.key(1), (8, WIDTH))
     return gl.audit((params, function), batch, loss)
@@ -68,5 +68,5 @@ def test_a_product_is_multiplied_and_its_weights_are_not() -> None:
 
 def test_the_tests_that_are_counted_are_those_that_are_made() -> None:
     facts = audited(lambda x, f: x + f).facts
-    # Two roles of eight matrices: alike and shape one each, held norm six of each; phi in each block.
+    # Two roles of eight matrices: alike and shape one each, held norm six; phi in each block.
     assert counting.num_tests(facts) == 16 + 16 + 12 + DEPTH

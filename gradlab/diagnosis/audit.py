@@ -106,7 +106,12 @@ class Audit:
                 self._facts_of, self._first_bad, lambda: time.monotonic() - start > limit
             )
         )
+        late = [f.layer for f in self.findings if time.monotonic() - start > limit and not f.remedy]
         self.left_out = list(dict.fromkeys(plan.anatomy.program.closed))
+        if late:
+            self.left_out.append(
+                f"remedies after {limit:g} seconds: {len(late)} findings have none"
+            )
         self._show = show
 
     @cached_property

@@ -14,7 +14,7 @@ import numpy as np
 from gradlab.diagnosis import operations
 from gradlab.diagnosis.anatomy import Anatomy
 from gradlab.diagnosis.changes import Change, Slices
-from gradlab.diagnosis.dependence import RESHAPING
+from gradlab.diagnosis.dependence import RESHAPING, is_doubled
 from gradlab.diagnosis.program import Constant, Program, Step
 from gradlab.diagnosis.sums import Residual
 from gradlab.errors import BadInput
@@ -122,7 +122,7 @@ def _source(program: Program, value: int) -> tuple[float, int]:
     factor = 1.0
     while (step := makers.get(value)) is not None:
         numbers = [one for one in step.inputs if isinstance(one, Constant)]
-        if step.name in {"add", "add_any"} and len(set(step.inputs)) == 1:
+        if is_doubled(step):
             factor *= 2
         elif step.name == "mul" and len(step.reads) == len(numbers) == 1:
             if np.size(numbers[0].value) != 1:

@@ -62,9 +62,11 @@ from .diagnosis.coordinates import CoordinateCheck as CoordinateCheck
 from .diagnosis.coordinates import coordinate_check as coordinate_check
 from .diagnosis.changes import fill as fill
 from .diagnosis.changes import guard as guard
+from .diagnosis.changes import multiply as multiply
 from .diagnosis.changes import redraw as redraw
 from .diagnosis.changes import scale as scale
 from .diagnosis.changes import scale_loss as scale_loss
+from .diagnosis.changes import single_stream as single_stream
 from .diagnosis.changes import straight_through as straight_through
 
 __version__: str

@@ -124,11 +124,11 @@ ROOMS: dict[str, tuple[str, ...]] = {
     ),
     "diagnosis": (
         *("door", "program", "dependence", "layers", "sums", "softmaxes", "gates", "anatomy"),
-        *("changes", "operations", "exceptional", "entries", "measures"),
+        *("changes", "operations", "rewiring", "exceptional", "entries", "measures"),
         *("laws", "facts", "verdicts"),
-        *("checks_weights", "checks_flow", "checks_logits", "checks_learning"),
-        *("examination", "report", "record"),
-        *("singular", "audit", "command", "spikes", "watching", "lag", "coordinates"),
+        *("checks_weights", "checks_flow", "checks_logits", "checks_learning", "checks_streams"),
+        *("embeddings", "counting", "examination", "report", "record"),
+        *("singular", "exact", "audit", "command", "spikes", "watching", "lag", "coordinates"),
     ),
     "page": (
         *(

@@ -10,8 +10,8 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cache, cached_property
+from dataclasses import dataclass, replace
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,11 @@ import numpy as np
 from gradlab.diagnosis import (
     anatomy,
     changes,
+    counting,
     door,
+    embeddings,
     entries,
+    exact,
     examination,
     exceptional,
     facts,
@@ -32,6 +35,7 @@ from gradlab.diagnosis import (
     operations,
     record,
     report,
+    rewiring,
     singular,
 )
 from gradlab.diagnosis.changes import Change
@@ -50,12 +54,10 @@ class _Plan:
     slices: changes.Slices
     phis: tuple[str, ...]
     measure: Callable[[tuple[Change, ...]], Callable[..., measures.Measured]]
-    z: float
 
     def program(self, change: Sequence[Change]) -> Program:
         """The program with the changes that are of operations."""
-        first = self.anatomy.first_param
-        return operations.changed(self.anatomy.program, change, self.slices, first)
+        return rewiring.changed(self.anatomy, change, self.slices)
 
 
 _PLANS: OrderedDict[Any, _Plan] = OrderedDict()
@@ -87,9 +89,15 @@ class Audit:
     """
 
     def __init__(
-        self, subject: door.Subject, plan: _Plan, batches: Sequence[Any], show: str, limit: float
+        self,
+        subject: door.Subject,
+        plan_of: Callable[[list[Any]], _Plan],
+        batches: Sequence[Any],
+        show: str,
+        limit: float,
     ) -> None:
-        self._subject, self._plan, self._batches = subject, plan, batches
+        self._subject, self._plan_of, self._batches = subject, plan_of, batches
+        plan = self._plan = plan_of(batches[0])
         self._facts: dict[tuple[tuple[Change, ...], int], Facts] = {}
         start = time.monotonic()
         self._verdicts = examination.verdicts(self.facts, lambda: self._first_bad(()))
@@ -98,7 +106,12 @@ class Audit:
                 self._facts_of, self._first_bad, lambda: time.monotonic() - start > limit
             )
         )
+        late = [f.layer for f in self.findings if time.monotonic() - start > limit and not f.remedy]
         self.left_out = list(dict.fromkeys(plan.anatomy.program.closed))
+        if late:
+            self.left_out.append(
+                f"remedies after {limit:g} seconds: {len(late)} findings have none"
+            )
         self._show = show
 
     @cached_property
@@ -112,6 +125,11 @@ class Audit:
         return self.facts.measured.loss
 
     @property
+    def num_tests(self) -> int:
+        """How many numbers with a sampling error were held against their laws."""
+        return counting.num_tests(self.facts)
+
+    @property
     def fine(self) -> list[str]:
         """What was checked and is as it should be, a sentence for each kind of check."""
         counts = {
@@ -120,6 +138,11 @@ class Audit:
             if not any(v.kind == kind and v.flagged for v in self._verdicts)
         }
         return [f"{KINDS[k].fine} ({n})" for k, n in counts.items() if n]
+
+    @cached_property
+    def embeddings(self) -> list[embeddings.Embedding]:
+        """The parameters that are looked up, with the gradient of each row."""
+        return embeddings.embeddings(self.facts)
 
     @cached_property
     def layers(self) -> list[report.Row]:
@@ -145,6 +168,19 @@ class Audit:
         From the first layer to the last one if none is named; matrix-free, with an error bound.
         """
         return singular.top(self._plan.anatomy, self._inputs((), 0), k, since, until)
+
+    def singular_values(
+        self, k: int = 4, since: str | None = None, until: str | None = None, example: int = 0
+    ) -> exact.SingularValues:
+        """All singular values of one example's Jacobian, exactly; the k largest matrix-free beside.
+
+        The example is a batch of its own. For states of at most `exact.MOST_WIDTH` numbers.
+        """
+        exact.check_alone(self._plan.anatomy, self._inputs((), 0), since, until, example)
+        batch = exact.alone(self._batches[0], example)
+        plan = self._plan_of(batch)
+        inputs = self._given((), plan, batch)
+        return exact.singular_values(plan.anatomy, inputs, k, since, until)
 
     def save(self, path: str | Path) -> Path:
         """Write the audit as JSON (`gradlab/diagnosis/audit.schema.json`) or as an HTML page."""
@@ -172,9 +208,11 @@ class Audit:
         return changes.applied(change, self._plan.slices, self._subject.params)
 
     def _inputs(self, change: Sequence[Change], batch: int) -> list[Any]:
-        constants = self._plan.anatomy.program.constants
-        given = (*self._params(change), *self._subject.rest, *self._batches[batch])
-        return [*constants, *map(_of_one_type, given)]
+        return self._given(change, self._plan, self._batches[batch])
+
+    def _given(self, change: Sequence[Change], plan: _Plan, arrays: Sequence[Any]) -> list[Any]:
+        given = (*self._params(change), *self._subject.rest, *arrays)
+        return [*plan.anatomy.program.constants, *map(_of_one_type, given)]
 
     def _facts_of(self, change: Sequence[Change], batch: int) -> Facts:
         key = tuple(change), batch
@@ -182,18 +220,21 @@ class Audit:
             plan = self._plan
             measure = plan.measure(tuple(c for c in change if c.of_program))
             measured = measure(self._inputs(change, batch), changes.loss_factor(change))
-            self._facts[key] = Facts(
-                plan.anatomy,
+            known = Facts(
+                anatomy.with_program(plan.anatomy, plan.program(change)),
                 plan.slices,
                 self._weights(change),
                 plan.phis,
                 measured,
-                plan.z,
+                math.nan,
                 cache(lambda: self._moved(change, batch, measured, measure)),
                 cache(
                     lambda: exceptional.at_the_edge(plan.program(change), self._inputs(change, 0))
                 ),
             )
+            is_given = key == ((), 0)
+            z = laws.quantile(counting.num_tests(known)) if is_given else self.facts.z
+            self._facts[key] = replace(known, z=z)
         return self._facts[key]
 
     def _moved(
@@ -292,11 +333,11 @@ def audit(
     leaves, treedef = jax.tree_util.tree_flatten(batch)
     arrays = [_array(leaf) for leaf in leaves]
     others = _others(other, treedef, arrays)
-    plan = _plan(subject, arrays, treedef, loss)
-    return Audit(subject, plan, (arrays, others), layers, seconds)
+    plan_of = partial(_plan, subject, treedef, loss)
+    return Audit(subject, plan_of, (arrays, others), layers, seconds)
 
 
-def _plan(subject: door.Subject, arrays: list[Any], treedef: Any, loss: door.Loss) -> _Plan:
+def _plan(subject: door.Subject, treedef: Any, loss: door.Loss, arrays: list[Any]) -> _Plan:
     """The plan of a structure, made once."""
     kinds = tuple(
         (np.shape(a), str(jnp.result_type(a))) for a in (*subject.params, *subject.rest, *arrays)
@@ -319,7 +360,7 @@ def _made(subject: door.Subject, arrays: list[Any], treedef: Any, loss: door.Los
 
     @cache
     def measure(change: tuple[Change, ...]) -> Callable[..., measures.Measured]:
-        program = operations.changed(read.program, change, slices, read.first_param)
+        program = rewiring.changed(read, change, slices)
         return measures.compiled(anatomy.with_program(read, program), size)
 
     return _Plan(
@@ -327,7 +368,6 @@ def _made(subject: door.Subject, arrays: list[Any], treedef: Any, loss: door.Los
         slices,
         facts.activation_names(read),
         measure,
-        laws.quantile(facts.num_tests(read, slices)),
     )
 
 

@@ -23,7 +23,8 @@ class Change:
     """A change of every parameter whose path fits `pattern`; printed, it is the call that made it.
 
     Attributes:
-        call: `scale`, `fill` or `redraw`; `scale_loss`, `straight_through` or `guard`.
+        call: `scale`, `fill` or `redraw`; `scale_loss`, `straight_through`, `guard`, `multiply` or
+            `single_stream`.
         pattern: as a shell's, `blocks.*.proj.weight`.
         value: the factor, the filling, or the standard deviation of what is drawn.
         law: of what is drawn: normal, uniform or truncated.
@@ -37,15 +38,15 @@ class Change:
     def __str__(self) -> str:
         if self.call == "scale_loss":
             return f"gl.scale_loss({self.value:g})"
-        if self.call == "straight_through":
-            return f'gl.straight_through("{self.pattern}")'
+        if self.call in {"straight_through", "single_stream"}:
+            return f'gl.{self.call}("{self.pattern}")'
         law = f', "{self.law}"' if self.law != "normal" else ""
         return f'gl.{self.call}("{self.pattern}", {self.value:.4g}{law})'
 
     @property
     def of_program(self) -> bool:
         """Whether an operation is changed, and no parameter."""
-        return self.call in {"straight_through", "guard"}
+        return self.call in {"straight_through", "guard", "multiply", "single_stream"}
 
 
 def scale(pattern: str, factor: float) -> Change:
@@ -85,6 +86,19 @@ def straight_through(operation: str) -> Change:
 def guard(operation: str, least: float = 1e-6) -> Change:
     """Every `log`, `sqrt`, `div`, ... of this name, its input kept where it is finite."""
     return Change("guard", operation, float(least))
+
+
+def multiply(pattern: str, factor: float) -> Change:
+    """What the layers that fit make of their state, times a factor that is no parameter.
+
+    Their gradients are multiplied by it too, as those of a smaller weight are not.
+    """
+    return Change("multiply", pattern, float(factor))
+
+
+def single_stream(pattern: str) -> Change:
+    """The residual sums behind branches that end in such layers add their stream once."""
+    return Change("single_stream", pattern, 1.0)
 
 
 Slices = dict[str, tuple[int, int | None]]

@@ -145,10 +145,8 @@ def flat(facts: Facts) -> Iterator[Verdict]:
     """Units that have no slope on the whole batch: dead ones."""
     for k, layer in enumerate(facts.layers):
         share = facts.of_layer("flat", k)
-        if math.isnan(share) or facts.phis[k] in _SATURATING:  # of these `saturated` says it
+        if not has_units_to_lose(facts, k):
             continue
-        if any(s.name in operations.STOPPING - {"min", "clamp"} for s in layer.phi):
-            continue  # it stops the gradient of every unit: `no gradient` says it
         num = min(layer.fan_out, 10**6)
         most = laws.most_flat(num, facts.z)
         clipped = next((s.name for s in layer.phi if s.name in {"min", "clamp"}), None)
@@ -166,6 +164,16 @@ def flat(facts: Facts) -> Iterator[Verdict]:
             + (": none passes a gradient." if share == 1 else "."),
             tuple(change) if change else (changes.redraw(layer.name, layer.fan_in**-0.5),),
         )
+
+
+def has_units_to_lose(facts: Facts, k: int) -> bool:
+    """Whether a layer has an activation whose units may have no slope, one by one.
+
+    Of tanh and its like `saturated` says it; of one that stops every unit's `no gradient`.
+    """
+    is_stopped = any(s.name in operations.STOPPING - {"min", "clamp"} for s in facts.layers[k].phi)
+    is_known = not math.isnan(facts.of_layer("flat", k))
+    return is_known and facts.phis[k] not in _SATURATING and not is_stopped
 
 
 def saturated(facts: Facts) -> Iterator[Verdict]:

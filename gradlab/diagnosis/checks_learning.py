@@ -178,7 +178,8 @@ def _fan_in(facts: Facts, name: str) -> int:
 def held_norm(facts: Facts) -> Iterator[Verdict]:
     """One layer that has most of the gradient of all its alike, out of line with its neighbours."""
     for names in facts.alike().values():
-        if len(names) < 8 or len(facts.weights[names[0]].shape) < 2:
+        is_long = len(names) >= laws.FEWEST_IN_LINE
+        if not is_long or len(facts.weights[names[0]].shape) < 2:
             continue
         found = laws.held_norms([facts.log_gradient(name) for name in names], facts.z)
         for k, name in enumerate(names):
@@ -193,4 +194,6 @@ def held_norm(facts: Facts) -> Iterator[Verdict]:
                 f"Its gradient is {excess:.3g} times what its neighbours' say: {share:.0%} of the "
                 f"squared norm of {len(names)} alike layers ({starred(name)}). A clip by the norm "
                 "is set by it alone.",
+                (changes.multiply(name, 1 / excess),) if excess > 1 else (),
+                again=True,
             )

@@ -18,12 +18,7 @@ from gradlab.theory import attention
 def attention_logits(facts: Facts) -> Iterator[Verdict]:
     """Attention that rests on one state, by role."""
     numbers = facts.measured.softmaxes
-    by_role: dict[tuple[str, ...], list[int]] = defaultdict(list)
-    for k, softmax in enumerate(facts.anatomy.softmaxes):
-        if softmax.use == "attention" and softmax.layers:
-            found = dict.fromkeys(starred(facts.layers[i].name) for i in softmax.layers)
-            by_role[tuple(found)].append(k)
-    for roles, members in by_role.items():
+    for roles, members in attention_roles(facts).items():
         loads = [float(numbers["load"][k]) for k in members]
         std = float(np.sqrt(np.mean(np.square([numbers["std"][k] for k in members]))))
         length = int(max(numbers["length"][k] for k in members))
@@ -45,12 +40,27 @@ def attention_logits(facts: Facts) -> Iterator[Verdict]:
         )
 
 
+def attention_roles(facts: Facts) -> dict[tuple[str, ...], list[int]]:
+    """The softmaxes that weigh states, by the roles of the layers that make their logits."""
+    by_role: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for k, softmax in enumerate(facts.anatomy.softmaxes):
+        if softmax.use == "attention" and softmax.layers:
+            found = dict.fromkeys(starred(facts.layers[i].name) for i in softmax.layers)
+            by_role[tuple(found)].append(k)
+    return by_role
+
+
+def classifiers(facts: Facts) -> list[int]:
+    """The softmaxes whose log is taken, of what layers make."""
+    pairs = enumerate(facts.anatomy.softmaxes)
+    return [k for k, softmax in pairs if softmax.use == "classifier" and softmax.layers]
+
+
 def output_logits(facts: Facts) -> Iterator[Verdict]:
     """A classifier that is sure of what it does not know."""
     numbers = facts.measured.softmaxes
-    for k, softmax in enumerate(facts.anatomy.softmaxes):
-        if softmax.use != "classifier" or not softmax.layers:
-            continue
+    for k in classifiers(facts):
+        softmax = facts.anatomy.softmaxes[k]
         load, std = laws.saturation(float(numbers["load"][k])), float(numbers["std"][k])
         length, rows = int(numbers["length"][k]), float(numbers["rows"][k])
         guess = math.log(max(length, 2))

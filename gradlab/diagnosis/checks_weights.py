@@ -196,9 +196,8 @@ def _whole_model(facts: Facts, told: set[str]) -> Iterator[Verdict]:
 
     The first and the last matrix, and any that keeps a usual law, may have a law of their own.
     """
-    inner = [layer for layer in facts.layers[1:-1] if layer.name in facts.weights]
-    by_name = {layer.name: layer for layer in inner if facts.weights[layer.name].size >= 64}
-    if len(by_name) < 4:
+    by_name = without_alike(facts, set())
+    if not by_name:
         return
     rows = {name: facts.weights[name] for name in by_name if facts.weights[name].std > 0}
     best: dict[str, float] | None = None
@@ -225,6 +224,15 @@ def _whole_model(facts: Facts, told: set[str]) -> Iterator[Verdict]:
             yield _against(
                 facts, name, math.log(weights.std), math.log(weights.std) - by, _error(weights), 2
             )
+
+
+def without_alike(facts: Facts, told: set[str]) -> dict[str, Layer]:
+    """The inner layers by name, of four or more, but those that have been told of already."""
+    inner = [layer for layer in facts.layers[1:-1] if layer.name in facts.weights]
+    by_name = {layer.name: layer for layer in inner if facts.weights[layer.name].size >= 64}
+    if len(by_name) < 4:
+        return {}
+    return {name: layer for name, layer in by_name.items() if name not in told}
 
 
 def _is_transposed(layer: Layer, by: float, error: float, power: float) -> bool:

@@ -218,15 +218,7 @@ def _of_width(
             "allowed: a model with a layer that does"
         )
     run = jax.jit(partial(_moves, anatomy, _transformation(optimizer, width), steps, arrays))
-    try:
-        logs = [np.asarray(jnp.stack(run(one.tree(one.params), one.rest))) for one in subjects]
-    except TypeError as error:
-        if "custom_vjp" not in str(error):
-            raise
-        raise BadInput(
-            f"make({width}, key) has an operation with a jax.custom_vjp, which has no derivative "
-            "along a step; allowed: operations with a jax.custom_jvp, or none of their own"
-        ) from None
+    logs = [np.asarray(jnp.stack(run(one.tree(one.params), one.rest))) for one in subjects]
     return _OfWidth(
         tuple(_uses(anatomy)),
         anatomy.layers[-1].name,

@@ -73,10 +73,16 @@ class Reader:
         while (step := self.step(value)) is not None:
             stated = [v for v in step.reads if v in self.before]
             scaled = step.name in {"mul", "div"} and len(stated) == 1
+            scaled |= is_doubled(step)
             if not (scaled or step.name in RESHAPING) or not stated:
                 break
             value = stated[0]
         return value
+
+
+def is_doubled(step: Step) -> bool:
+    """Whether a step adds a value to itself."""
+    return step.name in {"add", "add_any"} and len(step.reads) == 2 == 1 + len(set(step.reads))
 
 
 def bits(mask: int) -> Iterator[int]:

@@ -7,7 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from gradlab.diagnosis import checks_flow, checks_learning, checks_logits, checks_weights
+from gradlab.diagnosis import (
+    checks_flow,
+    checks_learning,
+    checks_logits,
+    checks_streams,
+    checks_weights,
+    laws,
+)
 from gradlab.diagnosis.changes import Change
 from gradlab.diagnosis.facts import Facts
 from gradlab.diagnosis.verdicts import KINDS, Verdict
@@ -27,6 +34,7 @@ _OF_FLOW = (
     checks_flow.saturated,
     checks_flow.drowned,
     checks_learning.gates,
+    checks_streams.doubled,
     checks_flow.norm_place,
     checks_flow.depth_scaling,
     checks_logits.attention_logits,
@@ -180,7 +188,7 @@ def _tried(
     before_facts = facts_of(done, 0)
     trials: list[tuple[float, tuple[Change, ...], Facts, list[Verdict]]] = []
     factor = 1.0
-    for _ in range(_MOST_TRIALS if cause.tune else 1):
+    for _ in range(_MOST_TRIALS if cause.tune or cause.again else 1):
         trial = tuple(replace(c, value=c.value * factor) for c in cause.changes)
         facts = facts_of((*done, *trial), 0)
         after = verdicts(facts, partial(first_bad, (*done, *trial)))
@@ -206,7 +214,7 @@ def _tried(
         before_facts.measured.loss,
         facts.measured.loss,
     )
-    helps = now is None or now.distance < cause.distance
+    helps = now is None or now.distance < (1 - laws.SAME) * cause.distance
     helps_other = (
         others[0] is None
         or others[1] is None
@@ -227,6 +235,10 @@ def _next_factor(
     cause: Verdict, trials: Sequence[tuple[float, tuple[Change, ...], Facts, list[Verdict]]]
 ) -> float:
     """What to multiply the first trial's factors by, by the secant rule in logs; 0 for no more."""
+    if cause.again:
+        now = _same(cause, trials[-1][3])
+        is_in = now is None or not now.flagged
+        return 0.0 if is_in else cause.changes[0].value ** len(trials)
     points = [(-math.log(cause.changes[0].value), math.log(cause.measured))] if cause.tune else []
     for _, trial, _, after in trials:
         now = _same(cause, after)

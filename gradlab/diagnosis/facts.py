@@ -200,10 +200,3 @@ def batch_size(leaves: Sequence[Any]) -> int | None:
     """The length of the first axis that all arrays of a batch share, or None."""
     lengths = {np.shape(leaf)[0] for leaf in leaves if np.ndim(leaf)}
     return lengths.pop() if len(lengths) == 1 else None
-
-
-def num_tests(anatomy: Anatomy, slices: Slices) -> int:
-    """How many numbers are held against a law."""
-    of_weights = 2 * len(slices) + len(anatomy.layers)
-    of_flow = 4 * len(anatomy.layers) + 2 * len(anatomy.residuals)
-    return of_weights + of_flow + len(anatomy.softmaxes) + len(anatomy.gates)

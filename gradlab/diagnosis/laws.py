@@ -28,6 +28,10 @@ SAME = 0.1
 at two sigma or not: 12 %)."""
 
 
+FEWEST_IN_LINE = 8
+"""So many alike layers have a trend over the depth that one of them can be out of line with."""
+
+
 def quantile(num_tests: int) -> float:
     """Standard errors that none of `num_tests` exceeds but for a share FALSE_ALARMS of audits."""
     return NormalDist().inv_cdf(1 - FALSE_ALARMS / (2 * max(num_tests, 1)))
@@ -184,7 +188,7 @@ def held_norms(logs: Sequence[float] | np.ndarray, z: float) -> dict[int, tuple[
     probability that `z` leaves; of independent norms chance is as rare, since both have one cause.
     """
     rows = np.asarray(logs, float)
-    if len(rows) < 8 or not np.isfinite(rows).all():
+    if len(rows) < FEWEST_IN_LINE or not np.isfinite(rows).all():
         return {}
     side = math.sqrt(math.erfc(z / math.sqrt(2)))
     changes = np.diff(rows)

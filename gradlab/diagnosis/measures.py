@@ -52,7 +52,7 @@ class Measured:
             `length`.
         shifts: by sum with a parameter, `log_added`, `log_state` (log rms).
         params: by parameter, `log_gradient`, `zeros`, `largest`; by slice where stacked, in
-            `slices`.
+            `slices`, and by row where looked up, in `rows` (log norms).
     """
 
     loss: float
@@ -63,6 +63,7 @@ class Measured:
     shifts: Numbers
     params: Numbers
     slices: dict[int, np.ndarray]
+    rows: dict[int, np.ndarray]
 
     @property
     def num_silent(self) -> int:
@@ -145,6 +146,11 @@ def _pass(
         {
             k: jax.vmap(log_norm)(by_params[k])
             for k in sorted({layer.param for layer in layers if layer.index is not None})
+        },
+        {
+            k: jax.vmap(log_norm)(by_params[k])
+            for k in sorted(anatomy.embedded)
+            if by_params[k].ndim
         },
     )
 

@@ -150,10 +150,16 @@ def _wrapped(line: str, indent: str) -> list[str]:
 
 
 def _fine(audit: Any) -> Iterator[str]:
+    for embedding in audit.embeddings:
+        yield from _wrapped(f"rows of {embedding}", "      ")
     for sentence in audit.fine:
         yield from _wrapped(f"fine: {sentence}", "      ")
     rate = f"{laws.FALSE_ALARMS:.0%}"
-    yield f"Chance gives a healthy model a finding in at most {rate} of audits, all checks counted."
+    yield from _wrapped(
+        f"Chance gives a healthy model a finding in at most {rate} of audits, all "
+        f"{audit.num_tests} tests that it has a part in counted.",
+        "      ",
+    )
 
 
 def _table(audit: Any) -> Iterator[str]:

@@ -46,15 +46,30 @@ def top(
     """The k largest singular values between two layers' outputs, whole batch."""
     if k < 1:
         raise BadInput(f"top_singular_values is asked for {k} values; it gives at least 1.")
+    start, end = places(anatomy, since, until)
     names = [layer.name for layer in anatomy.layers]
-    start = _place(names, since, 0)
-    end = _place(names, until, len(names) - 1)
     source, target = anatomy.layers[start].pre, anatomy.layers[end].pre
-    if start >= end:
-        raise BadInput(f"{names[start]} does not stand before {names[end]}.")
     kind = anatomy.program.types[source]
 
-    def between(added: Array) -> Array:
+    with jax.default_matmul_precision("highest"):
+        forward, back = _maps(
+            between(anatomy, inputs, source, target), jnp.zeros(kind.shape, kind.dtype)
+        )
+        size = math.prod(kind.shape)
+        values, bounds = bidiagonalised(forward, back, size, k)
+        drawn = jax.random.normal(jax.random.key(1), (_PROBES, size))
+        squares = np.array([float(jnp.sum(jnp.square(forward(v)))) for v in drawn])
+    mean = float(np.sqrt(squares.mean()))
+    error = float(squares.std(ddof=1) / math.sqrt(_PROBES) / (2 * mean)) if mean else 0.0
+    return Singular(values, bounds, mean, error, names[start], names[end])
+
+
+def between(
+    anatomy: Anatomy, inputs: Sequence[Any], source: int, target: int
+) -> Callable[[Array], Array]:
+    """From what is added to one value of a run, the other value."""
+
+    def run(added: Array) -> Array:
         seen: list[Array] = []
 
         def at(number: int, value: Any) -> Any:
@@ -67,15 +82,20 @@ def top(
         evaluate(anatomy.program, inputs, at)
         return seen[0]
 
-    with jax.default_matmul_precision("highest"):
-        forward, back = _maps(between, jnp.zeros(kind.shape, kind.dtype))
-        size = math.prod(kind.shape)
-        values, bounds = bidiagonalised(forward, back, size, k)
-        drawn = jax.random.normal(jax.random.key(1), (_PROBES, size))
-        squares = np.array([float(jnp.sum(jnp.square(forward(v)))) for v in drawn])
-    mean = float(np.sqrt(squares.mean()))
-    error = float(squares.std(ddof=1) / math.sqrt(_PROBES) / (2 * mean)) if mean else 0.0
-    return Singular(values, bounds, mean, error, names[start], names[end])
+    return run
+
+
+def places(anatomy: Anatomy, since: str | None, until: str | None) -> tuple[int, int]:
+    """The numbers of two layers, the first and the last one where none is named.
+
+    Raises:
+        BadInput: for a name that is none, and layers in the wrong order.
+    """
+    names = [layer.name for layer in anatomy.layers]
+    start, end = _place(names, since, 0), _place(names, until, len(names) - 1)
+    if start >= end:
+        raise BadInput(f"{names[start]} does not stand before {names[end]}.")
+    return start, end
 
 
 def _place(names: list[str], name: str | None, default: int) -> int:
@@ -118,7 +138,7 @@ def bidiagonalised(forward: Map, back: Map, size: int, k: int) -> tuple[np.ndarr
     """`(k,)` largest singular values and bounds on their errors.
 
     Golub and Kahan 1965, with full reorthogonalisation; |J v - sigma u| and |Jᵀ u - sigma v| bound
-    the error (Parlett 1998, section 4.5).
+    the error (Parlett 1998, section 4.5). nan where a product leaves the range of its format.
     """
     num = min(size, k + _SPARE)
     v = np.random.default_rng(0).standard_normal(size)
@@ -138,6 +158,8 @@ def bidiagonalised(forward: Map, back: Map, size: int, k: int) -> tuple[np.ndarr
             break
         vs.append(following)
     basis, image = np.stack(vs[: len(images)], axis=1), np.stack(images, axis=1)
+    if not np.isfinite(image).all():  # out of the range of the model's format
+        return np.full(min(k, size), np.nan), np.full(min(k, size), np.inf)
     left, values, right = np.linalg.svd(image, full_matrices=False)
     k = min(k, len(values))
     bounds = []

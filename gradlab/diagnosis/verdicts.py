@@ -44,21 +44,31 @@ KINDS = {
             "no layer has more units without a slope than chance gives",
             "half of them: a binomial distribution",
         ),
-        Kind("saturated", "no activation is saturated", "mean phi'² over its maximum >= 1/10"),
+        Kind(
+            "saturated",
+            "no activation is saturated",
+            "mean phi'² over its maximum >= 1/10: a convention",
+        ),
         Kind(
             "drowned",
             "no parameter drowns the state that it is added to",
-            "a hundredth of the mean square depends on the input",
+            "a hundredth of the mean square depends on the input: a convention",
         ),
         Kind(
             "gate",
             "every gate can learn",
-            "a memory of T steps needs a slope of 1/T: Tallec and Ollivier 2018; T <= 10^4",
+            "a memory of T steps needs a slope of 1/T: Tallec and Ollivier 2018; T <= 10^4: a "
+            "convention",
         ),
         Kind(
             "attention logits",
             "attention is not frozen: logits lie below √(2 log length)",
             "Derrida 1981",
+        ),
+        Kind(
+            "doubled stream",
+            "each residual sum adds its stream once",
+            "|log of a stream's factor over all sums| <= 3: x + f(x), He et al. 2016",
         ),
         Kind(
             "norm place",
@@ -104,6 +114,7 @@ class Verdict:
         cause: a sentence.
         changes: what may help.
         tune: whether the factor of a scaling is to be set by measuring.
+        again: whether the change is to be made as often as the number stays outside.
     """
 
     kind: str
@@ -115,6 +126,7 @@ class Verdict:
     cause: str
     changes: tuple[Change, ...] = ()
     tune: bool = False
+    again: bool = False
 
     @property
     def key(self) -> tuple[str, str]:

@@ -8,6 +8,7 @@ stays a diagonal until it meets a matrix, whose columns it scales (`docs/fast_pa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -125,7 +126,10 @@ def matmul(A: Array, B: Array) -> Array:
 
 
 class Diagonal(NamedTuple):
-    """What the program has made of each basis vector e_j: `entries[j] e_j`."""
+    """What the program has made of each basis vector e_j: `entries[j] e_j`, in the order of j.
+
+    One axis of it counts them; others, if any, are of length 1, as that of a batch of one example.
+    """
 
     entries: Array
 
@@ -209,7 +213,7 @@ def _entry_by_entry(equation: JaxprEqn, inputs: Sequence[Any], num: int) -> Line
     shape = typed(equation.outvars[0]).shape
     linear = [value for value in inputs if isinstance(value, Linear)]
     # The operation is linear, so that zeros stay zeros.
-    is_diagonal = len(shape) == 1 and all(isinstance(value, Diagonal) for value in linear)
+    is_diagonal = _is_row(shape) and all(isinstance(value, Diagonal) for value in linear)
 
     def plain(value: Any, dtype: Any) -> Array:
         if is_diagonal:
@@ -224,17 +228,34 @@ def _entry_by_entry(equation: JaxprEqn, inputs: Sequence[Any], num: int) -> Line
     return Diagonal(output) if is_diagonal else Columns(output, _num_products(inputs))
 
 
+def _is_row(shape: tuple[int, ...]) -> bool:
+    """Whether no more than one axis is longer than 1."""
+    return sum(size != 1 for size in shape) <= 1
+
+
+def _moved(equation: JaxprEqn, inputs: Sequence[Any], num: int) -> Linear:
+    """An operation that lays the same entries out in another shape, and computes nothing."""
+    (value,) = inputs
+    shape = typed(equation.outvars[0]).shape
+    if isinstance(value, Diagonal) and _is_row(shape) and math.prod(shape) == value.entries.size:
+        return Diagonal(value.entries.reshape(shape))
+    params = equation.primitive.get_bind_params(equation.params)
+    bind = partial(equation.primitive.bind, **params)
+    return Columns(jax.vmap(bind, -1, -1)(written_out(value, num)), _num_products(inputs))
+
+
 def _dot(equation: JaxprEqn, inputs: Sequence[Any], num: int) -> Linear:
     """A product of a constant and a linear value, in either order."""
     params = equation.params
     contracted, batch = params["dimension_numbers"]
     side = 0 if isinstance(inputs[0], Linear) else 1
     value, constant = inputs[side], inputs[1 - side]
-    if isinstance(value, Diagonal) and len(contracted[0]) == 1:
+    if isinstance(value, Diagonal) and _contracts_all(value, contracted[side], batch[0]):
         dtype = typed(equation.outvars[0]).dtype
         matrix = jnp.moveaxis(constant, contracted[1 - side][0], -1)
-        scales = jnp.broadcast_to(value.entries.astype(dtype), matrix.shape)
-        return Columns(matrix.astype(dtype) * scales, 0)
+        scales = jnp.broadcast_to(value.entries.ravel().astype(dtype), matrix.shape)
+        shape = typed(equation.outvars[0]).shape
+        return Columns((matrix.astype(dtype) * scales).reshape(*shape, value.entries.size), 0)
     precision = params["precision"]
     along = contracted[1 - side]
     if constant.ndim == 2 and along == (0,):
@@ -254,6 +275,11 @@ def _dot(equation: JaxprEqn, inputs: Sequence[Any], num: int) -> Linear:
     return Columns(matrix, _num_products(inputs) + 1)
 
 
+def _contracts_all(value: Diagonal, axes: Sequence[int], batch: Sequence[int]) -> bool:
+    """Whether a product sums over all basis vectors at once."""
+    return len(axes) == 1 and not batch and value.entries.shape[axes[0]] == value.entries.size
+
+
 def _in_rows(matrix: Array) -> Array:
     """The same, row after row in memory: XLA on a CPU multiplies by a transposed matrix slowly."""
     return jax.lax.optimization_barrier(matrix.reshape(-1)).reshape(matrix.shape)
@@ -271,7 +297,7 @@ def _num_products(inputs: Sequence[Any]) -> int:
 def written_out(value: Any, num: int) -> Array:
     """The matrix that a value stands for, `(..., num)`: a constant stands in every column."""
     if isinstance(value, Diagonal):
-        return jnp.diag(value.entries)
+        return jnp.diag(value.entries.ravel()).reshape(*value.entries.shape, -1)
     if isinstance(value, Columns):
         return value.matrix
     return jnp.broadcast_to(jnp.asarray(value)[..., None], (*jnp.shape(value), num))
@@ -291,4 +317,9 @@ _ENTRY_BY_ENTRY = (
     "select_n",
     "sub",
 )
-_RULES: dict[str, _Rule] = {**dict.fromkeys(_ENTRY_BY_ENTRY, _entry_by_entry), "dot_general": _dot}
+_MOVED = ("expand_dims", "reshape", "squeeze", "transpose")
+_RULES: dict[str, _Rule] = {
+    **dict.fromkeys(_ENTRY_BY_ENTRY, _entry_by_entry),
+    **dict.fromkeys(_MOVED, _moved),
+    "dot_general": _dot,
+}

@@ -116,6 +116,13 @@ def test_the_same_model_is_traced_once() -> None:
     assert len(traced) == once
 
 
+def test_what_a_limit_of_time_left_out_is_said() -> None:
+    found = gl.audit(relu(1.0), BATCH, sick.classified, seconds=0)
+
+    assert found.findings[0].remedy is None
+    assert found.left_out == [f"remedies after 0 seconds: {len(found.findings)} findings have none"]
+
+
 def test_what_if_measures_the_changed_model() -> None:
     trial = audited(relu(1.0)).what_if(gl.scale("layers.*.weight", 2**0.5))
     (row,) = [row for row in trial.rows if row[0] == "gain"]

@@ -73,6 +73,10 @@ def test_a_layer_that_holds_the_norm_is_found() -> None:
     assert first.kind == "held norm"
     assert first.layer.startswith("blocks.6.")
     assert first.measured > 0.5
+    # Its branch is brought to the size of the others, of whose norms each has a tenth.
+    assert first.remedy is not None
+    assert first.remedy.changes[0].call == "multiply"
+    assert first.remedy.after == pytest.approx(0.1)
     assert found(sick.gated(1.0)) == []
 
 
@@ -119,3 +123,24 @@ def test_a_truncation_at_100_sigma_among_truncated_layers_is_found() -> None:
     # Where all are alike there is nothing to find: cut off at 2, or at 100, which is nowhere.
     assert found(law(2.0), batch) == []
     assert found(law(100.0), batch) == []
+
+
+def test_the_rows_that_a_batch_reads_have_the_gradient() -> None:
+    embed = jnp.asarray(np.random.default_rng(0).standard_normal((6, 4)), jnp.float32)
+    tokens = jnp.asarray([[1, 4, 4], [4, 1, 5]])
+
+    def loss(model: Any, batch: Any) -> Any:
+        return jnp.sum(model(batch)[..., 0])
+
+    def function(params: Any, batch: Any) -> Any:
+        return params["embed"][batch] @ params["readout"]
+
+    params = {"embed": embed, "readout": jnp.eye(4)}
+    (rows,) = gl.audit((params, function), tokens, loss).embeddings
+
+    # Of the sum of first entries each row has one unit vector for each time that it is read.
+    assert (rows.num_rows, rows.num_learning, rows.largest) == (6, 3, 4)
+    # A log of at most log 3 is rounded once.
+    np.testing.assert_allclose(np.exp(rows.log_norms), [0, 2, 0, 0, 3, 1], rtol=1.2e-7)
+    assert rows.share == pytest.approx(9 / (4 + 9 + 1))
+    assert str(rows) == ("embed: 3 of 6 rows have a gradient, row 4 has 64% of its squared norm")

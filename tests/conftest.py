@@ -78,7 +78,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.hookimpl(trylast=True)  # of what is to run
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The workers begin with what has slow tests, and then most tests: none waits long at the end."""
+    """The workers begin with what has slow tests, then most tests: none waits long at the end."""
     if not hasattr(config, "workerinput"):
         return
     scopes = {item: taken_together(item.nodeid) for item in items}

@@ -112,14 +112,14 @@ def test_the_figure_is_drawn_from_disk_and_has_the_same_bytes_twice(exp: Experim
     with jax.numpy_rank_promotion("allow"):
         drawn = figures.draw(exp.module.figure, data.copy(deep=True))
         with mpl.rc_context(figures.STYLE):
-            again = figures._file(exp.module.figure(data.copy(deep=True)), "svg", "")
+            again = figures._file(exp.module.figure(data.copy(deep=True)), "png", "")
 
     assert drawn["png"].startswith(b"\x89PNG")
     assert drawn["pdf"].startswith(b"%PDF")
     assert b"</svg>" in drawn["svg"]
-    # In this format every number of the figure is written out; tests/experiment/test_figures.py
-    # has all three.
-    assert again == drawn["svg"]
+    # The first that is written: each writing moves the layout. tests/experiment/test_figures.py
+    # has all three formats.
+    assert again == drawn["png"]
 
 
 @pytest.mark.verify
@@ -144,7 +144,7 @@ def test_the_results_are_committed_and_small(exp: Experiment) -> None:
 LONG = (
     *("attention_logits", "clipped_vanishing", "coordinate_check", "curse_of_depth"),
     *("dropout_depth", "float_limits", "framework_defaults", "freak_batch"),
-    *("jacobian_product", "layers_moved", "masked_products", "norm_position"),
+    *("hyper_connections", "jacobian_product", "layers_moved", "masked_products", "norm_position"),
     *("normaliser_free_gain", "random_network", "rectifier_gain", "recurrent_chain"),
     *("residual", "scalar_chain", "singular_value_spectrum", "trainable_depth", "tricks"),
 )

@@ -5,8 +5,9 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3.14
 BIN := .venv/bin
 EXPERIMENTS := $(notdir $(basename $(filter-out experiments/_%,$(wildcard experiments/*.py))))
 
-# Parallel workers are deaf to Ctrl-C, and lose their streams to submitit: these run by themselves.
-ALONE := tests/running/test_command_line.py tests/sweeping/test_sweep_launchers.py tests/sweeping/test_cluster.py
+# Parallel workers are deaf to Ctrl-C, and lose their streams to submitit: these run by themselves,
+# each in a pytest of its own and two at once, as they wait more than they compute.
+ALONE := tests/sweeping/test_cluster.py tests/running/test_command_line.py tests/sweeping/test_sweep_launchers.py
 
 # What an edit to the library breaks first. Left out for their length: the product's singular values,
 # sweeps, browsers and whole experiments.
@@ -20,7 +21,8 @@ OLDEST := $(addprefix tests/,arithmetic models experiment theory/test_products.p
 	measuring/test_clipping_training.py running/test_hydra.py sweeping/test_from_python.py page/test_page.py)
 
 PYTEST := $(BIN)/python -m pytest
-PARALLEL := -n auto --dist loadscope --max-worker-restart 0
+# In the order of tests/conftest.py: what takes longest first.
+PARALLEL := -n auto --dist loadscope --no-loadscope-reorder --max-worker-restart 0
 
 # Minutes that fresh seeds, and then mutations, of all experiments together may take: they share them
 # evenly, however many they are (gradlab/calibration/workers), so that `make verify` ends within the
@@ -55,7 +57,10 @@ quick: lint  ## lint, types, and the tests that matter most while editing
 
 test: lint  ## lint, types, and all tests
 	$(PYTEST) $(PARALLEL) $(foreach file,$(ALONE),--ignore $(file))
-	$(PYTEST) $(ALONE)
+	$(MAKE) --no-print-directory --jobs 2 --keep-going --output-sync=target $(ALONE:%=alone/%)
+
+alone/%: .venv/ready
+	$(PYTEST) -p no:cacheprovider $*
 
 oldest: .venv/ready  ## the tests that matter, with the oldest versions that pyproject.toml allows
 	$(BIN)/pip install --quiet --disable-pip-version-check uv

@@ -3,6 +3,7 @@
 import re
 import signal
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -73,6 +74,17 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     scheduler = LoadScopeScheduling(config, log)
     scheduler._split_scope = taken_together
     return scheduler
+
+
+@pytest.hookimpl(trylast=True)  # of what is to run
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The workers begin with what has slow tests, then most tests: none waits long at the end."""
+    if not hasattr(config, "workerinput"):
+        return
+    scopes = {item: taken_together(item.nodeid) for item in items}
+    slow = Counter(scope for item, scope in scopes.items() if item.get_closest_marker("slow"))
+    held = Counter(scopes.values())
+    items.sort(key=lambda item: (-slow[scopes[item]], -held[scopes[item]], scopes[item]))
 
 
 def taken_together(nodeid: str) -> str:

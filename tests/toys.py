@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -218,11 +218,22 @@ class Toy:
         return self.project / "results" / ".store" / "chaos"
 
 
+@contextlib.contextmanager
+def quickly_compiled() -> Iterator[None]:
+    """XLA without most of its optimisations, for a program that runs once."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture
-def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Toy:
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Toy]:
     """A project of its own; figures are made, but not rendered, which takes most of the time."""
     # What a test compiles is compiled there and then, and leaves nothing in anybody's home.
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # of what it starts
 
     def draw(
         figure: Callable[[xr.Dataset], figures.Figure], data: xr.Dataset, _caption: str = ""
@@ -232,7 +243,8 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Toy:
         return dict.fromkeys(("png", "pdf", "svg"), repr(titles).encode())
 
     monkeypatch.setattr("gradlab.experiment.figures.draw", draw)
-    return Toy(tmp_path)
+    with quickly_compiled():
+        yield Toy(tmp_path)
 
 
 @pytest.fixture

@@ -27,6 +27,14 @@ def test_a_figure_with_labels_is_drawn_without_a_word_and_carries_its_caption() 
     assert b"Said in words." in drawn["png"]
 
 
+def test_a_figure_has_the_same_bytes_twice_in_every_format() -> None:
+    labels = {"xlabel": "layer", "ylabel": "decades"}
+    drawn, again = (figures.draw(lambda _: panel(**labels), None) for _ in range(2))
+
+    assert drawn.keys() == {"png", "pdf", "svg"}
+    assert again == drawn
+
+
 def test_what_is_no_figure_is_refused_in_a_sentence() -> None:
     with pytest.raises(gl.BadInput, match="figure returns NoneType"):
         figures.draw(lambda _: None, None)  # type: ignore[arg-type,return-value]

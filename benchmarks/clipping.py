@@ -185,8 +185,8 @@ def refusal() -> str:
 
 # Measured on a CPU by compiling the parts alone, with one leaf and with several of other shapes.
 WHY = (
-    "Compilation: the leaves of a row are of one shape, and XLA on a CPU compiles a kernel once for "
-    "all leaves of a shape, at 10 to 16 ms a kernel; sums of squares come from a library, for "
+    "Compilation: the leaves of a row are of one shape, and XLA on a CPU compiles a kernel once "
+    "for all leaves of a shape, at 10 to 16 ms a kernel; sums of squares come from a library, for "
     "nothing. So optax's program is two kernels, the root and the quotient, while the clip's has a "
     "product by bits, two factors, two decisions, and what measures the norm again out of range. "
     "With 6 leaves of 6 shapes the clip takes 2.7 times what optax takes, with 50 of 12 2.2 times."
@@ -207,8 +207,9 @@ def main() -> None:
         "# Clipping by the global norm: cost beside its rivals",
         "",
         f"jax {jax.__version__}, optax {optax.__version__}, {TORCH}, "
-        f"{jax.devices()[0].device_kind}; one thread, under jit, medians of the ratios within interleaved rounds of CPU time. torch "
-        "copies the gradient first, since its clip works in place.",
+        f"{jax.devices()[0].device_kind}; one thread, under jit, medians of the ratios within "
+        "interleaved rounds of CPU time. torch copies the gradient first, since its clip works in "
+        "place.",
         "",
         f"| {' | '.join(HEAD)} |",
         "|" + "---|" * len(HEAD),

@@ -15,7 +15,6 @@ from jax import Array, lax
 
 from gradlab.arithmetic import norms, quick_norms
 
-
 ROW = 1024  # how many entries of a leaf are added up together where it is looked at again
 
 

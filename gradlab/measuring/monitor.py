@@ -203,14 +203,21 @@ def _seen(
     added = jnp.append(jnp.where(is_finite, share, 0), pushed.astype(dtype))
     first = leaf_norms.first_step(state.first_infinite, infinite > 0, step)
     return state._replace(
-        steps=state.steps + jnp.stack([jnp.array(True), is_finite & effect.fired, ~is_finite]),
+        steps=_more(
+            state.steps, jnp.stack([jnp.array(True), is_finite & effect.fired, ~is_finite])
+        ),
         ring=lax.dynamic_update_index_in_dim(
             state.ring, jnp.append(norms_seen, share), step % len(state.ring), 0
         ),
         counts=histogram.counted(state.counts, jnp.append(norms_seen, factor)),
         sums=state.sums + added,
-        wild=jnp.stack([state.infinite + infinite, first]),
+        wild=jnp.stack([_more(state.infinite, infinite), first]),
     )
+
+
+def _more(counts: Array, added: Array) -> Array:
+    """The sum of two counts, and the largest whole number for those that would be beyond it."""
+    return counts + jnp.minimum(added, jnp.iinfo(jnp.int32).max - counts)
 
 
 class Effect(NamedTuple):

@@ -153,6 +153,29 @@ def test_a_threshold_that_always_fires_is_the_learning_rate() -> None:
     assert "the median step is 0.05 of what was asked for, a learning rate of 0.005" in line
 
 
+def test_of_two_monitors_each_fault_names_its_own() -> None:
+    wide, narrow = (clipping.monitor(clipping.clip_by_global_norm(tau), 4) for tau in (1e6, 0.1))
+    _, state = steps(optax.chain(wide, narrow, optax.sgd(0.1)), SICK)
+    assert first_line(state).startswith("[1]: fired on 100 % of 5 steps")
+    assert "[0]" not in first_line(state)
+
+
+def test_a_gradient_that_is_all_zero_is_named() -> None:
+    _, state = steps(MONITORED, [{"W": jnp.zeros(3), "b": jnp.zeros(2)}] * 2)
+    assert "no gradient in any step: ['W'], ['b'] (2 in all)" in first_line(state)
+
+
+def test_counts_stay_at_their_largest_number() -> None:
+    last = jnp.iinfo(jnp.int32).max
+    state = MONITORED.init(NAN)
+    state = state._replace(
+        steps=jnp.full(3, last - 1, jnp.int32), wild=jnp.full((2, 2), last - 1, jnp.int32)
+    )
+    for _ in range(2):
+        _, state = jax.jit(MONITORED.update)(NAN, state)
+    assert (state.num_steps, state.num_infinite, state.infinite[0]) == (last, last, last)
+
+
 def test_a_forgotten_head_is_named() -> None:
     params = {"body": jnp.ones(3), "head": jnp.ones(2), "still": jnp.ones(1)}
     optimizer = optax.masked(

@@ -164,7 +164,7 @@ def figure(data: xr.Dataset) -> gl.Figure:
             text = {RIGHT: "", LOUD: "nan", SILENT: times(factor)}[kind]
             axes.text(j, i, text, ha="center", va="center", fontsize=5.5, color=colour)
     axes.set_xticks(range(data.sizes["input"]), data.input.values, rotation=40, ha="right")
-    axes.set_yticks(range(rows), [f"{name}{kind(name)}" for name in data.rule.values])
+    axes.set_yticks(range(rows), [f"{name}{standing(name)}" for name in data.rule.values])
     axes.set(xlabel="gradient", ylabel="rule", ylim=(rows - 0.5, -0.5))
     axes.set(xlim=(-0.5, data.sizes["input"] - 0.5))
     axes.tick_params(length=0)
@@ -179,7 +179,7 @@ def figure(data: xr.Dataset) -> gl.Figure:
     return fig
 
 
-def kind(name: str) -> str:
+def standing(name: str) -> str:
     """What a rule is beside the library itself: a model, and by which release it was held."""
     rule = gl.clip_rules.RULES[name]
     held = f", held against {rule.held}" if rule.held else ""
@@ -219,8 +219,9 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     for name in data.rule.values:
         rule = gl.clip_rules.RULES[name]
         known = data.outcome.sel(rule=name).copy(data=[LETTERS.index(c) for c in KNOWN[name]])
+        seen = standing(name) or " (as it was last seen)"
         yield gl.claim.equal(
-            f"{name}{kind(name) or ' (as it was last seen)'}: right, loud or silent at each input",
+            f"{name}{seen}: right, loud or silent at each input",
             *(data.outcome.sel(rule=name), known, rule.source),
         )
 

@@ -217,7 +217,7 @@ def _seen(
 
 def _more(counts: Array, added: Array) -> Array:
     """The sum of two counts, and the largest whole number for those that would be beyond it."""
-    return counts + jnp.minimum(added, jnp.iinfo(jnp.int32).max - counts)
+    return counts + jnp.minimum(added, np.iinfo(np.int32).max - counts)
 
 
 class Effect(NamedTuple):

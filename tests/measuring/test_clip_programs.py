@@ -75,7 +75,8 @@ def trained(program: Any, tree: Any, num_steps: int = 4) -> Any:
 
 
 def assert_near(ours: Any, theirs: Any, amount: float) -> None:
-    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    structures: list[Any] = [jax.tree.structure(tree) for tree in (ours, theirs)]
+    assert structures[0] == structures[1]
     # optax takes the norm of a bfloat16 leaf in 8 digits, and the factor of all leaves from it.
     is_short = any(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(ours))
     amount = 4 * 2.0**-8 if is_short else amount

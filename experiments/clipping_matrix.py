@@ -164,8 +164,7 @@ def figure(data: xr.Dataset) -> gl.Figure:
             text = {RIGHT: "", LOUD: "nan", SILENT: times(factor)}[kind]
             axes.text(j, i, text, ha="center", va="center", fontsize=5.5, color=colour)
     axes.set_xticks(range(data.sizes["input"]), data.input.values, rotation=40, ha="right")
-    kinds = zip(data.rule.values, data.is_model.values, strict=True)
-    axes.set_yticks(range(rows), [f"{name} (model)" if model else name for name, model in kinds])
+    axes.set_yticks(range(rows), [f"{name}{standing(name)}" for name in data.rule.values])
     axes.set(xlabel="gradient", ylabel="rule", ylim=(rows - 0.5, -0.5))
     axes.set(xlim=(-0.5, data.sizes["input"] - 0.5))
     axes.tick_params(length=0)
@@ -178,6 +177,13 @@ def figure(data: xr.Dataset) -> gl.Figure:
     looks = {name: look | {"linestyle": "none", "markersize": 7} for name, look in looks.items()}
     gl.figures.key(axes, looks, loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=4)
     return fig
+
+
+def standing(name: str) -> str:
+    """What a rule is beside the library itself: a model, and by which release it was held."""
+    rule = gl.clip_rules.RULES[name]
+    held = f", held against {rule.held}" if rule.held else ""
+    return f" (model{held})" if rule.is_model else ""
 
 
 def times(factor: float) -> str:
@@ -197,7 +203,8 @@ def caption(data: xr.Dataset) -> str:
     return (
         f"{data.sizes['rule']} rules at {data.sizes['input']} inputs: wrong in silence: {told}. "
         f"{int(data.is_model.sum())} of the rules (pale) are models of their libraries, written "
-        "down from their documentation: none of their cells counts as right."
+        "down from their documentation: none of their cells counts as right, those neither whose "
+        "outcomes were all found in the library, too."
     )
 
 
@@ -212,9 +219,9 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     for name in data.rule.values:
         rule = gl.clip_rules.RULES[name]
         known = data.outcome.sel(rule=name).copy(data=[LETTERS.index(c) for c in KNOWN[name]])
-        kind = "model" if rule.is_model else "as it was last seen"
+        seen = standing(name) or " (as it was last seen)"
         yield gl.claim.equal(
-            f"{name} ({kind}): right, loud or silent at each input",
+            f"{name}{seen}: right, loud or silent at each input",
             *(data.outcome.sel(rule=name), known, rule.source),
         )
 

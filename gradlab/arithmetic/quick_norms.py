@@ -123,14 +123,17 @@ def total_square(leaves: list[Array], dtype: Any, axis_name: AxisName = None) ->
     return _over_shards(terms[0], axis_name)
 
 
-def measure_each(table: Array, sums: Array) -> Array:
-    """The norm of each row of `(row, entry)`, `(row,)`, where a plain sum of squares gives `sums`.
+def measure_each(table: Array, owner: Any, sums: Array) -> Array:
+    """The norm of each leaf, `(leaf,)`, of which plain sums of squares give `sums`.
 
-    It is 0 below the normal numbers.
+    Its entries are in those rows of `(row, entry)` whose `(row,)` owner it is, padded with zeros;
+    owners ascend. It is 0 below the normal numbers.
     """
     exponent = jnp.where(is_in_range(sums), 0, _lift(sums))
-    moved = table.astype(sums.dtype) * _power(exponent, sums.dtype)[:, None]
-    return jnp.sqrt(jnp.sum(jnp.square(moved), axis=1)) * _power(-exponent, sums.dtype)
+    moved = table * _power(exponent, sums.dtype)[owner][:, None]
+    squares = jnp.sum(jnp.square(moved), axis=1)
+    total = jax.ops.segment_sum(squares, owner, len(sums), indices_are_sorted=True)
+    return jnp.sqrt(total) * _power(-exponent, sums.dtype)
 
 
 def quotient(tau: Array, size: Size) -> tuple[Array, Array]:

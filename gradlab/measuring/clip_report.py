@@ -81,7 +81,12 @@ def report(opt_state: Any, params: Tree = None) -> Report:
     if not found:
         raise ValueError("opt_state holds no monitor; allowed: one of gl.clipping.monitor(clip, n)")
     # A verdict a monitor, and one on what none of them saw.
-    faults = [fault for state in found.values() for fault in _faults(state)]
+    several = len(found) > 1
+    faults = [
+        f"{path}: {fault}" if several else fault
+        for path, state in found.items()
+        for fault in _faults(state)
+    ]
     faults += _unseen(found, params)
     quiet = "; ".join(_rate(state) for state in found.values())
     rows = sorted(row for state in found.values() for row in _rows(state))[:NUM_ROWS]
@@ -117,7 +122,7 @@ def _faults(state: MonitorState) -> list[str]:
     if int(value(state.num_fired)) > ALWAYS * steps:
         found.append(f"{_rate(state)}: the threshold is the learning rate; {_step(state)}")
     silent = np.flatnonzero((value(state.total_share) == 0) & (infinite == 0))
-    if silent.size and value(state.total_share).any():
+    if silent.size and int(value(state.num_infinite)) < steps:
         names = ", ".join(state.watched.names[leaf] for leaf in silent[:3])
         found.append(f"no gradient in any step: {names} ({silent.size} in all)")
     return found

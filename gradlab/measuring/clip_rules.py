@@ -1,8 +1,9 @@
 """What other libraries do in the place of the formula: each a rule from leaves and tau to leaves.
 
 Those of optax are optax's own. The others are models, written down from the source that each
-names: where one of them fails, the library itself has not been run. Those of PyTorch and TensorFlow
-are held against the libraries, where these are installed (`make rivals`).
+names: where one of them fails, the library itself has not been run. Of those of PyTorch and
+TensorFlow every outcome was held against the library that `held` names; `make rivals` does it again
+with the ones that it installs.
 """
 
 from __future__ import annotations
@@ -31,11 +32,13 @@ class Rule:
         apply: from the leaves of a gradient and a threshold to the leaves after it.
         source: where it comes from.
         is_model: whether it was written down here from its source, and is not the library itself.
+        held: the library against which a model was held, by its release; none where empty.
     """
 
     apply: Callable[[Leaves, Array], Leaves]
     source: str
     is_model: bool = False
+    held: str = ""
 
 
 def plain_norm(leaves: Leaves) -> Array:
@@ -135,12 +138,8 @@ RULES = {
         _optax(lambda tau: optax.apply_if_finite(optax.clip_by_global_norm(tau), 1)),
         "optax.apply_if_finite around clip_by_global_norm",
     ),
-    "PyTorch": Rule(
-        torch, "torch.nn.utils.clip_grad_norm_, held against torch 2.14", is_model=True
-    ),
-    "TensorFlow": Rule(
-        tensorflow, "tf.clip_by_global_norm, held against tensorflow 2.21", is_model=True
-    ),
+    "PyTorch": Rule(torch, "torch.nn.utils.clip_grad_norm_", is_model=True, held="torch 2.13"),
+    "TensorFlow": Rule(tensorflow, "tf.clip_by_global_norm", is_model=True, held="tensorflow 2.20"),
     "sentinel of -1": Rule(sentinel, "DeepSpeed, pull request 8614", is_model=True),
     "norm in bfloat16": Rule(
         short_norm, "maxtext, issue 5143; Automodel, pull request 825", is_model=True

@@ -15,6 +15,8 @@ from jax import Array, lax
 
 from gradlab.arithmetic import norms, quick_norms
 
+ROW = 1024  # how many entries of a leaf are added up together where it is looked at again
+
 
 def wide(leaves: list[Array]) -> Any:
     """The format of the arithmetic on these leaves."""
@@ -29,16 +31,7 @@ def sizes(leaves: list[Array], dtype: Any) -> tuple[Array, Array]:
     none = jnp.zeros(len(leaves), jnp.int32)
 
     def anywhere(leaves: list[Array]) -> tuple[Array, Array]:
-        # Leaves of one size together, which compiles once for all of them.
-        kinds = [(leaf.size, leaf.dtype) for leaf in leaves]
-        alike = [[i for i, own in enumerate(kinds) if own == kind] for kind in dict.fromkeys(kinds)]
-        tables = [jnp.stack([leaves[i].ravel() for i in rows]) for rows in alike]
-        parts = [
-            _again(table, sums[np.array(rows)]) for table, rows in zip(tables, alike, strict=True)
-        ]
-        order = np.argsort(np.concatenate(alike))
-        found, counts = (jnp.concatenate(part)[order] for part in zip(*parts, strict=True))
-        return found, counts
+        return _again(leaves, sums)
 
     # A sum of 0 may be that of a starved leaf, which is what one wants to know of.
     in_range = jnp.all(quick_norms.is_in_range(sums))
@@ -48,10 +41,19 @@ def sizes(leaves: list[Array], dtype: Any) -> tuple[Array, Array]:
     return found
 
 
-def _again(table: Array, sums: Array) -> tuple[Array, Array]:
-    """The norm of each row of `(row, entry)`, and how many entries of it are not finite."""
-    counts = jnp.sum(~jnp.isfinite(table), axis=1, dtype=jnp.int32)
-    return quick_norms.measure_each(table, sums), counts
+def _again(leaves: list[Array], sums: Array) -> tuple[Array, Array]:
+    """The norm of each leaf, and how many of its entries are not finite, each `(leaf,)`."""
+    # One table for leaves of any shapes, since a compiler takes its time for each shape.
+    padded = [
+        jnp.pad(leaf.ravel().astype(sums.dtype), (0, -leaf.size % ROW)).reshape(-1, ROW)
+        for leaf in leaves
+    ]
+    owner = np.repeat(np.arange(len(leaves)), [len(rows) for rows in padded])
+    table = jnp.concatenate(padded)
+    # As floats, whose sum over a row is exact and compiles to less than that of whole numbers.
+    wild = jnp.sum((~jnp.isfinite(table)).astype(sums.dtype), axis=1).astype(jnp.int32)
+    counts = jax.ops.segment_sum(wild, owner, len(leaves), indices_are_sorted=True)
+    return quick_norms.measure_each(table, owner, sums), counts
 
 
 def plain_squares(leaves: list[Array], dtype: Any) -> Array:

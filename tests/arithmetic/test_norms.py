@@ -171,7 +171,7 @@ def test_the_norm_of_each_leaf_is_right_at_both_ends_of_the_range(dtype: str) ->
     ends = [float(info.tiny) * 4, 2.0**-35, 1.0, float(info.max) / 32]
     leaves = [jnp.asarray([3.0, 4.0], wide).astype(dtype) * end for end in ends]
     sums = jnp.stack([quick_norms.square(leaf, wide) for leaf in leaves])
-    found = quick_norms.measure_each(jnp.stack(leaves), sums)
+    found = quick_norms.measure_each(jnp.stack(leaves).astype(wide), np.arange(4), sums)
     exact = [float(np.hypot(*np.asarray(leaf).astype(float))) for leaf in leaves]
     np.testing.assert_allclose(found, exact, rtol=4 * float(jnp.finfo(wide).eps))
 

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from gradlab.measuring import clipping, histogram, leaf_norms
-from tests.measuring.test_clipping import bits
+from tests.measuring.test_clipping import DTYPES, bits, exact_norm, wide
 
 f32 = jnp.float32
 
@@ -51,6 +51,22 @@ def test_the_monitor_counts_how_often_the_threshold_fired(make: Any) -> None:
     assert (seen.num_steps, seen.num_fired) == (5, 2)
     np.testing.assert_allclose(seen.norm_before, [0.5, 5, 50, 1, 500], rtol=ROUNDING)
     np.testing.assert_allclose(seen.norm_after, [0.5, 5, 5.5, 1, 5.5], rtol=ROUNDING)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.__name__)
+def test_the_norm_behind_a_clip_of_ours_is_tau_to_the_error_of_the_clip(dtype: Any) -> None:
+    rng = np.random.default_rng(11)
+    gradients = [
+        {"W": jnp.asarray(rng.normal(size=(40, 9)) * scale, dtype), "b": jnp.ones(3, dtype)}
+        for scale in (0.01, 1.0, 30.0)
+    ]
+    results, state = steps(clipping.monitor(clipping.clip_by_global_norm(2.0), 3), gradients)
+    seen, u = clipping.record(state), float(jnp.finfo(wide(dtype)).eps) / 2
+    cut = 0 if dtype == wide(dtype) else float(jnp.finfo(dtype).eps)
+    for told, after in zip(seen.norm_after, results, strict=True):
+        true = float(exact_norm(after))
+        assert true * (1 - 8 * u) <= told <= true * (1 + cut) * (1 + 16 * u)
+    assert (seen.norm_after[1:] == 2.0).all()
 
 
 def test_the_share_of_a_starved_layer_is_recorded_and_untouched_by_clipping() -> None:
@@ -135,6 +151,29 @@ def test_a_threshold_that_always_fires_is_the_learning_rate() -> None:
     line = first_line(state)
     assert "fired on 100 % of 3 steps: the threshold is the learning rate" in line
     assert "the median step is 0.05 of what was asked for, a learning rate of 0.005" in line
+
+
+def test_of_two_monitors_each_fault_names_its_own() -> None:
+    wide, narrow = (clipping.monitor(clipping.clip_by_global_norm(tau), 4) for tau in (1e6, 0.1))
+    _, state = steps(optax.chain(wide, narrow, optax.sgd(0.1)), SICK)
+    assert first_line(state).startswith("[1]: fired on 100 % of 5 steps")
+    assert "[0]" not in first_line(state)
+
+
+def test_a_gradient_that_is_all_zero_is_named() -> None:
+    _, state = steps(MONITORED, [{"W": jnp.zeros(3), "b": jnp.zeros(2)}] * 2)
+    assert "no gradient in any step: ['W'], ['b'] (2 in all)" in first_line(state)
+
+
+def test_counts_stay_at_their_largest_number() -> None:
+    last = jnp.iinfo(jnp.int32).max
+    state = MONITORED.init(NAN)
+    state = state._replace(
+        steps=jnp.full(3, last - 1, jnp.int32), wild=jnp.full((2, 2), last - 1, jnp.int32)
+    )
+    for _ in range(2):
+        _, state = jax.jit(MONITORED.update)(NAN, state)
+    assert (state.num_steps, state.num_infinite, state.infinite[0]) == (last, last, last)
 
 
 def test_a_forgotten_head_is_named() -> None:
@@ -235,6 +274,26 @@ def test_a_state_without_a_monitor_is_refused() -> None:
 def test_a_monitor_without_history_is_refused() -> None:
     with pytest.raises(ValueError, match="history is 0; allowed: a whole number of at least 1"):
         clipping.monitor(optax.identity(), 0)
+
+
+def test_leaves_of_any_shape_are_looked_at_again_each_by_itself() -> None:
+    rng = np.random.default_rng(12)
+    leaves = [
+        jnp.asarray(scale * rng.normal(size=shape), dtype)
+        for scale, shape, dtype in (
+            (1e-30, (3000,), "float32"),
+            (1e3, (7, 5), "bfloat16"),
+            (1e30, (), "float32"),
+            (0.0, (0, 4), "float32"),
+            (1e-6, (1024,), "float16"),
+        )
+    ]
+    leaves[1] = leaves[1].at[2, 3].set(jnp.nan)
+    sizes, counts = jax.jit(lambda leaves: leaf_norms.sizes(leaves, f32))(leaves)
+    np.testing.assert_array_equal(counts, [0, 1, 0, 0, 0])
+    expected = [np.linalg.norm(np.asarray(leaf).astype(float).ravel()) for leaf in leaves]
+    # Rows of 1024 squares, whose sums are added up; a root.
+    np.testing.assert_allclose(sizes, expected, rtol=16 * 2.0**-24)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from gradlab.experiment import loading
+from gradlab.measuring import clip_rules
 from gradlab.running import composition
 
 ROOT = Path(__file__).parents[2]
@@ -72,15 +73,20 @@ def outcome(name: str, clip: Clip, leaves: list[Any], tau: float) -> str:
     return str(MATRIX.LETTERS[int(kind)])
 
 
+LIBRARIES = {"TensorFlow": ("tensorflow", tensorflow), "PyTorch": ("torch", torch)}
+
+
+def test_a_model_that_says_so_is_held_against_its_library_here() -> None:
+    held = {name: rule.held for name, rule in clip_rules.RULES.items() if rule.held}
+    assert held.keys() == LIBRARIES.keys()
+    assert all(held[name].startswith(f"{library} ") for name, (library, _) in LIBRARIES.items())
+
+
 @pytest.mark.verify
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(
-    ("name", "library", "clip"),
-    [("TensorFlow", "tensorflow", tensorflow), ("PyTorch", "torch", torch)],
-)
-def test_a_library_does_at_each_input_what_its_model_does(
-    name: str, library: str, clip: Clip
-) -> None:
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_a_library_does_at_each_input_what_its_model_does(name: str) -> None:
+    library, clip = LIBRARIES[name]
     pytest.importorskip(library)
     found = "".join(outcome(name, clip, *given) for given in inputs().values())
     assert found == MATRIX.KNOWN[name][: len(found)]

@@ -97,7 +97,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("study", choices=sorted(STUDIES))
     made.add_argument("experiment", nargs="*", help="names of experiments; all where none is named")
     made.add_argument("--scale", default="smoke", help="the scale of their configs (smoke)")
-    made.add_argument("--minutes", type=float, default=20.0, help="for all together (20); inf")
+    made.add_argument("--minutes", type=float, default=20.0, help="for all together (20), or inf")
     made.add_argument("--seed", type=int, help="to draw the same seeds again; fresh ones without")
     made.add_argument("--results", default="results", help="the folder of the record (results)")
     return made

@@ -29,7 +29,7 @@ PARALLEL := -n auto --dist loadscope --max-worker-restart 0
 MINUTES := 18
 SCALE := smoke
 
-.PHONY: help figures page site docs quick test oldest zoo rivals verify seeds power lint format lock upgrade clean $(EXPERIMENTS)
+.PHONY: help figures page site docs quick test oldest zoo rivals verify long seeds power lint format lock upgrade clean $(EXPERIMENTS)
 
 help:  ## this list
 	@sed -n 's/^\([a-z ]*\):[^#]*## /\1: /p' Makefile | awk -F': ' '{printf "make %-13s %s\n", $$1, $$2}'
@@ -75,9 +75,12 @@ rivals: .venv/ready  ## libraries whose clips the matrix has models of: their ow
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r tests/rivals.lock
 	$(PYTEST) -m verify tests/measuring/test_rivals.py
 
-verify: zoo  ## what is long and need not run each time; its record is results/verify.md
-	$(PYTEST) $(PARALLEL) -m verify --no-loadscope-reorder --minutes $(MINUTES) --record results/verify.md tests docs; status=$$?; \
-		$(MAKE) --no-print-directory --keep-going seeds power && exit $$status
+verify: .venv/ready  ## what is long and need not run each time: `make long seeds power`, within the hour
+	$(MAKE) --no-print-directory --keep-going long seeds power
+
+long: zoo  ## the tests marked verify; their record is results/verify.md
+	$(PYTEST) $(PARALLEL) --no-loadscope-reorder -m verify --minutes $(MINUTES) \
+		--record results/verify.md tests docs
 
 seeds: .venv/ready  ## how often chance breaks each claim, on fresh seeds: results/seeds.md
 	$(BIN)/python -m gradlab.calibration seeds --minutes $(MINUTES) --scale $(SCALE)

@@ -1,4 +1,4 @@
-"""`make verify` ends in time: what it does not come to is skipped, recorded, and first next time."""
+"""`make verify` ends in time: what it does not come to is skipped, recorded, first next time."""
 
 from types import SimpleNamespace
 from typing import Any

@@ -1,8 +1,10 @@
 """Strict arithmetic for every test, and the experiments by name."""
 
+import math
 import re
 import signal
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -23,6 +25,9 @@ from tests.twice import lab
 __all__ = ["lab", "rendering_toy", "toy"]  # fixtures
 
 PROJECT = Path(__file__).parent.parent
+
+START = time.monotonic()
+NOT_REACHED = "not reached"
 
 # A shell that runs the tests in the background makes them, and all that they start, deaf to Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -96,6 +101,26 @@ def taken_together(nodeid: str) -> str:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--record", type=Path, help="write the outcomes with their date to this file")
+    parser.addoption(
+        "--minutes",
+        type=float,
+        default=math.inf,
+        help="skip what has not begun by then; what the record says was skipped comes first",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What the last record was too short of time for is first."""
+    file: Path | None = config.getoption("record")
+    late = not_reached(file.read_text(encoding="utf-8")) if file and file.is_file() else set[str]()
+    items.sort(key=lambda item: item.nodeid not in late)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Nothing begins when the time is over."""
+    if time.monotonic() > START + 60 * item.config.getoption("minutes"):
+        pytest.skip(NOT_REACHED)
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
@@ -104,10 +129,10 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     if file is None:
         return
     rows = [
-        f"| {report.nodeid} | {report.outcome} | {report.duration:.1f} |"
+        row(report)
         for reports in terminalreporter.stats.values()
         for report in reports
-        if getattr(report, "when", "") == "call" or getattr(report, "failed", False)
+        if getattr(report, "when", "") == "call" or getattr(report, "outcome", "passed") != "passed"
     ]
     versions = ", ".join(f"{name} {version(name)}" for name in ("jax", "numpy", "optax"))
     head = (
@@ -115,4 +140,17 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     )
     table = ["| test | outcome | seconds |", "|---|---|---|", *sorted(rows)]
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("\n".join([head, *table, ""]))
+    file.write_text("\n".join([head, *table, ""]), encoding="utf-8")
+
+
+def row(report: Any) -> str:
+    """A test's line in the record."""
+    is_late = report.outcome == "skipped" and NOT_REACHED in str(report.longrepr)
+    outcome = NOT_REACHED if is_late else report.outcome
+    return f"| {report.nodeid} | {outcome} | {getattr(report, 'duration', 0.0):.1f} |"
+
+
+def not_reached(record: str) -> set[str]:
+    """The tests of which a record says that there was no time for them."""
+    cells = (line.strip("| ").rsplit(" | ", 2) for line in record.splitlines())
+    return {found[0] for found in cells if found[1:2] == [NOT_REACHED]}

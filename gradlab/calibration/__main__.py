@@ -71,9 +71,11 @@ def study_each(
     raised, now = False, dict[str, Any]()
     assigned = [
         (known[name], entries[name].found if name in entries else None)
-        for name in records.oldest_first(names, entries)
+        for name in records.in_turn(names, entries)
     ]
-    for name, one in workers.each(study.task, assigned, given.scale, entropy, given.minutes):
+    for name, one, seconds in workers.each(
+        study.task, assigned, given.scale, entropy, given.minutes
+    ):
         if isinstance(one, BaseException):
             raised = True
             sys.stderr.write(f"error: {name} raises {type(one).__name__}: {one}\n")
@@ -81,7 +83,7 @@ def study_each(
         now[name] = one
         # Read again: another process may have recorded another experiment meanwhile.
         entries = records.read(path, study.restored)
-        entries[name] = records.Entry(records.made_now(entropy, given.scale), one)
+        entries[name] = records.Entry(records.made_now(entropy, given.scale, seconds), one)
         entries = {each: entries[each] for each in known if each in entries}
         found = {each: entry.found for each, entry in entries.items()}
         records.write(path, entries, study.record(found), study.page(found), given.study)
@@ -95,7 +97,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("study", choices=sorted(STUDIES))
     made.add_argument("experiment", nargs="*", help="names of experiments; all where none is named")
     made.add_argument("--scale", default="smoke", help="the scale of their configs (smoke)")
-    made.add_argument("--minutes", type=float, default=20.0, help="for all together (20)")
+    made.add_argument("--minutes", type=float, default=20.0, help="for all together (20), or inf")
     made.add_argument("--seed", type=int, help="to draw the same seeds again; fresh ones without")
     made.add_argument("--results", default="results", help="the folder of the record (results)")
     return made

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -90,11 +90,12 @@ def under_mutations(
     seed = next(rehearsal.fresh_seeds(entropy, file.stem))
     standard = mutations.standard()
     calls = calls_traced(one, seed, standard)
-    honest = run_honestly(one, seed)
+    # Compiled only where no program with a pick has an honest run of its own.
+    honest = cache(partial(run_honestly, one, seed))
     draws = calls.keys() & mutations.of_weights(lambda W: W).keys()
     found = by_themselves(standard, calls)
     of_weights = [mutation for mutation in found if draws and len(mutation.sites) > 1]
-    outcomes, smallest = weights(honest, of_weights) if draws else ([], None)
+    outcomes, smallest, broken = weights(one, seed, of_weights) if draws else ([], None, None)
     known = {outcome.key: outcome for outcome in before.outcomes} if before else {}
     others = [mutation for mutation in found if mutation not in of_weights]
     for group in oldest_first(variants.groups(others), known):
@@ -102,10 +103,11 @@ def under_mutations(
         if deadline.is_over:
             outcomes += [known.get(outcome.key, outcome) for outcome in asked]
         else:
-            outcomes += together(honest, group)
+            outcomes += together(one, seed, honest, group)
     tried = {outcome.mutation for outcome in outcomes}
     missing = dict.fromkeys(m.name for m in standard if m.name not in tried)
-    return Power(seed, tuple(sorted(honest.broken)), tuple(outcomes), tuple(missing), smallest)
+    broken = honest().broken if broken is None else broken
+    return Power(seed, tuple(sorted(broken)), tuple(outcomes), tuple(missing), smallest)
 
 
 def site_of(mutation: Mutation) -> str:
@@ -125,13 +127,15 @@ def oldest_first(
     return sorted(found, key=age)
 
 
-def together(honest: Honest, group: Sequence[Mutation]) -> list[Outcome]:
+def together(
+    one: Rehearsal, seed: int, honest: Callable[[], Honest], group: Sequence[Mutation]
+) -> list[Outcome]:
     """The outcome of each mutation, by one program for all of them that can be traced."""
-    one, seed = honest.rehearsal, honest.seed
-    able = [mutation for mutation in group if traces(one, seed, mutation)]
-    found = [alone(honest, mutation) for mutation in group if mutation not in able]
+    whole = traces(one, seed, variants.planted_together(group, lambda: 0))
+    able = [mutation for mutation in group if whole or traces(one, seed, mutation.sites)]
+    found = [alone(honest(), mutation) for mutation in group if mutation not in able]
     if len(able) < 2:
-        return found + [alone(honest, mutation) for mutation in able]
+        return found + [alone(honest(), mutation) for mutation in able]
     with picking(one, lambda picked: variants.planted_together(able, picked)) as arrays:
         # The same program, which may round otherwise than that of an honest run.
         like = run_honestly(one, seed, lambda: arrays(seed, 0))
@@ -148,9 +152,9 @@ def alone(honest: Honest, mutation: Mutation) -> Outcome:
         return honest.outcome(mutation.name, site_of(mutation), lambda: computed(one, seed))
 
 
-def traces(one: Rehearsal, seed: int, mutation: Mutation) -> bool:
-    """Whether the experiment can be traced with it."""
-    with planted(one, mutation.sites):
+def traces(one: Rehearsal, seed: int, sites: Mapping[str, Change]) -> bool:
+    """Whether the experiment can be traced with these wrong functions."""
+    with planted(one, sites):
         try:
             jax.eval_shape(one.experiment.module.compute, one.arguments, jax.random.key(seed))
         except Exception:
@@ -234,20 +238,23 @@ def by_themselves(standard: Sequence[Mutation], calls: Calls) -> list[Mutation]:
 # ---- the weights
 
 
-def weights(honest: Honest, mutated: Sequence[Mutation]) -> tuple[list[Outcome], float]:
+def weights(
+    one: Rehearsal, seed: int, mutated: Sequence[Mutation]
+) -> tuple[list[Outcome], float, frozenset[str]]:
     """The outcomes of weights that are some percent too large, and of the mutations of all weights.
 
-    Then the smallest error of their scale that is noticed. One program serves for all.
+    Then the smallest error of their scale that is noticed, and what the honest run breaks. One
+    program serves for all.
     """
-    with weights_scaled(honest.rehearsal, mutated) as arrays:
-        like = run_honestly(honest.rehearsal, honest.seed, lambda: arrays(honest.seed, 1.0))
+    with weights_scaled(one, mutated) as arrays:
+        like = run_honestly(one, seed, lambda: arrays(seed, 1.0))
 
         def outcome(error: float) -> Outcome:
             name = f"weights {100 * error:g} % too large"
-            return like.outcome(name, "", lambda: arrays(honest.seed, 1 + error))
+            return like.outcome(name, "", lambda: arrays(seed, 1 + error))
 
         outcomes = [outcome(percent / 100) for percent in PERCENT] + [
-            like.outcome(mutation.name, "", partial(arrays, honest.seed, 1.0, pick))
+            like.outcome(mutation.name, "", partial(arrays, seed, 1.0, pick))
             for pick, mutation in enumerate(mutated, 1)
         ]
         smallest = max(
@@ -256,7 +263,7 @@ def weights(honest: Honest, mutated: Sequence[Mutation]) -> tuple[list[Outcome],
             )
             for sign in (1, -1)
         )
-    return outcomes, smallest
+    return outcomes, smallest, like.broken
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """Records of studies in the folder of results: each experiment's is replaced on its own.
 
 So a study may end at any moment and go on later: what it had found stays, with the date, seed and
-scale that it was found at, and whoever was recorded longest ago comes first the next time.
+scale that it was found at, and whoever it did not come to is first the next time.
 """
 
 from __future__ import annotations
@@ -20,12 +20,21 @@ from gradlab.experiment import files
 
 @dataclass(frozen=True)
 class Made:
-    """How a record was made: when (UTC), from which entropy, at which scale, by which jax."""
+    """How a record was made.
+
+    Attributes:
+        date: when (UTC).
+        seed: the entropy of its study.
+        scale: of the config.
+        jax: the version.
+        seconds: that it took; 0 in records that do not say it.
+    """
 
     date: str
     seed: int
     scale: str
     jax: str
+    seconds: float = 0.0
 
 
 class Entry(NamedTuple):
@@ -40,9 +49,9 @@ def now() -> str:
     return f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}"
 
 
-def made_now(seed: int, scale: str) -> Made:
+def made_now(seed: int, scale: str, seconds: float) -> Made:
     """What a record made at this moment says of itself."""
-    return Made(now(), seed, scale, version("jax"))
+    return Made(now(), seed, scale, version("jax"), round(seconds, 1))
 
 
 def path_of(results: Path, study: str, scale: str) -> Path:
@@ -70,9 +79,21 @@ def read(path: Path, restored: Callable[[Mapping[str, Any]], Any]) -> dict[str, 
         ) from error
 
 
-def oldest_first(names: Iterable[str], known: Mapping[str, Entry]) -> list[str]:
-    """The names, those without a record first, then by the age of it."""
-    return sorted(names, key=lambda name: known[name].made.date if name in known else "")
+def in_turn(names: Iterable[str], known: Mapping[str, Entry]) -> list[str]:
+    """The names, those that the latest study did not come to first, then who took least time.
+
+    So a study that was ended goes on where it was, and what short ones leave of their share of the
+    time goes to the long ones.
+    """
+    latest = max((entry.made for entry in known.values()), key=lambda m: m.date, default=None)
+
+    def turn(name: str) -> tuple[bool, float]:
+        if name not in known or latest is None:
+            return False, 0.0
+        made = known[name].made
+        return made.seed == latest.seed, made.seconds
+
+    return sorted(names, key=turn)
 
 
 def write(

@@ -54,22 +54,32 @@ class Count:
 
 @dataclass(frozen=True)
 class Seeds:
-    """One experiment on many seeds: how many, and the count of each claim."""
+    """One experiment on many seeds.
+
+    Attributes:
+        num_seeds: how many.
+        counts: of each claim.
+        draws: whether it uses its seed at all.
+    """
 
     num_seeds: int
     counts: tuple[Count, ...]
+    draws: bool = True
 
 
 def on_fresh_seeds(file: Path, scale: str, entropy: int, seconds: float, before: Any) -> Seeds:
-    """As many fresh seeds of an experiment as its time allows, at least two, each judged."""
+    """As many fresh seeds of an experiment as its time allows, at least two, each judged.
+
+    Of one that draws nothing a single run says all.
+    """
     del before  # other seeds are another sample
     one = rehearsal.prepared(file, scale)
-    deadline, judged = Deadline(seconds), []
-    for seed in islice(rehearsal.fresh_seeds(entropy, file.stem), NUM_SEEDS):
+    deadline, judged, draws = Deadline(seconds), [], one.draws
+    for seed in islice(rehearsal.fresh_seeds(entropy, file.stem), NUM_SEEDS if draws else 1):
         judged.append((seed, one.judged(seed)))
         if deadline.is_over and len(judged) > 1:
             break
-    return Seeds(len(judged), tuple(counts(judged)))
+    return Seeds(len(judged), tuple(counts(judged)), draws)
 
 
 def restored(plain: Mapping[str, Any]) -> Seeds:
@@ -84,7 +94,7 @@ def restored(plain: Mapping[str, Any]) -> Seeds:
         )
         for one in plain["claims"]
     )
-    return Seeds(plain["num_seeds"], tuple(every))
+    return Seeds(plain["num_seeds"], tuple(every), plain.get("draws", True))
 
 
 def counts(judged: Iterable[tuple[int, Sequence[Claim]]]) -> list[Count]:
@@ -139,6 +149,7 @@ def counts_record(found: Mapping[str, Seeds]) -> dict[str, Any]:
         "experiments": {
             name: {
                 "num_seeds": seeds.num_seeds,
+                "draws": seeds.draws,
                 "claims": [asdict(count) | {"p_value": count.p_value} for count in seeds.counts],
             }
             for name, seeds in found.items()
@@ -159,9 +170,8 @@ def counts_page(found: Mapping[str, Seeds]) -> str:
     for name, seeds in found.items():
         failed = sum(count.failed for count in seeds.counts)
         stated = sum(count.made * count.chance for count in seeds.counts)
-        lines.append(
-            f"| {name} | {seeds.num_seeds} | {len(seeds.counts)} | {failed} | {stated:.2g} |"
-        )
+        number = seeds.num_seeds if seeds.draws else "draws nothing"
+        lines.append(f"| {name} | {number} | {len(seeds.counts)} | {failed} | {stated:.2g} |")
     bad = beyond(found)
     lines += ["", "| claim that failed | runs | failures | stated | |", "|---|--:|--:|--:|---|"]
     for name, seeds in found.items():

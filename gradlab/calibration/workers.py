@@ -2,8 +2,8 @@
 
 A process that ends takes its compiled programs with it. All together take a given time, however
 many there are: each has the same share of what is left, so that what one leaves goes to the rest.
-This is where it is decided that `make verify` ends within the hour: more experiments make each
-share smaller, and what does not fit into it is left for the next time (records).
+This is where it is decided that both studies of `make verify` end in time: more experiments make
+each share smaller, and what does not fit into it is left for the next time (records).
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def each(
     scale: str,
     entropy: int,
     minutes: float,
-) -> Iterator[tuple[str, Any]]:
-    """The name of each experiment and what `task` found, or raised, in the order in which they end.
+) -> Iterator[tuple[str, Any, float]]:
+    """The name of each experiment, what `task` found or raised, and its seconds, as they end.
 
     Args:
         task: what is to be done with each file.
@@ -51,7 +51,7 @@ def each(
     """
     count = min(len(assigned), os.cpu_count() or 1)
     end, waiting = time.monotonic() + 60 * minutes, list(assigned)
-    running: dict[Future[Any], str] = {}
+    running: dict[Future[Any], tuple[str, float]] = {}
     spawn = multiprocessing.get_context("spawn")  # a fork would inherit the threads of jax
     with ProcessPoolExecutor(count, spawn, max_tasks_per_child=1) as pool:
         while waiting or running:
@@ -59,7 +59,8 @@ def each(
                 share = (end - time.monotonic()) * count / (len(waiting) + len(running))
                 file, before = waiting.pop(0)
                 given = file, scale, entropy, max(share, 0.0), before
-                running[pool.submit(task, *given)] = file.stem
+                running[pool.submit(task, *given)] = file.stem, time.monotonic()
             ended, _ = wait(running, return_when=FIRST_COMPLETED)
             for done in ended:
-                yield running.pop(done), done.exception() or done.result()
+                name, start = running.pop(done)
+                yield name, done.exception() or done.result(), time.monotonic() - start

@@ -34,8 +34,8 @@ def worth_of(results: Path, name: str) -> Worth:
     """What the records in a folder of results say about one experiment."""
     outcomes: tuple[tuple[str, str, str, str], ...] = ()
     sentences, made = [], ""
-    for study, told in (("power", _power), ("seeds", _seeds)):
-        path = results / f"{study}.json"
+    for record_of, told in (("power", _power), ("seeds", _seeds), ("seeds_full", _at_full_scale)):
+        path = results / f"{record_of}.json"
         if not path.is_file():
             continue
         try:
@@ -43,7 +43,7 @@ def worth_of(results: Path, name: str) -> Worth:
             if (one := record["experiments"].get(name)) is None:
                 continue
             sentences += told(one)
-            if study == "power":
+            if record_of == "power":
                 date, scale = one["made"]["date"], one["made"]["scale"]
                 made = f"{date.partition(' ')[0]}, scale={scale}, seed={one['seed']}"
                 outcomes = tuple(map(_row, one["outcomes"]))
@@ -96,12 +96,22 @@ def _scale(smallest: Any) -> list[str]:
 
 def _seeds(one: Mapping[str, Any]) -> list[str]:
     """How often chance breaks a claim, as stated and as seen."""
+    if not one.get("draws", True):
+        return ["It draws nothing: chance breaks no claim."]
+    return [f"By chance a claim fails {_stated_and_seen(one)}."]
+
+
+def _at_full_scale(one: Mapping[str, Any]) -> list[str]:
+    """The same at full scale, which fewer seeds are drawn at."""
+    return [f"At full scale {_stated_and_seen(one)}."] if one.get("draws", True) else []
+
+
+def _stated_and_seen(one: Mapping[str, Any]) -> str:
     claims = one["claims"]
     stated = sum(float(claim["chance"]) for claim in claims)
     failed, runs = sum(int(claim["failed"]) for claim in claims), int(one["num_seeds"])
     text = f"at most once in {1 / stated:,.0f} runs" if stated else "never"
-    seen = f"{failed} failure{'' if failed == 1 else 's'} on {runs} fresh seeds"
-    return [f"By chance a claim fails {text}: {seen}."]
+    return f"{text}: {failed} failure{'' if failed == 1 else 's'} on {runs} fresh seeds"
 
 
 def _row(outcome: Mapping[str, Any]) -> tuple[str, str, str, str]:

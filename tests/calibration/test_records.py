@@ -1,6 +1,7 @@
 """A record keeps what each experiment's last study found, whatever became of the others."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,9 +31,14 @@ def test_another_scale_has_a_record_of_its_own(tmp_path: Path) -> None:
     assert {path.name for path in paths} == {"power.json", "power_full.json", "power_huge.json"}
 
 
-def test_who_has_no_record_comes_first_and_then_who_was_recorded_longest_ago() -> None:
+def test_who_the_latest_study_did_not_come_to_is_first_and_then_who_took_least_time() -> None:
     known = {"a": Entry(NEW, None), "b": Entry(OLD, None)}
-    assert records.oldest_first(["a", "b", "c"], known) == ["c", "b", "a"]
+    assert records.in_turn(["a", "b", "c"], known) == ["b", "c", "a"]
+    assert records.in_turn(["a", "b"], {}) == ["a", "b"]
+
+    took = {"a": 3.0, "b": 1.0, "c": 2.0}
+    whole = {name: Entry(replace(NEW, seconds=seconds), None) for name, seconds in took.items()}
+    assert records.in_turn(whole, whole) == ["b", "c", "a"]
 
 
 @pytest.mark.parametrize("content", ["", "[1]", "{}", '{"experiments": {"a": {"made": {}}}}'])

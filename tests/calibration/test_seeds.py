@@ -60,6 +60,8 @@ def test_as_many_failures_as_stated_are_no_contradiction_and_far_more_are() -> N
         ("wrong", "d"),
     ]
     assert "| wrong: c | 200 | 12 | 0.01 | more often than stated |" in seeds.counts_page(found)
+    still = {"still": Seeds(1, (Count("a", 1, 0, 0.0),), draws=False)}
+    assert "| still | draws nothing | 1 | 0 | 0 |" in seeds.counts_page(still)
 
 
 @pytest.mark.slow
@@ -80,7 +82,7 @@ def test_the_record_of_a_project_names_its_seed_and_holds_every_claim(
 
 
 def test_what_a_record_says_is_what_was_recorded() -> None:
-    found = Seeds(9, (Count("a", 9, 1, 0.25, (6,)), Count("b", 2, 0, 0.0)))
+    found = Seeds(9, (Count("a", 9, 1, 0.25, (6,)), Count("b", 2, 0, 0.0)), draws=False)
     plain = json.loads(json.dumps(seeds.counts_record({"toy": found})))["experiments"]["toy"]
 
     assert seeds.restored(plain) == found

@@ -19,9 +19,9 @@ def told(
 @pytest.mark.slow
 def test_each_file_has_a_process_and_a_share_and_all_shares_fit_into_the_time() -> None:
     names = ["a", "b", "c", "d"]
-    found = dict(
-        workers.each(told, [(Path(name), name.upper()) for name in names], "smoke", 7, 1.0)
-    )
+    assigned = [(Path(name), name.upper()) for name in names]
+    ended = list(workers.each(told, assigned, "smoke", 7, 1.0))
+    found = {name: one for name, one, _ in ended}
     count = min(len(names), os.cpu_count() or 1)
 
     assert sorted(found) == names
@@ -31,6 +31,7 @@ def test_each_file_has_a_process_and_a_share_and_all_shares_fit_into_the_time() 
     assert len({found[name][3] for name in names}) == len(names)
     shares = [found[name][2] for name in names]
     assert 0 < shares[0] <= 60 * count / len(names)
+    assert all(0 < seconds < 60 for _, _, seconds in ended)
     assert max(shares) <= 60  # of what is left, the last of them has all
 
 

@@ -54,6 +54,8 @@ SEEDS = {
 def test_a_card_tells_what_its_claims_are_worth(lab: Path) -> None:
     (lab / "results" / "power.json").write_text(json.dumps(POWER))
     (lab / "results" / "seeds.json").write_text(json.dumps(SEEDS))
+    full = {"num_seeds": 9, "draws": True, "claims": [{"chance": 1e-3, "failed": 0}]}
+    (lab / "results" / "seeds_full.json").write_text(json.dumps({"experiments": {"plain": full}}))
     page = index(lab)
     text = words(page)
 
@@ -61,9 +63,19 @@ def test_a_card_tells_what_its_claims_are_worth(lab: Path) -> None:
     assert "Not: a layer more (jacobians.product)." in text
     assert "a layer less: it is of no account." in text
     assert "By chance a claim fails at most once in 10,000 runs: 1 failure on 200 fresh" in text
+    assert "At full scale at most once in 1,000 runs: 0 failures on 9 fresh seeds." in text
     assert "wrong at a time (2026-01-02, scale=smoke, seed=7)" in text
     assert "the loss halvedtraining.losschanges nothing" in text
     assert "<script>window.hacked" not in page
+
+
+def test_a_card_tells_that_nothing_is_drawn(lab: Path) -> None:
+    still = {"num_seeds": 1, "draws": False, "claims": [{"chance": 0.0, "failed": 0}]}
+    for record in ("seeds", "seeds_full"):
+        path = lab / "results" / f"{record}.json"
+        path.write_text(json.dumps({"experiments": {"plain": still}}))
+
+    assert words(index(lab)).count("It draws nothing: chance breaks no claim.") == 1
 
 
 @pytest.mark.parametrize("content", ["", "[1]", "{", '{"experiments": {"plain": {"claims": 3}}}'])

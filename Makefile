@@ -84,7 +84,7 @@ verify: .venv/ready  ## what is long and need not run each time: `make long seed
 	$(MAKE) --no-print-directory --keep-going long seeds power
 
 long: zoo  ## the tests marked verify; their record is results/verify.md
-	$(PYTEST) $(PARALLEL) --no-loadscope-reorder -m verify --minutes $(MINUTES) \
+	$(PYTEST) $(PARALLEL) -m verify --minutes $(MINUTES) \
 		--record results/verify.md tests docs
 
 seeds: .venv/ready  ## how often chance breaks each claim, on fresh seeds: results/seeds.md

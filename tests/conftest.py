@@ -81,17 +81,6 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return scheduler
 
 
-@pytest.hookimpl(trylast=True)  # of what is to run
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The workers begin with what has slow tests, then most tests: none waits long at the end."""
-    if not hasattr(config, "workerinput"):
-        return
-    scopes = {item: taken_together(item.nodeid) for item in items}
-    slow = Counter(scope for item, scope in scopes.items() if item.get_closest_marker("slow"))
-    held = Counter(scopes.values())
-    items.sort(key=lambda item: (-slow[scopes[item]], -held[scopes[item]], scopes[item]))
-
-
 def taken_together(nodeid: str) -> str:
     """What goes to one worker with this test, read from its name: no mark need reach it."""
     file, _, test = nodeid.partition("::")
@@ -109,11 +98,28 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.hookimpl(trylast=True)  # of what is to run
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What the last record was too short of time for is first."""
+    """What the last record was too short of time for is first.
+
+    Then workers begin with what has slow tests, then most tests: none waits long at the end.
+    """
     file: Path | None = config.getoption("record")
     late = not_reached(file.read_text(encoding="utf-8")) if file and file.is_file() else set[str]()
-    items.sort(key=lambda item: item.nodeid not in late)
+    scopes = {item: taken_together(item.nodeid) for item in items}
+    if not hasattr(config, "workerinput"):
+        items.sort(key=lambda item: item.nodeid not in late)
+        return
+    slow = Counter(scope for item, scope in scopes.items() if item.get_closest_marker("slow"))
+    held, missed = Counter(scopes.values()), {taken_together(nodeid) for nodeid in late}
+    items.sort(
+        key=lambda item: (
+            scopes[item] not in missed,
+            -slow[scopes[item]],
+            -held[scopes[item]],
+            scopes[item],
+        )
+    )
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -43,8 +43,15 @@ class Anatomy:
 
 
 def starred(name: str) -> str:
-    """The name of a role: numbers in a path are stars."""
-    return re.sub(r"(?<![A-Za-z0-9_])\d+(?![A-Za-z0-9_])", "*", name)
+    """The name of a role: numbers in a path are stars.
+
+    So are those that Flax puts behind the name of a block, `encoderblock_3`, but not behind that of
+    a layer's class: `Dense_0` and `Dense_1` of one block are two roles.
+    """
+    *modules, leaf = re.sub(r"(?<![A-Za-z0-9_])\d+(?![A-Za-z0-9_])", "*", name).split(".")
+    own = modules[-1:] if modules and re.match(r"[A-Z]|.*/", modules[-1]) else []
+    outer = modules[: len(modules) - len(own)]
+    return ".".join([*(re.sub(r"(?<=_)\d+$", "*", word) for word in outer), *own, leaf])
 
 
 def read(program: Program, names: Sequence[str], first_param: int, data: set[int]) -> Anatomy:

@@ -93,6 +93,15 @@ class Facts:
             groups[starred(name), (*weights.shape, behind.get(name, 0))].append(name)
         return dict(groups)
 
+    def of_logits(self) -> set[str]:
+        """The roles that make attention's logits alone: queries and keys."""
+        return {
+            starred(self.layers[i].name)
+            for softmax in self.anatomy.softmaxes
+            for i in set(softmax.layers) - set(softmax.weighed)
+            if softmax.use == "attention"
+        }
+
     def pattern(self, name: str) -> str:
         """The role of a parameter, if all of that role have its size, or else its name.
 

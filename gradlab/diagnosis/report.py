@@ -90,7 +90,7 @@ def _law(facts: Facts, k: int) -> str:
     name = laws.named_draw(
         weights.std, weights.kurtosis, weights.size, (layer.fan_in, layer.fan_out), facts.z
     )
-    return name or laws.shape_of(weights.kurtosis, weights.size, facts.z)
+    return name or laws.shape_of(weights, facts.z)
 
 
 def _exp(log: float) -> float:

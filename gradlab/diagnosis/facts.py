@@ -149,6 +149,8 @@ def _activation_name(layer: Layer, kind: Any) -> str:
     phi = anatomies.function(layer)
     if phi is None:
         return ""
+    if np.issubdtype(kind.dtype, np.complexfloating):
+        return "?"
     values = []
     for start in range(0, len(_GRID), max(math.prod(kind.shape), 1)):
         part = _GRID[start : start + math.prod(kind.shape)]

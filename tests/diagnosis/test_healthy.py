@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import gradlab as gl
-from gradlab.diagnosis import anatomy, entries, laws
+from gradlab.diagnosis import anatomy, door, entries, laws
 
 SQUARE = 12
 
@@ -39,6 +39,40 @@ def drawn(seed: int, *shape: int) -> jax.Array:
 )  # fmt: skip
 def test_numbers_of_blocks_are_stars_and_those_of_classes_are_not(name: str, role: str) -> None:
     assert anatomy.starred(name) == role
+
+
+SLOPE = jnp.float32(0.7)
+
+
+@pytest.mark.parametrize(
+    "phi",
+    [
+        lambda h: jax.nn.leaky_relu(h, 0.9),
+        lambda h: jnp.where(h > 0, h, SLOPE * h),
+        jax.nn.elu,
+        jax.nn.selu,
+        jax.nn.celu,
+        jax.nn.hard_swish,
+        jax.nn.mish,
+        lambda h: jnp.square(jax.nn.relu(h)),
+    ],
+)
+def test_an_activation_is_read_with_its_numbers(phi: Any) -> None:
+    params = [drawn(k, SQUARE, SQUARE) for k in range(2)]
+    h = jnp.linspace(-3, 3, 4 * SQUARE).reshape(4, SQUARE)
+
+    def function(params: Any, x: jax.Array) -> jax.Array:
+        return phi(x @ params[0]) @ params[1]
+
+    leaves, treedef = jax.tree.flatten(h)
+    subject = door.opened((params, function))
+    first, _ = anatomy.of_loss(subject, leaves, treedef, lambda m, b: jnp.mean(m(b))).layers
+    found = anatomy.function(first)
+
+    assert found is not None
+    np.testing.assert_allclose(found(h), phi(h), rtol=1e-6)
+    slopes = [jax.jvp(f, (h,), (jnp.ones_like(h),))[1] for f in (found, phi)]
+    np.testing.assert_allclose(*slopes, rtol=1e-6)
 
 
 def attended(params: Any, batch: Any) -> jax.Array:

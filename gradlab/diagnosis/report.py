@@ -21,6 +21,12 @@ WIDTH = 100
 _MOST_ALIKE = 4
 
 _HEAD = ("layer", "law of weights", "σ_w", "phi", "input", "output", "gradient", "share", "flat")
+_LEGEND = (
+    "σ_w: √(inputs of a unit) times the weights' root mean square; phi: the activation; input, "
+    "output: root mean squares before and behind the weights; gradient: norm of the loss's "
+    "gradient by that output; share: of the squared gradient norm of all weights; flat: units that "
+    "pass no gradient on this batch"
+)
 _WIDTHS = (30, 16, 6, 11, 8, 8, 9, 7, 5)
 
 
@@ -132,9 +138,10 @@ def _finding(finding: Finding, k: int) -> Iterator[str]:
     )
     if finding.remedy is not None:
         remedy = finding.remedy
-        yield from _wrapped(f"   remedy, measured: {remedy}", "   ")
+        words = " and ".join(change.words for change in remedy.changes)
+        yield from _wrapped(f"   remedy, measured: {remedy}: {words}", "   ")
         yield from _wrapped(
-            f"   {number(remedy.before)} -> {number(remedy.after)}; on another batch "
+            f"   with it: {number(remedy.before)} -> {number(remedy.after)}; on another batch "
             f"{number(remedy.before_other)} -> {number(remedy.after_other)}; loss "
             f"{number(remedy.loss_before)} -> {number(remedy.loss_after)}",
             "   ",
@@ -175,7 +182,8 @@ def _table(audit: Any) -> Iterator[str]:
             continue
         yield _line(row.cells)
     if left_out:
-        yield f"... and {left_out} layers alike the ones shown; audit.layers has all of them"
+        yield f"... and {left_out} layers like the ones shown; audit.layers has all of them"
+    yield from _wrapped(_LEGEND, "")
 
 
 def _line(cells: Sequence[str]) -> str:
@@ -215,6 +223,7 @@ def fragment(audit: Any) -> str:
     return (
         f"<h2>{title}</h2><ol>{found}</ol><h3>Checked and fine</h3><ul>{fine}</ul>"
         f"{_drawing(audit.layers)}<table><tr>{head}</tr>{body}</table>"
+        f"<p><small>{html.escape(_LEGEND)}</small></p>"
     )
 
 

@@ -90,7 +90,7 @@ def attended(params: Any, batch: Any) -> jax.Array:
 def test_set_numbers_learnt_queries_and_drawn_weights_are_no_findings() -> None:
     width = 16
     blocks = [
-        {"decay": jnp.linspace(2.0, 5.0, width), "w": drawn(k, width, width)} for k in range(4)
+        {"decay": jnp.linspace(2.0, 5.0, width), "w": drawn(k, width, width)} for k in range(3)
     ]
     names = ("query", "key", "value")
     params = {

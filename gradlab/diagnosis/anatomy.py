@@ -45,13 +45,14 @@ class Anatomy:
 def starred(name: str) -> str:
     """The name of a role: numbers in a path are stars.
 
-    So are those that Flax puts behind the name of a block, `encoderblock_3`, but not behind that of
-    a layer's class: `Dense_0` and `Dense_1` of one block are two roles.
+    So is that which Flax puts behind the name of a block, `encoderblock_3`. Behind a class,
+    `Dense_1`, and inside a block that has a number, `conv_1`, it tells one role from another.
     """
     *modules, leaf = re.sub(r"(?<![A-Za-z0-9_])\d+(?![A-Za-z0-9_])", "*", name).split(".")
-    own = modules[-1:] if modules and re.match(r"[A-Z]|.*/", modules[-1]) else []
-    outer = modules[: len(modules) - len(own)]
-    return ".".join([*(re.sub(r"(?<=_)\d+$", "*", word) for word in outer), *own, leaf])
+    words = [re.sub(r"(?<=_)\d+$", "*", word) for word in modules]
+    if modules and ("*" in "".join(words[:-1]) or re.match(r"[A-Z]|.*/", modules[-1])):
+        words[-1] = modules[-1]
+    return ".".join([*words, leaf])
 
 
 def read(program: Program, names: Sequence[str], first_param: int, data: set[int]) -> Anatomy:

@@ -261,10 +261,16 @@ def _whole_model(facts: Facts, told: set[str]) -> Iterator[Verdict]:
 
 def _is_product(makers: dict[int, Step], value: int) -> bool:
     """Whether a weight is a product of parameters, as queries of learnt states are."""
-    made = makers.get(value)
-    return made is not None and (
-        made.name in PRODUCTS or any(_is_product(makers, v) for v in made.reads)
-    )
+    front, seen = [value], set[int]()
+    while front:
+        made = makers.get(front.pop())
+        if made is None or made.outputs[0] in seen:
+            continue
+        if made.name in PRODUCTS:
+            return True
+        seen.add(made.outputs[0])
+        front += made.reads
+    return False
 
 
 def _is_transposed(layer: Layer, by: float, error: float, power: float) -> bool:

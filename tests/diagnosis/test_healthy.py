@@ -32,6 +32,7 @@ def drawn(seed: int, *shape: int) -> jax.Array:
         ("params.encoderblock_3.MlpBlock_0.Dense_1.kernel",
          "params.encoderblock_*.MlpBlock_*.Dense_1.kernel"),
         ("params.layers_11.kernel", "params.layers_*.kernel"),
+        ("blocks.3.conv_1.weight", "blocks.*.conv_1.weight"),
         ("params.Dense_1.bias", "params.Dense_1.bias"),
         ("mlp/~/linear_1.w", "mlp/~/linear_1.w"),
         ("conv2d.w_1", "conv2d.w_1"),

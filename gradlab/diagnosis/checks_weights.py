@@ -19,6 +19,9 @@ from gradlab.diagnosis.program import Step
 from gradlab.diagnosis.verdicts import Verdict
 
 
+_BY_FAN_IN = ("LeCun", "He", "PyTorch default")
+
+
 def finite_weights(facts: Facts) -> Iterator[Verdict]:
     """A weight that is nan or inf."""
     groups = {name: alike for alike in facts.alike().values() for name in alike}
@@ -284,6 +287,12 @@ def _is_depth_scaling(log_ratio: float, num_branches: int) -> bool:
     return any(abs(log_ratio + math.log(n) / 2) < 0.05 for n in usual if n > 1)
 
 
+def _is_draw(log_ratio: float) -> bool:
+    """Whether a log ratio is that of two usual laws, 1/√2 or 1/√3: depth scaling of 2 or 3."""
+    first, *others = (d.std for d in laws.draws(1, 1) if d.name in _BY_FAN_IN)
+    return any(abs(abs(log_ratio) - abs(math.log(other / first))) < 0.05 for other in others)
+
+
 def role_levels(facts: Facts) -> dict[str, tuple[float, float]]:
     """By role, the log of its matrices' standard deviation, and of √fan_in times it: medians."""
     roles: dict[str, list[tuple[float, float]]] = defaultdict(list)
@@ -339,7 +348,7 @@ def scaled_matrix(facts: Facts) -> Iterator[Verdict]:
         for role, last in _inner_roles(facts, run).items():
             if role not in relative or role in only_logits:
                 continue
-            has = _is_depth_scaling(relative[role], num)
+            has = _is_depth_scaling(relative[role], num) and not _is_draw(relative[role])
             is_on_last = any(_is_depth_scaling(relative.get(other, 0.0), num) for other in last)
             wrong, ratio = has and not is_on_last, math.exp(relative[role])
             moved = [changes.scale(role, 1 / ratio), *(changes.scale(r, ratio) for r in last)]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import gradlab as gl
-from gradlab.diagnosis import anatomy, door, entries, laws
+from gradlab.diagnosis import anatomy, checks_weights, door, entries, laws
 
 SQUARE = 12
 
@@ -158,3 +158,8 @@ def test_complex_states_are_measured_by_their_modulus() -> None:
     # The root of a mean of 192 squares, each rounded a few times.
     assert row.output == pytest.approx(float(expected), rel=1e-5)
     assert found.findings == []
+
+
+@pytest.mark.parametrize(("num", "is_draw"), [(2, True), (3, True), (4, False), (12, False)])
+def test_a_half_of_a_complex_matrix_is_no_depth_scaling(num: int, is_draw: bool) -> None:
+    assert checks_weights._is_draw(-np.log(num) / 2) is is_draw

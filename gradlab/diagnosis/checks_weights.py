@@ -18,7 +18,6 @@ from gradlab.diagnosis.layers import Layer
 from gradlab.diagnosis.program import Step
 from gradlab.diagnosis.verdicts import Verdict
 
-
 _BY_FAN_IN = ("LeCun", "He", "PyTorch default")
 
 

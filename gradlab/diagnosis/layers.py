@@ -156,7 +156,8 @@ def _pre_activation(reader: Reader, value: int) -> tuple[int, tuple[int, ...], M
 
 def _activation(reader: Reader, pre: int) -> tuple[tuple[Step, ...], int | None]:
     """The steps from a pre-activation to its activation, elementwise and of it alone."""
-    inside, steps = {pre}, []
+    inside = {pre}
+    steps: list[Step] = []
     shape = reader.program.types[pre].shape
     for k in _later(reader, pre):
         step = reader.program.steps[k]

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 import jax
+import jax.numpy as jnp
 
 from gradlab.diagnosis.program import Program, Step
 
@@ -97,7 +98,7 @@ def _is_key(program: Program, value: int) -> bool:
     """Whether an input is a key of random numbers, typed or raw."""
     kind = program.types[value]
     raw = str(kind.dtype) == "uint32" and kind.shape[-1:] == (2,)
-    return raw or jax.dtypes.issubdtype(kind.dtype, jax.dtypes.prng_key)
+    return raw or jnp.issubdtype(kind.dtype, jax.dtypes.prng_key)
 
 
 def bits(mask: int) -> Iterator[int]:

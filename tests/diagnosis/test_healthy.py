@@ -74,7 +74,7 @@ def test_an_activation_is_read_with_its_numbers(phi: Any) -> None:
     assert found is not None
     np.testing.assert_allclose(found(h), phi(h), rtol=1e-6)
     slopes = [jax.jvp(f, (h,), (jnp.ones_like(h),))[1] for f in (found, phi)]
-    np.testing.assert_allclose(*slopes, rtol=1e-6)
+    np.testing.assert_allclose(slopes[0], slopes[1], rtol=1e-6)
 
 
 def attended(params: Any, batch: Any) -> jax.Array:

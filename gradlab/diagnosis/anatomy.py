@@ -43,8 +43,16 @@ class Anatomy:
 
 
 def starred(name: str) -> str:
-    """The name of a role: numbers in a path are stars."""
-    return re.sub(r"(?<![A-Za-z0-9_])\d+(?![A-Za-z0-9_])", "*", name)
+    """The name of a role: numbers in a path are stars.
+
+    So is that which Flax puts behind the name of a block, `encoderblock_3`. Behind a class,
+    `Dense_1`, and inside a block that has a number, `conv_1`, it tells one role from another.
+    """
+    *modules, leaf = re.sub(r"(?<![A-Za-z0-9_])\d+(?![A-Za-z0-9_])", "*", name).split(".")
+    words = [re.sub(r"(?<=_)\d+$", "*", word) for word in modules]
+    if modules and ("*" in "".join(words[:-1]) or re.match(r"[A-Z]|.*/", modules[-1])):
+        words[-1] = modules[-1]
+    return ".".join([*words, leaf])
 
 
 def read(program: Program, names: Sequence[str], first_param: int, data: set[int]) -> Anatomy:

@@ -197,7 +197,8 @@ class Audit:
         return report.text(self)
 
     def __repr__(self) -> str:
-        return f"<audit of {len(self._plan.anatomy.layers)} layers: {len(self.findings)} findings>"
+        num = len(self._plan.anatomy.layers)
+        return f"<audit of {num} layers: {report.counted(self.findings)}>"
 
     def _repr_html_(self) -> str:
         return report.fragment(self)

@@ -44,9 +44,24 @@ class Change:
         return f'gl.{self.call}("{self.pattern}", {self.value:.4g}{law})'
 
     @property
+    def words(self) -> str:
+        """What is done, in words."""
+        return _WORDS[self.call].format(self.pattern, f"{self.value:.4g}", self.law)
+
+    @property
     def of_program(self) -> bool:
         """Whether an operation is changed, and no parameter."""
         return self.call in {"straight_through", "guard", "multiply", "single_stream"}
+
+
+_WORDS = {
+    "scale": "multiply {0} by {1}",
+    "fill": "set {0} to {1}",
+    "redraw": "draw {0} again, {2}, with standard deviation {1}",
+    "scale_loss": "multiply the loss by {1}, and divide its gradient by that again",
+    "straight_through": "let the gradient pass {0}",
+    "guard": "let no {0} read less than {1}",
+}
 
 
 def scale(pattern: str, factor: float) -> Change:

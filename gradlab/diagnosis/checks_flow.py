@@ -87,10 +87,14 @@ def gain_over_time(facts: Facts) -> Iterator[Verdict]:
     phi' is 1 at most, so that chi is at most sigma_w² a step; gates and residual sums keep a state
     in another way. Exploding is measured, since phi saturates.
     """
-    anatomy, gradients = facts.anatomy, facts.measured.layers["log_gradient"]
+    anatomy = facts.anatomy
+    gradients = facts.measured.layers.get("log_gradient", np.zeros(0))
     summed = {i for residual in anatomy.residuals for i in residual.layers}
     for name, times in _times(facts).items():
         if anatomy.gates or summed & set(times) or len(times) < 3:
+            continue
+        # A derivative inside the loss uses a weight both ways round.
+        if len({facts.layers[k].out_axes for k in times}) > 1:
             continue
         if times[1] not in _fed(facts, times[0]):
             continue
@@ -327,8 +331,14 @@ def gradient_jump(facts: Facts) -> Iterator[Verdict]:
     for k, layer in enumerate(facts.layers):
         groups[starred(layer.name), uses[layer.name]].append(k)
         uses[layer.name] += 1
+    # What arrives at queries and keys is as large as tokens differ, which depth does not rule.
+    of_logits = facts.of_logits()
     for (role, _), members in groups.items():
-        if len(members) < 3 or len({facts.layers[k].name for k in members}) < 3:
+        if (
+            role in of_logits
+            or len(members) < 3
+            or len({facts.layers[k].name for k in members}) < 3
+        ):
             continue
         rows = np.array([facts.of_layer("log_gradient", k) for k in members])
         finite = rows[np.isfinite(rows)]

@@ -11,10 +11,14 @@ import numpy as np
 
 from gradlab.diagnosis import changes, laws
 from gradlab.diagnosis.anatomy import starred
+from gradlab.diagnosis.dependence import PRODUCTS
 from gradlab.diagnosis.entries import Weights
 from gradlab.diagnosis.facts import Facts, streams
 from gradlab.diagnosis.layers import Layer
+from gradlab.diagnosis.program import Step
 from gradlab.diagnosis.verdicts import Verdict
+
+_BY_FAN_IN = ("LeCun", "He", "PyTorch default")
 
 
 def finite_weights(facts: Facts) -> Iterator[Verdict]:
@@ -65,12 +69,16 @@ def copies(facts: Facts) -> Iterator[Verdict]:
 
 def same_entries(facts: Facts) -> Iterator[Verdict]:
     """Layers that were drawn from one key: the entries of each are those of another."""
+    # Numbers that are set, as decay rates and scales, are equal by right; matrices are drawn.
+    products = {layer.name for layer in facts.layers}
+    products |= {facts.anatomy.names[p] for p in facts.anatomy.embedded}
     twins: dict[str, dict[str, str]] = defaultdict(dict)
     for names in facts.alike().values():
         first: dict[Weights, str] = {}
         for name in names:
             weights = facts.weights[name]
-            if weights.std > 0 and weights.finite and min(weights.shape) > 1:
+            is_drawn = name in products and weights.zeros < 0.5  # an identity is not
+            if is_drawn and weights.std > 0 and weights.finite and min(weights.shape) > 1:
                 twin = first.setdefault(weights, name)
                 if twin != name:
                     twins[_head(name)][name] = twin
@@ -94,7 +102,8 @@ def same_entries(facts: Facts) -> Iterator[Verdict]:
 def _head(name: str) -> str:
     """A path up to its first number: `blocks.3` of `blocks.3.proj.weight`."""
     words = name.split(".")
-    numbers = [k for k, word in enumerate(words) if word.isdigit()]
+    pairs = zip(words, starred(name).split("."), strict=True)
+    numbers = [k for k, (word, role) in enumerate(pairs) if word != role]
     return ".".join(words[: numbers[0] + 1]) if numbers else name
 
 
@@ -108,19 +117,32 @@ def alike(facts: Facts) -> Iterator[Verdict]:
         told |= set(names)
         rows = [_level(facts.weights[name]) for name in names]
         errors = [_error(facts.weights[name]) for name in names]
-        found = laws.outliers(rows, errors, facts.z)
+        is_drawn = num_axes > 1 or _are_constant([facts.weights[name] for name in names])
+        least = laws.SAME if is_drawn else math.log(laws.MOST_TRAINED)
+        found = laws.outliers(rows, errors, facts.z, least)
         for k, name in enumerate(names):
             if math.isnan(rows[k]):
                 continue
-            yield _against(facts, name, rows[k], found.get(k, rows[k]), errors[k], num_axes)
+            yield _against(facts, name, rows[k], found.get(k, rows[k]), errors[k], num_axes, least)
     yield from _whole_model(facts, told)
 
 
+def _are_constant(alike: list[Weights]) -> bool:
+    """Whether most of some vectors are one number each, as norms' scales are: these have a law."""
+    return 2 * sum(w.std <= laws.SAME * abs(w.mean) for w in alike) > len(alike)
+
+
 def _against(
-    facts: Facts, name: str, level: float, law: float, error: float, num_axes: int
+    facts: Facts,
+    name: str,
+    level: float,
+    law: float,
+    error: float,
+    num_axes: int,
+    least: float = laws.SAME,
 ) -> Verdict:
     measured, expected = math.exp(level), math.exp(law)
-    width = max(1.5 * facts.z * error, laws.SAME)
+    width = max(1.5 * facts.z * error, least)
     change: tuple[changes.Change, ...] = ()
     if level != law:
         if measured == 0 and num_axes >= 2:
@@ -163,7 +185,7 @@ def shape(facts: Facts) -> Iterator[Verdict]:
         rows = {n: facts.weights[n] for n in names if len(facts.weights[n].shape) > 1}
         if len(rows) < 3:
             continue
-        kinds = [laws.shape_of(w.kurtosis, w.size, facts.z) for w in rows.values()]
+        kinds = [laws.shape_of(w, facts.z) for w in rows.values()]
         usual = max(laws.SHAPES, key=kinds.count)
         expected, _ = laws.SHAPES[usual]
         off = {
@@ -171,6 +193,8 @@ def shape(facts: Facts) -> Iterator[Verdict]:
             for n, w in rows.items()
             if w.std > 0 and abs(w.kurtosis - expected) > laws.shape_error(usual, w.size, facts.z)
         }
+        # Without a name, as after some training, it is odd where no bound or tail is alike.
+        off = {n for n in off if laws.shape_of(rows[n], facts.z) or _is_far(rows[n], expected)}
         for (name, weights), kind in zip(rows.items(), kinds, strict=True):
             is_odd = name in off and len(off) <= len(rows) / 3 <= kinds.count(usual)
             error = laws.shape_error(usual, weights.size, facts.z)
@@ -185,6 +209,11 @@ def shape(facts: Facts) -> Iterator[Verdict]:
                 f"largest {_sigmas(weights):.3g} standard deviations); its alike's are {usual}.",
                 (changes.redraw(name, weights.std, usual),) if is_odd else (),
             )
+
+
+def _is_far(weights: Weights, expected: float) -> bool:
+    """Whether a kurtosis is less than half, or more than twice what is expected: a convention."""
+    return not expected / 2 <= weights.kurtosis <= 2 * expected
 
 
 def _sigmas(weights: Weights) -> float:
@@ -228,11 +257,30 @@ def _whole_model(facts: Facts, told: set[str]) -> Iterator[Verdict]:
 
 def without_alike(facts: Facts, told: set[str]) -> dict[str, Layer]:
     """The inner layers by name, of four or more, but those that have been told of already."""
-    inner = [layer for layer in facts.layers[1:-1] if layer.name in facts.weights]
+    makers = {v: step for step in facts.anatomy.program.steps for v in step.outputs}
+    inner = [
+        layer
+        for layer in facts.layers[1:-1]
+        if layer.name in facts.weights and not _is_product(makers, layer.weight)
+    ]
     by_name = {layer.name: layer for layer in inner if facts.weights[layer.name].size >= 64}
     if len(by_name) < 4:
         return {}
     return {name: layer for name, layer in by_name.items() if name not in told}
+
+
+def _is_product(makers: dict[int, Step], value: int) -> bool:
+    """Whether a weight is a product of parameters, as queries of learnt states are."""
+    front, seen = [value], set[int]()
+    while front:
+        made = makers.get(front.pop())
+        if made is None or made.outputs[0] in seen:
+            continue
+        if made.name in PRODUCTS:
+            return True
+        seen.add(made.outputs[0])
+        front += made.reads
+    return False
 
 
 def _is_transposed(layer: Layer, by: float, error: float, power: float) -> bool:
@@ -244,6 +292,12 @@ def _is_depth_scaling(log_ratio: float, num_branches: int) -> bool:
     """Whether a log ratio is that of 1/√n, for the branches, the blocks, or twice the branches."""
     usual = (num_branches, num_branches / 2, 2 * num_branches)
     return any(abs(log_ratio + math.log(n) / 2) < 0.05 for n in usual if n > 1)
+
+
+def _is_draw(log_ratio: float) -> bool:
+    """Whether a log ratio is that of two usual laws, 1/√2 or 1/√3: depth scaling of 2 or 3."""
+    first, *others = (d.std for d in laws.draws(1, 1) if d.name in _BY_FAN_IN)
+    return any(abs(abs(log_ratio) - abs(math.log(other / first))) < 0.05 for other in others)
 
 
 def role_levels(facts: Facts) -> dict[str, tuple[float, float]]:
@@ -293,12 +347,7 @@ def scaled_matrix(facts: Facts) -> Iterator[Verdict]:
     """Depth scaling on a matrix that is not its branch's last one, which has none."""
     relative = relative_levels(facts)
     # A factor of queries and keys is one of logits alone (1/√d in T5, Raffel et al. 2020).
-    only_logits = {
-        starred(facts.layers[i].name)
-        for softmax in facts.anatomy.softmaxes
-        for i in set(softmax.layers) - set(softmax.weighed)
-        if softmax.use == "attention"
-    }
+    only_logits = facts.of_logits()
     for run in streams(facts.anatomy):
         if len(run) < 4:
             continue
@@ -306,7 +355,7 @@ def scaled_matrix(facts: Facts) -> Iterator[Verdict]:
         for role, last in _inner_roles(facts, run).items():
             if role not in relative or role in only_logits:
                 continue
-            has = _is_depth_scaling(relative[role], num)
+            has = _is_depth_scaling(relative[role], num) and not _is_draw(relative[role])
             is_on_last = any(_is_depth_scaling(relative.get(other, 0.0), num) for other in last)
             wrong, ratio = has and not is_on_last, math.exp(relative[role])
             moved = [changes.scale(role, 1 / ratio), *(changes.scale(r, ratio) for r in last)]

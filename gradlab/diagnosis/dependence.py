@@ -6,6 +6,9 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator
 
+import jax
+import jax.numpy as jnp
+
 from gradlab.diagnosis.program import Program, Step
 
 RESHAPING = {
@@ -33,6 +36,8 @@ class Reader:
         self.users: dict[int, list[int]] = defaultdict(list)
         self.roots: dict[int, frozenset[int]] = {p: frozenset([p]) for p in self.params}
         self.before: dict[int, int] = dict.fromkeys(data, 0)  # steps behind a value, as bits
+        keys = {v for v in data if _is_key(program, v)}
+        self.noise = keys  # values that depend on the batch by its keys alone
         self.linear = 0  # the products of a weight and a state, as bits
         for k, step in enumerate(program.steps):
             self._read(k, step)
@@ -42,8 +47,12 @@ class Reader:
             self.users[value].append(k)
         stated = [value for value in step.reads if value in self.before]
         roots = frozenset().union(*(self.roots.get(v, frozenset()) for v in step.reads))
+        is_noise = bool(stated) and self.noise.issuperset(stated)
         for output in step.outputs:
             self.maker[output] = k
+            if is_noise:
+                self.noise.add(output)
+                self.roots[output] = roots
             if stated:
                 bits = 1 << k
                 for value in stated:
@@ -51,12 +60,18 @@ class Reader:
                 self.before[output] = bits
             elif roots:
                 self.roots[output] = roots
-        if step.name in PRODUCTS and len(stated) == 1 and self.weight_of(step) is not None:
+        weight = self.weight_of(step) if step.name in PRODUCTS else None
+        if weight is not None and [v for v in stated if v != weight]:
             self.linear |= 1 << k
 
     def weight_of(self, step: Step) -> int | None:
-        """The weight among the two operands of a product, or None."""
+        """The weight among the two operands of a product, or None.
+
+        One that is drawn anew for each batch, as a Bayesian network's, is a weight beside a state.
+        """
         weights = [v for v in step.reads if v not in self.before and self.roots.get(v)]
+        if not weights and len(step.reads) == 2:
+            weights = [v for v in step.reads if v in self.noise and self.roots.get(v)]
         return weights[0] if len(weights) == 1 else None
 
     def step(self, value: int) -> Step | None:
@@ -83,6 +98,13 @@ class Reader:
 def is_doubled(step: Step) -> bool:
     """Whether a step adds a value to itself."""
     return step.name in {"add", "add_any"} and len(step.reads) == 2 == 1 + len(set(step.reads))
+
+
+def _is_key(program: Program, value: int) -> bool:
+    """Whether an input is a key of random numbers, typed or raw."""
+    kind = program.types[value]
+    raw = str(kind.dtype) == "uint32" and kind.shape[-1:] == (2,)
+    return raw or jnp.issubdtype(kind.dtype, jax.dtypes.prng_key)
 
 
 def bits(mask: int) -> Iterator[int]:

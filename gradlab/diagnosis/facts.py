@@ -93,6 +93,15 @@ class Facts:
             groups[starred(name), (*weights.shape, behind.get(name, 0))].append(name)
         return dict(groups)
 
+    def of_logits(self) -> set[str]:
+        """The roles that make attention's logits alone: queries and keys."""
+        return {
+            starred(self.layers[i].name)
+            for softmax in self.anatomy.softmaxes
+            for i in set(softmax.layers) - set(softmax.weighed)
+            if softmax.use == "attention"
+        }
+
     def pattern(self, name: str) -> str:
         """The role of a parameter, if all of that role have its size, or else its name.
 
@@ -140,6 +149,8 @@ def _activation_name(layer: Layer, kind: Any) -> str:
     phi = anatomies.function(layer)
     if phi is None:
         return ""
+    if np.issubdtype(kind.dtype, np.complexfloating):
+        return "?"
     values = []
     for start in range(0, len(_GRID), max(math.prod(kind.shape), 1)):
         part = _GRID[start : start + math.prod(kind.shape)]

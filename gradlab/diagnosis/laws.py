@@ -23,6 +23,10 @@ MOST_DROWNED = 10.0
 """A parameter may be ten times as large as the state that it is added to: a hundredth of the mean
 square still depends on the input. A convention."""
 
+MOST_TRAINED = 10.0
+"""Biases that have been trained, or drawn, may differ ten times in size from layer to layer: no law
+says how far they move. A convention, as MOST_DROWNED is."""
+
 SAME = 0.1
 """Two scales that differ by less than 10 % are one law: by less than any two laws' own (truncated
 at two sigma or not: 12 %)."""
@@ -142,6 +146,9 @@ def named_draw(std: float, kurtosis: float, size: int, fans: tuple[int, int], z:
 SHAPES = {"normal": (3.0, 24.0), "uniform": (1.8, 3.84), "truncated": (2.3655, 6.0)}
 """The kurtosis of each distribution, and `size` times the variance of its estimate."""
 
+_BOUNDS = {"uniform": math.sqrt(3), "truncated": 2 / math.sqrt(ensembles.TRUNCATED_VARIANCE)}
+"""The largest entry in standard deviations, where a distribution has a bound."""
+
 LONGEST_MEMORY = 1e4
 """Steps of a loop: a convention, longer than any that is trained through."""
 
@@ -155,10 +162,18 @@ def shape_error(name: str, size: int, z: float) -> float:
     return 1.5 * z * math.sqrt(SHAPES[name][1] / max(size, 1)) + 0.02
 
 
-def shape_of(kurtosis: float, size: int, z: float) -> str:
-    """The distribution that has this kurtosis within its sampling error, or ''."""
+def shape_of(weights: Weights, z: float) -> str:
+    """The distribution of an array's entries, by kurtosis and bound within their errors, or ''.
+
+    After training a kurtosis is any number, and bounds are passed: no name then.
+    """
     for name, (value, variance) in SHAPES.items():
-        if abs(kurtosis - value) < z * math.sqrt(variance / max(size, 1)) + 0.02:
+        error = z * math.sqrt(variance / max(weights.size, 1)) + 0.02
+        bound = _BOUNDS.get(name, math.inf) * weights.std
+        # The error of an estimated standard deviation, and a 16-bit format's rounding.
+        spare = 1 + z * standard_error(value, weights.size) + 0.01
+        off = max(weights.largest - abs(weights.mean), 0.0)
+        if abs(weights.kurtosis - value) < error and off <= bound * spare:
             return name
     return ""
 
@@ -206,11 +221,14 @@ def held_norms(logs: Sequence[float] | np.ndarray, z: float) -> dict[int, tuple[
 # ---- alike layers
 
 
-def outliers(levels: Sequence[float], errors: Sequence[float], z: float) -> dict[int, float]:
+def outliers(
+    levels: Sequence[float], errors: Sequence[float], z: float, least: float = SAME
+) -> dict[int, float]:
     """Members whose log scale is not that of their alike, to the log scale that it should be.
 
     The others must keep one law within their errors: a constant, or a power of the depth (as
     1/√layer is). Where more than a third do not, there is no law to keep, as in a trained model.
+    What is off by less than `least` is not among them.
     """
     rows, errors_of = np.asarray(levels, float), np.asarray(errors, float)
     if len(rows) < 3:
@@ -226,7 +244,7 @@ def outliers(levels: Sequence[float], errors: Sequence[float], z: float) -> dict
         found = {int(k): float(law[k]) for k in np.flatnonzero(off)}
         if len(found) <= len(rows) / 3 and (best is None or len(found) < len(best)):
             best = found
-    return {k: law for k, law in (best or {}).items() if not abs(rows[k] - law) <= SAME}
+    return {k: law for k, law in (best or {}).items() if not abs(rows[k] - law) <= least}
 
 
 def _fits(rows: np.ndarray) -> list[np.ndarray]:

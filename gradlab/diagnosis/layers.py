@@ -156,15 +156,17 @@ def _pre_activation(reader: Reader, value: int) -> tuple[int, tuple[int, ...], M
 
 def _activation(reader: Reader, pre: int) -> tuple[tuple[Step, ...], int | None]:
     """The steps from a pre-activation to its activation, elementwise and of it alone."""
-    inside, steps = {pre}, []
+    inside = {pre}
+    steps: list[Step] = []
     shape = reader.program.types[pre].shape
     for k in _later(reader, pre):
         step = reader.program.steps[k]
         if not _is_elementwise(step) or reader.program.types[step.outputs[0]].shape != shape:
             continue
-        if all(v in inside or _is_number(reader, v) for v in step.reads):
+        numbers = [_filled(reader, v) for v in step.reads if v not in inside]
+        if all(made is not None for made in numbers):
             inside.update(step.outputs)
-            steps.append(step)
+            steps += [*(made for made in numbers if made is not None), step]
     used = [v for v in inside if any(reader.program.steps[k] not in steps for k in reader.users[v])]
     if len(used) != 1 or used[0] == pre:
         return (), None
@@ -193,9 +195,10 @@ def _later(reader: Reader, value: int) -> Iterator[int]:
             front += reader.users[reader.program.steps[k].outputs[0]]
 
 
-def _is_number(reader: Reader, value: int) -> bool:
-    """Whether a value is neither state nor weight and has no entries that differ: a constant."""
-    return value not in reader.before and not reader.roots.get(value) and reader.size(value) == 1
+def _filled(reader: Reader, value: int) -> Step | None:
+    """The step that fills an array with one literal number, or None: the 0 of an elu's `where`."""
+    step = reader.step(value)
+    return step if step is not None and step.name == "broadcast_in_dim" and not step.reads else None
 
 
 def _is_elementwise(step: Step) -> bool:

@@ -21,7 +21,7 @@ from gradlab.diagnosis import anatomy as anatomies
 from gradlab.diagnosis.anatomy import Anatomy
 from gradlab.diagnosis.layers import Layer
 from gradlab.diagnosis.program import evaluate
-from gradlab.measuring.leaf_norms import log_norm, spread
+from gradlab.measuring import leaf_norms
 from gradlab.theory import attention
 
 Numbers = dict[str, np.ndarray]
@@ -290,10 +290,26 @@ def _median(gradient: Array, batch_size: int | None) -> Array:
     return jnp.median(norms) + jnp.log(jnp.sqrt(jnp.asarray(batch_size, wide.dtype)))
 
 
+def log_norm(x: Array) -> Array:
+    """The log of the Euclidean norm; -inf for zeros."""
+    return leaf_norms.log_norm(_modulus(x))
+
+
+def spread(x: Array) -> Array:
+    """The relative variance of the squared entries."""
+    return leaf_norms.spread(_modulus(x))
+
+
 def log_rms(x: Array) -> Array:
     """The log of the root of the mean square; -inf for zeros."""
     return log_norm(x) - jnp.log(jnp.asarray(max(x.size, 1), _wide(x).dtype)) / 2
 
 
 def _wide(x: Array) -> Array:
+    x = _modulus(x)
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _modulus(x: Array) -> Array:
+    """The array, or the moduli of a complex one, as a diagonal recurrence's states are."""
+    return jnp.abs(x) if jnp.iscomplexobj(x) else x

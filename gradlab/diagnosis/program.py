@@ -97,7 +97,12 @@ class _Writer:
 
     def program(self, closed: ClosedJaxpr) -> Program:
         inputs = [self._new(v.aval) for v in (*closed.jaxpr.constvars, *closed.jaxpr.invars)]
-        (output,) = self._write(closed.jaxpr, inputs)
+        # A captured number is a literal, as the slope of an activation.
+        given: list[int | Constant] = [*inputs]
+        for k, constant in enumerate(closed.consts):
+            if not jnp.ndim(constant) and jnp.issubdtype(constant.dtype, jnp.inexact):
+                given[k] = Constant(constant)
+        (output,) = self._write(closed.jaxpr, given)
         steps = tuple(_needed(self.steps, output))
         return Program(
             steps, tuple(self.types), len(inputs), output, tuple(closed.consts), tuple(self.closed)
@@ -129,6 +134,8 @@ class _Writer:
             if self._may_open(eqn, given):
                 return self._loop(eqn.params, given)
             self.closed.append(f"a loop of {eqn.params['length']} steps")
+        if name == "convert_element_type" and isinstance(given[0], Constant):
+            return [Constant(jnp.asarray(given[0].value, eqn.outvars[0].aval.dtype))]
         outputs = tuple(self._new(v.aval) for v in eqn.outvars)
         self.steps.append(Step(name, tuple(given), outputs, _runner(eqn), eqn.params))
         return outputs

@@ -21,6 +21,12 @@ WIDTH = 100
 _MOST_ALIKE = 4
 
 _HEAD = ("layer", "law of weights", "σ_w", "phi", "input", "output", "gradient", "share", "flat")
+_LEGEND = (
+    "σ_w: √(inputs of a unit) times the weights' root mean square; phi: the activation; input, "
+    "output: root mean squares before and behind the weights; gradient: norm of the loss's "
+    "gradient by that output; share: of the squared gradient norm of all weights; flat: units that "
+    "pass no gradient on this batch"
+)
 _WIDTHS = (30, 16, 6, 11, 8, 8, 9, 7, 5)
 
 
@@ -90,7 +96,7 @@ def _law(facts: Facts, k: int) -> str:
     name = laws.named_draw(
         weights.std, weights.kurtosis, weights.size, (layer.fan_in, layer.fan_out), facts.z
     )
-    return name or laws.shape_of(weights.kurtosis, weights.size, facts.z)
+    return name or laws.shape_of(weights, facts.z)
 
 
 def _exp(log: float) -> float:
@@ -112,10 +118,16 @@ def text(audit: Any) -> str:
     return "\n".join([*_verdict(audit), "", *_fine(audit), "", *_table(audit)])
 
 
+def counted(findings: Sequence[Finding]) -> str:
+    """How many findings there are, in words."""
+    num = len(findings)
+    return "no finding" if not num else "1 finding" if num == 1 else f"{num} findings"
+
+
 def _verdict(audit: Any) -> Iterator[str]:
-    num = len(audit.findings)
-    what = "no finding" if not num else "1 finding" if num == 1 else f"{num} findings"
-    yield f"{what} in {len(audit.layers)} layers; loss {audit.loss:.4g}"
+    num = len(audit.layers)
+    where = "1 layer" if num == 1 else f"{num} layers"
+    yield f"{counted(audit.findings)} in {where}; loss {audit.loss:.4g}"
     for k, finding in enumerate(audit.findings, 1):
         yield ""
         yield from _finding(finding, k)
@@ -124,25 +136,30 @@ def _verdict(audit: Any) -> Iterator[str]:
 
 def _finding(finding: Finding, k: int) -> Iterator[str]:
     yield from _wrapped(f"{k}. {finding.layer}: {finding.kind}", "   ")
-    yield from _wrapped("   " + finding.cause, "   ")
+    for sentence in _sentences(finding):
+        yield from _wrapped(f"   {sentence}", "   ")
+
+
+def _sentences(finding: Finding) -> Iterator[str]:
+    """What is said of a finding below its name."""
+    yield finding.cause
     low, high = finding.interval
     allowed = f"{number(low)} to {number(high)}"
-    yield from _wrapped(
-        f"   measured {number(finding.measured)}, allowed {allowed} ({finding.law})", "   "
-    )
-    if finding.remedy is not None:
-        remedy = finding.remedy
-        yield from _wrapped(f"   remedy, measured: {remedy}", "   ")
-        yield from _wrapped(
-            f"   {number(remedy.before)} -> {number(remedy.after)}; on another batch "
+    yield f"measured {number(finding.measured)}, allowed {allowed} ({finding.law})"
+    remedy = finding.remedy
+    if remedy is None:
+        yield "no remedy: nothing that was tried helps"
+    else:
+        words = " and ".join(change.words for change in remedy.changes)
+        yield f"remedy, measured: {remedy}: {words}"
+        yield (
+            f"with it: {number(remedy.before)} -> {number(remedy.after)}; on another batch "
             f"{number(remedy.before_other)} -> {number(remedy.after_other)}; loss "
-            f"{number(remedy.loss_before)} -> {number(remedy.loss_after)}",
-            "   ",
+            f"{number(remedy.loss_before)} -> {number(remedy.loss_after)}"
         )
-    for other in finding.follows[:6]:
-        yield from _wrapped(f"   follows from it: {other.layer}: {other.kind}", "     ")
+    yield from (f"follows from it: {one.layer}: {one.kind}" for one in finding.follows[:6])
     if len(finding.follows) > 6:
-        yield f"   and {len(finding.follows) - 6} more"
+        yield f"and {len(finding.follows) - 6} more"
 
 
 def _wrapped(line: str, indent: str) -> list[str]:
@@ -181,7 +198,8 @@ def _table(audit: Any) -> Iterator[str]:
             continue
         yield _line(row.cells)
     if left_out:
-        yield f"... and {left_out} layers alike the ones shown; audit.layers has all of them"
+        yield f"... and {left_out} layers like the ones shown; audit.layers has all of them"
+    yield from _wrapped(_LEGEND, "")
 
 
 def _line(cells: Sequence[str]) -> str:
@@ -218,14 +236,16 @@ def fragment(audit: Any) -> str:
     found = "".join(map(_finding_html, audit.findings))
     fine = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in audit.fine)
     title = html.escape(next(_verdict(audit)))
+    left_out = "".join(f"<p>left out: {html.escape(what)}</p>" for what in audit.left_out)
     return (
-        f"<h2>{title}</h2><ol>{found}</ol><h3>Checked and fine</h3><ul>{fine}</ul>"
+        f"<h2>{title}</h2><ol>{found}</ol>{left_out}<h3>Checked and fine</h3><ul>{fine}</ul>"
         f"{_drawing(audit.layers)}<table><tr>{head}</tr>{body}</table>"
+        f"<p><small>{html.escape(_LEGEND)}</small></p>"
     )
 
 
 def _finding_html(finding: Finding) -> str:
-    lines = [html.escape(line.strip()) for line in _finding(finding, 0)][1:]
+    lines = map(html.escape, _sentences(finding))
     title = html.escape(f"{finding.layer}: {finding.kind}")
     return f"<li><b>{title}</b><br>{'<br>'.join(lines)}</li>"
 

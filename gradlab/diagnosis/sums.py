@@ -49,7 +49,7 @@ def shifts_of(reader: Reader, first: int) -> Iterator[Shift]:
             of_gates |= _alone(reader, step.reads[0])
     for k in bits(wanted & ~of_gates):
         step = steps[k]
-        state = [v for v in step.reads if v in reader.before]
+        state = [v for v in step.reads if v in reader.before and v not in reader.noise]
         added = [v for v in step.reads if v not in reader.before and reader.roots.get(v)]
         if step.name in {"add", "add_any"} and len(state) == len(added) == 1:
             params = tuple(sorted(p - first for p in reader.roots[added[0]]))

@@ -37,7 +37,7 @@ KINDS = {
         Kind(
             "gain",
             "weights have the right size for their activation",
-            "|sum log chi| <= 6: Schoenholz et al. 2017",
+            "over all layers a gradient changes e³ = 20 times at most: Schoenholz et al. 2017",
         ),
         Kind(
             "flat",

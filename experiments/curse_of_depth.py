@@ -64,7 +64,7 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         "distance": gl.named(distance, at, long_name="|(J - I) u|²/|u|² of a block"),
         **{name: gl.named(part, "variant block") for name, part in law._asdict().items()},
         "added": gl.named(jnp.mean(added, axis=-1), "draw variant", long_name="over its mean"),
-        "entries": gl.named(entries, "draw matrix power", long_name="of K, V, W_1 and W_2"),
+        "entries": gl.named(entries, "draw matrix moment", long_name="of K, V, W_1 and W_2"),
         "norm": gl.named(norm, "draw", long_name="a norm's mean or square, off"),
         "first_move": gl.named(first_move, "run variant", long_name="of the read-out's weights"),
         "first_slope": gl.named(slope, "run variant", long_name="rms of their gradient"),
@@ -103,7 +103,7 @@ def start(cfg: Config, key: jax.Array) -> tuple[jax.Array, ...]:
     x, u = (jax.random.normal(key, (cfg.num_tokens, cfg.width)) for key in (key_x, key_u))
     x, u = gl.transformer.layer_norm(x), u.ravel()
     seen = jax.lax.map(lambda gain: looked_at(weights, gain, x, u), gains(cfg.depth))
-    entries = jnp.stack([*map(gl.ensembles.entry_moments, weights[1:])])
+    entries = jnp.stack([*map(gl.ensembles.realised, weights[1:])])
     return seen, entries, gl.one_layer.norm_error(x)
 
 
@@ -221,7 +221,7 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     sentence = "and so are the last of the smaller network, before and after its training"
     yield below(sentence, deep, 0.0, SUN, over="run")
     eps = float(np.finfo(data.square.dtype).eps)
-    yield gl.claim.normal(data.entries, LAW)
+    yield gl.claim.weights(data.entries, LAW)
     sentence, sums = "a norm leaves the mean 0 and the mean square 1", 4 * data.attrs["width"]
     yield gl.claim.everywhere(sentence, data.norm, 0.0, NORM, rounding_of_sums=sums * eps)
     yield gl.claim.everywhere(

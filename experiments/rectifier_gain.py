@@ -56,11 +56,7 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     lost = jnp.sum(jnp.log(he / cfg.deviation))
     nats = {"units": "nats a layer"}
     return {
-        "moment": gl.named(list(gl.ensembles.MOMENTS), "moment"),
-        "drawn": gl.named(drawn, "draw variance moment", long_name="of weights, times powers of n"),
-        "drawn_law": gl.named(
-            gl.theory.products.weight_moments(cfg.variance, 0.0), "variance moment"
-        ),
+        "entries": gl.named(drawn, "draw variance moment", long_name="moments of W √n"),
         "rate": gl.named(rate, "draw slope variance", long_name="growth of log |Jv|²", **nats),
         "rate_law": gl.named(law, "slope variance", long_name="its mean at this width", **nats),
         "critical": gl.named(2 / (1 + cfg.slope**2), "slope", long_name="n Var W of gain 1"),
@@ -201,8 +197,7 @@ def headline(data: xr.Dataset) -> Iterator[gl.Headline]:
 
 def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     """The weights, the gain, what training makes of it, and the convolutions."""
-    sentence = "the weights are normal of the n Var W that is said, each layer's drawn by itself"
-    yield gl.claim.mean(sentence, data.drawn, data.drawn_law, HE)
+    yield gl.claim.weights(data.entries, HE, variance=data.variance)
     data = data.isel(draw=np.isfinite(data.rate).all(("slope", "variance")).values)
     yield gl.claim.mean(
         "a layer multiplies |Jv|² by n Var W (1 + a²)/2, less what the width takes, in log",

@@ -219,11 +219,8 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     # Only a product that grows has no entry below the range while the norm is within it.
     early = (rescaled < ends.earliest) & (data.exponent + np.log(data.sigma_w) > 0)
     if early.any():
-        yield gl.claim.everywhere(
-            "what rounding ends before the range does, it ends at the same layer, rescaled or not",
-            *(plain, rescaled, EXACT),
-            where=early,
-        )
+        same = "what rounding ends before the range does, it ends there, rescaled or not"
+        yield gl.claim.everywhere(same, plain, rescaled, EXACT, where=early)
     units = np.array([gl.theory.scalar.FORMATS[str(name)].unit for name in data.format.values])
     if (long := units <= 2.0**-24).any():
         yield gl.claim.equal(

@@ -42,7 +42,7 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     """The realised variances, and what is left of the gradient with its laws, by library."""
     key_draws, key_few = jax.random.split(key)
     entries, left = gl.grid.over_draws(lambda key: one(cfg, key), key_draws, cfg.num_draws)
-    few = [short(cfg, gl.activations.PHI[name], key_few) for name in cfg.activation]
+    few = [few_layers(cfg, gl.activations.PHI[name], key_few) for name in cfg.activation]
     ways = jax.tree.map(lambda *rows: jnp.stack(rows), *few)._asdict()
     laws = [law(cfg, gl.activations.PHI[name]) for name in cfg.activation]
     by_library = "library activation depth"
@@ -95,12 +95,13 @@ def one(cfg: Config, key: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jnp.stack(entries, 1), jnp.stack([left(name) for name in cfg.activation], 1)
 
 
-def short(cfg: Config, phi: gl.activations.Activation, key: jax.Array) -> gl.certificate.BothWays:
-    """A row and two norms by two paths, of so few layers that rounding hides no wrong step."""
-    depth, n, (key_x, key_v, key_W) = min(8, max(cfg.depth)), cfg.width, jax.random.split(key, 3)
-    model = gl.initialisers.chain(key_W, depth, n, phi, cfg.library[0])
-    x, v = gl.ensembles.inputs(key_x, n, 1.0), jax.random.normal(key_v, (n,))
-    return gl.certificate.both_ways(model, x, v)
+def few_layers(cfg: Config, phi: gl.activations.Activation, key: jax.Array) -> Any:
+    """A row and two norms by two paths, of a few layers of the first library."""
+
+    def drawn(key: jax.Array, depth: int) -> gl.chain.Chain:
+        return gl.initialisers.chain(key, depth, cfg.width, phi, cfg.library[0])
+
+    return gl.certificate.of_few_layers(key, drawn, cfg.width, max(cfg.depth))
 
 
 def law(cfg: Config, phi: gl.activations.Activation) -> tuple[jax.Array, ...]:

@@ -73,7 +73,7 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         "log_tokens": gl.named(jnp.log(1.0 * jnp.array(cfg.num_tokens)), "num_tokens"),
         "square": gl.named(sizes, "draw gain head", long_name="mean square of the logits"),
         "largest": gl.named(largest, "draw gain head", long_name="largest |logit|"),
-        "entries": gl.named(entries, "draw matrix power", long_name="of W_q and W_k"),
+        "entries": gl.named(entries, "draw matrix moment", long_name="of W_q and W_k"),
         "norm": gl.named(norm, "draw", long_name="the norm's mean square, off"),
         "square_law": gl.named(jnp.stack([cfg.gain**4, cfg.gain**0], -1), "gain law_head"),
         "critical": gl.named(theory.critical_std(most), "", long_name="s_c at the most tokens"),
@@ -103,7 +103,7 @@ def heads(key: jax.Array, cfg: Config) -> tuple[jax.Array, ...]:
         logits = jnp.stack([plain, product(rooted(q), rooted(k)), capped(plain, cfg.cap)])
         return jnp.mean(logits**2, (1, 2)), jnp.max(jnp.abs(logits), (1, 2))
 
-    entries = jnp.stack([gl.ensembles.entry_moments(W) for W in (W_q, W_k)])
+    entries = jnp.stack([gl.ensembles.realised(W) for W in (W_q, W_k)])
     return *jax.lax.map(one, cfg.gain), entries, jnp.max(jnp.abs(jnp.mean(x**2, -1) - 1))
 
 
@@ -211,7 +211,7 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
         *(known, data.square_law, HEAD),
         rounding=4 * data.attrs["width"] * eps * data.square_law,
     )
-    yield gl.claim.normal(data.entries, HEAD)
+    yield gl.claim.weights(data.entries, HEAD)
     sentence, sums = "a norm leaves the mean square 1", 4 * data.attrs["width"]
     yield gl.claim.everywhere(sentence, data.norm, 0.0, NORM, rounding_of_sums=sums * eps)
     normed, cap = np.sqrt(data.attrs["head_size"]), data.attrs["cap"]

@@ -67,7 +67,7 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         "later": gl.named(later, "draw way learning_rate layer width", long_name="log change"),
         "step": gl.named(change[:, 7::3, 3], "draw way width", long_name="log rms, hidden weights"),
         "step_law": gl.named(jnp.log(jnp.array(rates)), "way width", long_name="log of their rate"),
-        "entries": gl.named(entries, "draw matrix power width", long_name="of all three"),
+        "entries": gl.named(entries, "draw matrix moment width", long_name="of all three"),
         "law": gl.named(jnp.array(law).reshape(shape[1:-1]), "rule way moved layer"),
         "loss": gl.named(loss, "draw way width_trained learning_rate", units="nats"),
     }
@@ -115,7 +115,7 @@ def moves(key: jax.Array, cfg: Config, n: int, rows: jax.Array) -> Any:
             cfg.num_steps,
         )
 
-    entries = [gl.ensembles.entry_moments(W) for W in drawn(key_W, n, jnp.ones(()))]
+    entries = [gl.ensembles.realised(W) for W in drawn(key_W, n, jnp.ones(()))]
     return jax.lax.map(one, rows), jnp.stack(entries)
 
 
@@ -220,7 +220,7 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
         *(gl.estimate.log_slopes(data.start), xr.DataArray([0.0, -0.5], dims="way"), LAW),
         examples_over_the_width=width,
     )
-    yield gl.claim.normal(data.entries, LAW)
+    yield gl.claim.weights(data.entries, LAW)
     rounding = 64 * float(np.finfo(data.step.dtype).eps) * (1 + np.abs(data.step_law))
     sentence = "a step by the sign moves the hidden weights by their rate, at every width"
     yield gl.claim.everywhere(sentence, data.step, data.step_law, LAW, rounding=rounding)

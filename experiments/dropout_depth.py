@@ -66,7 +66,7 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         "correlation_law": gl.named(jnp.stack(laws), "activation keep layer"),
         "square": gl.named(square, by, long_name="mean square over its mean"),
         "product": gl.named(product, by, long_name="mean product less its mean"),
-        "entries": gl.named(entries[:, 0, 0], "draw power", long_name="of W's, standardised"),
+        "entries": gl.named(entries[:, 0, 0], "draw moment", long_name="of W's, standardised"),
         "xi_critical": gl.named(jnp.stack(power), "activation rate", units="layers"),
         "xi_law": gl.named(scales[:-1], "keep sigma_w", units="layers"),
         "xi_without": gl.named(scales[-1], "sigma_w", units="layers"),
@@ -144,7 +144,7 @@ def passes(cfg: Config, key: jax.Array, keep: jax.Array, edge: Edge) -> tuple[ja
         product = sigma_w**2 * jnp.mean(x[0] * x[1]) + sigma_b**2
         squares, made = jnp.mean(after**2, axis=1), jnp.mean(after[0] * after[1])
         ratios = jnp.mean(squares) / square, (made - product) / square
-        seen = made / jnp.sqrt(squares[0] * squares[1]), *ratios, gl.ensembles.entry_moments(W)
+        seen = made / jnp.sqrt(squares[0] * squares[1]), *ratios, gl.ensembles.realised(W)
         return after, seen
 
     start = jnp.broadcast_to(jnp.sqrt(q) * jax.random.normal(key_input, shape[1:]), shape)
@@ -209,7 +209,7 @@ def headline(data: xr.Dataset) -> Iterator[gl.Headline]:
 
 def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     """What one layer does, in the mean; where passes end; the scale's power of the rate."""
-    yield gl.claim.normal(data.entries, MASKS)
+    yield gl.claim.weights(data.entries, MASKS)
     sentence = "dropout divides what a layer adds to the mean square by keep, exactly"
     yield gl.claim.mean(sentence, data.square, 1.0, MASKS)
     sentence = "and leaves the mean product of two passes as it is, exactly"

@@ -41,21 +41,23 @@ class Config:
 def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     """The realised variances, and what is left of the gradient with its laws, by library."""
     key_draws, key_few = jax.random.split(key)
-    realised, left = gl.grid.over_draws(lambda key: one(cfg, key), key_draws, cfg.num_draws)
-    few = [short(cfg, gl.activations.PHI[name], key_few) for name in cfg.activation]
+    entries, left = gl.grid.over_draws(lambda key: one(cfg, key), key_draws, cfg.num_draws)
+    few = [few_layers(cfg, gl.activations.PHI[name], key_few) for name in cfg.activation]
     ways = jax.tree.map(lambda *rows: jnp.stack(rows), *few)._asdict()
     laws = [law(cfg, gl.activations.PHI[name]) for name in cfg.activation]
     by_library = "library activation depth"
     gain, expected, beyond = (jnp.stack(part, 1) for part in zip(*laws, strict=True))
     defaults = [gl.initialisers.DEFAULTS[name] for name in cfg.library]
     spread = gl.theory.products.relu_log_variance(cfg.width) * jnp.array(cfg.depth)
-    drawn = jnp.array([(each.variance, 0.0, each.bias_variance) for each in defaults])
+    variance = jnp.array([(each.variance, each.bias_variance) for each in defaults])
+    excess = jnp.array([(each.excess, gl.initialisers.UNIFORM_EXCESS) for each in defaults])
     return {
         "library": gl.named(list(cfg.library), "library"),
         "known": gl.named(["held" if each.held else "model" for each in defaults], "library"),
-        "parameter": gl.named(["weights", "neighbours", "biases"], "parameter"),
-        "realised": gl.named(realised, "draw library parameter", long_name="n Var"),
-        "drawn": gl.named(drawn, "library parameter", long_name="n Var by the source"),
+        "parameter": gl.named(["weights", "biases"], "parameter"),
+        "entries": gl.named(entries, "draw library parameter moment", long_name="of √n W, √n b"),
+        "variance": gl.named(variance, "library parameter", long_name="n Var by the source"),
+        "excess": gl.named(excess, "library parameter", long_name="their excess kurtosis"),
         "log_left": gl.named(left, f"draw {by_library}", long_name="log of |dL/dz_0| / |dL/dz_k|"),
         "log_left_law": gl.named(expected, by_library, units="nats"),
         "log_left_beyond": gl.named(beyond, by_library, long_name="what the law leaves out"),
@@ -67,7 +69,7 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
 
 
 def one(cfg: Config, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Variances, `(library, 3)`, and logs, `(library, activation, depth)`, of one draw."""
+    """Moments, `(library, 2, 4)`, and logs, `(library, activation, depth)`, of one draw."""
     key_input, key_loss, *keys = jax.random.split(key, 2 + len(cfg.library))
     deepest, n = max(cfg.depth), cfg.width
     x = gl.ensembles.inputs(key_input, n, 1.0)
@@ -76,9 +78,9 @@ def one(cfg: Config, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         gl.initialisers.affines(key, deepest, n, n, library)
         for key, library in zip(keys, cfg.library, strict=True)
     ]
-    W, b = params = jax.tree.map(lambda *parts: jnp.stack(parts), *drawn)
-    realised = [n * jnp.mean(W * other, (1, 2, 3)) for other in (W, jnp.roll(W, 1, 1))]
-    realised += [n * jnp.mean(b * b, (1, 2))]
+    params = jax.tree.map(lambda *parts: jnp.stack(parts), *drawn)
+    both = params.W, n**0.5 * params.b[..., None]
+    entries = [jax.vmap(gl.ensembles.realised)(part) for part in both]
 
     def left(name: str) -> jax.Array:
         layer = gl.ensembles.plain_layer(gl.activations.PHI[name])
@@ -90,15 +92,16 @@ def one(cfg: Config, key: jax.Array) -> tuple[jax.Array, jax.Array]:
 
         return jax.lax.map(logs, params)
 
-    return jnp.stack(realised, 1), jnp.stack([left(name) for name in cfg.activation], 1)
+    return jnp.stack(entries, 1), jnp.stack([left(name) for name in cfg.activation], 1)
 
 
-def short(cfg: Config, phi: gl.activations.Activation, key: jax.Array) -> gl.certificate.BothWays:
-    """A row and two norms by two paths, of so few layers that rounding hides no wrong step."""
-    depth, n, (key_x, key_v, key_W) = min(8, max(cfg.depth)), cfg.width, jax.random.split(key, 3)
-    model = gl.initialisers.chain(key_W, depth, n, phi, cfg.library[0])
-    x, v = gl.ensembles.inputs(key_x, n, 1.0), jax.random.normal(key_v, (n,))
-    return gl.certificate.both_ways(model, x, v)
+def few_layers(cfg: Config, phi: gl.activations.Activation, key: jax.Array) -> Any:
+    """A row and two norms by two paths, of a few layers of the first library."""
+
+    def drawn(key: jax.Array, depth: int) -> gl.chain.Chain:
+        return gl.initialisers.chain(key, depth, cfg.width, phi, cfg.library[0])
+
+    return gl.certificate.of_few_layers(key, drawn, cfg.width, max(cfg.depth))
 
 
 def law(cfg: Config, phi: gl.activations.Activation) -> tuple[jax.Array, ...]:
@@ -197,12 +200,7 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     # Once in 2^width times a relu layer is off and there is no log: the law is of the others.
     data = data.isel(draw=np.isfinite(data.log_left).all(("library", "activation", "depth")).values)
     eps = float(np.finfo(data.log_left.dtype).eps)
-    yield gl.claim.mean(
-        "n Var W and n Var b are those of each library's source, and layers are independent",
-        *(data.realised, data.drawn, DRAWN),
-        # Of a mean of products, summed pairwise in twenty halvings or more.
-        rounding=64 * eps * data.drawn.max("parameter"),
-    )
+    yield gl.claim.weights(data.entries, DRAWN, variance=data.variance, excess=data.excess)
     yield gl.claim.mean(
         "a layer multiplies the gradient by the root of n Var W E phi'(h)², in log, everywhere",
         *(data.log_left, data.log_left_law, GRADIENT),

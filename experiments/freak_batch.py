@@ -18,7 +18,7 @@ GROUP = "clipping"
 ALGORITHM = "Pascanu, Mikolov and Bengio 2013, algorithm 1"
 ZHANG = "Zhang, He, Sra and Jadbabaie 2020, section 1"
 SAME = "one network, and the same batches till then"
-DRAWN = "Wilson and Hilferty 1931: the cube root of chi² is normal"
+DRAWN = "moments of the normal law"
 KINDS = ("calm", "freak")
 UNBOUNDED = ("linear", "relu", "leaky_relu")  # others cap what they are given
 TOP = 1e4  # of both panels; what is above stands as an arrowhead at the rim
@@ -39,6 +39,7 @@ class Config:
     num_steps: int = gl.key("number of optimiser steps", at_least=3, at_most=10**6)
     freak_step: int = gl.key("step, from 0, at which a batch goes wrong", at_least=1, at_most=10**6)
     freak_gain: float = gl.key("what its inputs are multiplied by", at_least=1, at_most=1e30)
+    num_draws: int = gl.key("draws of weights, the first of which is trained", at_least=8)
     num_examples: int = gl.key("held-out digits that the loss is of", at_least=1, at_most=359)
 
 
@@ -49,9 +50,8 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     some = gl.training.Data(held_out.x[: cfg.num_examples], held_out.y[: cfg.num_examples])
     batches = gl.training.schedule(key_batches, len(train.y), cfg.batch_size, cfg.num_steps)
     threshold = jnp.concatenate([jnp.array([jnp.inf]), cfg.tau])
-    phi, sizes = gl.activations.PHI[cfg.activation], (cfg.depth, cfg.width)
-    options: dict[str, Any] = {"draw": "gaussian", "layer": "preactivation"}
-    model = gl.ensembles.random(key_model, *sizes, phi, cfg.sigma_w, cfg.sigma_b, **options)
+    entries = gl.grid.over_draws(lambda key: moments(cfg, key), key_model, cfg.num_draws)
+    model = network(cfg, jax.random.split(key_model, cfg.num_draws)[0])
 
     def run(gain: jax.Array, tau: jax.Array) -> tuple[jax.Array, ...]:
         steps = gl.training.with_freak(batches, cfg.freak_step, gain)
@@ -60,7 +60,6 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     gains = jnp.array([1.0, cfg.freak_gain])
     seen = jax.vmap(lambda gain: jax.vmap(lambda tau: run(gain, tau))(threshold))(gains)
     loss, step_size, distance, gradient = seen
-    mean_squares = jnp.stack([cfg.width * jnp.mean(model.params.W**2), jnp.mean(model.params.b**2)])
     longest = cfg.learning_rate * gl.theory.clipping.norm_after(jnp.inf, threshold)
     axes = "kind threshold step"
     return {
@@ -71,9 +70,22 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         "distance": gl.named(distance, axes, long_name="distance from the start, after it"),
         "gradient": gl.named(gradient, axes, long_name="norm of the gradient before the clip"),
         "longest": gl.named(longest, "threshold", long_name="learning rate times τ"),
-        "drawn": gl.named(["W √width", "b"], "drawn"),
-        "mean_square": gl.named(mean_squares, "drawn", long_name="mean square at the start"),
+        "parameter": gl.named(["W √width", "b"], "parameter"),
+        "entries": gl.named(entries, "draw parameter moment", long_name="at the start"),
+        "variance": gl.named(jnp.stack([cfg.sigma_w, cfg.sigma_b]) ** 2, "parameter"),
     }
+
+
+def network(cfg: Config, key: jax.Array) -> gl.chain.Chain:
+    """The network as it is drawn."""
+    made = cfg.depth, cfg.width, gl.activations.PHI[cfg.activation], cfg.sigma_w, cfg.sigma_b
+    return gl.ensembles.random(key, *made, draw="gaussian", layer="preactivation")
+
+
+def moments(cfg: Config, key: jax.Array) -> jax.Array:
+    """`realised` of its weights and of its biases, `(2, 4)`."""
+    W, b = network(cfg, key).params
+    return jnp.stack([gl.ensembles.realised(part) for part in (W, b[..., None])])
 
 
 def trained(
@@ -186,14 +198,7 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
             chance=chance,
         )
     # What clipping does, it does to any network: only its draw tells of weights that are off.
-    sigmas = np.array([data.attrs["sigma_w"], data.attrs["sigma_b"]]) ** (2 / 3)
-    tail = data.mean_square.copy(data=[2 / (9 * depth * width**2), 2 / (9 * depth * width)])
-    asked = data.mean_square.copy(data=sigmas)
-    yield gl.claim.everywhere(
-        "the network starts with weights and biases of the size asked for: mean square, cube root",
-        *(np.cbrt(data.mean_square), asked * (1 - tail), DRAWN),
-        sampling=gl.claim.sampling(asked * np.sqrt(tail)),
-    )
+    yield gl.claim.weights(data.entries, DRAWN, variance=data.variance)
     # One digit of the batch that is taken for another makes the step as long as gain/batch of its
     # usual ones. Who is right with a probability, and knows it, has this loss at most (Fano 1961).
     plain, gain = data.isel(threshold=0).sel(kind="freak"), data.attrs["freak_gain"]
@@ -221,8 +226,8 @@ FAULTS = {
 ANY = "what a clip does, it does to any gradient of any network"
 HARMLESS = dict.fromkeys(
     (
-        *("each matrix used for two layers", "chain.Chain.__call__", "training.cross_entropy"),
-        *("training.loss", "training.norms_by_layer", "training.train"),
+        *("chain.Chain.__call__", "training.cross_entropy", "training.loss"),
+        *("training.norms_by_layer", "training.train"),
     ),
     ANY,
 )

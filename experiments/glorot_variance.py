@@ -57,11 +57,7 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     return {
         "layer": gl.named(jnp.arange(1, cfg.depth + 1), "layer", long_name="hidden layer"),
         "bin": gl.named(middles, "bin", long_name="of the histogram's reach"),
-        "moment": gl.named(list(gl.ensembles.MOMENTS), "moment"),
-        "drawn": gl.named(drawn, "draw variance moment", long_name="of weights, times powers of n"),
-        "drawn_law": gl.named(
-            gl.theory.products.weight_moments(cfg.variance, EXCESS), "variance moment"
-        ),
+        "entries": gl.named(drawn, "draw variance moment", long_name="moments of W √n"),
         "activations": gl.named(densities[0], binned, long_name="share of the neurons"),
         "gradients": gl.named(densities[1], binned, long_name="share of the gradient's entries"),
         "square": gl.named(square, by_draw, long_name="mean square of a layer's neurons"),
@@ -93,9 +89,9 @@ def network(key: jax.Array, cfg: Config, sigma_w: jax.Array) -> tuple[jax.Array,
     logs = jnp.log(jnp.mean(rows * rows, axis=1)) / 2
     scaled = rows / jnp.exp(logs[-1])
     histograms = counted(phi(h), 1.0, cfg.num_bins), counted(scaled, REACH, cfg.num_bins)
-    moments = gl.ensembles.realised(jnp.concatenate([first.params.W, later.params.W]))
+    W = jnp.concatenate([first.params.W, later.params.W])
     squares = jnp.mean(phi(h) ** 2, axis=1)
-    return squares, norms - norms[-1], logs - logs[-1], moments, *histograms
+    return squares, norms - norms[-1], logs - logs[-1], gl.ensembles.realised(W), *histograms
 
 
 def backwards(later: gl.chain.Chain, h: jax.Array, row: jax.Array) -> jax.Array:
@@ -202,8 +198,7 @@ def headline(data: xr.Dataset) -> Iterator[gl.Headline]:
 
 def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     """The weights, the two laws, where the usual estimate ends, and the histograms' gradients."""
-    sentence = "weights are uniform of mean 0 and the n Var W that is said, each layer's by itself"
-    yield gl.claim.mean(sentence, data.drawn, data.drawn_law, GLOROT)
+    yield gl.claim.weights(data.entries, GLOROT, variance=data.variance, excess=EXCESS)
     yield gl.claim.mean(
         "the mean square of a layer's activations follows its recursion, for every n Var W",
         *(data.square, data.square_law, LENGTHS),

@@ -54,11 +54,6 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         return found | {"moved": found["moved"][:, at], "first": found["moved"][:, 0]}
 
     found = gl.grid.over_draws(one, key, cfg.num_runs)
-    law = jnp.append(gl.theory.products.weight_moments(cfg.sigma_w**2, 0.0), cfg.sigma_b**2)
-    # The deviations of a normal's powers, and of the product of two, over how many there are.
-    power = jnp.append(cfg.sigma_w ** jnp.array([1, 2, 4, 2]), cfg.sigma_b**2)
-    each = jnp.array([*[cfg.depth * cfg.width] * 3, max(1, cfg.depth - 1) * cfg.width, cfg.depth])
-    error = power * jnp.sqrt(jnp.array([1, 2, 96, 1, 2]) / (cfg.num_runs * cfg.width * each))
     phi = gl.activations.PHI[cfg.activation]
     by_layer, by_step = "run kind layer", "run kind num_taken layer"
     return {
@@ -69,10 +64,9 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         "reach": gl.named(found["reach"], by_step, long_name="sum of its steps' lengths"),
         "first": gl.named(found["first"], by_layer, long_name="|W - W_0| after one step"),
         "gradient": gl.named(found["gradient"], by_layer, long_name="its first gradient"),
-        "moment": gl.named([*gl.ensembles.MOMENTS, "square of biases"], "moment"),
-        "drawn": gl.named(jnp.mean(found["drawn"][:, 0], 0), "moment", long_name="at the start"),
-        "drawn_law": gl.named(law, "moment"),
-        "drawn_error": gl.named(error, "moment", long_name="their standard errors"),
+        "parameter": gl.named(["W", "b"], "parameter"),
+        "variance": gl.named(jnp.stack([cfg.sigma_w, cfg.sigma_b]) ** 2, "parameter"),
+        "entries": gl.named(found["entries"][:, 0], "run parameter pair moment"),
         "size": gl.named(found["size"], by_layer, long_name="|W_0|"),
         "chi_1": gl.named(gl.theory.meanfield.chi_1(phi, cfg.sigma_w, cfg.sigma_b), ""),
         "loss": gl.named(found["loss"], "run kind", long_name="at the end", units="nats"),
@@ -101,6 +95,7 @@ def trained(
         return gl.training.norms_by_layer(jax.tree.map(jnp.subtract, params, model))
 
     run = gl.training.train(partial(logits, kind, cfg), model, descent, data, batches, moved)
+    (W, b), realised = model.params, gl.ensembles.realised_in_parts
     length = jnp.linalg.norm(run.gradient, axis=1, keepdims=True)
     kept = jnp.minimum(1.0, cfg.tau / length) if kind == CLIPPED else jnp.ones_like(length)
     return {
@@ -108,7 +103,7 @@ def trained(
         "step": kept * run.gradient,
         "gradient": run.gradient[0],
         "size": gl.training.norms_by_layer(model),
-        "drawn": jnp.append(gl.ensembles.realised(model.params.W), jnp.mean(model.params.b**2)),
+        "entries": jnp.stack([realised(W, 2), realised(b[..., None], 2)]),
         "loss": jnp.mean(run.loss[-max(1, cfg.num_steps // 10) :]),
     }
 
@@ -173,11 +168,8 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
         rounding_of_sums=(num + taken) * eps * data.reach,
         rounding_of_weights=2 * taken * of_weights,
     )
-    yield gl.claim.everywhere(
-        "weights and biases are normal of their deviations, each layer's drawn by itself",
-        *(data.drawn, data.drawn_law, "moments of the normal law"),
-        sampling=gl.claim.sampling(data.drawn_error),
-    )
+    drawn = data.entries.stack(draw=("run", "pair"))
+    yield gl.claim.weights(drawn, "the normal law", variance=data.variance)
     first = np.log10(data.moved.isel(layer=0, num_taken=-1))
     plain, clipped, residual = (first.sel(kind=kind) for kind in KINDS)
     if (kept.sel(kind=CLIPPED) < 1).all():  # else a run may be none the shorter

@@ -74,7 +74,7 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         "exponent_law": gl.named(exponents, "gates direction", **nats),
         "variance_law": gl.named(variances, "gates direction", units="nats²"),
         "lost": gl.named(cfg.depth * losses, "gates direction", long_name="at most this likely"),
-        "entries": gl.named(entries, "draw power", long_name="of W's"),
+        "entries": gl.named(entries, "draw moment", long_name="of W's"),
         "log_square": gl.named(2 * blocks.sum(-1), "draw gates part", long_name="log |Jv|²"),
     }
 
@@ -89,11 +89,11 @@ def grown(cfg: Config, gates: str, key: jax.Array) -> jax.Array:
 
 
 def drawn(cfg: Config, key: jax.Array) -> jax.Array:
-    """`entry_moments` of the matrices of some layers, found by what they do with every unit on."""
+    """`realised` of the matrices of some layers, found by what they do with every unit on."""
     open_layer = layer(replace(cfg, kept=1.0), key, "coins")
     columns = jax.vmap(jax.vmap(open_layer, (None, 0)), (0, None))
     matrices = columns(jnp.arange(min(50.0, cfg.depth)), jnp.eye(cfg.width))
-    return gl.ensembles.entry_moments(matrices / jnp.sqrt(cfg.variance))
+    return gl.ensembles.realised(matrices / jnp.sqrt(cfg.variance))
 
 
 def layer(cfg: Config, key: jax.Array, gates: str) -> Any:
@@ -174,7 +174,7 @@ def headline(data: xr.Dataset) -> Iterator[gl.Headline]:
 
 def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     """Every direction that is not lost, with both kinds of gates, in the mean and the variance."""
-    yield gl.claim.normal(data.entries, LAW)
+    yield gl.claim.weights(data.entries, LAW)
     kept = data.isel(direction=(data.lost.max("gates") < NEVER).values)
     if not kept.sizes["direction"]:
         return

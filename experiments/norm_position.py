@@ -51,7 +51,7 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         key_weights, *keys = jax.random.split(key, 3)
         weights = gl.transformer.weights(key_weights, cfg.depth, cfg.width, cfg.sigma_q)
         seen = jax.lax.map(lambda design: network(cfg, weights, design, keys), stacked)
-        return seen | {"entries": jnp.stack([*map(gl.ensembles.entry_moments, weights[1:])])}
+        return seen | {"entries": jnp.stack([*map(gl.ensembles.realised, weights[1:])])}
 
     seen = gl.grid.over_draws(one, key, cfg.num_draws)
     made = cfg.depth, cfg.width, cfg.start, cfg.num_tokens
@@ -64,7 +64,7 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         "last": gl.named(seen["last"], at, long_name="log |dL/dW_2|²/d², last block", **nats),
         "ratio": gl.named(seen["ratio"], "draw position", long_name="over what is exact"),
         "norm": gl.named(seen["norm"], "draw position", long_name="a norm's mean or square, off"),
-        "entries": gl.named(seen["entries"], "draw matrix power", long_name="of K, V, W_1, W_2"),
+        "entries": gl.named(seen["entries"], "draw matrix moment", long_name="of K, V, W_1, W_2"),
         "by_block": gl.named(seen["by_block"], at, long_name="log |dL/dW_2|²/d²", **nats),
         **{name: gl.named(part, "position block") for name, part in law._asdict().items()},
     }
@@ -157,7 +157,7 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     start, uniform = data.attrs["start"] ** 2, data.attrs["sigma_q"] == 0
     summed, fixed = data.position.isin(SUMMED), data.position != "Pre"
     eps = float(np.finfo(data.last.dtype).eps)
-    yield gl.claim.normal(data.entries, THEOREM)
+    yield gl.claim.weights(data.entries, THEOREM)
     sentence, sums = "every norm leaves the mean 0 and the mean square 1", 4 * data.attrs["width"]
     yield gl.claim.everywhere(sentence, data.norm, 0.0, NORM, rounding_of_sums=sums * eps)
     yield gl.claim.mean(

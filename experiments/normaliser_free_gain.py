@@ -84,7 +84,7 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         "log_gradient_law": gl.named(back, "state", units="nats"),
         "log_gradient_short": gl.named(short, "state", long_name="what the width takes"),
         "left_out": gl.named(left, "block", long_name="squared mean that the width leaves"),
-        "entries": gl.named(entries, "draw power", long_name="of weights not standardised"),
+        "entries": gl.named(entries, "draw moment", long_name="of weights not standardised"),
         "ends": gl.named(ends, "draw end", long_name="log |dL/dz| less that of jax.grad"),
         "phi": gl.named(list(PUBLISHED), "phi"),
         "gain": gl.named(exact, "phi", long_name="1/std phi(z)"),
@@ -125,7 +125,7 @@ def one(cfg: Config, key: jax.Array) -> tuple[jax.Array, ...]:
     block, params = blocks(cfg, key_W, "normaliser-free")
     model = gl.chain.Chain(lambda params, z: block(params, z[None])[0][0], params)
     logs = gl.jacobians.log_gradient_norms(model, batch[0], lambda z: v @ z)
-    entries = gl.ensembles.entry_moments(blocks(cfg, key_W, "nothing")[1][0])
+    entries = gl.ensembles.realised(blocks(cfg, key_W, "nothing")[1][0])
     slope = jax.grad(  # of the loop by itself: the chain is what is judged
         lambda z: v @ jax.lax.scan(lambda z, W: (model.layer(W, z), None), z, params)[0]
     )(batch[0])
@@ -203,7 +203,7 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
         # Exact by the symmetry of the weights, but for the mean that centred weights take away.
         left_out=data.left_out.where(free, 0.0),
     )
-    yield gl.claim.normal(data.entries, BROCK)
+    yield gl.claim.weights(data.entries, BROCK)
     sentence = "centred weights keep every channel's mean at 0"
     yield gl.claim.mean(sentence, mean, law_mean, BROCK, where=free, left_out=data.left_out)
     yield gl.claim.mean(

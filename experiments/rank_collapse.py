@@ -51,7 +51,7 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         key_weights, *keys = jax.random.split(key, 3)
         weights = gl.transformer.weights(key_weights, cfg.depth, cfg.width, 0.0)
         seen = jax.lax.map(lambda design: layers(cfg, weights, keys, design), designs)
-        drawn = map(gl.ensembles.entry_moments, (weights.K, weights.V))
+        drawn = map(gl.ensembles.realised, (weights.K, weights.V))
         return seen | {"entries": jnp.stack([*drawn])}
 
     seen = gl.grid.over_draws(one, key_chain, cfg.num_draws)
@@ -68,7 +68,7 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         "key": gl.named(seen["key"], at, long_name="|dL/dK|²"),
         "added": gl.named(seen["added"], "draw variant", long_name="mean square over its mean"),
         "query": gl.named(seen["query"], "draw variant", long_name="|dL/dQ|² over its mean"),
-        "entries": gl.named(seen["entries"], "draw matrix power", long_name="of K and V"),
+        "entries": gl.named(seen["entries"], "draw matrix moment", long_name="of K and V"),
         **{name: gl.named(part, "variant layer", **nats) for name, part in law._asdict().items()},
         "log_cubed": gl.named(cubed[:, 0], "draw difference", long_name="log rms behind", **nats),
         "cubed": gl.named(cubed[:, 1], "draw difference", long_name="its square over its mean"),
@@ -186,7 +186,7 @@ def headline(data: xr.Dataset) -> Iterator[gl.Headline]:
 def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     """What attention adds, how tokens become one, and what the queries get of the gradient."""
     eps, num_tokens = float(np.finfo(data.log_apart.dtype).eps), data.attrs["num_tokens"]
-    yield gl.claim.normal(data.entries, MEAN)
+    yield gl.claim.weights(data.entries, MEAN)
     sentence = "attention adds the square of the tokens' mean to the mean square, exactly"
     yield gl.claim.mean(sentence, data.added, 1.0, MEAN)
     sentence = "the queries' gradient is made of what tokens differ by, twice, exactly"

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -48,21 +49,21 @@ class Config:
 
 def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     """The gain a layer with its law, losses in training, and what fixed deviations cost."""
-    key_gain, key_runs, key_convolutions = jax.random.split(key, 3)
+    key_gain, key_runs, key_convolutions, key_few = jax.random.split(key, 4)
     rate, drawn = gl.grid.over_draws(lambda key: rates(cfg, key), key_gain, cfg.num_draws)
     loss, left = gl.grid.over_draws(lambda key: trained(cfg, key), key_runs, cfg.num_runs)
-    law = jax.lax.map(lambda a: rate_law(cfg, a), cfg.slope)
+    few = gl.certificate.of_few_layers(key_few, partial(network, cfg), cfg.width, cfg.depth)
+    one, mean = jnp.ones(()), gl.theory.finite_width.log_of_mean  # exact at any width and depth
+    less = jax.lax.map(lambda a: mean(gl.activations.leaky(a), one, cfg.width), cfg.slope)
+    law = jnp.log(cfg.variance * (1 + cfg.slope[:, None] ** 2) / 2) + less[:, None]
     he = gl.theory.products.rectifier_deviation(9 * jnp.array(cfg.channels[1:]), 0.0)
     lost = jnp.sum(jnp.log(he / cfg.deviation))
     nats = {"units": "nats a layer"}
     return {
-        "moment": gl.named(list(gl.ensembles.MOMENTS), "moment"),
-        "drawn": gl.named(drawn, "draw variance moment", long_name="of weights, times powers of n"),
-        "drawn_law": gl.named(
-            gl.theory.products.weight_moments(cfg.variance, 0.0), "variance moment"
-        ),
+        "entries": gl.named(drawn, "draw variance moment", long_name="moments of W √n"),
         "rate": gl.named(rate, "draw slope variance", long_name="growth of log |Jv|²", **nats),
         "rate_law": gl.named(law, "slope variance", long_name="its mean at this width", **nats),
+        **{way: gl.named(part, "of", units="nats") for way, part in few._asdict().items()},
         "critical": gl.named(2 / (1 + cfg.slope**2), "slope", long_name="n Var W of gain 1"),
         "step": gl.named(jnp.arange(cfg.num_steps), "step", long_name="step"),
         "loss": gl.named(loss, "run start step", long_name="loss of a batch", units="nats"),
@@ -79,27 +80,25 @@ def rectifier(params: tuple[Any, jax.Array], z: jax.Array) -> jax.Array:
     return jnp.where(h > 0, h, slope * h)
 
 
+def network(cfg: Config, key: jax.Array, depth: int, variance: Any = 2.0, slope: Any = 0.0) -> Any:
+    """A chain of rectifiers, He's where nothing else is said."""
+    linear = gl.activations.PHI["linear"]
+    drawn = gl.ensembles.gaussian(key, depth, cfg.width, linear, jnp.sqrt(variance), 0.0)
+    return gl.chain.Chain(rectifier, (drawn.params, jnp.full(depth, slope)))
+
+
 def rates(cfg: Config, key: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Growth of log |v J_L ... J_1|² a layer, `(slope, variance)`, and moments of its weights."""
     key_chain, key_input, key_loss = jax.random.split(key, 3)
-    linear, n = gl.activations.PHI["linear"], cfg.width
-    x, v = (jax.random.normal(key, (n,)) for key in (key_input, key_loss))
+    x, v = (jax.random.normal(key, (cfg.width,)) for key in (key_input, key_loss))
 
     def one(slope: jax.Array, variance: jax.Array) -> tuple[jax.Array, jax.Array]:
-        drawn = gl.ensembles.gaussian(key_chain, cfg.depth, n, linear, jnp.sqrt(variance), 0.0)
-        model = gl.chain.Chain(rectifier, (drawn.params, jnp.full(cfg.depth, slope)))
+        model = network(cfg, key_chain, cfg.depth, variance, slope)
         logs = gl.jacobians.log_gradient_norms(model, x, lambda z: v @ z)
-        return 2 * (logs[0] - logs[-1]) / cfg.depth, gl.ensembles.realised(drawn.params.W)
+        return 2 * (logs[0] - logs[-1]) / cfg.depth, gl.ensembles.realised(model.params[0].W)
 
     rate, moments = jax.vmap(jax.vmap(one, (None, 0)), (0, None))(cfg.slope, cfg.variance)
     return rate, moments[0]
-
-
-def rate_law(cfg: Config, slope: jax.Array) -> jax.Array:
-    """The mean of log |Jv|² of a layer, `(variance,)`: exact at any width and depth."""
-    phi = gl.activations.leaky(slope)
-    short = gl.theory.finite_width.log_of_mean(phi, jnp.ones(()), cfg.width)
-    return jnp.log(cfg.variance * (1 + slope**2) / 2) + short
 
 
 def trained(cfg: Config, key: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -201,13 +200,14 @@ def headline(data: xr.Dataset) -> Iterator[gl.Headline]:
 
 def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     """The weights, the gain, what training makes of it, and the convolutions."""
-    sentence = "the weights are normal of the n Var W that is said, each layer's drawn by itself"
-    yield gl.claim.mean(sentence, data.drawn, data.drawn_law, HE)
+    yield gl.claim.weights(data.entries, HE, variance=data.variance)
     data = data.isel(draw=np.isfinite(data.rate).all(("slope", "variance")).values)
     yield gl.claim.mean(
         "a layer multiplies |Jv|² by n Var W (1 + a²)/2, less what the width takes, in log",
         *(data.rate, data.rate_law, EXACT),
     )
+    sentence = "a gradient over a few layers, and two norms, are those of the J_k multiplied out"
+    yield gl.claim.everywhere(sentence, data.fast, data.literal, EXACT, rounding=data.rounding)
     eps, depth = float(np.finfo(data.loss.dtype).eps), data.attrs["depth"]
     yield gl.claim.everywhere(
         "a fixed deviation costs the product of He's deviations over it, in log",

@@ -27,10 +27,7 @@ AXES = {
     "forecaster": ("theory", "plain numbers", "plain guess"),
 }
 GRID = ("activation", "variance", "depth", "rate")
-NUM_CLASSES, IN_PRACTICE = (
-    10,
-    "float32",
-)  # networks are trained in it, whatever the precision of the laws
+NUM_CLASSES, IN_PRACTICE = 10, "float32"  # networks are trained in it, whatever the laws are in
 
 
 @gl.config
@@ -60,7 +57,7 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     key_maps, key_runs = jax.random.split(key)
     made = len(cfg.activation), jnp.sqrt(cfg.variance), cfg.depth, cfg.rate, cfg.sigma_b
     networks = gl.trials.grid(2, *made)  # one set fixes the rule, the other is forecast
-    loss = losses(cfg, networks, key_runs)
+    loss, moments = losses(cfg, networks, key_runs)
     fixing, fate = gl.trials.fates(loss, NUM_CLASSES)
     known = jnp.stack([features(cfg), gl.trials.plain_numbers(networks)[1]])
     num, theory = len(AXES["outcome"]), gl.theory.meanfield
@@ -75,6 +72,7 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     return {
         **maps(cfg, key_maps, q_map[:, None]),
         **{axis: gl.named(list(names), axis) for axis, names in AXES.items()},
+        "moments": gl.named(moments, f"seeds {at} moment", long_name="of the networks' weights"),
         "loss": gl.named(loss, f"seeds {at}", long_name="loss at the end", units="nats"),
         "features": gl.named(known[0], f"{at} feature", units="nats"),
         "fate": gl.named(fate, at, long_name="what came about"),
@@ -103,18 +101,18 @@ def maps(cfg: Config, key: jax.Array, q: jax.Array) -> dict[str, gl.Named]:
         "next_length_law": gl.named(laws[0], "map_sigma_w length"),
         "next_correlation": gl.named(drawn[1] / q[None], "draw map_sigma_w correlation"),
         "next_correlation_law": gl.named(laws[1], "map_sigma_w correlation"),
-        "entries": gl.named(drawn[2][:, 0], "draw power", long_name="of W's, standardised"),
+        "entries": gl.named(drawn[2][:, 0], "draw moment", long_name="of W's, standardised"),
     }
 
 
-def losses(cfg: Config, networks: gl.trials.Candidate, key: jax.Array) -> jax.Array:
-    """The loss over the last tenth of the budget, `(2, activation, variance, depth, rate)`."""
+def losses(cfg: Config, networks: gl.trials.Candidate, key: jax.Array) -> list[jax.Array]:
+    """The loss over the budget's last tenth, `(2, activation, variance, depth, rate)`; moments."""
     key_data, key_runs = jax.random.split(key)
     data = gl.training.digits_of_width(key_data, cfg.width, IN_PRACTICE)
     phis = [gl.activations.PHI[name] for name in cfg.activation]
     sizes = max(cfg.depth), cfg.width, NUM_CLASSES, cfg.batch_size, cfg.num_steps
-    steps = gl.trials.losses(key_runs, networks, phis, data, gl.trials.Budget(*sizes))
-    return jnp.mean(steps[..., -max(1, cfg.num_steps // 10) :], axis=-1)
+    steps, moments = gl.trials.losses(key_runs, networks, phis, data, gl.trials.Budget(*sizes))
+    return [jnp.mean(steps[..., -max(1, cfg.num_steps // 10) :], axis=-1), moments]
 
 
 def features(cfg: Config) -> jax.Array:
@@ -214,7 +212,9 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
             *(data[f"next_{name}"], law, POOLE),
             where=np.isfinite(law),
         )
-    yield gl.claim.normal(data.entries, POOLE)
+    yield gl.claim.weights(data.entries, POOLE)
+    made = data.moments.stack(network=("seeds", "activation", "depth", "rate"))
+    yield gl.claim.weights(made, POOLE, variance=data.variance, over="network")
     # Var(a) > Var(a - x) where Cov(a, x) > Var(x)/2: where a grows as more than the root of xi_c.
     rows = boundary(data)[["log_at", "log_xi"]].stack(run=("variance", "seeds")).dropna("run")
     freedom = rows.sizes["run"] - 2
@@ -241,9 +241,9 @@ SLOW = "the rule is fixed on networks that learn at the same wrong rate"
 HARMLESS = {"the loss halved": SLOW, "a derivative 1 % off": SLOW}
 FAULTS = {
     "layers 3 % off": gl.fault.argument("ensembles.random", sigma_w=lambda s: 1.03 * s),
-    "depths reversed": gl.fault.result("losses", lambda loss: loss.at[1].set(loss[1, :, :, ::-1])),
-    "half a loss": gl.fault.result("losses", lambda loss: loss.at[1].set(loss[1] / 2)),
-    "one scale": gl.fault.result("losses", lambda loss: 0 * loss + loss.mean(2, keepdims=True)),
+    "reversed": gl.fault.argument("trials.fates", loss=lambda x: x.at[1].set(x[1, :, :, ::-1])),
+    "half a loss": gl.fault.argument("trials.fates", loss=lambda x: x.at[1].set(x[1] / 2)),
+    "one scale": gl.fault.result("losses", lambda r: [0 * r[0] + r[0].mean(2)[:, :, None], r[1]]),
 }
 
 if __name__ == "__main__":

@@ -26,6 +26,9 @@ from gradlab.experiment import estimate
 Relation = Literal["=", "<=", ">="]
 _RELATIONS = get_args(Relation)
 
+# What `ensembles.realised` says of weights, in words.
+MOMENTS = ("mean", "square", "fourth power", "neighbours")
+
 # Standard deviations of a normal that are allowed: chance alone goes beyond once in 15,800 times.
 NUM_ERRORS = 4.0
 
@@ -294,14 +297,24 @@ def _are_twins(rows: Any) -> bool:
     return len(alike) > 1 and single <= len(rows) % 2
 
 
-def normal(entries: Any, source: str) -> Claim:
-    """The claim that weights are normal, by moments along the axis `power`, of several draws.
+def weights(
+    moments: Any, source: str, *, variance: Any = 1.0, excess: Any = 0.0, over: str = "draw"
+) -> Claim:
+    """The claim that weights were drawn as is said, each layer's by itself, by their moments.
 
-    Those of W √fan_in: mean, mean square and mean fourth power, as `ensembles.entry_moments` has
-    them. They notice a wrong size, mean or distribution long before any state does.
+    Args:
+        moments: `ensembles.realised` of several draws, along the axis `moment`.
+        source: where it is said.
+        variance: n Var W, n being the fan-in; a number or a labelled array, and so is
+        excess: the excess kurtosis of W, 0 if it is normal.
+        over: the axis of the draws.
     """
-    sentence = "the weights are normal: mean, square and fourth power of W √fan_in are 0, 1 and 3"
-    return mean(sentence, entries, xr.DataArray([0.0, 1.0, 3.0], dims="power"), source)
+    v = xr.DataArray(variance)
+    laws = xr.broadcast(0 * v, v, (3 + xr.DataArray(excess)) * v**2, 0 * v)
+    words = {"moment": list(MOMENTS)}
+    expected = xr.concat(laws, "moment").assign_coords(words)
+    sentence = "weights are drawn as is said: powers 1, 2, 4 of W √n, and layers independent"
+    return mean(sentence, moments.assign_coords(words), expected, source, over=over)
 
 
 def chi_squared(sentence: str, scores: Any, source: str) -> Claim:

@@ -9,7 +9,7 @@ a proof, of what it is given, and is affordable for a few thousand layers of a f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -33,6 +33,9 @@ from gradlab.measuring import (
 )
 from gradlab.models import chain
 from gradlab.models.chain import Chain, Layer, Model
+
+FEW = 8
+"""Layers whose product is multiplied out to judge that of many."""
 
 
 class Residuals(NamedTuple):
@@ -98,6 +101,22 @@ def both_ways(model: Model, x: Array, v: Array) -> BothWays:
         jnp.stack([row, *norms]),
         2 * lost * (log_norm_bound(model, x) + states),
     )
+
+
+def of_few_layers(
+    key: Array, drawn: Callable[[Array, int], Model], width: int, depth: int
+) -> BothWays:
+    """`both_ways` of at most `FEW` layers, so that rounding hides no wrong step of any.
+
+    Args:
+        key: of weights, input and row, which are normal.
+        drawn: from a key and a depth to a model.
+        width: of its input and its output.
+        depth: of the model that it speaks for; it has no more layers.
+    """
+    key_W, key_x, key_v = jax.random.split(key, 3)
+    x, v = (jax.random.normal(key, (width,)) for key in (key_x, key_v))
+    return both_ways(drawn(key_W, min(FEW, depth)), x, v)
 
 
 @precision.highest

@@ -56,5 +56,5 @@ def moved(
     return (
         jnp.mean(long**2, axis=(1, 2)),
         jnp.mean(one * other, axis=(1, 2)),
-        ensembles.entry_moments(layer.params.W / sigma_w),
+        ensembles.realised(layer.params.W / sigma_w),
     )

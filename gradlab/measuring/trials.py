@@ -75,25 +75,26 @@ def plain_numbers(networks: Candidate) -> Array:
 
 def losses(
     key: Array, networks: Candidate, phis: Sequence[Phi], data: Data, budget: Budget
-) -> Array:
-    """The loss of the batch before each step, `(..., num_steps)` (nats), `...` as of the networks.
+) -> tuple[Array, Array]:
+    """The loss before each step, `(..., num_steps)` (nats), and the weights' moments, `(..., 4)`.
 
-    Every network has weights and batches of its own. The format is that of the data, whose inputs
-    are `(num_examples, width)`.
+    `...` is as of the networks. Every one has weights and batches of its own. The format is that
+    of the data, whose inputs are `(num_examples, width)`.
     """
     flat = jax.tree.map(jnp.ravel, networks)
 
-    def one(network: tuple[Array, Candidate]) -> Array:
+    def one(network: tuple[Array, Candidate]) -> tuple[Array, Array]:
         return trained(*network, phis, data, budget)
 
     every = jax.lax.map(one, (jax.random.split(key, flat.kind.size), flat))
-    return every.reshape(*networks.kind.shape, budget.num_steps)
+    loss, moments = (part.reshape(*networks.kind.shape, -1) for part in every)
+    return loss, moments
 
 
 def trained(
     key: Array, network: Candidate, phis: Sequence[Phi], data: Data, budget: Budget
-) -> Array:
-    """The loss of one network before each step, `(num_steps,)`."""
+) -> tuple[Array, Array]:
+    """The loss of one network before each step, `(num_steps,)`, and `realised` of it, `(4,)`."""
     key_chain, key_readout, key_batches = jax.random.split(key, 3)
     dtype, width = data.x.dtype, budget.width
     scales = (jnp.asarray(scale, dtype) for scale in (network.sigma_w, network.sigma_b))
@@ -115,7 +116,8 @@ def trained(
         return jax.tree.map(lambda p, slope: p - rate * slope, params, slopes), value
 
     batches = training.schedule(key_batches, data.y.size, budget.batch_size, budget.num_steps)
-    return jax.lax.scan(step, (model, readout), batches)[1]
+    loss = jax.lax.scan(step, (model, readout), batches)[1]
+    return loss, ensembles.realised(model.params.W)
 
 
 def fates(loss: Array, num_classes: int) -> Array:

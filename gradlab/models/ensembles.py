@@ -282,28 +282,32 @@ def input_pair(
     return jnp.stack([first, turned]) * jnp.sqrt(jnp.asarray(mean_square, dtype))
 
 
-MOMENTS = ("mean", "square", "fourth power", "neighbours")
-"""What `realised` says of weights, in words."""
-
-
-def entry_moments(W: Array) -> Array:
-    """The mean, the mean square and the mean fourth power of the entries of W √fan_in, `(3,)`.
-
-    Of normal entries of deviation s/√fan_in: 0, s² and 3 s⁴ in the mean, whatever the size. It is
-    sharper than what W does to a state, which sees one direction of it.
-    """
-    entries = math.sqrt(W.shape[-1]) * W
-    return jnp.stack([jnp.mean(entries**power) for power in (1, 2, 4)])
-
-
 def realised(W: Array) -> Array:
-    """What layers were drawn from, by their weights W of mean 0, `(layer, out, in)`: `(4,)`.
+    """What weights were drawn from: moments of all entries of W √fan_in, `(4,)`.
 
-    `entry_moments`, and n E w w' of a weight and the one at its place in the layer before, 0 for
-    layers of their own. n is the fan-in.
+    The mean, the mean square, the mean fourth power, and the mean product with the entry at the
+    same place in the layer before; 0 of a single layer. In the mean 0, s², (3 + k) s⁴ and 0,
+    whatever the size, for independent entries of deviation s/√fan_in and excess kurtosis k. They
+    notice a wrong size or law long before any state does, which sees one direction of W.
+
+    Args:
+        W: `(layer, out, in)`, or `(out, in)` of a single layer.
     """
-    n, pairs = W.shape[-1], W[1:] * W[:-1]
-    return jnp.append(entry_moments(W), n * jnp.sum(pairs) / max(1, pairs.size))
+    entries = math.sqrt(W.shape[-1]) * W.reshape(-1, *W.shape[-2:])
+    powers = [jnp.mean(entries**power) for power in (1, 2, 4)]
+    pairs = entries[1:] * entries[:-1]
+    return jnp.stack([*powers, jnp.sum(pairs) / max(1, pairs.size)])
+
+
+def realised_in_parts(W: Array, num_layers: int) -> Array:
+    """`realised` of each so many layers that follow each other, `(part, 4)`: samples of one draw.
+
+    Args:
+        W: `(layer, out, in)`; those that are left over at the end are left out.
+        num_layers: of a part; all, where there are no more.
+    """
+    num = min(num_layers, len(W))
+    return jax.vmap(realised)(W[: len(W) // num * num].reshape(-1, num, *W.shape[1:]))
 
 
 # ---- at the door

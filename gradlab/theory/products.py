@@ -109,16 +109,6 @@ def rectifier_deviation(fan: ArrayLike, slope: ArrayLike) -> Array:
     return jnp.sqrt(2 / ((1 + jnp.square(jnp.asarray(slope, float))) * jnp.asarray(fan, float)))
 
 
-def weight_moments(variance: ArrayLike, excess: ArrayLike) -> Array:
-    """`0, v, (3 + k) v², 0`: of independent weights of mean 0, variance v and excess kurtosis k.
-
-    Their mean, mean square and mean fourth power, and the mean product of two; `(..., 4)`. The
-    excess kurtosis is 0 of a normal and -6/5 of a uniform number.
-    """
-    v = jnp.asarray(variance, float)
-    return jnp.stack([0 * v, v, (3 + jnp.asarray(excess, float)) * v**2, 0 * v], axis=-1)
-
-
 def relu_log_mean(width: int) -> float:
     """The mean of log|Jv|² of one layer, `E[psi(B/2)] + log(4/width)`, nats.
 

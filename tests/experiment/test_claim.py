@@ -3,6 +3,8 @@
 import math
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import xarray as xr
@@ -104,6 +106,24 @@ def test_few_draws_fail_no_more_often_than_many() -> None:
     assert allowed > 100 * float(draws[:, 0].std(ddof=1)) / 3**0.5
     share = abs(few.measured) / few.tolerance["sampling"]
     assert share < 1.5  # of 20,000 at most one or two go beyond
+
+
+def test_weights_are_judged_by_their_moments_each_kind_by_its_own_law() -> None:
+    rng, edge = np.random.default_rng(3), np.sqrt(3 / 4)
+    drawn = np.stack([rng.normal(size=(20, 8, 8, 8)), rng.uniform(-edge, edge, (20, 8, 8, 8))], 1)
+    kinds = ["normal", "uniform"]
+    laws = {"variance": line([1, 0.25], "kind", kinds), "excess": line([0, -1.2], "kind", kinds)}
+
+    def claim(entries: Any, **said: Any) -> gl.Claim:
+        moments = jax.vmap(jax.vmap(gl.ensembles.realised))(jnp.asarray(entries) / 8**0.5)
+        named = xr.DataArray(moments, {"kind": kinds}, dims=("draw", "kind", "moment"))
+        return gl.claim.weights(named, "made up", **laws | said)
+
+    assert claim(drawn).holds
+    assert not claim(drawn, excess=0.0).holds
+    assert claim(drawn + 0.1).at.endswith("moment = mean")
+    assert claim(drawn[:, :, np.arange(8) // 2]).at.endswith("moment = neighbours")
+    assert not any(claim(wrong).holds for wrong in (1.1 * drawn, drawn + 0.1))
 
 
 ONE_IN_15_800 = math.erfc(4 / math.sqrt(2))

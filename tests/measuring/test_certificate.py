@@ -181,5 +181,17 @@ def test_both_ways_agree_within_the_rounding_that_they_state_and_that_is_little(
         norms = np.linalg.norm(J, 2), np.linalg.norm(J)
         np.testing.assert_allclose(both.literal[1:], np.log(norms), rtol=1e-10)
         assert np.max(both.rounding) < 1e-9
+    for depth in (3, 30):
+        made: list[tuple[int, gl.chain.Chain]] = []
+
+        def drawn(key: Any, num: int, made: list[Any] = made) -> Any:
+            made.append((num, gl.ensembles.gaussian(key, num, 5, phi, 1.3, 0.1)))
+            return made[-1][1]
+
+        few = certificate.of_few_layers(jax.random.key(3), drawn, 5, depth)
+        [(num, short)] = made
+        J = jax.jacrev(short)(jax.random.normal(jax.random.split(jax.random.key(3), 3)[1], (5,)))
+        assert num == min(depth, certificate.FEW)
+        np.testing.assert_allclose(few.literal[2], np.log(np.linalg.norm(J)), rtol=1e-9)
     several = certificate.both_ways([model], x, v)
     np.testing.assert_allclose(several.literal, both.literal, rtol=1e-12)

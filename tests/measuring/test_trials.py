@@ -39,7 +39,7 @@ def test_each_network_is_trained_as_if_alone(data: training.Data) -> None:
     scales = (jnp.full(3, value) for value in (1.3, 0.2, 0.1))
     key = jax.random.key(7)
 
-    found = jax.jit(
+    found, moments = jax.jit(
         lambda key: trials.losses(key, trials.Candidate(kind, depth, *scales), PHIS, data, BUDGET)
     )(key)
 
@@ -47,6 +47,9 @@ def test_each_network_is_trained_as_if_alone(data: training.Data) -> None:
     expected = [alone(keys[i], int(kind[i]), int(depth[i]), data) for i in range(3)]
     np.testing.assert_allclose(found, jnp.stack(expected), rtol=1e-12)
     assert float(jnp.min(jnp.abs(found[:, -1] - found[:, 0]))) > 1e-4
+    drawn = [ensembles.gaussian(jax.random.split(k, 3)[0], 5, 8, PHIS[0], 1.3, 0.2) for k in keys]
+    expected = [ensembles.realised(model.params.W) for model in drawn]
+    np.testing.assert_allclose(moments, jnp.stack(expected), rtol=1e-12)
 
 
 def test_a_grid_has_every_combination_in_each_draw() -> None:

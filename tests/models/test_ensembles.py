@@ -226,14 +226,19 @@ def test_what_weights_were_drawn_from_is_told_by_powers_of_them_and_by_neighbour
     mean, square, fourth, neighbours = np.asarray(ensembles.realised(jnp.asarray(W)))
     assert mean == pytest.approx(math.sqrt(2) * 10 / 8, abs=1e-15)
     assert (square, fourth) == pytest.approx((2 * 32 / 8, 4 * 356 / 8), abs=1e-12)
-    assert neighbours == 2 * (3 * 2 + 4) / 4
+    assert neighbours == pytest.approx(2 * (3 * 2 + 4) / 4, abs=1e-14)
     assert ensembles.realised(jnp.asarray(W[:1]))[3] == 0  # one layer has no neighbour
+    np.testing.assert_array_equal(ensembles.realised(jnp.asarray(W[0])), ensembles.realised(W[:1]))
+    for num, parts in ((1, [W[:1], W[1:2], W[:1]]), (2, [W]), (9, [np.stack([*W, W[0]])])):
+        found = ensembles.realised_in_parts(jnp.stack([*W, W[0]]), num)
+        expected = [ensembles.realised(jnp.asarray(part)) for part in parts]
+        np.testing.assert_allclose(found, jnp.stack(expected), rtol=1e-15)
 
 
 def test_moments_of_entries_tell_normal_ones_from_others() -> None:
     shape, key = (400, 50), jax.random.key(3)
     normal, uniform, signs = (
-        ensembles.entry_moments(draw(key, shape, float))
+        ensembles.realised(draw(key, shape, float))[:3]
         for draw in (
             ensembles.unit_gaussian,
             ensembles.unit_uniform,

@@ -126,7 +126,7 @@ def rezero(cfg: Config, key: jax.Array) -> tuple[jax.Array, ...]:
         ends = jax.vmap(gl.chain.Chain(block, (W, rest)))(x)
         return jnp.mean((ends - y) ** 2)
 
-    def step(params: Any, _: None) -> tuple[Any, tuple[jax.Array, jax.Array]]:
+    def step(params: Any, _: None) -> tuple[Any, tuple[jax.Array, ...]]:
         slopes = jax.grad(loss)(params)
         later = jax.tree.map(lambda p, g: p - cfg.learning_rate * g, params, slopes)
         return later, (*map(jnp.linalg.norm, slopes), jnp.max(jnp.abs(params[1])))
@@ -219,12 +219,12 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     sentence = "at step 0 of a = 0 the branches' weights have no gradient at all"
     yield gl.claim.equal(sentence, data.weight_gradient[0], 0.0, REZERO)
     # A branch is off by n^1.5 eps; of 16 n, times 2/(16 n) |x - y|, below 8 together, twice.
-    rounding = 16 * data.attrs["width"] ** 1.5 * float(np.finfo(data["first"].dtype).eps)
-    rounding *= float(data.attrs["num_blocks"]) ** 0.5
+    first, sums = data["first"], 16 * data.attrs["width"] ** 1.5 * data.attrs["num_blocks"] ** 0.5
+    rounding = sums * float(np.finfo(first.dtype).eps)
     sentence = "and the factors' is what their branches add along dL/dz, over all blocks"
-    yield gl.claim.everywhere(sentence, *data["first"], REZERO, rounding=rounding)
-    later = "from step 1 on they have one, as soon as a has moved", data.weight_gradient[1:] > 0
-    yield gl.claim.always(*later, REZERO)
+    yield gl.claim.everywhere(sentence, first[0], first[1], REZERO, rounding=rounding)
+    sentence = "from step 1 on they have one, as soon as a has moved"
+    yield gl.claim.always(sentence, data.weight_gradient[1:] > 0, REZERO)
 
 
 FAULTS = {

@@ -127,7 +127,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         *("changes", "operations", "rewiring", "exceptional", "entries", "measures"),
         *("laws", "facts", "verdicts"),
         *("checks_weights", "checks_flow", "checks_logits", "checks_learning", "checks_streams"),
-        *("embeddings", "counting", "examination", "report", "record"),
+        *("embeddings", "counting", "examination", "planning", "report", "record"),
         *("singular", "exact", "audit", "command", "spikes", "watching", "lag", "coordinates"),
     ),
     "page": (

@@ -48,6 +48,7 @@ ELSEWHERE = {
                     "command",
                 ),
                 *("dependence", "door", "examination", "facts", "laws", "layers", "measures"),
+                "planning",
                 *("program", "record", "report", "singular", "softmaxes", "sums", "verdicts"),
             )
         ),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
@@ -16,8 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from gradlab.diagnosis import (
     anatomy,
@@ -29,39 +26,20 @@ from gradlab.diagnosis import (
     exact,
     examination,
     exceptional,
-    facts,
     laws,
     measures,
     operations,
+    planning,
     record,
     report,
-    rewiring,
     singular,
 )
 from gradlab.diagnosis.changes import Change
 from gradlab.diagnosis.examination import Finding
 from gradlab.diagnosis.facts import Facts
-from gradlab.diagnosis.program import Program
+from gradlab.diagnosis.planning import Plan
 from gradlab.diagnosis.verdicts import KINDS, Verdict
 from gradlab.errors import BadInput
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What one structure of model, batch and loss needs once."""
-
-    anatomy: anatomy.Anatomy
-    slices: changes.Slices
-    phis: tuple[str, ...]
-    measure: Callable[[tuple[Change, ...]], Callable[..., measures.Measured]]
-
-    def program(self, change: Sequence[Change]) -> Program:
-        """The program with the changes that are of operations."""
-        return rewiring.changed(self.anatomy, change, self.slices)
-
-
-_PLANS: OrderedDict[Any, _Plan] = OrderedDict()
-_MOST_PLANS = 8
 
 
 @dataclass(frozen=True)
@@ -91,7 +69,7 @@ class Audit:
     def __init__(
         self,
         subject: door.Subject,
-        plan_of: Callable[[list[Any]], _Plan],
+        plan_of: Callable[[list[Any]], Plan],
         batches: Sequence[Any],
         show: str,
         limit: float,
@@ -211,7 +189,7 @@ class Audit:
     def _inputs(self, change: Sequence[Change], batch: int) -> list[Any]:
         return self._given(change, self._plan, self._batches[batch])
 
-    def _given(self, change: Sequence[Change], plan: _Plan, arrays: Sequence[Any]) -> list[Any]:
+    def _given(self, change: Sequence[Change], plan: Plan, arrays: Sequence[Any]) -> list[Any]:
         given = (*self._params(change), *self._subject.rest, *arrays)
         return [*plan.anatomy.program.constants, *map(_of_one_type, given)]
 
@@ -332,48 +310,10 @@ def audit(
             "give a module, (params, function), a list of layers or a gl.chain.Chain."
         )
     leaves, treedef = jax.tree_util.tree_flatten(batch)
-    arrays = [_array(leaf) for leaf in leaves]
-    others = _others(other, treedef, arrays)
-    plan_of = partial(_plan, subject, treedef, loss)
+    arrays = [planning.as_array(leaf) for leaf in leaves]
+    others = planning.other_batch(other, treedef, arrays)
+    plan_of = partial(planning.plan, subject, treedef, loss)
     return Audit(subject, plan_of, (arrays, others), layers, seconds)
-
-
-def _plan(subject: door.Subject, treedef: Any, loss: door.Loss, arrays: list[Any]) -> _Plan:
-    """The plan of a structure, made once."""
-    kinds = tuple(
-        (np.shape(a), str(jnp.result_type(a))) for a in (*subject.params, *subject.rest, *arrays)
-    )
-    names = ("jax_enable_x64", "jax_default_matmul_precision")
-    settings = tuple(str(getattr(jax.config, name)) for name in names)
-    key = (subject.structure, kinds, treedef, loss, settings)
-    if key not in _PLANS:
-        _PLANS[key] = _made(subject, arrays, treedef, loss)
-        if len(_PLANS) > _MOST_PLANS:
-            _PLANS.popitem(last=False)
-    _PLANS.move_to_end(key)
-    return _PLANS[key]
-
-
-def _made(subject: door.Subject, arrays: list[Any], treedef: Any, loss: door.Loss) -> _Plan:
-    read = anatomy.of_loss(subject, arrays, treedef, loss)
-    slices = facts.slices_of(read)
-    size = facts.batch_size(arrays)
-
-    @cache
-    def measure(change: tuple[Change, ...]) -> Callable[..., measures.Measured]:
-        program = rewiring.changed(read, change, slices)
-        return measures.compiled(anatomy.with_program(read, program), size)
-
-    return _Plan(
-        read,
-        slices,
-        facts.activation_names(read),
-        measure,
-    )
-
-
-def _array(leaf: Any) -> Any:
-    return leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf)
 
 
 def _of_one_type(leaf: Any) -> Any:
@@ -383,29 +323,3 @@ def _of_one_type(leaf: Any) -> Any:
 
 def _part(params: Sequence[Any], number: int, index: int | None) -> Any:
     return params[number] if index is None else params[number][index]
-
-
-def _others(other: Any, treedef: Any, arrays: list[Any]) -> list[Any]:
-    """Another batch: the one given, or the entries of the first permuted, its masks kept."""
-    if other is not None:
-        leaves, structure = jax.tree_util.tree_flatten(other)
-        given = [_array(leaf) for leaf in leaves]
-        if structure != treedef or [a.shape for a in given] != [a.shape for a in arrays]:
-            raise BadInput(
-                f"The other batch has shapes {[a.shape for a in given]}; it must have those of the "
-                f"first, {[a.shape for a in arrays]}."
-            )
-        return given
-    return [_permuted(leaf, seed) for seed, leaf in enumerate(arrays)]
-
-
-def _permuted(leaf: Any, seed: int) -> Any:
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return jax.random.clone(leaf) if leaf.ndim else jax.random.fold_in(leaf, 1)
-    is_mask = leaf.dtype == bool or (
-        jnp.issubdtype(leaf.dtype, jnp.inexact) and not bool(jnp.all(jnp.isfinite(leaf)))
-    )
-    if is_mask or leaf.size < 2:
-        return leaf
-    order = np.random.default_rng(seed).permutation(leaf.size)
-    return leaf.ravel()[order].reshape(leaf.shape)

@@ -10,7 +10,6 @@ import numpy as np
 
 from gradlab.diagnosis import changes, laws, operations
 from gradlab.diagnosis.anatomy import starred
-from gradlab.diagnosis.checks_weights import role_levels
 from gradlab.diagnosis.facts import Facts, chains, streams
 from gradlab.diagnosis.measures import Measured
 from gradlab.diagnosis.verdicts import Verdict
@@ -239,59 +238,6 @@ def drowned(facts: Facts) -> Iterator[Verdict]:
 
 
 # ---- residual streams
-
-
-def depth_scaling(facts: Facts) -> Iterator[Verdict]:
-    """A residual stream that grows as it does where branches are not scaled by their number."""
-    levels = role_levels(facts)
-    for run in streams(facts.anatomy):
-        residuals = [facts.anatomy.residuals[k] for k in run]
-        if any(r.normed for r in residuals) or len(run) < 4:
-            continue
-        numbers = facts.measured.residuals
-        growth = 2 * float(numbers["log_total"][run[-1]] - numbers["log_stream"][run[0]])
-        num = len(run)
-        roles = [role for role in _last_roles(facts, run) if not _has_scaling(levels, *role, num)]
-        named = sorted(role for role, _ in roles)
-        excess = growth - laws.scaled_growth(growth, num)
-        ratio = math.exp(excess / 2) if excess < 1400 else math.inf
-        factor = num**-0.5
-        yield Verdict(
-            "depth scaling",
-            ", ".join(named or sorted(role for role, _ in _last_roles(facts, run))),
-            ratio if named else 1.0,
-            1.0,
-            0.0,
-            math.exp(laws.MOST_GROWTH / 2),
-            f"Branches are not scaled by their number: over {num} of them the stream grows "
-            f"{math.exp(min(growth / 2, 700)):.3g} times in length, {ratio:.2g} times more than "
-            f"with 1/√{num} on each branch's last matrix.",
-            tuple(changes.scale(role, factor) for role in named),
-        )
-
-
-def _last_roles(facts: Facts, run: Sequence[int]) -> list[tuple[str, tuple[str, ...]]]:
-    """The roles that end the branches of a stream, each with the others of its branches."""
-    found: dict[str, set[str]] = defaultdict(set)
-    for k in run:
-        residual = facts.anatomy.residuals[k]
-        roles = {starred(facts.layers[i].name) for i in residual.layers}
-        for i in residual.last:
-            found[starred(facts.layers[i].name)] |= roles
-    return [(role, tuple(sorted(others - {role}))) for role, others in found.items()]
-
-
-def _has_scaling(
-    levels: dict[str, tuple[float, float]], role: str, others: tuple[str, ...], num: int
-) -> bool:
-    """Whether a role's scale is below that of its branch's others by half of 1/√num, in logs.
-
-    By its standard deviation, and by √fan_in times that: either law may be the model's.
-    """
-    own, rest = levels.get(role), [levels[other] for other in others if other in levels]
-    if own is None or not rest:
-        return False
-    return all(own[i] < min(other[i] for other in rest) - math.log(num) / 4 for i in (0, 1))
 
 
 def norm_place(facts: Facts) -> Iterator[Verdict]:

@@ -36,7 +36,7 @@ _OF_FLOW = (
     checks_learning.gates,
     checks_streams.doubled,
     checks_flow.norm_place,
-    checks_flow.depth_scaling,
+    checks_streams.depth_scaling,
     checks_logits.attention_logits,
     checks_logits.output_logits,
     checks_learning.no_gradient,

@@ -99,8 +99,8 @@ def single_sums(anatomy: Anatomy) -> dict[int, Step]:
             continue
         step = made[residual.total]
         if _inner(anatomy, residual) is not None:
-            inputs, run = (residual.branch,), lambda branch: [branch]
-            found[k] = replace(step, name="copy", inputs=inputs, run=run)
+            branch = (residual.branch,)
+            found[k] = replace(step, name="copy", inputs=branch, run=lambda value: [value])
             continue
         source = _source(program, residual.stream)[1]
         kind, own = program.types[source], program.types[residual.stream]

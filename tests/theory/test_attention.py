@@ -105,7 +105,7 @@ def test_two_rows_overlap_as_drawn_ones_do(std: float, correlation: float, num_t
 def test_the_ends_of_two_rows_correlation(std: float) -> None:
     """Independent rows share 1/T, exactly; rows that are one share all that one has."""
     tolerance = float(attention.overlaps_error(std, 7))
-    single = attention.softmax_row(std, 7).participation
+    single = float(attention.softmax_row(std, 7).participation)
     for correlation, shared in ((0.0, 1 / 7), (1.0, single)):
         found = attention.overlaps(std, correlation, 7)
         np.testing.assert_allclose(found, [single, shared], rtol=0, atol=tolerance + 1e-12)

@@ -85,7 +85,7 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         "alike_limit": gl.named(limit.reshape(shape), axes, long_name="of many tokens"),
         **{f"near_{at}": gl.named(x.reshape(shape), axes) for at, x in near._asdict().items()},
         "chain_rule": gl.named(theory.overlaps_error(jnp.max(sizes[:, 0]), T, NODES), ""),
-        "entries": gl.named(entries, "draw matrix power", long_name="of Q, K, V, W_1 and W_2"),
+        "entries": gl.named(entries, "draw matrix moment", long_name="of Q, K, V, W_1 and W_2"),
         "loss": gl.named(loss, "run ratio skip", long_name="loss at the end", units="nats"),
     }
 
@@ -122,7 +122,7 @@ def chains(key: jax.Array, cfg: Config, sizes: jax.Array) -> tuple[jax.Array, ja
         behind = gl.chain.states(chain, x.ravel())[1:]
         return 1 - jax.vmap(lambda z: gl.transformer.apart(z.reshape(x.shape)))(behind)
 
-    entries = jnp.stack([gl.ensembles.entry_moments(W) for W in drawn])
+    entries = jnp.stack([gl.ensembles.realised(W) for W in drawn])
     return jax.lax.map(one, sizes), entries
 
 
@@ -204,7 +204,7 @@ def near(data: xr.Dataset) -> tuple[xr.DataArray, xr.DataArray]:
 def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     """Exact overlaps; a block's law; how nearly equal tokens merge; both collapses in training."""
     width, eps = data.attrs["width"], float(np.finfo(data.overlap.dtype).eps)
-    yield gl.claim.normal(data.entries, BLOCK)
+    yield gl.claim.weights(data.entries, BLOCK)
     sentence = "rows of attention overlap as the exact law of so many tokens says, at any logits"
     given = data.overlap, data.overlap_law, ROWS
     yield gl.claim.mean(sentence, *given, rule=data.rule, rounding=4 * width * eps)

@@ -83,9 +83,7 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         "loss": gl.named(loss, "rule rate", long_name="held-out loss at the end", units="nats"),
         "first": gl.named(first, "rule rate number", long_name="layers' gradients, loss, at first"),
         "by_hand": gl.named(jax.lax.map(by_hand, gains[:, 0]), "rate number"),
-        "moment": gl.named(list(gl.ensembles.MOMENTS), "moment"),
         "drawn": gl.named(drawn, "draw moment", long_name="of weights, times powers of n"),
-        "drawn_law": gl.named(gl.theory.products.weight_moments(cfg.sigma_w**2, 0.0), "moment"),
         "stream_fired": gl.named(fires(stream, cfg.part), "norm"),
         "stream_law": gl.named(fired_law, "norm"),
     }
@@ -201,8 +199,7 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
             chance=chance,
             rounding=4 * depth * width**1.5 * num_digits**0.5 * eps * data.by_hand.max("number"),
         )
-    sentence = "weights are normal of the deviation asked for, each layer's drawn by itself"
-    yield gl.claim.mean(sentence, data.drawn, data.drawn_law, MOMENTS)
+    yield gl.claim.weights(data.drawn, MOMENTS, variance=data.attrs["sigma_w"] ** 2)
     step, size = (data[name].sel(rule="quantile") for name in ("step_size", "gradient"))
     calm = before(np.maximum, size.where(~data.is_freak, 0))
     freak = before(np.minimum, size.where(data.is_freak, np.inf))

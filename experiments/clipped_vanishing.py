@@ -20,6 +20,7 @@ TRIANGLE = "the triangle inequality over the steps"
 MEDIANT = "the mediant inequality: sums of k a over sums of k b are at most the largest a/b"
 FIELD = "Hanin and Nica 2020, to first order in 1/width; gradlab.theory.finite_width"
 CHI = "W ~ N(0, σ_w²/n), b ~ N(0, σ_b²): |W x + b|² over its mean is chi² of n, over n"
+BACK = "Rumelhart, Hinton and Williams 1986; gradlab.measuring.backpropagation"
 CLIPS = ("formula", "optax")
 
 
@@ -52,11 +53,14 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     batches = gl.training.schedule(key_batches, len(train.y), cfg.batch_size, cfg.num_steps)
     threshold = jnp.concatenate([jnp.array([jnp.inf]), cfg.tau])
     run = partial(trained, cfg, network(cfg, keys[0]), batches, train)
-    moved, gradient = jax.vmap(run)(threshold)
+    moved, gradient, loss = jax.vmap(run)(threshold)
+    batch = gl.training.batch(train, batches.indices[0], batches.gain[0])
+    made = network(cfg, keys[0]).params, gl.activations.PHI[cfg.activation]
+    hand = gl.backpropagation.by_matrices(*made, batch, 10)
     kept = jnp.minimum(1, threshold[:, None] / jnp.linalg.norm(gradient, axis=-1))
     reach = cfg.learning_rate * jnp.sum(kept[..., None] * gradient, axis=1)
-    one = partial(one_chain, cfg, train)
-    arriving, length = gl.grid.over_draws(one, key_chains, cfg.num_chains)
+    over = partial(gl.grid.over_draws, key=key_chains, num_draws=cfg.num_chains)
+    arriving, length, entries = over(partial(one_chain, cfg, train))
     (law, beyond), theory = growth(cfg), gl.theory.products
     most = jnp.max(gradient / gradient[..., -1:], axis=1)
     return {
@@ -73,6 +77,9 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         "length": gl.named(length, "chain layer", long_name="log of |z_l|² over its mean"),
         "log_mean": gl.named(theory.linear_log_mean(cfg.width), "", long_name="E log(chi²/width)"),
         "log_variance": gl.named(theory.linear_log_variance(cfg.width), ""),
+        "entries": gl.named(entries, "chain moment", long_name="moments of W √width / σ_w"),
+        "first": gl.named(jnp.append(gradient[0, 0], loss[0, 0]), "number", long_name="at step 0"),
+        "by_hand": gl.named(jnp.append(hand.norms, hand.loss), "number", long_name="by matrices"),
         "reach": gl.named(reach, "threshold layer", long_name="learning rate times clipped ones"),
     }
 
@@ -80,8 +87,8 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
 def network(cfg: Config, key: jax.Array) -> gl.chain.Chain:
     """A chain of layers W phi(z) + b of one width, whose first ten outputs are the logits."""
     phi = gl.activations.PHI[cfg.activation]
-    options: dict[str, Any] = {"draw": "gaussian", "layer": "preactivation"}
-    return gl.ensembles.random(key, cfg.depth, cfg.width, phi, cfg.sigma_w, cfg.sigma_b, **options)
+    made = key, cfg.depth, cfg.width, phi, cfg.sigma_w, cfg.sigma_b
+    return gl.ensembles.random(*made, draw="gaussian", layer="preactivation")
 
 
 def shares(cfg: Config, model: gl.chain.Chain, data: gl.training.Data) -> dict[str, jax.Array]:
@@ -93,11 +100,8 @@ def shares(cfg: Config, model: gl.chain.Chain, data: gl.training.Data) -> dict[s
     return {name: size / size[-1] for name, size in sizes.items()}
 
 
-def one_chain(cfg: Config, data: gl.training.Data, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """What arrives of a random gradient, log, and log `|z_l|²` over its mean, `(depth,)` each.
-
-    For one chain and one digit; the mean is over the weights of layer l, its input being given.
-    """
+def one_chain(cfg: Config, data: gl.training.Data, key: jax.Array) -> tuple[jax.Array, ...]:
+    """Log of what arrives, log |z_l|² over its mean given layer l - 1, `(depth,)`; W's moments."""
     key_chain, key_digit, key_back = jax.random.split(key, 3)
     model, phi = network(cfg, key_chain), gl.activations.PHI[cfg.activation]
     digit = data.x[jax.random.randint(key_digit, (), 0, len(data.y))]
@@ -105,14 +109,13 @@ def one_chain(cfg: Config, data: gl.training.Data, key: jax.Array) -> tuple[jax.
     logs = gl.jacobians.log_gradient_norms(model, x, lambda z: jnp.vdot(v, z))[1:]
     z = gl.chain.states(model, x)
     mean = cfg.sigma_w**2 * jnp.mean(jnp.square(phi(z[:-1])), axis=1) + cfg.sigma_b**2
-    return logs - jnp.log(jnp.linalg.norm(v)), jnp.log(jnp.mean(jnp.square(z[1:]), axis=1) / mean)
+    length = jnp.log(jnp.mean(jnp.square(z[1:]), axis=1) / mean)
+    entries = gl.ensembles.realised(model.params.W / cfg.sigma_w)
+    return logs - jnp.log(jnp.linalg.norm(v)), length, entries
 
 
 def growth(cfg: Config) -> tuple[jax.Array, ...]:
-    """The mean of what arrives, log, to first order in 1/width, and the next, `(depth,)` each.
-
-    For relu and its like, whose chi knows of no length; nan for others.
-    """
+    """Mean log of what arrives, first order in 1/width, and the next; nan unless chi is relu's."""
     phi = gl.activations.PHI[cfg.activation]
     known = 1.0 if gl.theory.gauss.homogeneous(phi) is not None else jnp.nan
     sizes = cfg.width, cfg.depth - 1
@@ -123,12 +126,12 @@ def growth(cfg: Config) -> tuple[jax.Array, ...]:
 
 def trained(
     cfg: Config, model: Any, batches: Any, data: gl.training.Data, tau: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """How far each layer went, `(depth,)`, and its gradients' norms, `(num_steps, depth)`."""
+) -> tuple[jax.Array, ...]:
+    """How far each layer went, `(depth,)`, its gradients' norms and the loss by `step`."""
     descent = optax.chain(gl.clipping.clip_by_global_norm(tau), optax.sgd(cfg.learning_rate))
     seen = gl.training.train(gl.training.ten_logits, model, descent, data, batches)
     moved = jax.tree.map(jnp.subtract, seen.params, model)
-    return gl.training.norms_by_layer(moved), seen.gradient
+    return gl.training.norms_by_layer(moved), seen.gradient, seen.loss
 
 
 def figure(data: xr.Dataset) -> gl.Figure:
@@ -181,8 +184,7 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
         *(data.share_clipped, data.share, ALGORITHM),
         # An entry is multiplied and rounded, by an ulp at most, here and in the last layer; each of
         # four norms is the root of a sum of rounded squares (Higham 2002, section 3.1).
-        rounding_of_entries=2 * eps * data.share,
-        rounding_of_sums=num_entries * eps * data.share,
+        rounding=(num_entries + 2) * eps * data.share,
     )
     if np.isfinite(data.log_arriving_law).all():
         yield gl.claim.mean(
@@ -192,6 +194,15 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
             finite_width=data.log_arriving_beyond,
             rounding=num_entries * eps,  # of norms, as above, and of a matrix times a vector
         )
+    yield gl.claim.weights(data.entries.rename(chain="draw"), CHI)
+    depth, width, num_digits = (int(data.attrs[name]) for name in ("depth", "width", "batch_size"))
+    # As many products forwards as back, twice; n^1.5 eps each where signs are random (Higham 2002,
+    # sections 3.5, 3.7), and what cancels over digits. A relu so near 0 may be seen on either side.
+    if (chance := depth * width * num_digits * width * eps) < 0.01:
+        sentence = "the first loss, and each layer's gradient, are those of backpropagation by hand"
+        rounding = 4 * depth * width**1.5 * num_digits**0.5 * eps * data.by_hand.max()
+        ways = data["first"], data.by_hand, BACK
+        yield gl.claim.everywhere(sentence, *ways, chance=chance, rounding=rounding)
     # A bias is nothing to relu's slopes, but a part of every length.
     yield gl.claim.everywhere(
         "the weights and biases are of the size asked for: |z| has its law, given the layer before",
@@ -204,25 +215,18 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     yield gl.claim.at_most(
         "in training no layer goes farther than its own gradients, times their common factor",
         *(data.moved, data.reach, TRIANGLE),
-        rounding_of_sums=(num_entries / 2 + steps) * eps * data.reach,
-        rounding_of_weights=weights,
+        rounding=(num_entries / 2 + steps) * eps * data.reach + weights,
     )
     yield gl.claim.at_most(
         "in training no layer's way is a larger share of the last one's than its gradient ever was",
         *(data.moved / last, data.most, MEDIANT),
-        rounding_of_sums=(num_entries + steps) * eps * data.most,
-        rounding_of_weights=weights / last,
+        rounding=(num_entries + steps) * eps * data.most + weights / last,
     )
 
 
 def by_layer(grads: Any, tau: Any) -> Any:
     """Every layer's gradients brought to the threshold by themselves."""
-
-    def one(leaf: jax.Array) -> jax.Array:
-        size = gl.training.fast_norm(leaf)
-        return leaf * jnp.where(jnp.isinf(tau), 1, tau / size).astype(leaf.dtype)
-
-    return jax.tree.map(jax.vmap(one), grads)
+    return jax.tree.map(jax.vmap(lambda leaf: leaf * (tau / gl.training.fast_norm(leaf))), grads)
 
 
 FAULTS = {
@@ -230,13 +234,10 @@ FAULTS = {
     "optax clips every layer by itself": gl.fault.replace("clipping.optax_clip", by_layer),
     "weights 10 % too large": gl.fault.argument("ensembles.random", sigma_w=lambda s: 1.1 * s),
     "no biases": gl.fault.argument("ensembles.random", sigma_b=lambda s: 0 * s),
-    "a layer's gradient taken for the next one's": gl.fault.result(
-        "jacobians.log_gradient_norms", lambda logs: jnp.roll(logs, 1)
-    ),
+    "layers rolled": gl.fault.result("jacobians.log_gradient_norms", lambda g: jnp.roll(g, 1)),
+    "gradients 1 % too long": gl.fault.scale("training.norms_by_layer", 1.01),
 }
-ANY = "what a clip does, it does to any gradient of any network"
-HARMLESS = dict.fromkeys(("chain.Chain.__call__", "training.loss", "training.train"), ANY) | {
-    "training.norms_by_layer": "both sides of each claim are by its layers",
+HARMLESS = {
     "clipping.optax_clip": "whatever its factor is, it is one for all layers",
     "computed in another format": "a rounding is far below the error of the sampling",
     "a Jacobian transposed": "a Gaussian matrix is as likely as its transpose",

@@ -228,7 +228,9 @@ def test_what_weights_were_drawn_from_is_told_by_powers_of_them_and_by_neighbour
     assert (square, fourth) == pytest.approx((2 * 32 / 8, 4 * 356 / 8), abs=1e-12)
     assert neighbours == pytest.approx(2 * (3 * 2 + 4) / 4, abs=1e-14)
     assert ensembles.realised(jnp.asarray(W[:1]))[3] == 0  # one layer has no neighbour
-    np.testing.assert_array_equal(ensembles.realised(jnp.asarray(W[0])), ensembles.realised(W[:1]))
+    np.testing.assert_array_equal(
+        ensembles.realised(jnp.asarray(W[0])), ensembles.realised(jnp.asarray(W[:1]))
+    )
     for num, parts in ((1, [W[:1], W[1:2], W[:1]]), (2, [W]), (9, [np.stack([*W, W[0]])])):
         found = ensembles.realised_in_parts(jnp.stack([*W, W[0]]), num)
         expected = [ensembles.realised(jnp.asarray(part)) for part in parts]

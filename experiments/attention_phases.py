@@ -67,7 +67,7 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     alike, entries = gl.grid.over_draws(lambda key: chains(key, cfg, sizes), key_chain, draws)
     before = jnp.roll(jnp.mean(alike, 0), 1, 1).at[:, 0].set(cfg.correlation)
     made = cfg.correlation, cfg.depth, T, NODES
-    by_block, limit, near = gl.theory.collapse.predicted(sizes, before, *made)
+    by_block, limit, near = gl.theory.collapse.predictions(sizes, before, *made)
     axes, shape = "chain_ratio chain_skip layer", (*pairs[0].shape, cfg.depth)
     loss = gl.grid.over_draws(lambda key: losses(key, cfg), key_run, cfg.num_runs)
     return {
@@ -93,8 +93,8 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
 def rows(key: jax.Array, cfg: Config, logits: jax.Array) -> tuple[jax.Array, ...]:
     """Overlaps of rows, `(ratio, 2)`; how far small differences shrink, `(ratio, skip)`."""
     key_x, key_Q, key_weights = jax.random.split(key, 3)
-    x = gl.transformer.alike(key_x, cfg.num_tokens, cfg.width, cfg.correlation)
-    close = gl.transformer.alike(key_x, cfg.num_tokens, cfg.width, 1 - SMALL)
+    x = gl.transformer.correlated(key_x, cfg.num_tokens, cfg.width, cfg.correlation)
+    close = gl.transformer.correlated(key_x, cfg.num_tokens, cfg.width, 1 - SMALL)
     Q = gl.ensembles.unit_orthogonal(key_Q, (cfg.width, cfg.width), float)
     drawn = gl.chain.params_at(gl.transformer.weights(key_weights, 1, cfg.width, 0.0), 0)
 
@@ -103,7 +103,7 @@ def rows(key: jax.Array, cfg: Config, logits: jax.Array) -> tuple[jax.Array, ...
 
         def left(skip: jax.Array) -> jax.Array:
             z = gl.transformer.attend((weights, post(skip=skip)), close.ravel())
-            return SMALL / gl.transformer.apart(z.reshape(x.shape))
+            return SMALL / gl.transformer.apartness(z.reshape(x.shape))
 
         overlap = jnp.stack(gl.transformer.overlaps(weights, x))
         return overlap, jax.lax.map(left, cfg.skip)
@@ -114,13 +114,13 @@ def rows(key: jax.Array, cfg: Config, logits: jax.Array) -> tuple[jax.Array, ...
 def chains(key: jax.Array, cfg: Config, sizes: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The mean correlation behind each block, `(sizes, layer)`, and the weights' moments."""
     key_x, key_weights = jax.random.split(key)
-    x = gl.transformer.alike(key_x, cfg.num_tokens, cfg.width, cfg.correlation)
+    x = gl.transformer.correlated(key_x, cfg.num_tokens, cfg.width, cfg.correlation)
     drawn = gl.transformer.weights(key_weights, cfg.depth, cfg.width, 1.0)
 
     def one(size: jax.Array) -> jax.Array:
         chain = gl.transformer.encoder(drawn._replace(Q=size[0] * drawn.Q), post(skip=size[1]))
         behind = gl.chain.states(chain, x.ravel())[1:]
-        return 1 - jax.vmap(lambda z: gl.transformer.apart(z.reshape(x.shape)))(behind)
+        return 1 - jax.vmap(lambda z: gl.transformer.apartness(z.reshape(x.shape)))(behind)
 
     entries = jnp.stack([gl.ensembles.realised(W) for W in drawn])
     return jax.lax.map(one, sizes), entries

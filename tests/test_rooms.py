@@ -48,7 +48,7 @@ ELSEWHERE = {
                     "command",
                 ),
                 *("dependence", "door", "examination", "facts", "laws", "layers", "measures"),
-                "planning",
+                *("planning", "counting", "embeddings"),
                 *("program", "record", "report", "singular", "softmaxes", "sums", "verdicts"),
             )
         ),
@@ -58,6 +58,10 @@ ELSEWHERE = {
     **dict.fromkeys(
         ("diagnosis.checks_learning", "diagnosis.entries", "diagnosis.gates"),
         ("diagnosis/test_learning.py", "what cannot learn is found, and what learns is not"),
+    ),
+    **dict.fromkeys(
+        ("diagnosis.rewiring", "diagnosis.checks_streams"),
+        ("diagnosis/test_streams.py", "a stream that is wired wrongly is found, and rewired"),
     ),
     "diagnosis.exceptional": (
         "diagnosis/test_operations.py",

@@ -37,7 +37,7 @@ from gradlab.diagnosis import (
 from gradlab.diagnosis.changes import Change
 from gradlab.diagnosis.examination import Finding
 from gradlab.diagnosis.facts import Facts
-from gradlab.diagnosis.planning import Plan
+from gradlab.diagnosis.planning import Prepared
 from gradlab.diagnosis.verdicts import KINDS, Verdict
 from gradlab.errors import BadInput
 
@@ -69,7 +69,7 @@ class Audit:
     def __init__(
         self,
         subject: door.Subject,
-        plan_of: Callable[[list[Any]], Plan],
+        plan_of: Callable[[list[Any]], Prepared],
         batches: Sequence[Any],
         show: str,
         limit: float,
@@ -189,7 +189,7 @@ class Audit:
     def _inputs(self, change: Sequence[Change], batch: int) -> list[Any]:
         return self._given(change, self._plan, self._batches[batch])
 
-    def _given(self, change: Sequence[Change], plan: Plan, arrays: Sequence[Any]) -> list[Any]:
+    def _given(self, change: Sequence[Change], plan: Prepared, arrays: Sequence[Any]) -> list[Any]:
         given = (*self._params(change), *self._subject.rest, *arrays)
         return [*plan.anatomy.program.constants, *map(_of_one_type, given)]
 
@@ -312,7 +312,7 @@ def audit(
     leaves, treedef = jax.tree_util.tree_flatten(batch)
     arrays = [planning.as_array(leaf) for leaf in leaves]
     others = planning.other_batch(other, treedef, arrays)
-    plan_of = partial(planning.plan, subject, treedef, loss)
+    plan_of = partial(planning.planned, subject, treedef, loss)
     return Audit(subject, plan_of, (arrays, others), layers, seconds)
 
 

@@ -19,7 +19,7 @@ from gradlab.errors import BadInput
 
 
 @dataclass(frozen=True)
-class Plan:
+class Prepared:
     """What one structure of model, batch and loss needs once."""
 
     anatomy: anatomy.Anatomy
@@ -29,14 +29,14 @@ class Plan:
 
     def program(self, change: Sequence[Change]) -> Program:
         """The program with the changes that are of operations."""
-        return rewiring.changed(self.anatomy, change, self.slices)
+        return rewiring.rewired(self.anatomy, change, self.slices)
 
 
-_PLANS: OrderedDict[Any, Plan] = OrderedDict()
+_PLANS: OrderedDict[Any, Prepared] = OrderedDict()
 _MOST_PLANS = 8
 
 
-def plan(subject: door.Subject, treedef: Any, loss: door.Loss, arrays: list[Any]) -> Plan:
+def planned(subject: door.Subject, treedef: Any, loss: door.Loss, arrays: list[Any]) -> Prepared:
     """The plan of a structure, made once."""
     kinds = tuple(
         (np.shape(a), str(jnp.result_type(a))) for a in (*subject.params, *subject.rest, *arrays)
@@ -52,17 +52,17 @@ def plan(subject: door.Subject, treedef: Any, loss: door.Loss, arrays: list[Any]
     return _PLANS[key]
 
 
-def _made(subject: door.Subject, arrays: list[Any], treedef: Any, loss: door.Loss) -> Plan:
+def _made(subject: door.Subject, arrays: list[Any], treedef: Any, loss: door.Loss) -> Prepared:
     read = anatomy.of_loss(subject, arrays, treedef, loss)
     slices = facts.slices_of(read)
     size = facts.batch_size(arrays)
 
     @cache
     def measure(change: tuple[Change, ...]) -> Callable[..., measures.Measured]:
-        program = rewiring.changed(read, change, slices)
+        program = rewiring.rewired(read, change, slices)
         return measures.compiled(anatomy.with_program(read, program), size)
 
-    return Plan(
+    return Prepared(
         read,
         slices,
         facts.activation_names(read),

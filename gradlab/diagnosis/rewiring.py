@@ -20,7 +20,7 @@ from gradlab.diagnosis.sums import Residual
 from gradlab.errors import BadInput
 
 
-def changed(anatomy: Anatomy, changes: Sequence[Change], slices: Slices) -> Program:
+def rewired(anatomy: Anatomy, changes: Sequence[Change], slices: Slices) -> Program:
     """The program with those changes that are of operations, layers or sums.
 
     Raises:

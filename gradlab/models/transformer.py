@@ -71,7 +71,7 @@ def weights(key: Array, depth: int, width: int, sigma_q: ArrayLike) -> Weights:
     return Weights(jnp.asarray(sigma_q) * Q, *rest)
 
 
-def alike(key: Array, num_tokens: int, width: int, correlation: ArrayLike) -> Array:
+def correlated(key: Array, num_tokens: int, width: int, correlation: ArrayLike) -> Array:
     """Tokens of mean square 1, any two of that correlation, exactly, `(num_tokens, width)`."""
     drawn = ensembles.unit_orthogonal(key, (num_tokens + 1, width), float)
     own, shared = drawn[:-1], drawn[-1]
@@ -79,7 +79,7 @@ def alike(key: Array, num_tokens: int, width: int, correlation: ArrayLike) -> Ar
     return width**0.5 * (jnp.sqrt(1 - c) * own + jnp.sqrt(c) * shared[None])
 
 
-def apart(x: Array) -> Array:
+def apartness(x: Array) -> Array:
     """1 less the mean correlation of two tokens of mean square 1, `()`: without cancellation."""
     num_tokens, width = x.shape
     return jnp.sum(jnp.square(x - jnp.mean(x, axis=0, keepdims=True))) / ((num_tokens - 1) * width)

@@ -22,7 +22,7 @@ LATEX = {sign: f"\\{sign}" for sign in "#$%&_{}"} | {
 }
 
 
-def sentence(name: str, question: str, record: Mapping[str, Any]) -> str:
+def reference(name: str, question: str, record: Mapping[str, Any]) -> str:
     """The figure of experiment `name` in a line of text: its question, its maker and its making."""
     made = "; ".join(conditions(record))
     by = f", made by {record['command']}" if record.get("command") else ""

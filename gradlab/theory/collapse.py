@@ -38,7 +38,7 @@ class Expansion(NamedTuple):
     third: Array
 
 
-def correlations(
+def by_block(
     skip: ArrayLike, start: ArrayLike, depth: int, num_tokens: int, rows: attention.Rows
 ) -> Array:
     """The correlation of two tokens behind each of so many blocks, from `start`, `(depth,)`."""
@@ -52,7 +52,7 @@ def expansion(skip: ArrayLike, at: Array, num_tokens: int, rows: attention.Rows)
     """What a block makes of correlations near those `at`, to third order, by differences."""
     middle = jnp.clip(at, 2 * _STEP, 1 - 2 * _STEP)
     near = middle[None] + _STEP * jnp.arange(-2.0, 3.0)[:, None]
-    found = jax.lax.map(lambda c: correlations(skip, c, 1, num_tokens, rows)[0], near.reshape(-1))
+    found = jax.lax.map(lambda c: by_block(skip, c, 1, num_tokens, rows)[0], near.reshape(-1))
     a, b, value, d, e = found.reshape(near.shape)
     return Expansion(
         middle,
@@ -63,7 +63,7 @@ def expansion(skip: ArrayLike, at: Array, num_tokens: int, rows: attention.Rows)
     )
 
 
-def predicted(
+def predictions(
     sizes: Array, near: Array, start: float, depth: int, num_tokens: int, num_nodes: int
 ) -> tuple[Array, Array, Expansion]:
     """Of networks of (logits, skip) `(num_networks, 2)`: their laws, `(num_networks, depth)` each.
@@ -76,8 +76,8 @@ def predicted(
         exact, limit = attention.random_logits(logits, num_nodes), attention.many_tokens(logits)
         through = skip, start, depth, num_tokens
         return (
-            correlations(*through, exact),
-            correlations(*through, limit),
+            by_block(*through, exact),
+            by_block(*through, limit),
             expansion(skip, at, num_tokens, exact),
         )
 

@@ -104,16 +104,16 @@ def test_a_reader_reads_every_part_of_an_image_at_its_place() -> None:
 
 @pytest.mark.parametrize("correlation", [0.0, 0.3, 1 - 1e-9])
 def test_tokens_alike_are_so_exactly(correlation: float) -> None:
-    x = transformer.alike(jax.random.key(0), 5, 12, correlation)
+    x = transformer.correlated(jax.random.key(0), 5, 12, correlation)
     gram = x @ x.T / 12
     expected = correlation + (1 - correlation) * np.eye(5)
     np.testing.assert_allclose(gram, expected, atol=1e-14)
-    np.testing.assert_allclose(transformer.apart(x), 1 - correlation, rtol=1e-6)
+    np.testing.assert_allclose(transformer.apartness(x), 1 - correlation, rtol=1e-6)
 
 
 def test_overlaps_are_those_of_the_rows_pair_by_pair() -> None:
     weights = chain.params_at(transformer.weights(jax.random.key(1), 1, 12, 2.0), 0)
-    x = transformer.alike(jax.random.key(2), 4, 12, 0.3)
+    x = transformer.correlated(jax.random.key(2), 4, 12, 0.3)
     p = np.asarray(transformer.attention_matrix(weights, x))
     pairs = [p[i] @ p[k] for i in range(4) for k in range(4) if i != k]
     found = transformer.overlaps(weights, x)

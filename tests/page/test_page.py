@@ -72,7 +72,7 @@ RECORD = {
 
 
 def test_a_citation_has_what_the_numbers_depend_on() -> None:
-    assert citation.sentence("a_b", "Why?", RECORD) == (
+    assert citation.reference("a_b", "Why?", RECORD) == (
         "“Why?” The gradlab developers, gradlab 0.1.0, experiment a_b, made by "
         "python experiments/a_b.py w=[50%,'#1'] sigma_w=1~2^3; "
         "seed 0; float64; cpu; jax 0.10.2; commit b66c58d895cc with changes."

@@ -26,7 +26,7 @@ def test_the_limit_of_many_tokens_is_the_published_update(ratio: float, skip: fl
     for _ in range(6):
         c = by_hand(c, skip, max(0.0, 1 - 1 / (ratio * math.sqrt(1 - c))))
         expected.append(c)
-    found = collapse.correlations(skip, 0.2, 6, num_tokens, attention.many_tokens(ratio * critical))
+    found = collapse.by_block(skip, 0.2, 6, num_tokens, attention.many_tokens(ratio * critical))
     np.testing.assert_allclose(found, expected, rtol=1e-9)
 
 
@@ -34,7 +34,7 @@ def test_a_block_expanded_is_the_block() -> None:
     rows = attention.random_logits(3.0, 64)
     near = collapse.expansion(1.5, jnp.array([0.3, 0.7]), 8, rows)
     off = 0.015
-    law = [collapse.correlations(1.5, c, 1, 8, rows)[0] for c in near.at + off]
+    law = [collapse.by_block(1.5, c, 1, 8, rows)[0] for c in near.at + off]
     series = near.value + off * (near.slope + off * (near.curvature / 2 + off * near.third / 6))
     # The differences are of second order in a step of .02 that is as large as what is left out.
     np.testing.assert_allclose(series, law, rtol=0, atol=1e-5)
@@ -44,7 +44,7 @@ def test_a_block_expanded_is_the_block() -> None:
 def test_nearly_equal_tokens_merge_as_the_skip_alone_says(sigma_q: float) -> None:
     apart = 1e-4
     rows = attention.random_logits(sigma_q)
-    behind = 1 - collapse.correlations(0.7, 1 - apart, 1, 8, rows)[0]
+    behind = 1 - collapse.by_block(0.7, 1 - apart, 1, 8, rows)[0]
     # Relu's kernel takes 2 √2 apart^1.5/(3 pi) more; the logits of differences sigma_q² apart.
     tolerance = math.sqrt(apart) + sigma_q**2 * apart
     np.testing.assert_allclose(apart / behind, collapse.merging(0.7), rtol=tolerance)

@@ -3,8 +3,8 @@
 It takes the norm of every leaf before and after the clip, as plain sums of squares; where these
 leave the range, or an entry is not finite, it looks again, and that alone costs more. Of this
 house's clip it knows the norm behind it, which is tau where it fired, and takes no sum of its own:
-what the clip leaves is below tau by at most the clip's own error, 16 u and in 16-bit formats an ulp
-of each entry, so by less than 2^-10 of it in float16 and 2^-7 in bfloat16.
+what the clip leaves is below tau by at most its own error, 16 u. What is cut in 16 bits may end an
+ulp of each entry below, 2^-7 of the norm in bfloat16, and is measured, whoever clips.
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ def _seen(
     sizes, infinite = leaf_norms.sizes(before, dtype)
     is_finite = jnp.sum(infinite) == 0
     norm_before = leaf_norms.total(sizes)
-    if limit is not None:
+    if limit is not None and all(leaf.dtype == dtype for leaf in before):
         effect = _known(before, norm_before, limit)
     else:
         effect = _measured(before, norm_before, after)

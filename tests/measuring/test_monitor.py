@@ -54,7 +54,7 @@ def test_the_monitor_counts_how_often_the_threshold_fired(make: Any) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.__name__)
-def test_the_norm_behind_a_clip_of_ours_is_tau_to_the_error_of_the_clip(dtype: Any) -> None:
+def test_the_norm_behind_a_clip_of_ours_is_told_to_the_clips_own_error(dtype: Any) -> None:
     rng = np.random.default_rng(11)
     gradients = [
         {"W": jnp.asarray(rng.normal(size=(40, 9)) * scale, dtype), "b": jnp.ones(3, dtype)}
@@ -62,11 +62,10 @@ def test_the_norm_behind_a_clip_of_ours_is_tau_to_the_error_of_the_clip(dtype: A
     ]
     results, state = steps(clipping.monitor(clipping.clip_by_global_norm(2.0), 3), gradients)
     seen, u = clipping.record(state), float(jnp.finfo(wide(dtype)).eps) / 2
-    cut = 0 if dtype == wide(dtype) else float(jnp.finfo(dtype).eps)
     for told, after in zip(seen.norm_after, results, strict=True):
         true = float(exact_norm(after))
-        assert true * (1 - 8 * u) <= told <= true * (1 + cut) * (1 + 16 * u)
-    assert (seen.norm_after[1:] == 2.0).all()
+        assert true * (1 - 8 * u) <= told <= true * (1 + 16 * u)
+    assert (seen.norm_after[1:] <= 2.0).all()
 
 
 def test_the_share_of_a_starved_layer_is_recorded_and_untouched_by_clipping() -> None:

@@ -2,12 +2,14 @@
 
 A claim states the probability at most (`Claim.chance`), so only too many failures contradict it: a
 one-sided binomial test for each claim (Clopper and Pearson 1934), at a level that all claims share
-(Bonferroni), and one over all of them together.
+(Bonferroni), and one over all of them together. What chance states may depend on the draw; then
+their mean counts, since failures of unequal chances spread no more than equal ones of that mean
+(Hoeffding 1956).
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import reduce
@@ -36,7 +38,7 @@ class Count:
         sentence: its sentence.
         made: the runs that made it, since some claims are made only where they apply.
         failed: those of them in which it failed.
-        chance: the probability, at most, that it states: its largest.
+        chance: the probability, at most, that it states: in the mean over those runs.
         failing: the first few seeds of the runs in which it failed.
     """
 
@@ -99,11 +101,11 @@ def restored(plain: Mapping[str, Any]) -> Seeds:
 
 def counts(judged: Iterable[tuple[int, Sequence[Claim]]]) -> list[Count]:
     """The count of each claim over runs, of which the seed and the claims are given."""
-    made, failing, chance = Counter[str](), dict[str, list[int]](), dict[str, float]()
+    made, failing, stated = Counter[str](), dict[str, list[int]](), defaultdict[str, float](float)
     for seed, claims in judged:
         for claim in claims:
             made[claim.sentence] += 1
-            chance[claim.sentence] = max(chance.get(claim.sentence, 0.0), claim.chance)
+            stated[claim.sentence] += claim.chance
             if not claim.holds:
                 failing.setdefault(claim.sentence, []).append(seed)
     return [
@@ -111,7 +113,7 @@ def counts(judged: Iterable[tuple[int, Sequence[Claim]]]) -> list[Count]:
             sentence,
             number,
             len(failing.get(sentence, [])),
-            chance[sentence],
+            stated[sentence] / number,
             tuple(failing.get(sentence, [])[:5]),
         )
         for sentence, number in made.items()

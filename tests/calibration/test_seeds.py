@@ -20,13 +20,14 @@ def claim(sentence: str, holds: bool, chance: float = 0.0) -> gl.Claim:
 def test_each_claim_is_counted_in_the_runs_that_made_it() -> None:
     found = seeds.counts(
         [
-            (5, [claim("a", True, 0.1), claim("b", False)]),
-            (6, [claim("a", False, 0.2)]),
-            (7, [claim("a", False, 0.1), claim("b", True)]),
+            (5, [claim("a", True, 0.125), claim("b", False)]),
+            (6, [claim("a", False, 0.5)]),
+            (7, [claim("a", False, 0.125), claim("b", True)]),
         ]
     )
 
-    assert found == [Count("a", 3, 2, 0.2, (6, 7)), Count("b", 2, 1, 0.0, (5,))]
+    # Of "a" the mean of what was stated.
+    assert found == [Count("a", 3, 2, 0.25, (6, 7)), Count("b", 2, 1, 0.0, (5,))]
 
 
 def test_the_p_value_is_the_binomial_tail() -> None:

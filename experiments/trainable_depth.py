@@ -212,9 +212,9 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
             *(data[f"next_{name}"], law, POOLE),
             where=np.isfinite(law),
         )
-    yield gl.claim.weights(data.entries, POOLE)
-    made = data.moments.stack(network=("seeds", "activation", "depth", "rate"))
-    yield gl.claim.weights(made, POOLE, variance=data.variance, over="network")
+    yield gl.claim.weights(data.entries, POOLE, of="the maps' weights")
+    made = data.moments.stack(draw=("seeds", "activation", "depth", "rate"))
+    yield gl.claim.weights(made, POOLE, variance=data.variance)
     # Var(a) > Var(a - x) where Cov(a, x) > Var(x)/2: where a grows as more than the root of xi_c.
     rows = boundary(data)[["log_at", "log_xi"]].stack(run=("variance", "seeds")).dropna("run")
     freedom = rows.sizes["run"] - 2

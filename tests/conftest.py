@@ -106,20 +106,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """
     file: Path | None = config.getoption("record")
     late = not_reached(file.read_text(encoding="utf-8")) if file and file.is_file() else set[str]()
-    scopes = {item: taken_together(item.nodeid) for item in items}
     if not hasattr(config, "workerinput"):
         items.sort(key=lambda item: item.nodeid not in late)
         return
-    slow = Counter(scope for item, scope in scopes.items() if item.get_closest_marker("slow"))
+    scopes = {item.nodeid: taken_together(item.nodeid) for item in items}
+    slow = Counter(scopes[item.nodeid] for item in items if item.get_closest_marker("slow"))
     held, missed = Counter(scopes.values()), {taken_together(nodeid) for nodeid in late}
-    items.sort(
-        key=lambda item: (
-            scopes[item] not in missed,
-            -slow[scopes[item]],
-            -held[scopes[item]],
-            scopes[item],
-        )
-    )
+
+    def turn(item: pytest.Item) -> tuple[bool, int, int, str]:
+        scope = scopes[item.nodeid]
+        return scope not in missed, -slow[scope], -held[scope], scope
+
+    items.sort(key=turn)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -298,13 +298,20 @@ def _are_twins(rows: Any) -> bool:
 
 
 def weights(
-    moments: Any, source: str, *, variance: Any = 1.0, excess: Any = 0.0, over: str = "draw"
+    moments: Any,
+    source: str,
+    *,
+    of: str = "weights",
+    variance: Any = 1.0,
+    excess: Any = 0.0,
+    over: str = "draw",
 ) -> Claim:
     """The claim that weights were drawn as is said, each layer's by itself, by their moments.
 
     Args:
         moments: `ensembles.realised` of several draws, along the axis `moment`.
         source: where it is said.
+        of: whose they are, where an experiment has several such claims.
         variance: n Var W, n being the fan-in; a number or a labelled array, and so is
         excess: the excess kurtosis of W, 0 if it is normal.
         over: the axis of the draws.
@@ -313,7 +320,7 @@ def weights(
     laws = xr.broadcast(0 * v, v, (3 + xr.DataArray(excess)) * v**2, 0 * v)
     words = {"moment": list(MOMENTS)}
     expected = xr.concat(laws, "moment").assign_coords(words)
-    sentence = "weights are drawn as is said: powers 1, 2, 4 of W √n, and layers independent"
+    sentence = f"{of} are drawn as is said: powers 1, 2, 4 of W √n, and layers independent"
     return mean(sentence, moments.assign_coords(words), expected, source, over=over)
 
 

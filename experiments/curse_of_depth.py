@@ -216,7 +216,7 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     yield gl.claim.mean(
         "with the same weights scaling takes each block but the first nearer to I, as laws differ",
         *(pre.distance - scaled.distance, pre.distance_law - scaled.distance_law, LAW),
-        where=(data.block > 1) & (scaled.distance_law < pre.distance_law),
+        where=data.block > 1,
         finite_width=pre.distance_beyond + scaled.distance_beyond,
     )
     gained = (pre.later_distance - scaled.later_distance)[..., -5:].mean("later_block")

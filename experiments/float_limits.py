@@ -240,7 +240,7 @@ FAULTS = {
     "every format computed in float64": gl.fault.argument("log_norms", J=lambda J: J.astype("f8")),
     "every format computed in float32": gl.fault.argument("log_norms", J=lambda J: J.astype("f4")),
     "norms held in float32": gl.fault.result("jacobians.log_norms", lambda a: a.astype("f4")),
-    "no exponent": gl.fault.result("scaled.rescale", lambda s: s._replace(exponent=0 * s.exponent)),
+    "no exponent": gl.fault.result("scaled.rescale", lambda s: type(s)(s.mantissa, 0 * s.exponent)),
 }
 
 

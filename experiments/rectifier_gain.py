@@ -234,9 +234,8 @@ FAULTS = {
     "weights 3 % too large": gl.fault.argument("ensembles.gaussian", sigma_w=lambda s: 1.03 * s),
     "He's factor 2 forgotten": gl.fault.scale("ensembles.unit_he", 2**-0.5),
     "not trained": gl.fault.argument("training.train", optimizer=lambda _: optax.sgd(0.0)),
-    "He's start given to both": gl.fault.argument(
-        "trained", cfg=lambda cfg: replace(cfg, start=2 + 0 * cfg.start)
-    ),
+    "one start": gl.fault.argument("trained", cfg=lambda c: replace(c, start=2 + 0 * c.start)),
+    "Jacobians 0.1 % off": gl.fault.argument("chain_rule.rows_through", J=lambda J: 1.001 * J),
 }
 LEARNS = "it is claimed which of two trainings learns, not how fast"
 HARMLESS = dict.fromkeys(("training.apply_model", "training.train"), LEARNS) | {

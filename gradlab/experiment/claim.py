@@ -221,6 +221,8 @@ def everywhere(
     value, wanted, *allowed_there = (
         float(array.values[worst]) for array in (arrays["measured"], arrays["expected"], *amounts)
     )
+    if np.isnan(value) or np.isnan(wanted):  # it fails, and what was allowed may be nan with it
+        allowed_there = [0.0 if np.isnan(amount) else amount for amount in allowed_there]
     tolerance = dict(zip((cause.replace("_", " ") for cause in causes), allowed_there, strict=True))
     sides = 2 if relation == "=" else 1
     chance += sum(one.chance for one in samplings.values()) * sides / 2

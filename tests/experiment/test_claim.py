@@ -251,3 +251,12 @@ def test_a_mean_over_a_draw_that_is_not_finite_fails(bad: float) -> None:
     draws = xr.DataArray([[1.0, 2.0], [1.1, bad], [0.9, 2.1]], dims=("draw", "w"))
     assert not gl.claim.mean("s", draws, line([1.0, 2.0]), "here", more=0.1).holds
     assert gl.claim.mean("s", draws[:, :1], line([1.0]), "here", more=0.1).holds
+
+
+def test_what_is_nan_fails_though_what_is_allowed_is_nan_with_it() -> None:
+    length = xr.DataArray([1.0, np.nan], dims="layer")
+    found = gl.claim.at_most("no layer is longer", 0.5 * length, length, "here", rounding=length)
+    assert not found.holds
+    assert found.tolerance == {"rounding": 0.0}
+    with pytest.raises(gl.BadInput, match="allowed: at least 0"):
+        gl.claim.at_most("no layer is longer", xr.DataArray(1.0), 2.0, "here", rounding=np.nan)

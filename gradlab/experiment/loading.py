@@ -108,10 +108,10 @@ def load_anew(file: str | Path) -> Experiment:
         BadInput: the file is missing or lacks a part that an experiment must have.
     """
     path = _existing(file)
-    for name, module in list(sys.modules.items()):
-        beside = path.parent in Path(str(getattr(module, "__file__", None))).parents
-        if name == _module_name(path) or (beside and name != "__main__"):
-            del sys.modules[name]
+    # All are found first: a package without a file asks the one above it where it is.
+    below = [name for name, module in [*sys.modules.items()] if _is_below(module, path.parent)]
+    for name in {*below, _module_name(path)} & sys.modules.keys() - {"__main__"}:
+        del sys.modules[name]
     if str(path.parent) not in sys.path:  # where Python itself looks first for a program
         sys.path.append(str(path.parent))
     importlib.invalidate_caches()
@@ -122,6 +122,15 @@ def load_anew(file: str | Path) -> Experiment:
         return _complete(path, _imported(path))
     finally:
         sys.dont_write_bytecode = kept
+
+
+def _is_below(module: ModuleType, folder: Path) -> bool:
+    """Whether a module comes from below a folder; a package without a file has folders alone."""
+    try:
+        places = [getattr(module, "__file__", None) or "", *getattr(module, "__path__", ())]
+    except Exception:  # a module that makes its parts up may raise anything
+        return False
+    return any(folder in Path(str(place)).parents for place in places)
 
 
 def _existing(file: str | Path) -> Path:

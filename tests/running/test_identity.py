@@ -351,3 +351,27 @@ def test_digests_tell_floats_apart_to_their_last_bit() -> None:
     tell: Callable[[float], str] = identity.digest
     assert tell(1.0) != tell(float(np.nextafter(1.0, 2.0)))
     assert tell(0.0) != tell(-0.0)
+
+
+def test_a_helper_in_a_package_without_a_file_is_the_edited_one(lab: Path) -> None:
+    inner = lab / "experiments" / "spaced" / "inner"
+    inner.mkdir(parents=True)
+    (inner / "constants.py").write_text("SHIFT = 1.0\n")
+    edit(
+        lab / "experiments" / "twice.py",
+        "\n\n@gl.config",
+        "\nfrom spaced.inner import constants\n\n@gl.config",
+    )
+    edit(lab / "experiments" / "twice.py", "noise + DATA", "noise + DATA + constants.SHIFT")
+    before = name(lab)
+    (inner / "constants.py").write_text("SHIFT = 2.0\n")
+    assert name(lab) != before
+
+
+def test_code_with_a_docstring_and_without_is_one(tmp_path: Path) -> None:
+    plain, told = tmp_path / "plain.py", tmp_path / "told.py"
+    plain.write_text("def f(x):\n    return x\n\nclass C:\n    a = 1\n")
+    told.write_text(
+        '"""M."""\ndef f(x):\n    """F."""\n    return x\n\nclass C:\n    """C."""\n    a = 1\n'
+    )
+    assert identity._code(plain) == identity._code(told)

@@ -43,6 +43,8 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     J = layers(Q, cfg)
     names = gl.grid.formats(cfg.dtype)
     found = jnp.stack([by_every_method(J.astype(name), depths).astype(float) for name in names])
+    own = gl.certificate.singular_value_bound  # what the graded method says of its error
+    bound = [own(gl.chain.linear(J.astype(n)), jnp.zeros(cfg.width, n), depths) for n in names]
     at, nats = jnp.array(depths), {"units": "nats"}
     true = at[:, None] * log_stretch(cfg)[None, :]
     log_det = jnp.cumsum(jnp.linalg.slogdet(J)[1])[at - 1]
@@ -52,6 +54,9 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         "algorithm": gl.named(list(ALGORITHMS), "algorithm"),
         "depths": gl.named(jnp.array(depths), "depths", long_name="depth L"),
         "log_sigma": gl.named(found, axes, long_name="log singular value", **nats),
+        "bound": gl.named(
+            jnp.stack(bound), "format depths", long_name="of the graded method's error", **nats
+        ),
         "log_sigma_true": gl.named(true, "depths direction", long_name="L log d_i", **nats),
         "log_minor": gl.named(log_minors(Q[0]), "direction", long_name=label),
         "log_det": gl.named(log_det, "depths", long_name="sum of log|det J_k|", **nats),
@@ -164,14 +169,14 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     eps = data.format.copy(
         data=[2 * gl.theory.scalar.FORMATS[str(name)].unit for name in data.format.values]
     )
-    # Each J_k is rounded, which moves its weakest direction by up to condition roundings, and so
-    # is each step of the factorisation; the log itself has digits of its own size.
+    # A rounded J_k moves its weakest direction by up to condition roundings, a log by its own size.
     layers, log = depth * width * condition * eps, 4 * true * eps
     graded, qr = (data.log_sigma.sel(algorithm=ALGORITHMS[place]) for place in (0, 2))
     yield gl.claim.everywhere(
         "the graded factorisation has the log of every singular value at every depth",
         *(graded, data.log_sigma_true, DEMMEL),
         rounding_of_the_layers=layers,
+        rounding_of_the_method=data.bound,
         rounding_of_the_log=log,
     )
     # What lies below eps times the largest is noise: about half an eps over √12 of entries of the

@@ -84,8 +84,6 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def taken_together(nodeid: str) -> str:
     """What goes to one worker with this test, read from its name: no mark need reach it."""
     file, _, test = nodeid.partition("::")
-    if "/calibration/" in file:  # in their order: a traced mutant may outlive its test in jax
-        return "tests/calibration"
     experiment = re.search(r"\[(\w+)", test) if file.endswith("test_experiments.py") else None
     return f"{file}:{experiment[1]}" if experiment else file
 

@@ -9,9 +9,11 @@ yardstick.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import inspect
+import pkgutil
 from collections.abc import Callable, Iterator
-from functools import reduce
+from functools import cache, reduce
 from typing import Any
 
 import gradlab
@@ -34,6 +36,9 @@ def change(target: str, made: Callable[[Function], Function]) -> Fault:
     def planted(experiment: Experiment) -> Iterator[None]:
         import jax
 
+        # A room that was first imported now would take the wrong function by name, and keep it.
+        for one in _rooms():
+            importlib.import_module(one)
         owner = reduce(getattr, room.split("."), gradlab) if room else experiment.module
         honest = getattr(owner, name)
         jax.clear_caches()  # compiled programs hold the honest function
@@ -45,6 +50,19 @@ def change(target: str, made: Callable[[Function], Function]) -> Fault:
             jax.clear_caches()
 
     return planted
+
+
+@cache
+def _rooms() -> tuple[str, ...]:
+    """All rooms that compute, by their names."""
+    wings = (
+        f"{gradlab.__name__}.{wing}" for wing in ("arithmetic", "models", "theory", "measuring")
+    )
+    return tuple(
+        room.name
+        for wing in wings
+        for room in pkgutil.walk_packages(importlib.import_module(wing).__path__, f"{wing}.")
+    )
 
 
 def replace(target: str, other: Function) -> Fault:

@@ -1,10 +1,13 @@
 """Planted faults that several experiments share."""
 
+import importlib
+import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import gradlab as gl
 from gradlab.experiment import loading
@@ -21,3 +24,14 @@ def test_a_residual_chain_without_its_identity_is_the_plain_chain_of_the_same_we
 
     np.testing.assert_array_equal(without, plain(z))
     assert not np.allclose(honest, without)
+
+
+def test_a_room_that_is_imported_while_a_fault_is_planted_has_the_honest_function(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    exp = loading.load(Path(__file__).parents[2] / "experiments" / "residual.py")
+    monkeypatch.delitem(sys.modules, "gradlab.models.networks")
+    with gl.fault.change("ensembles.Affine", lambda honest: lambda W, b: honest(2 * W, b))(exp):
+        room = importlib.import_module("gradlab.models.networks")
+
+    assert room.Affine is gl.ensembles.Affine

@@ -1,4 +1,4 @@
-"""Between which two collapses can attention be trained, and how far do a thousand tokens reach?
+"""Between which two collapses can attention be trained?
 
 Giorlandino and Goldt 2026 (arXiv:2505.24333; abstract and the authors' code read): logits and skips
 decide whether all tokens become one (rank collapse) or attention rests on one token (entropy
@@ -26,9 +26,6 @@ PAPER = "Giorlandino and Goldt 2026, abstract"
 MERGING = "derived: a softmax of equal tokens is uniform, and relu keeps small differences"
 OF, FAR = ("of one row", "of two"), 3.0  # that far above the critical logits training suffers
 SMALL, NODES = 1e-6, 96  # what nearly equal tokens differ by, squared; of the rule for overlaps
-
-
-post = partial(gl.transformer.Design, after=1.0)
 
 
 @gl.config
@@ -88,6 +85,11 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         "entries": gl.named(entries, "draw matrix moment", long_name="of Q, K, V, W_1 and W_2"),
         "loss": gl.named(loss, "run ratio skip", long_name="loss at the end", units="nats"),
     }
+
+
+def post(skip: jax.Array) -> gl.transformer.Design:
+    """Norms behind both sums of a block, and that factor of the identity in both."""
+    return gl.transformer.Design(after=1.0, skip=skip)
 
 
 def rows(key: jax.Array, cfg: Config, logits: jax.Array) -> tuple[jax.Array, ...]:
@@ -176,14 +178,12 @@ def caption(data: xr.Dataset) -> str:
     """The overlap of two rows, the correlation at the end, and the best of the diagram."""
     row, end = data.isel(ratio=-1), data.isel(chain_ratio=-1, chain_skip=-1, layer=-1)
     (own, shared), limit = row.overlap.mean("draw").values, float(row.overlap_limit[0])
-    best = data.loss.mean("run").stack(at=("ratio", "skip"))
-    best = best.isel(at=int(best.values.argmin()))
+    ratio, skip = data.loss.mean("run").to_series().idxmin()
     return f"""At {float(row.ratio):g} times the critical logits one row of attention overlaps
         itself by {own:.2f} and another's by {shared:.2f}; in the limit of many tokens (dashed) by
         {limit:.2f} and 0. Behind {data.attrs["depth"]} blocks of skip {float(end.chain_skip):g}
         tokens correlate by {float(end.alike.mean()):.2f} (law {float(end.alike_law):.2f}, limit
-        {float(end.alike_limit):.2f}). Readers of digits learn best at {float(best.ratio):g} s_c
-        and a skip of {float(best.skip):g}."""
+        {float(end.alike_limit):.2f}). Readers learn best at {ratio:g} s_c, a skip of {skip:g}."""
 
 
 def headline(data: xr.Dataset) -> Iterator[gl.Headline]:
@@ -230,16 +230,16 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     sentence = "a skip of nearly nothing leaves more of the loss than the largest, at any logits"
     won = data.loss.isel(skip=0) - data.loss.isel(skip=-1)
     yield gl.claim.gain(sentence, won, f"{PAPER}: rank collapse", over="run")
-    sentence = "at a skip near 1 logits far above the critical leave more of the loss than those"
-    row = data.loss.sel(skip=1, method="nearest")
     if data.ratio[-1] >= FAR:
+        sentence = "at a skip near 1 logits far above the critical leave more of it than those do"
+        row = data.loss.sel(skip=1, method="nearest")
         won = row.isel(ratio=-1) - row.sel(ratio=1, method="nearest")
         yield gl.claim.gain(sentence, won, f"{PAPER}: entropy collapse", over="run")
 
 
 FAULTS = {
     "logits 44 % too large": gl.fault.argument("transformer.attention_matrix", x=lambda x: 1.2 * x),
-    "skip forgotten": gl.fault.replace("post", lambda skip: gl.transformer.Design(after=1.0)),
+    "skip forgotten": gl.fault.argument("post", skip=lambda skip: 0 * skip + 1),
     "norm forgotten": gl.fault.replace("transformer.layer_norm", lambda x, on=1.0: x),
     "weights 10 % too large": gl.fault.scale("ensembles.unit_gaussian", 1.1),
     "readers without queries": gl.fault.argument("transformer.reader", sigma_q=lambda s: 0 * s),

@@ -53,10 +53,8 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     def run(rule: str, gain: jax.Array) -> tuple[jax.Array, ...]:
         steps = batches._replace(gain=gain)
         seen = gl.training.train(logits, model, optimizer(rule, cfg), train, steps)
-        size, first = (
-            jnp.linalg.norm(seen.gradient, axis=1),
-            jnp.append(seen.gradient[0], seen.loss[0]),
-        )
+        size = jnp.linalg.norm(seen.gradient, axis=1)
+        first = jnp.append(seen.gradient[0], seen.loss[0])
         return size, seen.step_size, gl.training.loss(logits, seen.params, held_out), first
 
     def by_hand(gain: jax.Array) -> jax.Array:

@@ -69,7 +69,7 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
 
 
 def one(cfg: Config, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Moments, `(library, 2, 4)`, and logs, `(library, activation, depth)`, of one draw."""
+    """Moments, `(library, 2, 6)`, and logs, `(library, activation, depth)`, of one draw."""
     key_input, key_loss, *keys = jax.random.split(key, 2 + len(cfg.library))
     deepest, n = max(cfg.depth), cfg.width
     x = gl.ensembles.inputs(key_input, n, 1.0)

@@ -83,7 +83,7 @@ def network(cfg: Config, key: jax.Array) -> gl.chain.Chain:
 
 
 def moments(cfg: Config, key: jax.Array) -> jax.Array:
-    """`realised` of its weights and of its biases, `(2, 4)`."""
+    """`realised` of its weights and of its biases, `(2, 6)`."""
     W, b = network(cfg, key).params
     return jnp.stack([gl.ensembles.realised(part) for part in (W, b[..., None])])
 

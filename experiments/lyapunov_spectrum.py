@@ -14,6 +14,8 @@ from gradlab.lazy import jax, jnp, np, xr
 
 GROUP = "width"
 NEWMAN = "Newman 1986"
+# Layers whose weights are looked at by themselves, in so many parts.
+LOOKED_AT, NUM_PARTS = 8192, 32
 GOODMAN = "log|det W| is a sum of independent log chi variables (Goodman 1963)"
 
 
@@ -33,12 +35,13 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     at = jnp.array(records) - 1
     over = jnp.arange(1.0, cfg.depth + 1)[:, None]
 
-    def measured(key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        growth = gl.spectra.log_growth(gaussian_layers(key, cfg), jnp.zeros(cfg.width))
-        running = jnp.cumsum(growth, axis=0) / over
-        return running[at], jnp.mean(growth, axis=0), jnp.var(growth, axis=0, ddof=1)
+    def measured(key: jax.Array) -> tuple[jax.Array, ...]:
+        model = gaussian_layers(key, cfg)
+        growth = gl.spectra.log_growth(model, jnp.zeros(cfg.width))
+        running, entries = jnp.cumsum(growth, axis=0) / over, drawn(cfg, model)
+        return running[at], jnp.mean(growth, axis=0), jnp.var(growth, axis=0, ddof=1), entries
 
-    exponents, mean, variance = gl.grid.over_draws(measured, key, cfg.num_draws)
+    exponents, mean, variance, entries = gl.grid.over_draws(measured, key, cfg.num_draws)
     axes = "draw direction"
     return {
         "direction": gl.named(jnp.arange(1, cfg.width + 1), "direction", long_name="index k"),
@@ -53,6 +56,7 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         "variance": gl.named(
             variance, axes, long_name="variance of the growth in one layer", units="nats²"
         ),
+        "entries": gl.named(entries, "draw part moment", long_name="of W's"),
         "exponent_predicted": gl.named(
             gl.theory.products.lyapunov_exponents(cfg.width, 1 / cfg.width),
             "direction",
@@ -86,6 +90,13 @@ def gaussian_layers(key: jax.Array, cfg: Config) -> gl.chain.Chain:
         return W @ z
 
     return gl.chain.Chain(layer, jnp.arange(float(cfg.depth)))
+
+
+def drawn(cfg: Config, model: gl.chain.Chain) -> jax.Array:
+    """`realised` of parts of its first layers, `(part, 6)`, by what they make of unit vectors."""
+    some = model.params[:LOOKED_AT]
+    W = jax.vmap(jax.vmap(model.layer, (None, 0), 1), (0, None))(some, jnp.eye(cfg.width))
+    return gl.ensembles.realised_in_parts(W, max(1, len(some) // NUM_PARTS))
 
 
 def fourth_moment(width: int) -> jax.Array:
@@ -174,6 +185,7 @@ def headline(data: xr.Dataset) -> Iterator[gl.Headline]:
 
 def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     """Means and variances of all directions and draws at once, in chi squared, and the sum."""
+    yield gl.claim.weights(data.entries, NEWMAN, over="part")
     for z, noun in zip(scores(data), ("exponents", "variances of the increments"), strict=True):
         sentence = f"the {noun} follow the exact law: chi squared over all directions and draws"
         yield gl.claim.chi_squared(sentence, z, NEWMAN)
@@ -198,6 +210,9 @@ FAULTS = {
     "weights 1 % too large": gl.fault.scale("ensembles.unit_gaussian", 1.01),
     "weights 20 % too large": gl.fault.scale("ensembles.unit_gaussian", 1.2),
     "weights 20 % too small": gl.fault.scale("ensembles.unit_gaussian", 0.8),
+    "weights of mean a tenth of their deviation": gl.fault.result(
+        "ensembles.unit_gaussian", lambda W: W + 0.1 * W.shape[-1] ** -0.5
+    ),
     "orthogonal instead of Gaussian": gl.fault.change(
         "ensembles.unit_gaussian", lambda honest: gl.ensembles.unit_orthogonal
     ),

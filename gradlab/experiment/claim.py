@@ -27,7 +27,7 @@ Relation = Literal["=", "<=", ">="]
 _RELATIONS = get_args(Relation)
 
 # What `ensembles.realised` says of weights, in words.
-MOMENTS = ("mean", "square", "fourth power", "neighbours")
+MOMENTS = ("mean", "square", "fourth power", "neighbours", "layers apart", "mirrored")
 
 # Standard deviations of a normal that are allowed: chance alone goes beyond once in 15,800 times.
 NUM_ERRORS = 4.0
@@ -274,12 +274,13 @@ def mean(
     rows = draws.transpose(over, ...).values
     with np.errstate(invalid="ignore"):
         value, error = estimate.mean(rows)
-    # The spread of draws that are not all finite is not known, and none is allowed for.
-    error = np.where(np.isfinite(rows).all(axis=0), error, 0.0)
+    # The spread of one draw, or of some that are not finite, is not known: none is allowed for.
+    known = np.isfinite(rows).all(axis=0) & (len(rows) > 1)
+    error = np.where(known, error, 0.0)
     if _are_twins(rows):
         value = np.full_like(value, np.nan)
     like = draws.isel({over: 0}, drop=True)
-    of_mean = sampling(like.copy(data=np.asarray(error)), draws.sizes[over])
+    of_mean = sampling(like.copy(data=np.asarray(error)), max(2, len(rows)))
     return everywhere(
         sentence,
         like.copy(data=np.asarray(value)),
@@ -319,10 +320,10 @@ def weights(
         over: the axis of the draws.
     """
     v = xr.DataArray(variance)
-    laws = xr.broadcast(0 * v, v, (3 + xr.DataArray(excess)) * v**2, 0 * v)
+    laws = xr.broadcast(0 * v, v, (3 + xr.DataArray(excess)) * v**2, *[0 * v] * 3)
     words = {"moment": list(MOMENTS)}
     expected = xr.concat(laws, "moment").assign_coords(words)
-    sentence = f"{of} are drawn as is said: powers 1, 2, 4 of W √n, and layers independent"
+    sentence = f"{of} are drawn as is said: powers 1, 2, 4 of W √n, all layers alike, independent"
     return mean(sentence, moments.assign_coords(words), expected, source, over=over)
 
 

@@ -19,10 +19,11 @@ class Interval(NamedTuple):
 
 
 def mean(draws: ArrayLike, axis: int = 0) -> Interval:
-    """The mean over one axis and its standard error."""
+    """The mean over one axis and its standard error, which is nan of a single draw."""
     values = np.asarray(draws)
-    error = values.std(axis, ddof=1) / math.sqrt(values.shape[axis])
-    return Interval(values.mean(axis), error)
+    value, num = values.mean(axis), values.shape[axis]
+    error = values.std(axis, ddof=1) / math.sqrt(num) if num > 1 else np.full_like(value, np.nan)
+    return Interval(value, error)
 
 
 def slope(x: ArrayLike, y: ArrayLike) -> Interval:

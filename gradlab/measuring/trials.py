@@ -76,7 +76,7 @@ def plain_numbers(networks: Candidate) -> Array:
 def losses(
     key: Array, networks: Candidate, phis: Sequence[Phi], data: Data, budget: Budget
 ) -> tuple[Array, Array]:
-    """The loss before each step, `(..., num_steps)` (nats), and the weights' moments, `(..., 4)`.
+    """The loss before each step, `(..., num_steps)` (nats), and the weights' moments, `(..., 6)`.
 
     `...` is as of the networks. Every one has weights and batches of its own. The format is that
     of the data, whose inputs are `(num_examples, width)`.
@@ -94,7 +94,7 @@ def losses(
 def trained(
     key: Array, network: Candidate, phis: Sequence[Phi], data: Data, budget: Budget
 ) -> tuple[Array, Array]:
-    """The loss of one network before each step, `(num_steps,)`, and `realised` of it, `(4,)`."""
+    """The loss of one network before each step, `(num_steps,)`, and `realised` of it, `(6,)`."""
     key_chain, key_readout, key_batches = jax.random.split(key, 3)
     dtype, width = data.x.dtype, budget.width
     scales = (jnp.asarray(scale, dtype) for scale in (network.sigma_w, network.sigma_b))

@@ -15,6 +15,7 @@ from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
@@ -283,24 +284,49 @@ def input_pair(
 
 
 def realised(W: Array) -> Array:
-    """What weights were drawn from: moments of all entries of W √fan_in, `(4,)`.
+    """What weights were drawn from: six means over the entries of W √fan_in, `(6,)`.
 
-    The mean, the mean square, the mean fourth power, and the mean product with the entry at the
-    same place in the layer before; 0 of a single layer. In the mean 0, s², (3 + k) s⁴ and 0,
-    whatever the size, for independent entries of deviation s/√fan_in and excess kurtosis k. They
-    notice a wrong size or law long before any state does, which sees one direction of W.
+    The mean, the mean square and the mean fourth power; the mean product with the entry at the same
+    place in the layer before, 0 of a single layer; how far two halves of a layer, its even entries
+    and its odd ones, are larger than those of other layers together, 0 of a single layer; and the
+    mean product with the entry at the mirrored place, 0 of a single row. In the mean 0, s²,
+    (3 + k) s⁴, 0, 0 and 0, whatever the size, for independent entries of deviation s/√fan_in and
+    excess kurtosis k. They notice a wrong size or law, one layer's too, long before any state does,
+    which sees one direction of W.
 
     Args:
         W: `(layer, out, in)`, or `(out, in)` of a single layer.
     """
     entries = math.sqrt(W.shape[-1]) * W.reshape(-1, *W.shape[-2:])
     powers = [jnp.mean(entries**power) for power in (1, 2, 4)]
-    pairs = entries[1:] * entries[:-1]
-    return jnp.stack([*powers, jnp.sum(pairs) / max(1, pairs.size)])
+    across = entries[1:] * entries[:-1]
+    return jnp.stack([*powers, _mean(across), _layers_apart(entries), _mean(_mirrored(entries))])
+
+
+def _mean(x: Array) -> Array:
+    """The mean of all entries, 0 of none."""
+    return jnp.sum(x) / max(1, x.size)
+
+
+def _layers_apart(entries: Array) -> Array:
+    """The covariance over layers of the mean squares of a layer's two halves, unbiased, `()`."""
+    squares = entries.reshape(len(entries), -1) ** 2
+    halves = [
+        jnp.sum(half, axis=1) / max(1, half.shape[1])
+        for half in (squares[:, ::2], squares[:, 1::2])
+    ]
+    even, odd = (half - jnp.mean(half) for half in halves)
+    return even @ odd / max(1, len(entries) - 1)
+
+
+def _mirrored(entries: Array) -> Array:
+    """Each product of entries i, j and j, i of a layer's square part, i < j, `(layer, pair)`."""
+    i, j = np.triu_indices(min(entries.shape[-2:]), 1)
+    return entries[:, i, j] * entries[:, j, i]
 
 
 def realised_in_parts(W: Array, num_layers: int) -> Array:
-    """`realised` of each so many layers that follow each other, `(part, 4)`: samples of one draw.
+    """`realised` of each so many layers that follow each other, `(part, 6)`: samples of one draw.
 
     Args:
         W: `(layer, out, in)`; those that are left over at the end are left out.

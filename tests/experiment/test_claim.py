@@ -123,7 +123,13 @@ def test_weights_are_judged_by_their_moments_each_kind_by_its_own_law() -> None:
     assert not claim(drawn, excess=0.0).holds
     assert claim(drawn + 0.1).at.endswith("moment = mean")
     assert claim(drawn[:, :, np.arange(8) // 2]).at.endswith("moment = neighbours")
+    # The mean square is as it was.
+    uneven = np.sqrt(1 + 0.3 * np.array([1, -1, 1, -1, 1, -1, 1, -1]))[:, None, None]
+    assert claim(drawn * uneven).at.endswith("moment = layers apart")
+    symmetric = np.tril(drawn) + np.tril(drawn, -1).swapaxes(-1, -2)
+    assert claim(symmetric).at.endswith("moment = mirrored")
     assert not any(claim(wrong).holds for wrong in (1.1 * drawn, drawn + 0.1))
+    assert not claim(drawn[:1]).holds  # the spread of one draw is not known
 
 
 ONE_IN_15_800 = math.erfc(4 / math.sqrt(2))

@@ -221,13 +221,20 @@ def test_bad_input_is_named_in_one_sentence(call: Any, error: Any, sentence: Any
         call()
 
 
-def test_what_weights_were_drawn_from_is_told_by_powers_of_them_and_by_neighbours() -> None:
+def test_what_weights_were_drawn_from_is_told_by_powers_of_them_and_by_pairs() -> None:
     W = np.array([[[3.0, -1.0], [1.0, 1.0]], [[2.0, 0.0], [0.0, 4.0]]])  # n = 2
-    mean, square, fourth, neighbours = np.asarray(ensembles.realised(jnp.asarray(W)))
+    mean, square, fourth, neighbours, apart, mirrored = np.asarray(
+        ensembles.realised(jnp.asarray(W))
+    )
     assert mean == pytest.approx(math.sqrt(2) * 10 / 8, abs=1e-15)
     assert (square, fourth) == pytest.approx((2 * 32 / 8, 4 * 356 / 8), abs=1e-12)
     assert neighbours == pytest.approx(2 * (3 * 2 + 4) / 4, abs=1e-14)
-    assert ensembles.realised(jnp.asarray(W[:1]))[3] == 0  # one layer has no neighbour
+    # Mean squares of the even entries 10 and 4, of the odd ones 2 and 16: 2 ((10 - 7) (2 - 9)).
+    assert apart == pytest.approx(2 * (10 - 7) * (2 - 9), abs=1e-12)
+    assert mirrored == pytest.approx(2 * (-1 * 1 + 0) / 2, abs=1e-14)
+    # One layer has no other beside it, and one row no mirror.
+    np.testing.assert_array_equal(ensembles.realised(jnp.asarray(W[:1]))[3:5], [0, 0])
+    assert ensembles.realised(jnp.asarray(W[:, :1]))[5] == 0
     np.testing.assert_array_equal(
         ensembles.realised(jnp.asarray(W[0])), ensembles.realised(jnp.asarray(W[:1]))
     )

@@ -54,7 +54,7 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     threshold = jnp.concatenate([jnp.array([jnp.inf]), cfg.tau])
     run = partial(trained, cfg, network(cfg, keys[0]), batches, train)
     moved, gradient, loss = jax.vmap(run)(threshold)
-    batch = gl.training.batch(train, batches.indices[0], batches.gain[0])
+    batch = gl.training.batch(train, *(part[0] for part in batches))
     made = network(cfg, keys[0]).params, gl.activations.PHI[cfg.activation]
     hand = gl.backpropagation.by_matrices(*made, batch, 10)
     kept = jnp.minimum(1, threshold[:, None] / jnp.linalg.norm(gradient, axis=-1))

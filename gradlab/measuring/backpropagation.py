@@ -71,8 +71,39 @@ def by_matrices(layers: Affine, phi: Activation, batch: Data, num_classes: int) 
     loss, off = _loss_and_slope(z_L[:, :num_classes], batch.y)
     delta = jnp.pad(off, ((0, 0), (0, width - num_classes)))
     gradient = jax.lax.scan(back, delta, (layers, states), reverse=True)[1]
-    squares = jnp.sum(gradient.W**2, axis=(1, 2)) + jnp.sum(gradient.b**2, axis=1)
-    return _with_rounding(loss, gradient, jnp.sqrt(squares), len(layers.b), width, len(batch.y))
+    return _with_rounding(loss, gradient, _by_layer(gradient), len(layers.b), width, len(batch.y))
+
+
+@precision.highest
+def of_readout(layers: Affine, readout: Array, phi: Activation, batch: Data) -> Pass:
+    """The pass of a batch through layers phi(W z + b) of one width, and a linear read-out.
+
+    Args:
+        layers: W `(depth, width, width)` and b `(depth, width)`.
+        readout: `(num_classes, width)`; its gradient, and that one's norm, is the last.
+        phi: the activation, whose `dphi` is taken for its slope.
+        batch: inputs `(batch_size, width)` and labels.
+    """
+
+    def ahead(z: Array, layer: Affine) -> tuple[Array, tuple[Array, Array]]:
+        h = z @ layer.W.T + layer.b[None]
+        return phi(h), (z, h)
+
+    def back(delta: Array, at: tuple[Affine, tuple[Array, Array]]) -> tuple[Array, Affine]:
+        layer, (z, h) = at
+        at_h = delta * phi.dphi(h)
+        return at_h @ layer.W, Affine(at_h.T @ z, jnp.sum(at_h, axis=0))
+
+    z_L, states = jax.lax.scan(ahead, batch.x, layers)
+    loss, off = _loss_and_slope(z_L @ readout.T, batch.y)
+    own = jax.lax.scan(back, off @ readout, (layers, states), reverse=True)[1]
+    last, (depth, width) = off.T @ z_L, layers.b.shape
+    norms = jnp.append(_by_layer(own), jnp.linalg.norm(last))
+    return _with_rounding(loss, (own, last), norms, depth + 1, width, len(batch.y))
+
+
+def _by_layer(gradient: Affine) -> Array:
+    return jnp.sqrt(jnp.sum(gradient.W**2, axis=(1, 2)) + jnp.sum(gradient.b**2, axis=1))
 
 
 @precision.highest

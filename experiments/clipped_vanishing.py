@@ -20,7 +20,6 @@ TRIANGLE = "the triangle inequality over the steps"
 MEDIANT = "the mediant inequality: sums of k a over sums of k b are at most the largest a/b"
 FIELD = "Hanin and Nica 2020, to first order in 1/width; gradlab.theory.finite_width"
 CHI = "W ~ N(0, σ_w²/n), b ~ N(0, σ_b²): |W x + b|² over its mean is chi² of n, over n"
-BACK = "Rumelhart, Hinton and Williams 1986; gradlab.measuring.backpropagation"
 CLIPS = ("formula", "optax")
 
 
@@ -52,15 +51,15 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     clipped = jax.vmap(lambda key: shares(cfg, network(cfg, key), some))(keys)
     batches = gl.training.schedule(key_batches, len(train.y), cfg.batch_size, cfg.num_steps)
     threshold = jnp.concatenate([jnp.array([jnp.inf]), cfg.tau])
-    run = partial(trained, cfg, network(cfg, keys[0]), batches, train)
-    moved, gradient, loss = jax.vmap(run)(threshold)
-    batch = gl.training.batch(train, batches.indices[0], batches.gain[0])
+    batch = gl.training.batch(train, *(part[0] for part in batches))
     made = network(cfg, keys[0]).params, gl.activations.PHI[cfg.activation]
     hand = gl.backpropagation.by_matrices(*made, batch, 10)
+    run = partial(trained, cfg, network(cfg, keys[0]), batches, train, hand)
+    moved, gradient, first = jax.vmap(run)(threshold)
     kept = jnp.minimum(1, threshold[:, None] / jnp.linalg.norm(gradient, axis=-1))
     reach = cfg.learning_rate * jnp.sum(kept[..., None] * gradient, axis=1)
     over = partial(gl.grid.over_draws, key=key_chains, num_draws=cfg.num_chains)
-    arriving, length, entries = over(partial(one_chain, cfg, train))
+    arriving, length, off, entries = over(partial(one_chain, cfg, train))
     (law, beyond), theory = growth(cfg), gl.theory.products
     most = jnp.max(gradient / gradient[..., -1:], axis=1)
     return {
@@ -78,8 +77,8 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         "log_mean": gl.named(theory.linear_log_mean(cfg.width), "", long_name="E log(chi²/width)"),
         "log_variance": gl.named(theory.linear_log_variance(cfg.width), ""),
         "entries": gl.named(entries, "chain moment", long_name="moments of W √width / σ_w"),
-        "first": gl.named(jnp.append(gradient[0, 0], loss[0, 0]), "number", long_name="at step 0"),
-        "by_hand": gl.named(jnp.append(hand.norms, hand.loss), "number", long_name="by matrices"),
+        "first": gl.named(first, "threshold way number", long_name="norms, loss, at step 0"),
+        "off": gl.named(off, "chain of size", long_name="off: a state, a log; rounding"),
         "reach": gl.named(reach, "threshold layer", long_name="learning rate times clipped ones"),
     }
 
@@ -101,17 +100,20 @@ def shares(cfg: Config, model: gl.chain.Chain, data: gl.training.Data) -> dict[s
 
 
 def one_chain(cfg: Config, data: gl.training.Data, key: jax.Array) -> tuple[jax.Array, ...]:
-    """Log of what arrives, log |z_l|² over its mean given layer l - 1, `(depth,)`; W's moments."""
+    """Log of what arrives, log |z_l|² over its mean, `(depth,)`; how far z is off; W's moments."""
     key_chain, key_digit, key_back = jax.random.split(key, 3)
     model, phi = network(cfg, key_chain), gl.activations.PHI[cfg.activation]
     digit = data.x[jax.random.randint(key_digit, (), 0, len(data.y))]
     x, v = jnp.pad(digit, (0, cfg.width - digit.size)), jax.random.normal(key_back, (cfg.width,))
-    logs = gl.jacobians.log_gradient_norms(model, x, lambda z: jnp.vdot(v, z))[1:]
+    back = gl.jacobians.log_gradient_norms, gl.chain_rule.log_norms_back
+    logs, literal = (way(model, x, lambda z: jnp.vdot(v, z)) for way in back)
     z = gl.chain.states(model, x)
     mean = cfg.sigma_w**2 * jnp.mean(jnp.square(phi(z[:-1])), axis=1) + cfg.sigma_b**2
     length = jnp.log(jnp.mean(jnp.square(z[1:]), axis=1) / mean)
+    apart = jnp.stack([jnp.max(jnp.abs(logs - literal.logs)), literal.rounding[0]])
+    off = jnp.stack([gl.one_layer.step_error(model.params, phi, z), apart])
     entries = gl.ensembles.realised(model.params.W / cfg.sigma_w)
-    return logs - jnp.log(jnp.linalg.norm(v)), length, entries
+    return logs[1:] - jnp.log(jnp.linalg.norm(v)), length, off, entries
 
 
 def growth(cfg: Config) -> tuple[jax.Array, ...]:
@@ -125,13 +127,14 @@ def growth(cfg: Config) -> tuple[jax.Array, ...]:
 
 
 def trained(
-    cfg: Config, model: Any, batches: Any, data: gl.training.Data, tau: jax.Array
+    cfg: Config, model: Any, batches: Any, data: gl.training.Data, hand: Any, tau: jax.Array
 ) -> tuple[jax.Array, ...]:
-    """How far each layer went, `(depth,)`, its gradients' norms and the loss by `step`."""
+    """How far each layer went, `(depth,)`, its gradients' norms by `step`, and the first step."""
     descent = optax.chain(gl.clipping.clip_by_global_norm(tau), optax.sgd(cfg.learning_rate))
     seen = gl.training.train(gl.training.ten_logits, model, descent, data, batches)
     moved = jax.tree.map(jnp.subtract, seen.params, model)
-    return gl.training.norms_by_layer(moved), seen.gradient, seen.loss
+    first = gl.backpropagation.first_step(seen, hand)
+    return gl.training.norms_by_layer(moved), seen.gradient, first
 
 
 def figure(data: xr.Dataset) -> gl.Figure:
@@ -195,14 +198,13 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
             rounding=num_entries * eps,  # of norms, as above, and of a matrix times a vector
         )
     yield gl.claim.weights(data.entries.rename(chain="draw"), CHI)
-    depth, width, num_digits = (int(data.attrs[name]) for name in ("depth", "width", "batch_size"))
-    # As many products forwards as back, twice; n^1.5 eps each where signs are random (Higham 2002,
-    # sections 3.5, 3.7), and what cancels over digits. A relu so near 0 may be seen on either side.
-    if (chance := depth * width * num_digits * width * eps) < 0.01:
-        sentence = "the first loss, and each layer's gradient, are those of backpropagation by hand"
-        rounding = 4 * depth * width**1.5 * num_digits**0.5 * eps * data.by_hand.max()
-        ways = data["first"], data.by_hand, BACK
-        yield gl.claim.everywhere(sentence, *ways, chance=chance, rounding=rounding)
+    names = "depth", "width", "width", "batch_size"
+    yield gl.claim.first_step(data["first"], kinked=[data.attrs[name] for name in names])
+    sentence = "a state is W phi(z) + b of that before, a gradient's log that of all J_k's product"
+    off, rounding = data.off.transpose("size", ...)
+    # Where relu's input is so near 0 that rounding has it on either side, slopes differ.
+    chance = min(0.5, eps * num_entries * data.length.size)
+    yield gl.claim.everywhere(sentence, off, 0.0, "chain rule", chance=chance, rounding=rounding)
     # A bias is nothing to relu's slopes, but a part of every length.
     yield gl.claim.everywhere(
         "the weights and biases are of the size asked for: |z| has its law, given the layer before",
@@ -212,16 +214,12 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     steps, last = int(data.attrs["num_steps"]), data.reach.isel(layer=-1)
     # Weights are rounded at each step, by half an ulp of numbers below 8 deviations.
     weights = steps * eps * 4 * np.sqrt(num_entries) * data.attrs["sigma_w"]
-    yield gl.claim.at_most(
-        "in training no layer goes farther than its own gradients, times their common factor",
-        *(data.moved, data.reach, TRIANGLE),
-        rounding=(num_entries / 2 + steps) * eps * data.reach + weights,
-    )
-    yield gl.claim.at_most(
-        "in training no layer's way is a larger share of the last one's than its gradient ever was",
-        *(data.moved / last, data.most, MEDIANT),
-        rounding=(num_entries + steps) * eps * data.most + weights / last,
-    )
+    sentence = "in training no layer goes farther than its own gradients, times their common factor"
+    rounding = (num_entries / 2 + steps) * eps * data.reach + weights
+    yield gl.claim.at_most(sentence, data.moved, data.reach, TRIANGLE, rounding=rounding)
+    sentence = "nor is its way a larger share of the last one's than its gradient ever was"
+    rounding = (num_entries + steps) * eps * data.most + weights / last
+    yield gl.claim.at_most(sentence, data.moved / last, data.most, MEDIANT, rounding=rounding)
 
 
 def by_layer(grads: Any, tau: Any) -> Any:

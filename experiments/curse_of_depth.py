@@ -51,7 +51,7 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     drawn = gl.grid.over_draws(lambda key: start(cfg, key), key_start, cfg.num_draws)
     (square, distance, added), entries, norm = jnp.moveaxis(drawn[0], 2, 0), *drawn[1:]
     ran = gl.grid.over_draws(lambda key: run(cfg, key), key_train, cfg.num_runs)
-    seen, apart, loss, first_move, slope = ran
+    seen, apart, loss, first_move, first = ran
     given = cfg.depth, cfg.width, cfg.num_tokens
     law = jax.vmap(lambda gain: gl.theory.transformer.pre_laws(gain, *given))(gains(cfg.depth))
     at, later, nats = "draw variant block", "run variant look later_block", {"units": "nats"}
@@ -67,7 +67,7 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         "entries": gl.named(entries, "draw matrix moment", long_name="of K, V, W_1 and W_2"),
         "norm": gl.named(norm, "draw", long_name="a norm's mean or square, off"),
         "first_move": gl.named(first_move, "run variant", long_name="of the read-out's weights"),
-        "first_slope": gl.named(slope, "run variant", long_name="rms of their gradient"),
+        "first": gl.named(first, "run variant way number", long_name="norms and loss, at step 0"),
         "printed": gl.named(gl.theory.transformer.word_for_word(1.0, cfg.depth), "block"),
         "later_square": gl.named(seen, later, long_name="log mean square of the stream", **nats),
         "later_distance": gl.named(apart, later, long_name="log |(J - I) u|²/|u|²", **nats),
@@ -91,9 +91,8 @@ def looked_at(weights: Any, gain: jax.Array, x: jax.Array, u: jax.Array) -> jax.
     apart = jnp.mean(jax.lax.map(moved, (model.params, z[:-1])) ** 2, axis=1) / jnp.mean(u * u)
     shared = jnp.mean(gl.transformer.layer_norm(z[:-1].reshape(-1, *x.shape)), axis=1)
     exact = gain**2 * (jnp.mean(shared**2, axis=1) + 0.5)
-    return jnp.stack(
-        [jnp.mean(z[1:] ** 2, axis=1), apart, jnp.mean(jnp.diff(z, axis=0) ** 2, axis=1) / exact]
-    )
+    added = jnp.mean(jnp.diff(z, axis=0) ** 2, axis=1) / exact
+    return jnp.stack([jnp.mean(z[1:] ** 2, axis=1), apart, added])
 
 
 def start(cfg: Config, key: jax.Array) -> tuple[jax.Array, ...]:
@@ -103,12 +102,11 @@ def start(cfg: Config, key: jax.Array) -> tuple[jax.Array, ...]:
     x, u = (jax.random.normal(key, (cfg.num_tokens, cfg.width)) for key in (key_x, key_u))
     x, u = gl.transformer.layer_norm(x), u.ravel()
     seen = jax.lax.map(lambda gain: looked_at(weights, gain, x, u), gains(cfg.depth))
-    entries = jnp.stack([*map(gl.ensembles.realised, weights[1:])])
-    return seen, entries, gl.one_layer.norm_error(x)
+    return seen, jnp.stack([*map(gl.ensembles.realised, weights[1:])]), gl.one_layer.norm_error(x)
 
 
 def run(cfg: Config, key: jax.Array) -> tuple[jax.Array, ...]:
-    """One training of both: log squares and distances before and after it, and the losses."""
+    """One training of both: log squares and distances before and after it, losses, first step."""
     key_reader, key_batches, key_u = jax.random.split(key, 3)
     train, held_out = gl.training.digits(float)
     sizes = cfg.num_blocks, cfg.num_units, cfg.num_tokens, train.x.shape[1], 10
@@ -116,9 +114,11 @@ def run(cfg: Config, key: jax.Array) -> tuple[jax.Array, ...]:
     batches = gl.training.schedule(key_batches, len(train.y), cfg.batch_size, cfg.num_steps)
     images, adam = held_out.x[: cfg.batch_size], optax.adam(cfg.learning_rate)
     u = jax.random.normal(key_u, (len(images), cfg.num_tokens * cfg.num_units))
+    batch = gl.training.batch(train, *(part[0] for part in batches))
 
     def one(gain: jax.Array) -> tuple[jax.Array, ...]:
-        apply = partial(gl.transformer.classify, gl.transformer.Design(before=1.0, gain=gain))
+        design = gl.transformer.Design(before=1.0, gain=gain)
+        apply = partial(gl.transformer.classify, design)
 
         def look(reader: Any) -> jax.Array:  # logs of means over images
             tokens = jax.vmap(lambda image: gl.transformer.embedded(reader, image))(images)
@@ -127,8 +127,9 @@ def run(cfg: Config, key: jax.Array) -> tuple[jax.Array, ...]:
 
         seen = gl.training.train(apply, reader, adam, train, batches, lambda reader: reader.W)
         square, distance, _ = jnp.stack([look(reader), look(seen.params)], axis=1)
-        first = jnp.max(jnp.abs(seen.watched[1] - seen.watched[0]))
-        return square, distance, seen.loss, first, seen.gradient[0, -1] / reader.W.size**0.5
+        move = jnp.max(jnp.abs(seen.watched[1] - seen.watched[0]))
+        hand = gl.backpropagation.of_reader(reader, design, batch)
+        return square, distance, seen.loss, move, gl.backpropagation.first_step(seen, hand)
 
     return jax.lax.map(one, gains(cfg.num_blocks))
 
@@ -154,9 +155,7 @@ def figure(data: xr.Dataset) -> gl.Figure:
     gl.figures.key(drawn, {"Pre-LN": marks[0], "times 1/√l": marks[1]}, loc="lower right")
     both = {"at the start": GREY | {"fillstyle": "none"}, "trained": GREY}
     gl.figures.key(trained, both, loc="upper left")
-    gl.figures.titles(
-        fig, "drawn: powers of depth", "trained: still powers", "deep blocks tend to I"
-    )
+    gl.figures.titles(fig, "drawn: powers of depth", "trained: powers", "deep blocks tend to I")
     return fig
 
 
@@ -194,11 +193,9 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     """The laws at the start, that no growth is exponential, and what 1/√l does to |J - I|."""
     pre, scaled = (data.sel(variant=name) for name in VARIANTS)
     below = partial(gl.claim.mean, relation="<=")
-    yield gl.claim.mean(
-        "at the start independent branches add up to the mean square of their law",
-        *(data.square, data.square_law, LAW),
-        finite_width=data.square_beyond,
-    )
+    sentence = "at the start independent branches add up to the mean square of their law"
+    given = data.square, data.square_law, LAW
+    yield gl.claim.mean(sentence, *given, finite_width=data.square_beyond)
     sentence = "a block adds the squares of the tokens' mean and of 1/√2, times its gain's, exactly"
     yield gl.claim.mean(sentence, data.added, 1.0, LAW)
     sentence = "Pre-LN's is below half of the printed recursion's L²/4, not exponential either"
@@ -208,11 +205,9 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     yield below(sentence, kept_rate(np.log(data.square), "block"), 0.0, SUN)
     sentence = "nor does that of the smaller network, before or after its training"
     yield below(sentence, kept_rate(data.later_square, "later_block"), 0.0, SUN, over="run")
-    yield gl.claim.mean(
-        "a block's Jacobian tends to I as its branches' share of the stream falls, by its law",
-        *(data.distance, data.distance_law, LAW),
-        finite_width=data.distance_beyond,
-    )
+    sentence = "a block's Jacobian tends to I as its branches' share of the sum falls, by its law"
+    given = data.distance, data.distance_law, LAW
+    yield gl.claim.mean(sentence, *given, finite_width=data.distance_beyond)
     yield gl.claim.mean(
         "with the same weights scaling takes each block but the first nearer to I, as laws differ",
         *(pre.distance - scaled.distance, pre.distance_law - scaled.distance_law, LAW),
@@ -226,10 +221,13 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     yield gl.claim.weights(data.entries, LAW)
     sentence, sums = "a norm leaves the mean 0 and the mean square 1", 4 * data.attrs["width"]
     yield gl.claim.everywhere(sentence, data.norm, 0.0, NORM, rounding_of_sums=sums * eps)
+    sizes = "num_runs", "num_blocks", "num_tokens", "batch_size", "num_units", "num_units"
+    yield gl.claim.first_step(data["first"], kinked=[2, *(data.attrs[name] for name in sizes)])
+    rms = data["first"].isel(way=0, number=-2) / (10 * data.attrs["num_units"]) ** 0.5
     yield gl.claim.everywhere(
         "Adam's first step moves a weight by the learning rate",
         *(data.first_move / data.attrs["learning_rate"], 1.0, "Kingma and Ba 2015, section 2.1"),
-        epsilon_over_the_gradient=1e-8 / data.first_slope,
+        epsilon_over_the_gradient=1e-8 / rms,
         rounding=4 * eps / data.attrs["learning_rate"],  # of weights below 2
     )
     won = gl.LN10 - data.loss[..., -5:].mean("step")

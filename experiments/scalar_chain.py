@@ -47,6 +47,7 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     back = gl.jacobians.log_gradient_norms, gl.chain_rule.log_norms_back
     log10 = gl.grid.over_draws(lambda k: networks(cfg, k, back[0]), key, cfg.num_draws) / gl.LN10
     literal = networks(cfg, jax.random.split(key, cfg.num_draws)[0], back[1])
+    rounding = gl.chain_rule.rounding_back(log10[0] * gl.LN10, WIDTH, log10.dtype)
     log10_law, beyond = law(cfg)
     size, predicted = "log10 |J_L ... J_1|", gl.theory.scalar.log10_product(cfg.w[:, None], layers)
     at, relative = "network network_layer", "log10 |dL/dz_l|/|dL/dz_L|"
@@ -67,7 +68,7 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         ),
         "log10_first": gl.named(log10[0], "network state", long_name="log10 |dL/dz_l|, one draw"),
         "log10_literal": gl.named(literal.logs / gl.LN10, "network state", long_name="by all J_k"),
-        "rounding": gl.named(literal.rounding / gl.LN10, "network state"),
+        "rounding": gl.named(rounding / gl.LN10, "network state", long_name="between the two"),
         "log10_law": gl.named(log10_law, at, long_name=relative + ", its mean by theory"),
         "log10_beyond": gl.named(beyond, at, long_name="the size of what that leaves out"),
     }

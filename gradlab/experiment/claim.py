@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -325,6 +325,25 @@ def weights(
     expected = xr.concat(laws, "moment").assign_coords(words)
     sentence = f"{of} are drawn as is said: powers 1, 2, 4 of W √n, all layers alike, independent"
     return mean(sentence, moments.assign_coords(words), expected, source, over=over)
+
+
+def first_step(first: Any, *, kinked: Sequence[float]) -> Claim:
+    """The claim that a training's first loss and gradients are those of backpropagation by hand.
+
+    Args:
+        first: of `backpropagation.first_step`, its three ways along the axis `way`.
+        kinked: numbers whose product is that of the sums that any relu sees, times terms of each;
+            0 of a smooth activation. One may be so near 0 that the two ways have it on either side
+            of the kink: of so many eps are, in the mean.
+    """
+    seen, hand, rounding = first.transpose("way", ...)
+    chance = float(np.finfo(first.dtype).eps) * math.prod(map(float, kinked))
+    return everywhere(
+        "the first loss, and the norm of each gradient, are those of backpropagation by hand",
+        *(seen, hand, "Rumelhart, Hinton and Williams 1986; gradlab.measuring.backpropagation"),
+        chance=min(0.5, chance),
+        rounding=rounding,
+    )
 
 
 def chi_squared(sentence: str, scores: Any, source: str) -> Claim:

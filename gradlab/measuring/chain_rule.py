@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import DTypeLike
 
 from gradlab.arithmetic import precision, scaled
 from gradlab.arithmetic.scaled import Scaled
@@ -79,10 +80,7 @@ def products(model: Model, x: Array) -> JacobiansAndProducts:
 def log_norms_back(model: Chain, x: Array, loss: Loss) -> LogNorms:
     """`log |dL/dz_L J_L ... J_{k+1}|` for every state, by every `J_k`, one after another.
 
-    A row times a factor is off by n eps of |row| |J_k| (Higham 2002, section 3.5), which is no more
-    than twice √n of the row behind it, relatively, where a layer stretches rows alike; that makes
-    depth n^1.5 eps, in either way. A state that is off by a rounding is so much farther off in the
-    last layer as the gradient is larger in the first, and moves the later Jacobians as much.
+    The rounding is that of `rounding_back`.
     """
     z = jax.lax.scan(lambda z, params: (model.layer(params, z), None), x, model.params)[0]
     J, last = products(model, x).jacobians, scaled.scale(jax.grad(loss)(z))
@@ -93,9 +91,25 @@ def log_norms_back(model: Chain, x: Array, loss: Loss) -> LogNorms:
 
     before = jax.lax.scan(step, last, J, reverse=True)[1]
     logs = jnp.append(before, scaled.log_magnitude(scaled.norm(last)))
-    grown = jnp.exp(jnp.maximum(0.0, jnp.max(logs) - logs[-1]))
-    rounding = 4 * model.depth * x.size**1.5 * scaled.eps(x.dtype) * grown
-    return LogNorms(logs, jnp.full_like(logs, rounding))
+    return LogNorms(logs, rounding_back(logs, x.size, x.dtype))
+
+
+def rounding_back(logs: Array, width: int, dtype: DTypeLike) -> Array:
+    """By how much rounding can make two ways to `log |dL/dz_k|` differ (nats), `(..., depth + 1)`.
+
+    A row times a factor is off by n eps of |row| |J_k| (Higham 2002, section 3.5), which is no more
+    than twice √n of the row behind it, relatively, where a layer stretches rows alike; that makes
+    depth n^1.5 eps, in either way. A state that is off by a rounding is so much farther off in the
+    last layer as the gradient is larger in the first, and moves the later Jacobians as much.
+
+    Args:
+        logs: the log norms in every state, `(..., depth + 1)`.
+        width: of the states.
+        dtype: their format.
+    """
+    grown = jnp.exp(jnp.max(logs, axis=-1, keepdims=True) - logs[..., -1:])
+    relative = 4 * (logs.shape[-1] - 1) * width**1.5 * scaled.eps(dtype)
+    return jnp.broadcast_to(relative * grown, logs.shape)
 
 
 @precision.highest

@@ -17,6 +17,24 @@ def norm_error(x: Array) -> Array:
     return jnp.max(jnp.abs(jnp.stack(means)))
 
 
+def step_error(layers: ensembles.Affine, phi: Phi, states: Array) -> Array:
+    """How far states are off W phi(z) + b of those before them, and may be by rounding, `(2,)`.
+
+    The largest of both; a sum of n products is off by n + 1 roundings of their sizes (Higham 2002,
+    section 3.1), in either of two ways.
+
+    Args:
+        layers: W `(depth, width, width)` and b `(depth, width)`.
+        phi: an activation.
+        states: `(depth + 1, width)`, the input first.
+    """
+    terms, eps = layers.W * phi(states[:-1])[:, None], jnp.finfo(states.dtype).eps
+    off = states[1:] - jnp.sum(terms, axis=2) - layers.b
+    size = jnp.sum(jnp.abs(terms), axis=2) + jnp.abs(layers.b)
+    rounding = 2 * (states.shape[1] + 2) * eps * size
+    return jnp.stack([jnp.max(jnp.abs(off)), jnp.max(rounding)])
+
+
 def moved(
     key: Array,
     phi: Phi,

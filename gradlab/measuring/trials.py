@@ -101,13 +101,14 @@ def trained(
     model = ensembles.gaussian(key_chain, budget.deepest, width, phis[0], *scales, dtype=dtype)
     readout = ensembles.unit_gaussian(key_readout, (budget.num_classes, width), dtype)
     is_there = jnp.arange(budget.deepest) < network.depth
+    kind = jnp.broadcast_to(network.kind, is_there.shape)  # a layer closes over no traced number
 
     def layer(params: Any, z: Array) -> Array:
-        affine, there = params
-        return jax.lax.cond(there, lambda: jax.lax.switch(network.kind, phis, affine(z)), lambda: z)
+        affine, there, kind = params
+        return jax.lax.cond(there, lambda: jax.lax.switch(kind, phis, affine(z)), lambda: z)
 
     def logits(params: Any, x: Array) -> Array:
-        return params[1] @ Chain(layer, (params[0].params, is_there))(x)
+        return params[1] @ Chain(layer, (params[0].params, is_there, kind))(x)
 
     def step(params: Any, now: training.Schedule) -> tuple[Any, Array]:
         picked = training.batch(data, now.indices, now.gain)

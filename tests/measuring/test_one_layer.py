@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from gradlab.measuring import one_layer
+from gradlab.models import chain, ensembles
 from gradlab.models.activations import PHI
 
 WIDTH, LENGTHS = 6, jnp.array([0.5, 2.0])
@@ -53,3 +54,15 @@ def test_many_states_through_one_matrix_tell_its_size_better() -> None:
     law = 2 / WIDTH**2 + 2 * (2 + 1 / WIDTH) / WIDTH / 64
     assert float(np.var(many)) == pytest.approx(law, rel=0.1)
     assert float(np.var(few)) > 4 * law
+
+
+def test_a_state_is_off_by_roundings_alone_and_by_more_where_one_is_moved() -> None:
+    phi, key = PHI["tanh"], jax.random.key(4)
+    model = ensembles.random(key, 4, 7, phi, 1.3, 0.2, draw="gaussian", layer="preactivation")
+    states = chain.states(model, jnp.linspace(-1, 1, 7))
+    off, rounding = one_layer.step_error(model.params, phi, states)
+    assert 0 <= off <= rounding < 1e-13
+    moved = states.at[2, 3].add(1e-9)
+    found = one_layer.step_error(model.params, phi, moved)[0]
+    by_next = jnp.max(jnp.abs(model.params.W[2, :, 3] * phi.dphi(states[2, 3])))
+    np.testing.assert_allclose(found, 1e-9 * jnp.maximum(1, by_next), rtol=1e-5)

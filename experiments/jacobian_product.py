@@ -46,9 +46,9 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     chosen = jax.random.permutation(key_batch, digits.y.size)[: cfg.batch_size]
     batch = gl.training.Data(digits.x[chosen], digits.y[chosen])
     formats = gl.grid.formats(cfg.dtype)
-    measured = partial(measure, cfg, key_draws, batch)
-    found = [[measured(phi, dtype) for phi in cfg.activation] for dtype in formats]
-    by_jax, by_product, again, difference, cancelled = jnp.moveaxis(jnp.array(found), -2, 0)
+    one = partial(measure, cfg, key_draws, batch)
+    found = [[one(phi, dtype) for phi in cfg.activation] for dtype in formats]
+    by_jax, by_product, difference, cancelled, unit = jnp.moveaxis(jnp.array(found), -2, 0)
     axes, ends = "format activation draw sigma_w layer", gl.theory.scalar.FORMATS
     off, cancels = "|product - jax.grad| / |jax.grad|", "mean of examples' norms over their mean's"
     whole = jnp.array([ends[name].log10_smallest_whole for name in formats])
@@ -64,7 +64,7 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         "cancelled": gl.named(cancelled, axes, long_name=cancels),
         "log10_smallest": gl.named(whole, "format", long_name="smallest held in full"),
         "eps": gl.named(jnp.array([2 * ends[name].unit for name in formats]), "format"),
-        "log10_again": gl.named(again, axes, long_name="by jax.grad, its norm to one ulp"),
+        "unit": gl.named(unit, axes, long_name="square of the gradient over its norm"),
         "parameter": gl.named(["W √fan_in", "b"], "parameter"),
         "entries": gl.named(entries, "draw sigma_w part parameter moment"),
         "variance": gl.named(variance, "parameter sigma_w"),
@@ -86,8 +86,7 @@ def num_roundings(cfg: Config) -> jax.Array:
     A row times a factor is right for a factor whose entries are moved by at most n roundings of
     eps/2 (Higham 2002, section 3.5), n eps in two ways. To first order the moves of the factors add
     up (section 3.7), and so does that of the batch's mean: a layer stretches what has been added
-    like the gradient itself. All of it is relative to the gradient of an example, which is larger
-    where examples cancel in their mean.
+    like the gradient itself. All of it is relative to the gradient of an example.
     """
     longest = [max(*sizes(cfg)[layer:], cfg.batch_size) for layer in range(cfg.depth)]
     return jnp.array(longest) * jnp.arange(float(cfg.depth), 0, -1)
@@ -115,13 +114,23 @@ def measure(
         off = jax.tree.map(jnp.subtract, by_product, by_jax)
         size, of_product, of_off = map(gl.training.norms_by_layer, (by_jax, by_product, off))
         of_examples = jnp.mean(jax.vmap(gl.training.norms_by_layer)(examples), axis=0)
-        again = jnp.concatenate([jax.vmap(gl.clipping.norm)(part.params) for part in by_jax])
-        logs, eps = map(jnp.log10, (size, of_product, again)), gl.scaled.eps(dtype)
-        return jnp.stack([*logs, of_off / size / eps, of_examples / size]).astype(float)
+        logs, off_by = map(jnp.log10, (size, of_product)), of_off / size / gl.scaled.eps(dtype)
+        return jnp.stack([*logs, off_by, of_examples / size, lengths(by_jax, size)]).astype(float)
 
     return gl.grid.over_draws(
         lambda key: jax.lax.map(partial(one, key), cfg.sigma_w), key, cfg.num_draws
     )
+
+
+def lengths(grads: list[Any], size: jax.Array) -> jax.Array:
+    """The square of each layer's gradient over its size, `(depth,)`: 1 if that is its norm."""
+
+    def one(grad: Any, size: jax.Array) -> jax.Array:
+        return sum(jnp.sum(jnp.square(leaf / size)) for leaf in jax.tree.leaves(grad))
+
+    ends = np.cumsum([len(part.params.W) for part in grads])
+    sizes = zip(grads, jnp.split(size, ends[:-1]), strict=True)
+    return jnp.concatenate([jax.vmap(one)(part.params, size) for part, size in sizes])
 
 
 def chain_rule(model: list[Any], x: jax.Array, y: jax.Array) -> list[Any]:
@@ -203,20 +212,17 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     judged = held(data) | np.isnan(data.log10_by_jax)  # what is no number fails
     first = "the product of Jacobians is jax.grad's gradient of the first layer's weights"
     every = "with every activation, in every format, it is the gradient of every layer's weights"
-    cases = (first, judged & (data.layer == 1), PASCANU), (every, judged, GLOROT)
     worst_case = {"rounding_of_every_sum_in_one_direction": data.worst_case * data.cancelled}
+    cases = (first, judged & (data.layer == 1), PASCANU), (every, judged, GLOROT)
     for sentence, where, source in cases:
         if bool(where.any()):  # a gradient that underflows in every network cannot be judged
             held_to_0 = f"{sentence}, in eps", data.difference, 0.0, source
             yield gl.claim.everywhere(*held_to_0, where=where, **worst_case)
     if bool(judged.any()):
-        yield gl.claim.everywhere(
-            "each layer's gradient is as long as its own weights and biases make it, log10",
-            *(data.log10_by_jax, data.log10_again, "gradlab.clipping.norm, right to one ulp"),
-            where=judged,
-            rounding_of_sums=data.num_entries * data.eps / gl.LN10,  # Higham 2002, section 3.1
-            rounding_of_logs=4 * data.eps * (1 + np.abs(data.log10_again)),
-        )
+        sentence = "the square of each layer's gradient, entry by entry over its norm, is 1"
+        rounding = 2 * (data.num_entries + 8) * data.eps  # of two sums: Higham 2002, section 3.1
+        by_norm = sentence, data.unit, 1.0, "the norm's definition"
+        yield gl.claim.everywhere(*by_norm, where=judged, rounding=rounding)
     drawn = data.entries.stack(sample=("draw", "part"))
     yield gl.claim.weights(drawn, "the normal law", variance=data.variance, over="sample")
 
@@ -231,7 +237,7 @@ FAULTS = {
     "Jacobians 1 % off": gl.fault.argument("chain_rule.rows_through", J=lambda J: 1.01 * J),
     "weights 2 % too large": gl.fault.argument("networks.perceptron", sigma_w=lambda s: 1.02 * s),
     "layers taken at the wrong states": gl.fault.scale("chain.layer_inputs", 0.9),
-    "uniform weights": gl.fault.replace("ensembles.unit_gaussian", gl.ensembles.unit_uniform),
+    "uniform weights": gl.fault.argument("ensembles._affines", draw=lambda _: "uniform"),
     "norms of other layers": gl.fault.result("training.norms_by_layer", lambda n: jnp.roll(n, 1)),
     "one example taken for the batch": gl.fault.argument(
         "mean_over_batch", examples=lambda chains: jax.tree.map(lambda leaf: leaf[:1], chains)

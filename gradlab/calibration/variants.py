@@ -148,17 +148,11 @@ class Variants:
     def _within(
         self, target: str, is_wrong: bool, function: Function, *args: Any, **kwargs: Any
     ) -> Any:
-        """What the function returns, it being known that it stands for the target."""
-        with self._inside(target, is_wrong):
-            return function(*args, **kwargs)
-
-    @contextlib.contextmanager
-    def _inside(self, target: str, is_wrong: bool) -> Iterator[None]:
-        before = self._is_wrong
+        """What the function returns, while it is known that it stands for the target."""
+        before, self._is_wrong = self._is_wrong, is_wrong
         self._around.append(target)
-        self._is_wrong = is_wrong
         try:
-            yield
+            return function(*args, **kwargs)
         finally:
             self._around.pop()
             self._is_wrong = before

@@ -94,7 +94,7 @@ def free(cfg: Config, key: jax.Array) -> tuple[jax.Array, ...]:
 
 def moments(entries: jax.Array) -> jax.Array:
     """`realised` of matrices whose entries have a deviation of their own, whatever their size."""
-    return gl.ensembles.realised(entries / jnp.sqrt(float(entries.shape[-1])))
+    return gl.ensembles.realised(entries / entries.shape[-1] ** 0.5)
 
 
 def projected(cfg: Config, key: jax.Array) -> tuple[jax.Array, ...]:
@@ -112,9 +112,10 @@ def projected(cfg: Config, key: jax.Array) -> tuple[jax.Array, ...]:
         whole = jnp.stack([gl.jacobians.product(model, x) for model in mixed])
         seen = gl.chain.states(mixed[0], x)
         span = jnp.log(jnp.max(seen, axis=1) - jnp.min(seen, axis=1))
-        off = jnp.max(jnp.abs(seen[-1] - whole[0] @ x)) / jnp.max(jnp.abs(x))
-        seen_sums = jnp.sum(whole, axis=2), jnp.sum(whole, axis=1)
-        return *seen_sums, span[1:] - span[0], off, moments(drawn)
+        ends = jnp.stack([seen[0] - x, seen[-1] - whole[0] @ x])
+        off = jnp.max(jnp.abs(ends)) / jnp.max(jnp.abs(x))
+        rows, columns = jnp.sum(whole, axis=2), jnp.sum(whole, axis=1)
+        return rows, columns, span[1:] - span[0], off, moments(drawn)
 
     return jax.lax.map(one, ways)
 
@@ -190,14 +191,14 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     sentence = "free mixing: rows go back, and norms grow, as by the matrices multiplied out"
     ways = data.log_fast, data.log_literal
     yield gl.claim.everywhere(sentence, *ways, "the chain rule", rounding=data.rounding)
-    sentence = "projected: the last state is the composite's of the first"
+    sentence = "projected: the first state is the input, and the last the composite's of it"
     yield gl.claim.everywhere(sentence, data.end, 0.0, "the chain rule", rounding=rounding)
     yield gl.claim.mean(
         "free mixing: log|Jv|² is a sum of independent logs of noncentral chi squared",
         *(data.log_square, data.log_square_law, FREE),
     )
     yield gl.claim.weights(data.entries, FREE, of="free matrices", variance=data.s**2)
-    shared, fresh = data.attrs["shared"] ** 2, data.attrs["fresh"] ** 2
+    shared, fresh = (data.attrs[name] ** 2 for name in ("shared", "fresh"))
     alike, apart = (data.entries_of_logits.sel(layers=name) for name in LAYERS)
     yield gl.claim.weights(apart, XIE, of="independent logits", variance=shared + fresh)
     sentence = "alike logits: their mean square, and their product with those a layer before"
@@ -206,8 +207,7 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     sentence = "projected: the composite's row sums are 1 after any number of sweeps"
     yield gl.claim.everywhere(sentence, data.row, 1.0, XIE, rounding=rounding)
     sentence = "the column sums are 1 in the mean, so that each above it has one below"
-    mean = data.column.mean("stream")
-    yield gl.claim.everywhere(sentence, mean, 1.0, MASS, rounding=rounding)
+    yield gl.claim.everywhere(sentence, data.column.mean("stream"), 1.0, MASS, rounding=rounding)
     size = off_one(data.column)
     if data.sizes["num_sweeps"] > 1:
         first, last = size.isel(num_sweeps=0), size.isel(num_sweeps=-1)
@@ -227,8 +227,8 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
         rounding=8 * eps * n / np.exp(after.where(resolved, 0.0)),
     )
     sentence = "even mixing keeps the power of its second eigenvalue of a difference"
-    law = data.kept_law, "eigenvalue of a matrix with equal entries off its diagonal"
-    yield gl.claim.everywhere(sentence, data.kept, *law, rounding=rounding)
+    kept = data.kept, data.kept_law, "eigenvalue of a matrix with equal entries off its diagonal"
+    yield gl.claim.everywhere(sentence, *kept, rounding=rounding)
 
 
 FAULTS = {

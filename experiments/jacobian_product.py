@@ -93,9 +93,9 @@ def num_roundings(cfg: Config) -> jax.Array:
 
 
 def moments(cfg: Config, key: jax.Array) -> jax.Array:
-    """`networks.realised` of a draw's networks, `(sigma_w, part, 2, 4)`."""
+    """`networks.realised_in_pairs` of a draw's networks, `(sigma_w, part, 2, 4)`."""
     drawn = partial(gl.networks.perceptron, key, sizes(cfg), gl.activations.PHI["linear"])
-    return jax.lax.map(lambda s: gl.networks.realised(drawn(s, cfg.sigma_b)), cfg.sigma_w)
+    return jax.lax.map(lambda s: gl.networks.realised_in_pairs(drawn(s, cfg.sigma_b)), cfg.sigma_w)
 
 
 def measure(
@@ -126,7 +126,7 @@ def lengths(grads: list[Any], size: jax.Array) -> jax.Array:
     """The square of each layer's gradient over its size, `(depth,)`: 1 if that is its norm."""
 
     def one(grad: Any, size: jax.Array) -> jax.Array:
-        return sum(jnp.sum(jnp.square(leaf / size)) for leaf in jax.tree.leaves(grad))
+        return jnp.sum(jnp.stack([jnp.sum((leaf / size) ** 2) for leaf in jax.tree.leaves(grad)]))
 
     ends = np.cumsum([len(part.params.W) for part in grads])
     sizes = zip(grads, jnp.split(size, ends[:-1]), strict=True)

@@ -103,7 +103,7 @@ def of_few_layers(cfg: Config, gates: str, key: jax.Array) -> jax.Array:
     every = gl.chain_rule.products(deep, jnp.pad(Q[:, 0], (0, cfg.width - num))).products
     P = gl.scaled.unscale(jax.tree.map(lambda leaf: leaf[-1], every)).value
     R = jnp.abs(jnp.diag(jnp.linalg.qr(P[:, :num] @ Q, mode="r")))
-    rounding = 4 * few.depth * cfg.width**1.5 * jnp.finfo(P.dtype).eps * jnp.linalg.norm(P) / R
+    rounding = 4 * few.depth * cfg.width**1.5 * gl.scaled.eps(P.dtype) * jnp.linalg.norm(P) / R
     return jnp.stack([jnp.sum(grown(few, gates, key), axis=0), jnp.log(R), rounding])
 
 

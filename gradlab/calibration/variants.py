@@ -27,7 +27,7 @@ from gradlab.experiment.fault import Function
 Call = Callable[[], Any]
 
 # Nearly all the time goes into compiling; a program that runs a few dozen times need not be fast.
-COMPILED = {"xla_backend_optimization_level": 0}
+COMPILED: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}
 
 
 @dataclass(frozen=True)
@@ -181,4 +181,5 @@ def _are_alike(honest: Call, wrong: Call) -> bool:
     except Exception:
         return False
     leaves = [[(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(tree)] for tree in (one, other)]
-    return leaves[0] == leaves[1] and jax.tree.structure(one) == jax.tree.structure(other)
+    structures: list[Any] = [jax.tree.structure(tree) for tree in (one, other)]
+    return bool(leaves[0] == leaves[1] and structures[0] == structures[1])

@@ -151,7 +151,7 @@ def perceptron(
     ]
 
 
-def realised(model: Sequence[Chain]) -> Array:
+def realised_in_pairs(model: Sequence[Chain]) -> Array:
     """`ensembles.realised` of weights and of biases, by pairs of layers, `(part, 2, 4)`.
 
     Args:

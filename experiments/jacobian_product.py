@@ -46,13 +46,14 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     chosen = jax.random.permutation(key_batch, digits.y.size)[: cfg.batch_size]
     batch = gl.training.Data(digits.x[chosen], digits.y[chosen])
     formats = gl.grid.formats(cfg.dtype)
-    measured = partial(measure, cfg, key_draws, batch)
-    found = [[measured(phi, dtype) for phi in cfg.activation] for dtype in formats]
-    by_jax, by_product, difference, cancelled = jnp.moveaxis(jnp.array(found), -2, 0)
-    axes, roundings = "format activation draw sigma_w layer", num_roundings(cfg)
+    one = partial(measure, cfg, key_draws, batch)
+    found = [[one(phi, dtype) for phi in cfg.activation] for dtype in formats]
+    by_jax, by_product, difference, cancelled, unit = jnp.moveaxis(jnp.array(found), -2, 0)
+    axes, ends = "format activation draw sigma_w layer", gl.theory.scalar.FORMATS
     off, cancels = "|product - jax.grad| / |jax.grad|", "mean of examples' norms over their mean's"
-    whole = [gl.theory.scalar.FORMATS[name].log10_smallest_whole for name in formats]
-    weights = gl.grid.over_draws(partial(mean_squares, cfg), key_draws, cfg.num_draws)
+    whole = jnp.array([ends[name].log10_smallest_whole for name in formats])
+    entries = gl.grid.over_draws(partial(moments, cfg), key_draws, cfg.num_draws)
+    variance = jnp.stack([cfg.sigma_w, jnp.full_like(cfg.sigma_w, cfg.sigma_b)]) ** 2
     return {
         "activation": gl.named(list(cfg.activation), "activation"),
         "format": gl.named(formats, "format"),
@@ -61,11 +62,14 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         "log10_by_product": gl.named(by_product, axes, long_name="log10 |dL/dθ_k| by the product"),
         "difference": gl.named(difference, axes, long_name=off, units="eps"),
         "cancelled": gl.named(cancelled, axes, long_name=cancels),
-        "log10_smallest": gl.named(jnp.array(whole), "format", long_name="smallest held in full"),
-        "weights": gl.named(weights, "draw sigma_w", long_name="mean of W² fan_in / σ_w²"),
-        "num_weights": gl.named(float(sum(a * b for a, b in pairwise(sizes(cfg))))),
-        "worst_case": gl.named(roundings, "layer", long_name="all one way", units="eps"),
-        "independent": gl.named(jnp.sqrt(roundings), "layer", long_name="by chance", units="eps"),
+        "log10_smallest": gl.named(whole, "format", long_name="smallest held in full"),
+        "eps": gl.named(jnp.array([2 * ends[name].unit for name in formats]), "format"),
+        "unit": gl.named(unit, axes, long_name="square of the gradient over its norm"),
+        "parameter": gl.named(["W √fan_in", "b"], "parameter"),
+        "entries": gl.named(entries, "draw sigma_w part parameter moment"),
+        "variance": gl.named(variance, "parameter sigma_w"),
+        "num_entries": gl.named(float(max((a + 1) * b for a, b in pairwise(sizes(cfg))))),
+        "worst_case": gl.named(num_roundings(cfg), "layer", long_name="all one way", units="eps"),
     }
 
 
@@ -80,26 +84,24 @@ def num_roundings(cfg: Config) -> jax.Array:
     """`n (L - k + 1)` for every layer k, `(depth,)`; n is the longest sum from there on.
 
     A row times a factor is right for a factor whose entries are moved by at most n roundings of
-    eps/2 (Higham 2002, section 3.5), which makes n eps in two ways of computing. To first order
-    the moves of the factors add up (section 3.7), and so does that of the batch's mean: a layer
-    stretches what has been added like the gradient itself. All of it is relative to the gradient
-    of an example: what cancels in their mean makes it larger.
+    eps/2 (Higham 2002, section 3.5), n eps in two ways. To first order the moves of the factors add
+    up (section 3.7), and so does that of the batch's mean: a layer stretches what has been added
+    like the gradient itself. All of it is relative to the gradient of an example.
     """
     longest = [max(*sizes(cfg)[layer:], cfg.batch_size) for layer in range(cfg.depth)]
     return jnp.array(longest) * jnp.arange(float(cfg.depth), 0, -1)
 
 
-def mean_squares(cfg: Config, key: jax.Array) -> jax.Array:
-    """The mean of W² fan_in / σ_w² over the weights of a draw's networks, `(sigma_w,)`."""
-    of_weights, linear = gl.networks.unit_mean_square, gl.activations.PHI["linear"]
-    drawn = partial(gl.networks.perceptron, key, sizes(cfg), linear, sigma_b=cfg.sigma_b)
-    return jax.lax.map(lambda s: of_weights(drawn(sigma_w=s), s), cfg.sigma_w)
+def moments(cfg: Config, key: jax.Array) -> jax.Array:
+    """`networks.realised_in_pairs` of a draw's networks, `(sigma_w, part, 2, 4)`."""
+    drawn = partial(gl.networks.perceptron, key, sizes(cfg), gl.activations.PHI["linear"])
+    return jax.lax.map(lambda s: gl.networks.realised_in_pairs(drawn(s, cfg.sigma_b)), cfg.sigma_w)
 
 
 def measure(
     cfg: Config, key: jax.Array, batch: gl.training.Data, activation: str, dtype: str
 ) -> jax.Array:
-    """log10 of both gradients, how they differ, and what cancels, `(draw, sigma_w, 4, layer)`."""
+    """log10 of both gradients, how they differ, what cancels; `(draw, sigma_w, 5, layer)`."""
     phi = gl.activations.PHI[activation]
     data = batch._replace(x=batch.x.astype(dtype))
 
@@ -112,23 +114,34 @@ def measure(
         off = jax.tree.map(jnp.subtract, by_product, by_jax)
         size, of_product, of_off = map(gl.training.norms_by_layer, (by_jax, by_product, off))
         of_examples = jnp.mean(jax.vmap(gl.training.norms_by_layer)(examples), axis=0)
-        logs, eps = (jnp.log10(size), jnp.log10(of_product)), gl.scaled.eps(dtype)
-        return jnp.stack([*logs, of_off / size / eps, of_examples / size]).astype(float)
+        logs, off_by = map(jnp.log10, (size, of_product)), of_off / size / gl.scaled.eps(dtype)
+        return jnp.stack([*logs, off_by, of_examples / size, lengths(by_jax, size)]).astype(float)
 
     return gl.grid.over_draws(
         lambda key: jax.lax.map(partial(one, key), cfg.sigma_w), key, cfg.num_draws
     )
 
 
+def lengths(grads: list[Any], size: jax.Array) -> jax.Array:
+    """The square of each layer's gradient over its size, `(depth,)`: 1 if that is its norm."""
+
+    def one(grad: Any, size: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.stack([jnp.sum((leaf / size) ** 2) for leaf in jax.tree.leaves(grad)]))
+
+    ends = np.cumsum([len(part.params.W) for part in grads])
+    sizes = zip(grads, jnp.split(size, ends[:-1]), strict=True)
+    return jnp.concatenate([jax.vmap(one)(part.params, size) for part, size in sizes])
+
+
 def chain_rule(model: list[Any], x: jax.Array, y: jax.Array) -> list[Any]:
     """The gradient for one example by the product of Jacobians, shaped as the model."""
-    loss = gl.training.cross_entropy
-    return gl.chain_rule.weight_gradients(model, x, lambda z: loss(z[None], y[None]))
+    cross_entropy = gl.training.cross_entropy
+    return gl.chain_rule.weight_gradients(model, x, lambda z: cross_entropy(z[None], y[None]))
 
 
 def mean_over_batch(examples: list[Any]) -> list[Any]:
     """The mean of gradients over their leading axis."""
-    return [jax.tree.map(partial(jnp.mean, axis=0), chain) for chain in examples]
+    return jax.tree.map(partial(jnp.mean, axis=0), examples)
 
 
 def figure(data: xr.Dataset) -> gl.Figure:
@@ -136,6 +149,8 @@ def figure(data: xr.Dataset) -> gl.Figure:
     fig, (gradients, differences) = gl.figures.panels(1, 2, height=2.6)
     draw_gradients(gradients, data.isel(activation=0, format=-1).median("draw"))
     draw_differences(differences, data)
+    ways = f"one gradient, two ways ({data.activation.values[0]}, medians)"
+    gl.figures.titles(fig, ways, "they differ by rounding")
     return fig
 
 
@@ -151,7 +166,6 @@ def draw_gradients(axes: gl.Axes, data: xr.Dataset) -> None:
     axes.set(xlim=(1 - 0.3 * num_layers, None), xticks=[1, num_layers // 2, num_layers])
     axes.set(xlabel="layer k", ylabel=r"$\log_{10}\,|dL/d\theta_k|$")
     gl.figures.words(axes, 0.97, 0.03, "line: jax.grad\nmarks: product of Jacobians", ha="right")
-    gl.figures.title(axes, f"one gradient, two ways ({data.activation.item()}, medians)")
 
 
 def draw_differences(axes: gl.Axes, data: xr.Dataset) -> None:
@@ -161,26 +175,23 @@ def draw_differences(axes: gl.Axes, data: xr.Dataset) -> None:
     looks = gl.figures.series(data.sizes["format"])
     for name, look in zip(data.format.values, looks, strict=True):
         gl.figures.measured(axes, factors, largest.sel(format=name), look, f"largest, {name}")
-    gl.figures.predicted(axes, factors, data.independent)
-    gl.figures.bound(axes, factors, data.worst_case)
+    laws = {"independent roundings": data.worst_case**0.5, "bound: all one way": data.worst_case}
     place = {"xytext": (0, 7), "ha": "right", "fontsize": 6.5}
-    laws = {"independent roundings": data.independent, "bound: all one way": data.worst_case}
     for text, law in laws.items():
+        gl.figures.bound(axes, factors, law)
         gl.figures.named(axes, float(factors[0]), float(law[0]), text, "0.15", **place)
-    axes.set(yscale="log", ylim=(0.1, None), xlabel="Jacobians in the product, L - k")
-    axes.set_ylabel("relative difference (eps)")
+    axes.set(yscale="log", ylim=(0.1, None), ylabel="relative difference (eps)")
+    axes.set_xlabel("Jacobians in the product, L - k")
     axes.legend(loc="lower right")
-    gl.figures.title(axes, "they differ by rounding")
 
 
 def caption(data: xr.Dataset) -> str:
     """What the figure shows, in numbers."""
-    return (
-        f"In {data.sizes['layer']}-layer networks on handwritten digits the product of Jacobians "
-        "is jax.grad's gradient of every layer's weights: with every activation, in every format, "
-        f"they differ by at most {float(data.difference.where(held(data)).max()):.0f} eps, where "
-        f"roundings that all point one way could make {float(data.worst_case[0]):.0f}."
-    )
+    most, bound = float(data.difference.where(held(data)).max()), float(data.worst_case[0])
+    return f"""In {data.sizes["layer"]}-layer networks on handwritten digits the product of
+        Jacobians is jax.grad's gradient of every layer's weights: with every activation, in every
+        format, they differ by at most {most:.0f} eps, where roundings that all point one way could
+        make {bound:.0f}."""
 
 
 def held(data: xr.Dataset) -> xr.DataArray:
@@ -201,20 +212,19 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     judged = held(data) | np.isnan(data.log10_by_jax)  # what is no number fails
     first = "the product of Jacobians is jax.grad's gradient of the first layer's weights"
     every = "with every activation, in every format, it is the gradient of every layer's weights"
+    worst_case = {"rounding_of_every_sum_in_one_direction": data.worst_case * data.cancelled}
     cases = (first, judged & (data.layer == 1), PASCANU), (every, judged, GLOROT)
     for sentence, where, source in cases:
         if bool(where.any()):  # a gradient that underflows in every network cannot be judged
-            yield gl.claim.everywhere(
-                f"{sentence}, in eps",
-                *(data.difference, 0.0, source),
-                where=where,
-                rounding_of_every_sum_in_one_direction=data.worst_case * data.cancelled,
-            )
-    yield gl.claim.everywhere(
-        "the networks' weights have the variance σ_w² / fan_in, in units of it",
-        *(data.weights.mean("draw"), 1.0, "chi squared of normal weights"),
-        sampling=gl.claim.sampling(np.sqrt(2 / (data.num_weights * data.sizes["draw"]))),
-    )
+            held_to_0 = f"{sentence}, in eps", data.difference, 0.0, source
+            yield gl.claim.everywhere(*held_to_0, where=where, **worst_case)
+    if bool(judged.any()):
+        sentence = "the square of each layer's gradient, entry by entry over its norm, is 1"
+        rounding = 2 * (data.num_entries + 8) * data.eps  # of two sums: Higham 2002, section 3.1
+        by_norm = sentence, data.unit, 1.0, "the norm's definition"
+        yield gl.claim.everywhere(*by_norm, where=judged, rounding=rounding)
+    drawn = data.entries.stack(sample=("draw", "part"))
+    yield gl.claim.weights(drawn, "the normal law", variance=data.variance, over="sample")
 
 
 FAULTS = {
@@ -227,22 +237,14 @@ FAULTS = {
     "Jacobians 1 % off": gl.fault.argument("chain_rule.rows_through", J=lambda J: 1.01 * J),
     "weights 2 % too large": gl.fault.argument("networks.perceptron", sigma_w=lambda s: 1.02 * s),
     "layers taken at the wrong states": gl.fault.scale("chain.layer_inputs", 0.9),
+    "uniform weights": gl.fault.argument("ensembles._affines", draw=lambda _: "uniform"),
+    "norms of other layers": gl.fault.result("training.norms_by_layer", lambda n: jnp.roll(n, 1)),
     "one example taken for the batch": gl.fault.argument(
         "mean_over_batch", examples=lambda chains: jax.tree.map(lambda leaf: leaf[:1], chains)
     ),
 }
-ANY = "the chain rule holds of any weights and of each draw by itself"
-HARMLESS = {
-    **dict.fromkeys(
-        ("a bias dropped", "each matrix used for two layers", "each draw used twice"), ANY
-    ),
-    "training.norms_by_layer": "what is held against its bound is measured in the same layers",
-}
-
-LESSON = gl.lesson.Offer(
-    claims={"product is the gradient": "it is the gradient of every layer's weights"}
-)
-
+GRADIENT = {"product is the gradient": "it is the gradient of every layer's weights"}
+LESSON = gl.lesson.Offer(claims=GRADIENT)
 
 if __name__ == "__main__":
     gl.run(__file__)

@@ -26,6 +26,7 @@ from gradlab.lazy import jax, jnp, np, xr
 GROUP = "width"
 LAW = "derived, as Newman 1986; of one vector Hanin and Nica 2020; gradlab.theory.products"
 GATES = ("coins", "relu")
+FEW = 8  # layers, in which rounding hides no wrong one
 NEVER = 1e-6  # a direction that is lost with a smaller probability is kept
 
 
@@ -54,6 +55,7 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         axis=1,
     )
     entries = gl.grid.over_draws(partial(drawn, cfg), keys[0], cfg.num_draws)
+    few = jnp.stack([of_few_layers(cfg, gates, keys[0]) for gates in GATES])
     whole = cfg.depth // cfg.block
     blocks = growth[:, :, : whole * cfg.block, 0].reshape(cfg.num_draws, 2, whole, -1)
     kept = jnp.stack([jnp.asarray(cfg.kept), jnp.asarray(0.5)])
@@ -75,6 +77,7 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         "variance_law": gl.named(variances, "gates direction", units="nats²"),
         "lost": gl.named(cfg.depth * losses, "gates direction", long_name="at most this likely"),
         "entries": gl.named(entries, "draw moment", long_name="of W's"),
+        "few": gl.named(few, "gates way direction", long_name="log of what few layers do"),
         "log_square": gl.named(2 * blocks.sum(-1), "draw gates part", long_name="log |Jv|²"),
     }
 
@@ -86,6 +89,22 @@ def grown(cfg: Config, gates: str, key: jax.Array) -> jax.Array:
     deep = gl.chain.Chain(layer(cfg, key, gates), jnp.arange(float(cfg.depth)))
     model: list[Any] = [lambda z: jnp.pad(z, (0, cfg.width - num)), deep, lambda z: z[:num]]
     return gl.spectra.log_growth(model, start)[1:-1]
+
+
+def of_few_layers(cfg: Config, gates: str, key: jax.Array) -> jax.Array:
+    """`log R_ii` of few layers, by the QR of each, and of all multiplied out, `(3, directions)`.
+
+    And what rounding may part them by: of a layer it is width^1.5 eps of the whole product (Higham
+    2002, sections 3.5 and 19.3), in either way.
+    """
+    few, num = replace(cfg, depth=min(FEW, cfg.depth)), min(cfg.num_directions, cfg.width)
+    Q = gl.spectra.orthogonal_start(jnp.ones(num))
+    deep = gl.chain.Chain(layer(few, key, gates), jnp.arange(float(few.depth)))
+    every = gl.chain_rule.products(deep, jnp.pad(Q[:, 0], (0, cfg.width - num))).products
+    P = gl.scaled.unscale(jax.tree.map(lambda leaf: leaf[-1], every)).value
+    R = jnp.abs(jnp.diag(jnp.linalg.qr(P[:, :num] @ Q, mode="r")))
+    rounding = 4 * few.depth * cfg.width**1.5 * gl.scaled.eps(P.dtype) * jnp.linalg.norm(P) / R
+    return jnp.stack([jnp.sum(grown(few, gates, key), axis=0), jnp.log(R), rounding])
 
 
 def drawn(cfg: Config, key: jax.Array) -> jax.Array:
@@ -178,6 +197,11 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     kept = data.isel(direction=(data.lost.max("gates") < NEVER).values)
     if not kept.sizes["direction"]:
         return
+    grown, multiplied, rounding = kept.few.transpose("way", ...)
+    if (known := rounding < 0.1).any():  # else nothing is left of any direction but rounding
+        sentence = "in few layers directions grow as by the matrices multiplied out"
+        ways = grown, multiplied, "the chain rule"
+        yield gl.claim.everywhere(sentence, *ways, where=known, rounding=rounding)
     for name, noun in (("coins", "gates of coins"), ("relu", "gates of a ReLU network")):
         row = kept.sel(gates=name)
         yield gl.claim.chi_squared(
@@ -190,14 +214,6 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
         )
 
 
-FEW = "one layer of so many is of no account"
-HARMLESS = {
-    "a bias dropped": "no layer has one",
-    "a layer more": FEW,
-    "a layer less": FEW,
-    "a Jacobian transposed": "a Gaussian matrix is as likely as its transpose",
-    "computed in another format": "rounding is far below the error of the sampling",
-}
 FAULTS = {
     "weights 1 % too large": gl.fault.scale("ensembles.unit_gaussian", 1.01),
     "uniform weights that are 20 % too large": gl.fault.change(
@@ -206,6 +222,9 @@ FAULTS = {
     ),
     "orthogonal instead of Gaussian": gl.fault.replace(
         "ensembles.unit_gaussian", gl.ensembles.unit_orthogonal
+    ),
+    "a layer of each direction twice": gl.fault.result(
+        "spectra.log_growth", lambda growth: growth.at[1].add(growth[1])
     ),
     "no gates": gl.fault.change(
         "layer",

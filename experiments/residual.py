@@ -20,7 +20,7 @@ HE, WEYL = "He, Zhang, Ren and Sun 2016", "Weyl's inequality for singular values
 FIELD = "Schoenholz et al. 2017, section 4; Yang and Schoenholz 2017; gradlab.theory.finite_width"
 MOMENT = "E over G of |v + s G v/√width|² = (1 + s²)|v|², layer by layer"
 SCALAR = "(1 + w)^L, the scalar chain of the source text"
-DET = "a determinant is the product of the singular values, and of the factors' determinants"
+DET = "products of singular values are determinants, sums of their squares norms, Frobenius"
 
 
 @gl.config
@@ -45,7 +45,7 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     key_both, key_linear, key_edge = jax.random.split(key, 3)
     depths = gl.grid.depths(cfg.depth, 8)
     one, to_here = partial(both, cfg, depths), jnp.tri(cfg.depth, dtype=bool)
-    values, gradient, norm, log_det = gl.grid.over_draws(one, key_both, cfg.num_draws)
+    values, gradient, norm, log_det, log_norm = gl.grid.over_draws(one, key_both, cfg.num_draws)
     bound = gl.theory.residual.log_lower_bound(jnp.where(to_here, norm[:, None, :], 0.0))
     (law, beyond), squares = laws(cfg), linear_squares(cfg, depths, key_linear)
     fine = jnp.linspace(jnp.min(cfg.w), jnp.max(cfg.w), 400)
@@ -61,7 +61,8 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         "log_gradient_beyond": gl.named(beyond, at[2], long_name="the next order", **nats),
         "log_bound": gl.named(bound, at[3], **nats),
         "branch_norm": gl.named(norm, at[3], long_name="|F'_k|, spectral norm"),
-        "log_det": gl.named(log_det, "draw depths", long_name="log |det| of the residual product"),
+        "log_det": gl.named(log_det, at[3], long_name="log |det| of the residual product"),
+        "log_norm": gl.named(log_norm, at[3], long_name="log |J|, Frobenius, of the same"),
         "square": gl.named(squares, "linear depths", long_name="|Jv|² / (1 + s²)^L"),
         "edge": gl.named(list(EDGES), "edge"),
         "log10_edge": gl.named(left(cfg, key_edge), "w edge", long_name="log10 of what is left"),
@@ -72,7 +73,7 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
 
 
 def both(cfg: Config, depths: tuple[int, ...], key: jax.Array) -> tuple[jax.Array, ...]:
-    """Log singular values and log gradients of both chains, all |F'|, and log |det|: one draw."""
+    """Log singular values and gradients of both chains, all |F'|, log |det|, log |J|: one draw."""
     key_chain, key_input, key_loss = jax.random.split(key, 3)
     x = gl.ensembles.inputs(key_input, cfg.width, 1.0)
     v = gl.ensembles.inputs(key_loss, cfg.width, 1 / cfg.width)  # of length 1
@@ -83,8 +84,8 @@ def both(cfg: Config, depths: tuple[int, ...], key: jax.Array) -> tuple[jax.Arra
     J = jnp.stack([plain.jacobians, residual.jacobians])
     values = jax.vmap(lambda J: gl.spectra.log_singular_values(gl.chain.linear(J), x, depths))(J)
     gradient = [gl.chain_rule.log_lengths(v, chain.products) for chain in (plain, residual)]
-    log_det = gl.jacobians.log_abs_det(models[1], x)[jnp.array(depths) - 1]
-    return values, jnp.stack(gradient), branch_norms(residual.jacobians), log_det
+    log_det, log_norm = gl.jacobians.log_abs_det(models[1], x), gl.jacobians.log_norms(models[1], x)
+    return values, jnp.stack(gradient), branch_norms(residual.jacobians), log_det, log_norm
 
 
 def branch_norms(J: jax.Array) -> jax.Array:
@@ -117,8 +118,7 @@ def linear_squares(cfg: Config, depths: tuple[int, ...], key: jax.Array) -> jax.
 
 
 def left(cfg: Config, key: jax.Array) -> jax.Array:
-    """log10 of what is left of a direction in which F' has the eigenvalue w, `(w, 2)`."""
-    # First for a scalar chain, then for one direction of a wide chain whose other ones are random.
+    """log10 of what is left where F' has the eigenvalue w: alone, or beside others, `(w, 2)`."""
     keys, first = jax.random.split(key, cfg.depth_edge), jnp.eye(cfg.width)[0]
 
     def one(w: jax.Array) -> jax.Array:
@@ -183,21 +183,24 @@ def headline(data: xr.Dataset) -> Iterator[gl.Headline]:
 
 def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     """The promise, the growth, the linear law, and the edge."""
-    eps, width = float(np.finfo(data.log_gradient.dtype).eps), data.attrs["width"]
-    smallest, bound = data.log_singular_values[..., -1], data.log_bound.sel(layer=data.depths)
+    eps, here = float(np.finfo(data.log_gradient.dtype).eps), data.sel(layer=data.depths)
+    width, norm = data.attrs["width"], data.branch_norm.where(data.branch_norm < 1, 0.0)
     # J is known to width eps |J|, which moves no singular value of the product by more, relatively,
     # than that over the smallest one of J (Ostrowski 1959); |F'| is off by width eps (1 + |F'|).
-    norm = data.branch_norm.where(data.branch_norm < 1, 0.0)
     rounding = (2 * width * eps * (1 + norm) / (1 - norm)).cumsum("layer").sel(layer=data.depths)
     sentence = "z + F(z): no singular value of the product is below the product of 1 - |F'|"
-    plain, kept = (smallest.sel(kind=kind) for kind in KINDS)
-    yield gl.claim.at_least(sentence, kept, bound, WEYL, rounding=rounding)
+    plain, kept = (data.log_singular_values.sel(kind=kind) for kind in KINDS)
+    yield gl.claim.at_least(sentence, kept[..., -1], here.log_bound, WEYL, rounding=rounding)
     sentence = "without the identity the smallest singular value is, in the mean, below that bound"
-    if np.isfinite(bound).all():  # else nothing is promised
-        yield gl.claim.mean(sentence, (plain - bound).isel(depths=-1), 0.0, HE, relation="<=")
+    if np.isfinite(here.log_bound).all():  # else nothing is promised
+        gap = plain[:, -1, -1] - here.log_bound[:, -1]
+        yield gl.claim.mean(sentence, gap, 0.0, HE, relation="<=")
+        known = {"rounding": width * rounding, "of_states": 2 * (width + 8) * data.depths**2 * eps}
         sentence = "z + F(z): all singular values together multiply to the product of |det J_k|"
-        total = data.log_singular_values.sel(kind="residual").sum("direction")
-        yield gl.claim.everywhere(sentence, total, data.log_det, DET, rounding=width * rounding)
+        yield gl.claim.everywhere(sentence, kept.sum("direction"), here.log_det, DET, **known)
+        sentence = "z + F(z): their squares add up to |J|², pushed through layer by layer"
+        length = (2 * kept).reduce(np.logaddexp.reduce, "direction") / 2
+        yield gl.claim.everywhere(sentence, length, here.log_norm, DET, **known)
     sentence = "the gradient at layer 1 follows its law at every depth, plain and residual, in log"
     law, beyond = data.log_gradient_law, data.log_gradient_beyond
     known = np.isfinite(law)  # there is no law where phi is not odd
@@ -223,14 +226,12 @@ FAULTS = {
     ),
     "weights 10 % too large": gl.fault.argument("ensembles.gaussian", sigma_w=lambda s: 1.1 * s),
     "branch twice as large": gl.fault.argument("ensembles.residual", factor=lambda a: 2 * a),
-    "branch norm taken from its smallest direction": gl.fault.replace(
-        "branch_norms", lambda J: jnp.linalg.norm(J - jnp.eye(J.shape[-1]), ord=-2, axis=(1, 2))
-    ),
+    "no branch norms": gl.fault.scale("branch_norms", 0.0),
+    "norms 1 % off": gl.fault.result("jacobians.log_norms", lambda log_norms: log_norms + 0.01),
     "singular values 1 % off": gl.fault.scale("spectra.log_singular_values", 1.01),
-    "scalar w 1 % off": gl.fault.argument("ensembles.scalar_residual", w=lambda w: 0.99 * w),
     "eigenvalue 1 % off": gl.fault.argument("layer", w=lambda w: 0.99 * w),
 }
-HARMLESS = {"a Jacobian transposed": "a Gaussian matrix is as likely as its transpose"}
+HARMLESS = {"jacobians.log_abs_det": "a matrix has the determinant of its transpose"}
 ARRIVING = {"how": "median", "scale": "ln", "layer": "last"}
 LESSON = gl.lesson.Offer(
     numbers={
@@ -244,7 +245,6 @@ LESSON = gl.lesson.Offer(
         "linear residual grows": "E|Jv|² is (1 + s²)^L",
     },
 )
-
 
 if __name__ == "__main__":
     gl.run(__file__)

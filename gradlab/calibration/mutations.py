@@ -21,8 +21,8 @@ from jax import Array
 import gradlab
 from gradlab import measuring
 from gradlab.calibration import wrong
-from gradlab.calibration.wrong import Change, Outermost
-from gradlab.experiment.fault import given, then
+from gradlab.calibration.wrong import Change, OfResult, Outermost
+from gradlab.experiment.fault import given
 from gradlab.models.chain import Chain
 
 Takes = frozenset[str]
@@ -52,7 +52,7 @@ def standard() -> list[Mutation]:
         Mutation("each matrix used for two layers", of_weights(_each_twice)),
         Mutation(
             "each draw used twice",
-            {"grid.over_draws": then(lambda draws: jax.tree.map(_twice, draws))},
+            {"grid.over_draws": OfResult(lambda draws: jax.tree.map(_twice, draws))},
         ),
     ]
     return drawn + [
@@ -111,7 +111,7 @@ def of_weights(changed: Callable[[Array], Array]) -> dict[str, Change]:
     sites = {f"ensembles.{way}": change for way, change in ways.items()}
     sites |= {f"mixing.{way}": changed for way in mixes}
     once = Outermost()  # what `_affines` draws by `unit_gaussian` is changed once
-    return {site: once(then(change)) for site, change in sites.items()}
+    return {site: OfResult(change, once) for site, change in sites.items()}
 
 
 def biases_dropped() -> dict[str, Change]:
@@ -125,7 +125,7 @@ def biases_dropped() -> dict[str, Change]:
         "ensembles.Affine": affine,
         "networks.lstm": lambda made: Chain(made.layer, affine(made.params)),
     }
-    return {way: then(change) for way, change in ways.items()}
+    return {way: OfResult(change) for way, change in ways.items()}
 
 
 def _each_twice(tree: Any) -> Any:
@@ -161,12 +161,12 @@ TABLE: list[tuple[str, Callable[[str, Takes], bool], Change]] = [
     (
         "the gradient of the wrong layer",
         lambda _, takes: takes >= MODEL | {"loss"} and "layer" not in takes,
-        then(wrong.of_the_layer_before),
+        OfResult(wrong.of_the_layer_before),
     ),
     (
         "the gradient of the wrong layer",
         lambda target, _: target == "training.norms_by_layer",
-        then(wrong.of_the_layer_before),
+        OfResult(wrong.of_the_layer_before),
     ),
     (
         "the gradient of the wrong layer",
@@ -178,7 +178,7 @@ TABLE: list[tuple[str, Callable[[str, Takes], bool], Change]] = [
         lambda _, takes: takes >= MODEL | {"loss"},
         given(loss=lambda loss: lambda z: 0.5 * loss(z)),
     ),
-    ("the loss halved", lambda target, _: target in LOSSES, then(lambda loss: 0.5 * loss)),
+    ("the loss halved", lambda target, _: target in LOSSES, OfResult(lambda loss: 0.5 * loss)),
     ("computed in another format", lambda _, takes: takes >= MODEL, wrong.in_another_format),
     ("computed in another format", lambda _, takes: is_clip(takes), wrong.in_another_format),
     (

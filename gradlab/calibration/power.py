@@ -2,14 +2,13 @@
 
 A mutation is planted in one function at a time, in the compiled program of a whole run: one that
 the run never called is told apart from one that no claim noticed, and so is one that changes no
-array at all. Which mutation of a function is planted is an argument of its program, and so is the
-scale of the weights: it is compiled once.
+array at all. Which mutation is planted is an argument of the program, and so is the scale of the
+weights: one program serves for all that an experiment is asked.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -32,6 +31,7 @@ from gradlab.calibration.outcomes import (
     Power,
 )
 from gradlab.calibration.rehearsal import Rehearsal
+from gradlab.calibration.variants import Program
 from gradlab.calibration.workers import Deadline
 from gradlab.calibration.wrong import Change
 from gradlab.experiment import fault
@@ -90,24 +90,26 @@ def under_mutations(
     seed = next(rehearsal.fresh_seeds(entropy, file.stem))
     standard = mutations.standard()
     calls = calls_traced(one, seed, standard)
-    # Compiled only where no program with a pick has an honest run of its own.
-    honest = cache(partial(run_honestly, one, seed))
-    draws = calls.keys() & mutations.of_weights(lambda W: W).keys()
-    found = by_themselves(standard, calls)
-    of_weights = [mutation for mutation in found if draws and len(mutation.sites) > 1]
-    outcomes, smallest, broken = weights(one, seed, of_weights) if draws else ([], None, None)
+    draws = bool(calls.keys() & mutations.of_weights(lambda W: W).keys())
     known = {outcome.key: outcome for outcome in before.outcomes} if before else {}
-    others = [mutation for mutation in found if mutation not in of_weights]
-    for group in oldest_first(variants.groups(others), known):
-        asked = [Outcome(mutation.name, site_of(mutation), NOT_TRIED) for mutation in group]
-        if deadline.is_over:
-            outcomes += [known.get(outcome.key, outcome) for outcome in asked]
-        else:
-            outcomes += together(one, seed, honest, group)
+    found = oldest_first(by_themselves(standard, calls), known)
+    programs = variants.programs(one, found)
+    # Of the same program each: another may round otherwise.
+    likes = [run_honestly(one, seed, partial(each.arrays, seed)) for each in programs]
+    outcomes, smallest = weights(likes[0], programs[0]) if draws else ([], None)
+    honest = cache(partial(run_honestly, one, seed))
+    tries: list[tuple[Mutation, Callable[[], Outcome]]] = [
+        (mutation, partial(picked, like, each, number))
+        for like, each in zip(likes, programs, strict=True)
+        for number, mutation in each.mutations.items()
+    ]
+    tries += [(one, partial(alone, honest, one)) for each in programs for one in each.unable]
+    for mutation, outcome in tries:
+        asked = Outcome(mutation.name, site_of(mutation), NOT_TRIED)
+        outcomes.append(known.get(asked.key, asked) if deadline.is_over else outcome())
     tried = {outcome.mutation for outcome in outcomes}
     missing = dict.fromkeys(m.name for m in standard if m.name not in tried)
-    broken = honest().broken if broken is None else broken
-    return Power(seed, tuple(sorted(broken)), tuple(outcomes), tuple(missing), smallest)
+    return Power(seed, tuple(sorted(likes[0].broken)), tuple(outcomes), tuple(missing), smallest)
 
 
 def site_of(mutation: Mutation) -> str:
@@ -116,50 +118,30 @@ def site_of(mutation: Mutation) -> str:
 
 
 def oldest_first(
-    found: Sequence[list[Mutation]], known: Mapping[tuple[str, str], Outcome]
-) -> list[list[Mutation]]:
-    """The groups with one that was never tried, then by the time since; the larger ones first."""
+    found: Sequence[Mutation], known: Mapping[tuple[str, str], Outcome]
+) -> list[Mutation]:
+    """The mutations that were never tried, then the others by the time since."""
 
-    def age(group: list[Mutation]) -> tuple[str, int]:
-        keys = [(mutation.name, site_of(mutation)) for mutation in group]
-        return min(known[key].date if key in known else "" for key in keys), -len(group)
+    def age(mutation: Mutation) -> str:
+        key = mutation.name, site_of(mutation)
+        return known[key].date if key in known else ""
 
     return sorted(found, key=age)
 
 
-def together(
-    one: Rehearsal, seed: int, honest: Callable[[], Honest], group: Sequence[Mutation]
-) -> list[Outcome]:
-    """The outcome of each mutation, by one program for all of them that can be traced."""
-    whole = traces(one, seed, variants.planted_together(group, lambda: 0))
-    able = [mutation for mutation in group if whole or traces(one, seed, mutation.sites)]
-    found = [alone(honest(), mutation) for mutation in group if mutation not in able]
-    if len(able) < 2:
-        return found + [alone(honest(), mutation) for mutation in able]
-    with picking(one, lambda picked: variants.planted_together(able, picked)) as arrays:
-        # The same program, which may round otherwise than that of an honest run.
-        like = run_honestly(one, seed, lambda: arrays(seed, 0))
-        return found + [
-            like.outcome(mutation.name, site_of(mutation), partial(arrays, seed, pick))
-            for pick, mutation in enumerate(able, 1)
-        ]
+def picked(like: Honest, program: Program, number: int) -> Outcome:
+    """The outcome of a mutation that is picked in a program, of which an honest run is known."""
+    mutation = program.mutations[number]
+    arrays = partial(program.arrays, like.seed, number)
+    return like.outcome(mutation.name, site_of(mutation), arrays)
 
 
-def alone(honest: Honest, mutation: Mutation) -> Outcome:
+def alone(honest: Callable[[], Honest], mutation: Mutation) -> Outcome:
     """The outcome of a mutation in a program of its own."""
-    one, seed = honest.rehearsal, honest.seed
-    with planted(one, mutation.sites):
-        return honest.outcome(mutation.name, site_of(mutation), lambda: computed(one, seed))
-
-
-def traces(one: Rehearsal, seed: int, sites: Mapping[str, Change]) -> bool:
-    """Whether the experiment can be traced with these wrong functions."""
-    with planted(one, sites):
-        try:
-            jax.eval_shape(one.experiment.module.compute, one.arguments, jax.random.key(seed))
-        except Exception:
-            return False
-    return True
+    like = honest()
+    with variants.planted(like.rehearsal, mutation.sites):
+        arrays = partial(computed, like.rehearsal, like.seed)
+        return like.outcome(mutation.name, site_of(mutation), arrays)
 
 
 def run_honestly(one: Rehearsal, seed: int, arrays: Callable[[], Any] | None = None) -> Honest:
@@ -173,15 +155,6 @@ def computed(one: Rehearsal, seed: int) -> dict[str, Any]:
     """What `compute` returns, compiled as it stands now."""
     compute = one.experiment.module.compute
     return jax.jit(compute)(one.arguments, jax.random.key(seed))
-
-
-@contextlib.contextmanager
-def planted(one: Rehearsal, sites: Mapping[str, Change]) -> Iterator[None]:
-    """All the wrong functions in their places while the block runs."""
-    with contextlib.ExitStack() as stack:
-        for target, made in sites.items():
-            stack.enter_context(fault.change(target, made)(one.experiment))
-        yield
 
 
 Calls = dict[str, list[frozenset[str]]]
@@ -211,7 +184,7 @@ def calls_traced(one: Rehearsal, seed: int, standard: Sequence[Mutation]) -> Cal
 
     every = {target for mutation in standard for target in mutation.sites}
     every |= mutations.of_weights(lambda W: W).keys()
-    with planted(one, {target: counting(target) for target in every}):
+    with variants.planted(one, {target: counting(target) for target in every}):
         jax.eval_shape(one.experiment.module.compute, one.arguments, jax.random.key(seed))
     return calls
 
@@ -235,85 +208,23 @@ def by_themselves(standard: Sequence[Mutation], calls: Calls) -> list[Mutation]:
     ]
 
 
-# ---- the weights
+def weights(like: Honest, program: Program) -> tuple[list[Outcome], float]:
+    """The outcomes of weights that are some percent too large.
 
-
-def weights(
-    one: Rehearsal, seed: int, mutated: Sequence[Mutation]
-) -> tuple[list[Outcome], float, frozenset[str]]:
-    """The outcomes of weights that are some percent too large, and of the mutations of all weights.
-
-    Then the smallest error of their scale that is noticed, and what the honest run breaks. One
-    program serves for all.
+    Then the smallest error of their scale that is noticed.
     """
-    with weights_scaled(one, mutated) as arrays:
-        like = run_honestly(one, seed, lambda: arrays(seed, 1.0))
 
-        def outcome(error: float) -> Outcome:
-            name = f"weights {100 * error:g} % too large"
-            return like.outcome(name, "", lambda: arrays(seed, 1 + error))
+    def outcome(error: float) -> Outcome:
+        name = f"weights {100 * error:g} % too large"
+        return like.outcome(name, "", lambda: program.arrays(like.seed, factor=1 + error))
 
-        outcomes = [outcome(percent / 100) for percent in PERCENT] + [
-            like.outcome(mutation.name, "", partial(arrays, seed, 1.0, pick))
-            for pick, mutation in enumerate(mutated, 1)
-        ]
-        smallest = max(
-            smallest_noticed(
-                [sign * size for size in SIZES], lambda error: outcome(error).status == NOTICED
-            )
-            for sign in (1, -1)
+    smallest = max(
+        smallest_noticed(
+            [sign * size for size in SIZES], lambda error: outcome(error).status == NOTICED
         )
-    return outcomes, smallest, like.broken
-
-
-@contextlib.contextmanager
-def weights_scaled(
-    one: Rehearsal, mutated: Sequence[Mutation] = ()
-) -> Iterator[Callable[..., dict[str, Any]]]:
-    """What `compute` returns of a seed, a factor of all weights, and which mutation is picked."""
-
-    def sites(picked: Callable[[], Any]) -> dict[str, Change]:
-        def scaled(W: Any) -> Any:
-            return (picked()[0] * W).astype(W.dtype)
-
-        scale = mutations.of_weights(scaled)
-        picks = variants.planted_together(mutated, lambda: picked()[1])
-        return {
-            target: _both(scale.get(target, _same_function), picks.get(target, _same_function))
-            for target in scale | picks
-        }
-
-    with picking(one, sites) as arrays:
-        yield lambda seed, factor, pick=0: arrays(seed, (factor, pick))
-
-
-def _same_function(honest: fault.Function) -> fault.Function:
-    return honest
-
-
-def _both(first: Change, second: Change) -> Change:
-    return lambda honest: second(first(honest))
-
-
-@contextlib.contextmanager
-def picking(
-    one: Rehearsal, sites: Callable[[Callable[[], Any]], Mapping[str, Change]]
-) -> Iterator[Callable[[int, Any], dict[str, Any]]]:
-    """What `compute` returns of a seed and a pick, by one program for all picks.
-
-    Args:
-        one: the experiment.
-        sites: from a function that gives the pick, as it is traced, to what is planted.
-    """
-    now, compute = dict[str, Any](), one.experiment.module.compute
-
-    def program(cfg: Any, key: Any, pick: Any) -> Any:
-        now["pick"] = pick
-        return compute(cfg, key)
-
-    compiled = jax.jit(program)
-    with planted(one, sites(lambda: now["pick"])):
-        yield lambda seed, pick: compiled(one.arguments, jax.random.key(seed), pick)
+        for sign in (1, -1)
+    )
+    return [outcome(percent / 100) for percent in PERCENT], smallest
 
 
 def smallest_noticed(errors: Sequence[float], noticed: Callable[[float], bool]) -> float:

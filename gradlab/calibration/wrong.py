@@ -12,11 +12,23 @@ from jax import Array
 from jax.custom_derivatives import SymbolicZero
 from jax.typing import DTypeLike
 
-from gradlab.experiment.fault import Function
+from gradlab.experiment.fault import Function, then
 from gradlab.models import chain
 from gradlab.models.chain import Chain, Layer, Model
 
 Change = Callable[[Function], Function]  # from a function to the wrong one in its place
+
+
+class OfResult:
+    """From a function to the one that returns `changed(what it returns)`."""
+
+    def __init__(self, changed: Function, once: Outermost | None = None) -> None:
+        self.changed = changed
+        self._change = once(then(changed)) if once else then(changed)
+
+    def __call__(self, honest: Function) -> Function:
+        """The wrong function, where it stands by itself."""
+        return self._change(honest)
 
 
 class Outermost:
@@ -78,7 +90,7 @@ def _alike(result: Any, like: Any) -> Any:
     if isinstance(result, Chain):  # of other layers
         return Chain(like.layer, _alike(result.params, like.params))
     parts = [_alike(*pair) for pair in zip(result, like, strict=True)]
-    return type(result)(*parts) if hasattr(result, "_fields") else tuple(parts)
+    return type(like)(*parts) if hasattr(like, "_fields") else type(like)(parts)
 
 
 def _has_structure_of(result: Any, like: Any) -> bool:

@@ -151,14 +151,15 @@ def perceptron(
     ]
 
 
-def unit_mean_square(model: Sequence[Chain], sigma_w: ArrayLike) -> Array:
-    """The mean of `W² fan_in / sigma_w²` over all weights of a perceptron, `()`; 1 in the mean.
+def realised_in_pairs(model: Sequence[Chain]) -> Array:
+    """`ensembles.realised` of weights and of biases, by pairs of layers, `(part, 2, 4)`.
 
-    Of n normal weights its variance is 2/n (Glorot and Bengio 2010, section 4.2.1, for the scale).
+    Args:
+        model: a perceptron; of a chain with an odd number of layers the last is left out.
     """
-    weights = [chain.params.W for chain in model]
-    squares = [(jnp.square(W) * W.shape[-1]).ravel() for W in weights]
-    return jnp.mean(jnp.concatenate(squares)) / jnp.square(sigma_w)
+    both = [(chain.params.W, chain.params.b[..., None]) for chain in model]
+    parts = [[ensembles.realised_in_parts(leaf, 2) for leaf in pair] for pair in both]
+    return jnp.concatenate([jnp.stack(pair, axis=1) for pair in parts])
 
 
 # ---- by name

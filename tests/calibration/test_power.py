@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from gradlab.calibration import __main__, outcomes, power
+from gradlab.calibration import __main__, outcomes, power, variants
 from gradlab.calibration.mutations import Mutation
 from gradlab.calibration.outcomes import Outcome
 from gradlab.calibration.rehearsal import Rehearsal
@@ -40,8 +40,10 @@ def notices_weights(experiment_file: Path) -> None:
     exp = loading.load(experiment_file)
     settings, cfg = composition.composed(exp, ["scale=smoke"])
     one = Rehearsal(exp, cfg)
-    with jax.numpy_rank_promotion("allow"), power.weights_scaled(one) as arrays:
-        found = [one.data(settings.seed, arrays(settings.seed, factor)) for factor in (1.0, 1.1)]
+    with jax.numpy_rank_promotion("allow"):
+        (program,) = variants.programs(one, [])
+        arrays = [program.arrays(settings.seed, factor=factor) for factor in (1.0, 1.1)]
+        found = [one.data(settings.seed, each) for each in arrays]
         broken = [[claim.sentence for claim in one.claims(d) if not claim.holds] for d in found]
 
     assert broken[0] == []
@@ -71,9 +73,7 @@ def test_what_was_never_tried_comes_first_and_then_what_was_tried_longest_ago() 
         for name, date in (("a", "2026-02-01 00:00:00"), ("b", "2026-01-31 23:59:59"))
     }
 
-    groups = [found[:1], found[1:2], found[2:]]
-    assert power.oldest_first(groups, known) == [found[2:], found[1:2], found[:1]]
-    assert power.oldest_first([found[:1], found[1:]], known) == [found[1:], found[:1]]
+    assert power.oldest_first(found, known) == found[::-1]
 
 
 EXPERIMENT = '''"""How long is a product?"""

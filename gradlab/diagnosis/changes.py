@@ -23,8 +23,7 @@ class Change:
     """A change of every parameter whose path fits `pattern`; printed, it is the call that made it.
 
     Attributes:
-        call: `scale`, `fill` or `redraw`; `scale_loss`, `straight_through`, `guard`, `multiply` or
-            `single_stream`.
+        call: `scale`, `fill` or `redraw`; `scale_loss`; or one that `of_program` counts.
         pattern: as a shell's, `blocks.*.proj.weight`.
         value: the factor, the filling, or the standard deviation of what is drawn.
         law: of what is drawn: normal, uniform or truncated.
@@ -38,7 +37,7 @@ class Change:
     def __str__(self) -> str:
         if self.call == "scale_loss":
             return f"gl.scale_loss({self.value:g})"
-        if self.call in {"straight_through", "single_stream"}:
+        if self.call in {"straight_through", *_OF_SUMS}:
             return f'gl.{self.call}("{self.pattern}")'
         law = f', "{self.law}"' if self.law != "normal" else ""
         return f'gl.{self.call}("{self.pattern}", {self.value:.4g}{law})'
@@ -51,7 +50,10 @@ class Change:
     @property
     def of_program(self) -> bool:
         """Whether an operation is changed, and no parameter."""
-        return self.call in {"straight_through", "guard", "multiply", "single_stream"}
+        return self.call in {"straight_through", "guard", "multiply", *_OF_SUMS}
+
+
+_OF_SUMS = {"single_stream", "add_stream", "without_activation"}
 
 
 _WORDS = {
@@ -61,6 +63,10 @@ _WORDS = {
     "scale_loss": "multiply the loss by {1}, and divide its gradient by that again",
     "straight_through": "let the gradient pass {0}",
     "guard": "let no {0} read less than {1}",
+    "multiply": "multiply what {0} makes of its state by {1}",
+    "single_stream": "add the stream once behind {0}",
+    "add_stream": "add the stream to what {0} makes of it",
+    "without_activation": "take the activation behind {0} away",
 }
 
 
@@ -114,6 +120,19 @@ def multiply(pattern: str, factor: float) -> Change:
 def single_stream(pattern: str) -> Change:
     """The residual sums behind branches that end in such layers add their stream once."""
     return Change("single_stream", pattern, 1.0)
+
+
+def add_stream(pattern: str) -> Change:
+    """The state before a block is added behind the layers that fit, as behind their alike.
+
+    They are the last of blocks without a residual sum among blocks that have one.
+    """
+    return Change("add_stream", pattern, 1.0)
+
+
+def without_activation(pattern: str) -> Change:
+    """The logits that a layer makes go to the loss as they are, with no activation between."""
+    return Change("without_activation", pattern, 1.0)
 
 
 Slices = dict[str, tuple[int, int | None]]

@@ -126,6 +126,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         *("door", "program", "dependence", "layers", "sums", "softmaxes", "gates", "skips"),
         *("outputs", "anatomy"),
         *("changes", "operations", "rewiring", "exceptional", "entries", "measures"),
+        "memory",
         *("laws", "facts", "verdicts"),
         *("checks_weights", "checks_flow", "checks_logits", "checks_learning", "checks_streams"),
         *("embeddings", "counting", "examination", "planning", "report", "record"),

@@ -27,12 +27,14 @@ class Change:
         pattern: as a shell's, `blocks.*.proj.weight`.
         value: the factor, the filling, or the standard deviation of what is drawn.
         law: of what is drawn: normal, uniform or truncated.
+        part: the entries that are filled, from one to before another; None for all.
     """
 
     call: str
     pattern: str
     value: float
     law: str = "normal"
+    part: tuple[int, int] | None = None
 
     def __str__(self) -> str:
         if self.call == "scale_loss":
@@ -40,7 +42,8 @@ class Change:
         if self.call in {"straight_through", *_OF_SUMS}:
             return f'gl.{self.call}("{self.pattern}")'
         law = f', "{self.law}"' if self.law != "normal" else ""
-        return f'gl.{self.call}("{self.pattern}", {self.value:.4g}{law})'
+        part = f", {self.part}" if self.part else ""
+        return f'gl.{self.call}("{self.pattern}", {self.value:.4g}{law}{part})'
 
     @property
     def words(self) -> str:
@@ -75,9 +78,13 @@ def scale(pattern: str, factor: float) -> Change:
     return Change("scale", pattern, float(factor))
 
 
-def fill(pattern: str, value: float) -> Change:
-    """Every entry of the parameters that fit the pattern, replaced by a number."""
-    return Change("fill", pattern, float(value))
+def fill(pattern: str, value: float, part: tuple[int, int] | None = None) -> Change:
+    """Every entry of the parameters that fit the pattern, replaced by a number.
+
+    Of `part` alone, if it is given: `(32, 64)` are entries 32 to 63 of the first axis, as the
+    forget gate's are in a bias of four gates.
+    """
+    return Change("fill", pattern, float(value), part=part)
 
 
 def redraw(pattern: str, std: float, law: str = "normal") -> Change:
@@ -196,7 +203,7 @@ def _one(change: Change, seed: int, leaf: Array) -> Array:
     if change.call == "scale":
         return (leaf * jnp.asarray(change.value, leaf.dtype)).astype(leaf.dtype)
     if change.call == "fill":
-        return jnp.full_like(leaf, change.value)
+        return leaf.at[slice(*(change.part or (None,)))].set(change.value)
     drawn = change.value * _LAWS[change.law](jax.random.key(seed), leaf.shape)
     return drawn.astype(leaf.dtype)
 

@@ -34,6 +34,7 @@ _OF_FLOW = (
     checks_flow.saturated,
     checks_flow.drowned,
     checks_learning.gates,
+    checks_learning.forgetting,
     checks_streams.broken,
     checks_streams.doubled,
     checks_flow.norm_place,

@@ -61,6 +61,11 @@ KINDS = {
             "convention",
         ),
         Kind(
+            "forgetting",
+            "each loop's state outlasts its steps, or need not",
+            "the product of what a step keeps is above 2^-24: Tallec and Ollivier 2018",
+        ),
+        Kind(
             "attention logits",
             "attention is not frozen: logits lie below √(2 log length)",
             "Derrida 1981",

@@ -28,6 +28,7 @@ _OF_WEIGHTS = (
     checks_weights.scaled_matrix,
 )
 _OF_FLOW = (
+    checks_weights.equal_rows,
     checks_flow.gain,
     checks_flow.gain_over_time,
     checks_flow.flat,

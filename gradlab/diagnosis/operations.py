@@ -106,7 +106,9 @@ def _guarded(step: Step, least: float, *inputs: Any) -> Sequence[Any]:
 def _kept(name: str, x: Any, least: float) -> Array:
     small = jnp.asarray(least, jnp.result_type(x))
     if name == "exp":
-        return jnp.minimum(x, -jnp.log(small))
+        # The sum of as many as an array has entries is to be finite too, in a narrow format.
+        largest = jnp.finfo(small.dtype).max / max(jnp.size(x), 1)
+        return jnp.minimum(x, jnp.minimum(-jnp.log(small), jnp.log(largest).astype(small.dtype)))
     if name == "div":
         return jnp.where(jnp.abs(x) < small, jnp.where(x < 0, -small, small), x)
     return jnp.maximum(x, small)

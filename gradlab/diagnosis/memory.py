@@ -269,7 +269,8 @@ def _run(
         outputs = [jnp.asarray(_read(values, one)) for one in time.body.outputs]
         kept = []
         for i, j in enumerate(time.states):
-            by = _coefficients(time.body, values, num_consts + j)[time.body.outputs[j]]
+            found = _coefficients(time.body, values, num_consts + j)
+            by = next(found[one] for one in time.body.outputs[j : j + 1] if isinstance(one, int))
             kept.append(sums[i] + jnp.log(jnp.abs(by)).astype(jnp.float32))
             if extra is not None:
                 outputs[j] = outputs[j] + extra[i]

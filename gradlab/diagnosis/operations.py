@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -14,6 +15,8 @@ from jax import Array
 from gradlab.diagnosis.changes import Change, Slices
 from gradlab.diagnosis.program import Constant, Program, Step
 from gradlab.errors import BadInput
+
+_finfo: Any = jnp.finfo  # JAX gives it no types.
 
 STOPPING = {"stop_gradient", "round", "floor", "ceil", "sign", "clamp", "min"}
 """Operations behind which no gradient may be left."""
@@ -107,8 +110,10 @@ def _kept(name: str, x: Any, least: float) -> Array:
     small = jnp.asarray(least, jnp.result_type(x))
     if name == "exp":
         # The sum of as many as an array has entries is to be finite too, in a narrow format.
-        largest = jnp.finfo(small.dtype).max / max(jnp.size(x), 1)
-        return jnp.minimum(x, jnp.minimum(-jnp.log(small), jnp.log(largest).astype(small.dtype)))
+        largest = float(_finfo(small.dtype).max) / max(jnp.size(x), 1)
+        return jnp.minimum(
+            x, jnp.minimum(-jnp.log(small), jnp.asarray(math.log(largest), small.dtype))
+        )
     if name == "div":
         return jnp.where(jnp.abs(x) < small, jnp.where(x < 0, -small, small), x)
     return jnp.maximum(x, small)

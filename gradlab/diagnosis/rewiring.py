@@ -97,7 +97,7 @@ def _plus(step: Step, stream: int) -> Step:
 
 
 def _bare(anatomy: Anatomy, program: Program, change: Change) -> Program:
-    layers = {
+    layers: dict[tuple[int | None, ...], int] = {
         (one.activated.activated,): one.activated.pre
         for one in anatomy.rectified
         if fnmatch.fnmatch(one.activated.name, change.pattern)

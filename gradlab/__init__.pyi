@@ -60,6 +60,7 @@ from .diagnosis.lag import lag as lag
 from .diagnosis.watching import watch as watch
 from .diagnosis.coordinates import CoordinateCheck as CoordinateCheck
 from .diagnosis.coordinates import coordinate_check as coordinate_check
+from .diagnosis.changes import add_stream as add_stream
 from .diagnosis.changes import fill as fill
 from .diagnosis.changes import guard as guard
 from .diagnosis.changes import multiply as multiply
@@ -68,5 +69,6 @@ from .diagnosis.changes import scale as scale
 from .diagnosis.changes import scale_loss as scale_loss
 from .diagnosis.changes import single_stream as single_stream
 from .diagnosis.changes import straight_through as straight_through
+from .diagnosis.changes import without_activation as without_activation
 
 __version__: str

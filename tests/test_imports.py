@@ -123,8 +123,10 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "__main__",
     ),
     "diagnosis": (
-        *("door", "program", "dependence", "layers", "sums", "softmaxes", "gates", "anatomy"),
+        *("door", "program", "dependence", "layers", "sums", "softmaxes", "gates", "skips"),
+        *("outputs", "anatomy"),
         *("changes", "operations", "rewiring", "exceptional", "entries", "measures"),
+        "memory",
         *("laws", "facts", "verdicts"),
         *("checks_weights", "checks_flow", "checks_logits", "checks_learning", "checks_streams"),
         *("embeddings", "counting", "examination", "planning", "report", "record"),

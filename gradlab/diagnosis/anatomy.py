@@ -19,7 +19,9 @@ from gradlab.diagnosis import door
 from gradlab.diagnosis.dependence import RESHAPING, Reader
 from gradlab.diagnosis.gates import Gate, gates_of
 from gradlab.diagnosis.layers import Layer, fed_by, is_followed, layers_of
-from gradlab.diagnosis.program import Constant, Program, inner_programs, traced
+from gradlab.diagnosis.outputs import Rectified, rectified_of
+from gradlab.diagnosis.program import Constant, Loop, Program, inner_programs, traced
+from gradlab.diagnosis.skips import Gap, gaps_of
 from gradlab.diagnosis.softmaxes import Softmax, softmaxes_of
 from gradlab.diagnosis.sums import Residual, Shift, residuals_of, shifts_of
 
@@ -37,6 +39,9 @@ class Anatomy:
     softmaxes: tuple[Softmax, ...]
     gates: tuple[Gate, ...]
     shifts: tuple[Shift, ...]
+    gaps: tuple[Gap, ...]
+    loops: tuple[Loop, ...]
+    rectified: tuple[Rectified, ...]
     reached: frozenset[int]
     embedded: frozenset[int] = field(default_factory=frozenset)
     frozen: frozenset[int] = field(default_factory=frozenset)
@@ -71,6 +76,8 @@ def read(program: Program, names: Sequence[str], first_param: int, data: set[int
         if (source := fed_by(reader, layer.state, by_pre)) is not None
     )
     residuals = tuple(residuals_of(reader, place))
+    softmaxes = tuple(softmaxes_of(reader, place))
+    roles = [starred(layer.name) for layer in layers]
     used = {v for step in program.steps for v in step.reads}
     embedded = {
         root - first_param
@@ -85,13 +92,22 @@ def read(program: Program, names: Sequence[str], first_param: int, data: set[int
         tuple(layers),
         links,
         residuals,
-        tuple(softmaxes_of(reader, place)),
+        softmaxes,
         tuple(gates_of(reader, place, first_param)),
         tuple(shifts_of(reader, first_param)),
+        tuple(gaps_of(reader, layers, roles, residuals)),
+        tuple(loop for loop in program.loops if _reads_states(reader, loop)),
+        tuple(rectified_of(reader, layers, softmaxes)),
         frozenset(p - first_param for p in reader.params if p in used),
         frozenset(embedded),
         frozenset(p - first_param for p in reader.params if _is_frozen(reader, p)),
     )
+
+
+def _reads_states(reader: Reader, loop: Loop) -> bool:
+    """Whether a loop is one over time: what it takes step by step depends on the batch."""
+    sliced = loop.inputs[loop.params["num_consts"] + loop.params["num_carry"] :]
+    return any(isinstance(v, int) and v in reader.before for v in sliced)
 
 
 def _is_frozen(reader: Reader, value: int) -> bool:
@@ -111,7 +127,7 @@ def of_loss(subject: door.Subject, arrays: list[Any], treedef: Any, loss: door.L
         batch = jax.tree_util.tree_unflatten(treedef, leaves)
         return door.scalar_loss(loss, subject.build(params, rest), batch)
 
-    program = traced(value, list(subject.params), list(subject.rest), arrays)
+    program = traced(value, list(subject.params), list(subject.rest), arrays, num_data=len(arrays))
     first = len(program.constants)
     start = first + len(subject.params) + len(subject.rest)
     data = set(range(start, program.num_inputs))
@@ -123,8 +139,16 @@ def of_loss(subject: door.Subject, arrays: list[Any], treedef: Any, loss: door.L
 def with_program(anatomy: Anatomy, program: Program) -> Anatomy:
     """The same parts of a program some of whose operations do something else."""
     made = {step.outputs: step for step in program.steps}
-    layers = (replace(one, phi=tuple(made[s.outputs] for s in one.phi)) for one in anatomy.layers)
-    return replace(anatomy, program=program, layers=tuple(layers))
+
+    def renewed(layer: Layer) -> Layer:
+        return replace(layer, phi=tuple(made[step.outputs] for step in layer.phi))
+
+    return replace(
+        anatomy,
+        program=program,
+        layers=tuple(map(renewed, anatomy.layers)),
+        rectified=tuple(replace(r, activated=renewed(r.activated)) for r in anatomy.rectified),
+    )
 
 
 def function(layer: Layer) -> Callable[[Any], Any] | None:

@@ -28,6 +28,7 @@ from gradlab.diagnosis import (
     exceptional,
     laws,
     measures,
+    memory,
     operations,
     planning,
     record,
@@ -210,11 +211,16 @@ class Audit:
                 cache(
                     lambda: exceptional.at_the_edge(plan.program(change), self._inputs(change, 0))
                 ),
+                cache(lambda: self._memories(change, batch)),
             )
             is_given = key == ((), 0)
             z = laws.quantile(counting.num_tests(known)) if is_given else self.facts.z
             self._facts[key] = replace(known, z=z)
         return self._facts[key]
+
+    def _memories(self, change: Sequence[Change], batch: int) -> list[memory.Memory]:
+        recall = self._plan.recall()
+        return [] if recall is None else recall(self._inputs(change, batch))
 
     def _moved(
         self,

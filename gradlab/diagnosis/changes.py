@@ -23,25 +23,27 @@ class Change:
     """A change of every parameter whose path fits `pattern`; printed, it is the call that made it.
 
     Attributes:
-        call: `scale`, `fill` or `redraw`; `scale_loss`, `straight_through`, `guard`, `multiply` or
-            `single_stream`.
+        call: `scale`, `fill` or `redraw`; `scale_loss`; or one that `of_program` counts.
         pattern: as a shell's, `blocks.*.proj.weight`.
         value: the factor, the filling, or the standard deviation of what is drawn.
         law: of what is drawn: normal, uniform or truncated.
+        part: the entries that are filled, from one to before another; None for all.
     """
 
     call: str
     pattern: str
     value: float
     law: str = "normal"
+    part: tuple[int, int] | None = None
 
     def __str__(self) -> str:
         if self.call == "scale_loss":
             return f"gl.scale_loss({self.value:g})"
-        if self.call in {"straight_through", "single_stream"}:
+        if self.call in {"straight_through", *_OF_SUMS}:
             return f'gl.{self.call}("{self.pattern}")'
         law = f', "{self.law}"' if self.law != "normal" else ""
-        return f'gl.{self.call}("{self.pattern}", {self.value:.4g}{law})'
+        part = f", {self.part}" if self.part else ""
+        return f'gl.{self.call}("{self.pattern}", {self.value:.4g}{law}{part})'
 
     @property
     def words(self) -> str:
@@ -51,7 +53,10 @@ class Change:
     @property
     def of_program(self) -> bool:
         """Whether an operation is changed, and no parameter."""
-        return self.call in {"straight_through", "guard", "multiply", "single_stream"}
+        return self.call in {"straight_through", "guard", "multiply", *_OF_SUMS}
+
+
+_OF_SUMS = {"single_stream", "add_stream", "without_activation"}
 
 
 _WORDS = {
@@ -61,6 +66,10 @@ _WORDS = {
     "scale_loss": "multiply the loss by {1}, and divide its gradient by that again",
     "straight_through": "let the gradient pass {0}",
     "guard": "let no {0} read less than {1}",
+    "multiply": "multiply what {0} makes of its state by {1}",
+    "single_stream": "add the stream once behind {0}",
+    "add_stream": "add the stream to what {0} makes of it",
+    "without_activation": "take the activation behind {0} away",
 }
 
 
@@ -69,9 +78,13 @@ def scale(pattern: str, factor: float) -> Change:
     return Change("scale", pattern, float(factor))
 
 
-def fill(pattern: str, value: float) -> Change:
-    """Every entry of the parameters that fit the pattern, replaced by a number."""
-    return Change("fill", pattern, float(value))
+def fill(pattern: str, value: float, part: tuple[int, int] | None = None) -> Change:
+    """Every entry of the parameters that fit the pattern, replaced by a number.
+
+    Of `part` alone, if it is given: `(32, 64)` are entries 32 to 63 of the first axis, as the
+    forget gate's are in a bias of four gates.
+    """
+    return Change("fill", pattern, float(value), part=part)
 
 
 def redraw(pattern: str, std: float, law: str = "normal") -> Change:
@@ -114,6 +127,19 @@ def multiply(pattern: str, factor: float) -> Change:
 def single_stream(pattern: str) -> Change:
     """The residual sums behind branches that end in such layers add their stream once."""
     return Change("single_stream", pattern, 1.0)
+
+
+def add_stream(pattern: str) -> Change:
+    """The state before a block is added behind the layers that fit, as behind their alike.
+
+    They are the last of blocks without a residual sum among blocks that have one.
+    """
+    return Change("add_stream", pattern, 1.0)
+
+
+def without_activation(pattern: str) -> Change:
+    """The logits that a layer makes go to the loss as they are, with no activation between."""
+    return Change("without_activation", pattern, 1.0)
 
 
 Slices = dict[str, tuple[int, int | None]]
@@ -177,7 +203,7 @@ def _one(change: Change, seed: int, leaf: Array) -> Array:
     if change.call == "scale":
         return (leaf * jnp.asarray(change.value, leaf.dtype)).astype(leaf.dtype)
     if change.call == "fill":
-        return jnp.full_like(leaf, change.value)
+        return leaf.at[slice(*(change.part or (None,)))].set(change.value)
     drawn = change.value * _LAWS[change.law](jax.random.key(seed), leaf.shape)
     return drawn.astype(leaf.dtype)
 

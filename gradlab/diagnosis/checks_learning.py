@@ -55,6 +55,34 @@ def _opened(
     return tuple(changes.scale(name, 1 / rms) for name in weights) if 0 < rms < math.inf else ()
 
 
+def forgetting(facts: Facts) -> Iterator[Verdict]:
+    """A loop over time whose state keeps nothing of its first step, and learns nothing from it.
+
+    Where the loss reads all steps, short memories learn too: then the gradient says so.
+    """
+    for memory in facts.memories():
+        if memory.param is None:
+            continue
+        name, num = facts.anatomy.names[memory.param], memory.num_steps
+        least = math.log(laws.LEAST_KEPT)
+        is_lost = memory.log_gradient < least
+        bias = memory.sign * laws.memory_bias(num)
+        is_vector = len(facts.weights[name].shape) == 1 if name in facts.weights else False
+        yield Verdict(
+            "forgetting",
+            name,
+            math.exp(memory.log_kept),
+            math.exp(-1),
+            laws.LEAST_KEPT if is_lost else 0.0,
+            math.inf,
+            f"The state of the loop that it rules keeps {math.exp(memory.log_kept / num):.3g} of "
+            f"itself a step at most, {math.exp(memory.log_kept):.1g} over {num} steps: what it "
+            f"read first is rounded away. A memory of {num} steps has a bias of "
+            f"{'log' if memory.sign > 0 else '-log'}({num} - 1).",
+            (changes.fill(name, bias, memory.part),) if is_vector else (),
+        )
+
+
 def no_gradient(facts: Facts) -> Iterator[Verdict]:
     """A parameter at which no gradient arrives, though it does at its alike, or none ever will.
 

@@ -80,6 +80,23 @@ def output_logits(facts: Facts) -> Iterator[Verdict]:
         )
 
 
+def rectified_logits(facts: Facts) -> Iterator[Verdict]:
+    """Logits behind an activation, whose gradient is lost where that has no slope."""
+    for k, one in enumerate(facts.anatomy.rectified):
+        name, share = one.activated.name, float(facts.measured.rectified["still"][k])
+        yield Verdict(
+            "rectified logits",
+            name,
+            share,
+            0.0,
+            0.0,
+            0.0,
+            f"An activation stands between it and the loss: {share:.0%} of its logits have no "
+            "slope there, and get no gradient whatever the label is.",
+            (changes.without_activation(name),),
+        )
+
+
 def _length_error(facts: Facts, k: int) -> float:
     """The standard deviation of the log mean square of what layer k reads, over draws of weights.
 

@@ -5,15 +5,59 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 
-from gradlab.diagnosis import changes, laws, rewiring
+from gradlab.diagnosis import changes, laws, operations, rewiring, skips
 from gradlab.diagnosis.anatomy import starred
 from gradlab.diagnosis.checks_weights import role_levels
 from gradlab.diagnosis.facts import Facts, streams
 from gradlab.diagnosis.verdicts import Verdict
 from gradlab.theory import meanfield
+
+
+def broken(facts: Facts) -> Iterator[Verdict]:
+    """A block without the residual sum that its alike have, or a sum of a detached state."""
+    yield from _skipless(facts)
+    yield from _detached(facts)
+
+
+def _skipless(facts: Facts) -> Iterator[Verdict]:
+    anatomy = facts.anatomy
+    for gap in anatomy.gaps:
+        name = anatomy.layers[gap.layer].name
+        yield Verdict(
+            "broken stream",
+            name,
+            float(skips.is_filled(anatomy.program, gap)),
+            1.0,
+            1.0,
+            1.0,
+            f"What it makes takes the place of the stream; behind its alike ({starred(name)}) it "
+            "is added to the stream. All that came before passes through this one branch.",
+            (changes.add_stream(name),),
+        )
+
+
+def _detached(facts: Facts) -> Iterator[Verdict]:
+    anatomy = facts.anatomy
+    for run in streams(anatomy):
+        for before, k in pairwise(run):
+            step = skips.stopped_by(anatomy.program, anatomy.residuals[k])
+            is_passed = step is None or operations.PASSED in step.params
+            names = [facts.layers[i].name for i in anatomy.residuals[before].last]
+            yield Verdict(
+                "broken stream",
+                facts.layers[anatomy.residuals[k].last[-1]].name,
+                float(is_passed),
+                1.0,
+                1.0,
+                1.0,
+                "The stream that it is added to is detached: all in front of it learns through "
+                "this one branch.",
+                (changes.straight_through(f"stop_gradient@{names[-1]}"),),
+            )
 
 
 def doubled(facts: Facts) -> Iterator[Verdict]:

@@ -67,6 +67,31 @@ def copies(facts: Facts) -> Iterator[Verdict]:
         )
 
 
+def equal_rows(facts: Facts) -> Iterator[Verdict]:
+    """An embedding of one number, behind which every layer reads 0: no token is told from another.
+
+    Beside another embedding, or as positions are, it may be 0 at first.
+    """
+    reads = facts.measured.layers.get("log_state", np.zeros(0))
+    is_silent = len(reads) > 0 and bool(np.isneginf(reads).all())
+    for p in sorted(facts.anatomy.embedded):
+        name = facts.anatomy.names[p]
+        weights = facts.weights.get(name)
+        if weights is None or len(weights.shape) != 2:
+            continue
+        yield Verdict(
+            "copies",
+            name,
+            float(is_silent and weights.std == 0),
+            0.0,
+            0.0,
+            0.0,
+            "Its rows are equal, and every layer behind it reads 0: the model does not see its "
+            "input.",
+            (changes.redraw(name, weights.shape[1] ** -0.5),),
+        )
+
+
 def same_entries(facts: Facts) -> Iterator[Verdict]:
     """Layers that were drawn from one key: the entries of each are those of another."""
     # Numbers that are set, as decay rates and scales, are equal by right; matrices are drawn.

@@ -28,17 +28,21 @@ _OF_WEIGHTS = (
     checks_weights.scaled_matrix,
 )
 _OF_FLOW = (
+    checks_weights.equal_rows,
     checks_flow.gain,
     checks_flow.gain_over_time,
     checks_flow.flat,
     checks_flow.saturated,
     checks_flow.drowned,
     checks_learning.gates,
+    checks_learning.forgetting,
+    checks_streams.broken,
     checks_streams.doubled,
     checks_flow.norm_place,
     checks_streams.depth_scaling,
     checks_logits.attention_logits,
     checks_logits.output_logits,
+    checks_logits.rectified_logits,
     checks_learning.no_gradient,
     checks_flow.gradient_jump,
     checks_learning.held_norm,
@@ -109,11 +113,10 @@ class Finding:
 def verdicts(facts: Facts, first_bad: Callable[[], Verdict | None]) -> list[Verdict]:
     """Every number held against its law, in the order of causes, each about one thing once."""
     found = [v for check in _OF_WEIGHTS for v in check(facts)]
-    found += checks_flow.finite_gradients(facts)
-    is_sick = any(v.kind == "not finite" and v.flagged for v in found)
-    if not math.isfinite(facts.measured.loss) and not is_sick:
-        bad = first_bad()
-        found += [bad] if bad is not None else []
+    if not any(v.kind == "not finite" and v.flagged for v in found):
+        # A weight that is not finite is what states and gradients have it from.
+        bad = None if math.isfinite(facts.measured.loss) else first_bad()
+        found += checks_flow.finite_gradients(facts) if bad is None else [bad]
     if not any(v.kind == "not finite" and v.flagged for v in found):
         found += [v for check in _OF_FLOW for v in check(facts)]
     unique: dict[tuple[str, str], Verdict] = {}

@@ -20,6 +20,7 @@ from gradlab.diagnosis.changes import Slices
 from gradlab.diagnosis.entries import Weights
 from gradlab.diagnosis.layers import Layer, slice_name
 from gradlab.diagnosis.measures import Measured
+from gradlab.diagnosis.memory import Memory
 from gradlab.models.activations import PHI
 
 _GRID = np.array([-5.0, -3.0, -2.0, -1.5, -1.0, -0.5, -0.2, 0.1, 0.3, 0.7, 1.2, 1.7, 2.5, 4.0])
@@ -38,6 +39,7 @@ class Facts:
         z: standard errors that chance does not exceed.
         later: the numbers of a pass after every parameter that has a gradient has moved; asked for
             where some have none.
+        memories: of the program's loops over time; asked for once.
         at_the_edge: operations that read a 0 where they have no finite derivative; asked for where
             a gradient is not finite.
     """
@@ -50,6 +52,7 @@ class Facts:
     z: float
     later: Callable[[], Measured]
     at_the_edge: Callable[[], list[str]]
+    memories: Callable[[], list[Memory]]
 
     @property
     def layers(self) -> tuple[Layer, ...]:

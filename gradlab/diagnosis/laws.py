@@ -194,6 +194,18 @@ def smallest_slope() -> float:
     return 4 / LONGEST_MEMORY
 
 
+LEAST_KEPT = 2.0**-24
+"""What is smaller than this beside 1 is rounded away in float32: half a unit in the last place."""
+
+
+def memory_bias(num_steps: int) -> float:
+    """The bias of a forget gate whose memory is `num_steps`: Tallec and Ollivier 2018, section 2.
+
+    log(T - 1), at which a gate keeps 1 - 1/T a step, and 1/e over all.
+    """
+    return math.log(max(num_steps - 1, 1))
+
+
 def held_norms(logs: Sequence[float] | np.ndarray, z: float) -> dict[int, tuple[float, float]]:
     """Members whose log norm stands above both neighbours', each with its share and excess.
 

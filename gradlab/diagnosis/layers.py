@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gradlab.diagnosis.dependence import ELEMENTWISE, RESHAPING, Reader, bits
@@ -154,14 +154,23 @@ def _pre_activation(reader: Reader, value: int) -> tuple[int, tuple[int, ...], M
     return value, tuple(biases), tuple(factors)
 
 
-def _activation(reader: Reader, pre: int) -> tuple[tuple[Step, ...], int | None]:
+def activation(reader: Reader, layer: Layer, fits: Callable[[Step], bool]) -> Layer:
+    """The layer with an activation made of such steps alone."""
+    phi, activated = _activation(reader, layer.pre, fits)
+    return replace(layer, phi=phi, activated=activated)
+
+
+def _activation(
+    reader: Reader, pre: int, fits: Callable[[Step], bool] | None = None
+) -> tuple[tuple[Step, ...], int | None]:
     """The steps from a pre-activation to its activation, elementwise and of it alone."""
     inside = {pre}
     steps: list[Step] = []
     shape = reader.program.types[pre].shape
     for k in _later(reader, pre):
         step = reader.program.steps[k]
-        if not _is_elementwise(step) or reader.program.types[step.outputs[0]].shape != shape:
+        is_part = _is_elementwise(step) and (fits is None or fits(step))
+        if not is_part or reader.program.types[step.outputs[0]].shape != shape:
             continue
         numbers = [_filled(reader, v) for v in step.reads if v not in inside]
         if all(made is not None for made in numbers):

@@ -50,6 +50,7 @@ class Measured:
             `mean` and `rms` of its pre-activation.
         softmaxes: by softmax, `load` (mean variance of a row over its critical one), `std`,
             `length`.
+        rectified: by activation on logits, `still` (share of them without a slope).
         shifts: by sum with a parameter, `log_added`, `log_state` (log rms).
         params: by parameter, `log_gradient`, `zeros`, `largest`; by slice where stacked, in
             `slices`, and by row where looked up, in `rows` (log norms).
@@ -60,6 +61,7 @@ class Measured:
     residuals: Numbers
     softmaxes: Numbers
     gates: Numbers
+    rectified: Numbers
     shifts: Numbers
     params: Numbers
     slices: dict[int, np.ndarray]
@@ -138,6 +140,11 @@ def _pass(
             [s.axes for s in anatomy.softmaxes],
         ),
         _grouped(lambda _, h: _of_gate(h), [(seen[str(g.value)],) for g in anatomy.gates]),
+        {
+            "still": jnp.asarray(
+                [_still(r.activated, seen[str(r.activated.pre)]) for r in anatomy.rectified]
+            )
+        },
         {
             "log_added": _logs([seen[str(s.added)] for s in anatomy.shifts]),
             "log_state": _logs([seen[str(s.state)] for s in anatomy.shifts]),
@@ -243,6 +250,14 @@ def _slopes(layer: Layer, h: Array) -> dict[str, Array]:
         "spread": fourth / jnp.where(mean > 0, jnp.square(mean), 1) - 1,
         "flat": jnp.mean(flat, dtype=slope.dtype),
     }
+
+
+def _still(layer: Layer, h: Array) -> Array:
+    """The share of pre-activations at which phi has no slope."""
+    phi = anatomies.function(layer)
+    assert phi is not None
+    slope = jax.jvp(phi, (h,), (jnp.ones_like(h),))[1]
+    return jnp.mean(slope == 0, dtype=_wide(h).dtype)
 
 
 def _unit_axis(layer: Layer, shape: tuple[int, ...]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -15,11 +16,19 @@ from gradlab.diagnosis.changes import Change, Slices
 from gradlab.diagnosis.program import Constant, Program, Step
 from gradlab.errors import BadInput
 
+_finfo: Any = jnp.finfo  # JAX gives it no types.
+
 STOPPING = {"stop_gradient", "round", "floor", "ceil", "sign", "clamp", "min"}
 """Operations behind which no gradient may be left."""
 
+_OF_PEAKS = {"max", "broadcast_in_dim", "reshape", "squeeze", "expand_dims", "stop_gradient"}
+
 GUARDED = {"log": 0, "sqrt": 0, "rsqrt": 0, "pow": 0, "div": 1, "exp": 0}
 """Operations that are finite on a part of the numbers, with the operand that is to stay in it."""
+
+
+PASSED = "let_through"
+"""What a step is marked with whose gradient has been let through."""
 
 
 def reached(program: Program, value: int) -> list[int]:
@@ -37,12 +46,19 @@ def stopping(program: Program, value: int) -> Iterator[tuple[int, str]]:
 
     The maximum that a softmax takes off is stopped by right.
     """
-    maker = {output: step.name for step in program.steps for output in step.outputs}
+    makers = {output: step for step in program.steps for output in step.outputs}
     for k in reached(program, value):
         step = program.steps[k]
-        of_peak = any(maker.get(v) == "reduce_max" for v in step.reads)
+        of_peak = any(_is_peak(makers, v) for v in step.reads)
         if (step.name in STOPPING and not of_peak) or _is_zeroed(step):
             yield k, step.name
+
+
+def _is_peak(makers: Mapping[int, Step], value: int) -> bool:
+    """Whether a value is a maximum over an axis, in another shape at most, or larger than that."""
+    while (step := makers.get(value)) is not None and step.name in _OF_PEAKS and step.reads:
+        value = step.reads[-1]
+    return step is not None and step.name == "reduce_max"
 
 
 def _is_zeroed(step: Step) -> bool:
@@ -64,7 +80,9 @@ def let_through(program: Program, k: int, value: int) -> Program:
             return [made]
         return [x + jax.lax.stop_gradient(made - x)]
 
-    return _replaced(program, {k: run})
+    passed = replace(step, run=run, params={**step.params, PASSED: True})
+    steps = (passed if i == k else one for i, one in enumerate(program.steps))
+    return replace(program, steps=tuple(steps))
 
 
 def guarded(program: Program, name: str, least: float) -> Program:
@@ -91,7 +109,11 @@ def _guarded(step: Step, least: float, *inputs: Any) -> Sequence[Any]:
 def _kept(name: str, x: Any, least: float) -> Array:
     small = jnp.asarray(least, jnp.result_type(x))
     if name == "exp":
-        return jnp.minimum(x, -jnp.log(small))
+        # The sum of as many as an array has entries is to be finite too, in a narrow format.
+        largest = float(_finfo(small.dtype).max) / max(jnp.size(x), 1)
+        return jnp.minimum(
+            x, jnp.minimum(-jnp.log(small), jnp.asarray(math.log(largest), small.dtype))
+        )
     if name == "div":
         return jnp.where(jnp.abs(x) < small, jnp.where(x < 0, -small, small), x)
     return jnp.maximum(x, small)

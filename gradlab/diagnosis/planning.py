@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gradlab.diagnosis import anatomy, changes, door, facts, measures, rewiring
+from gradlab.diagnosis import anatomy, changes, door, facts, measures, memory, rewiring
 from gradlab.diagnosis.changes import Change
 from gradlab.diagnosis.program import Program
 from gradlab.errors import BadInput
@@ -26,6 +26,7 @@ class Prepared:
     slices: changes.Slices
     phis: tuple[str, ...]
     measure: Callable[[tuple[Change, ...]], Callable[..., measures.Measured]]
+    recall: Callable[[], Callable[[Sequence[Any]], list[memory.Memory]] | None]
 
     def program(self, change: Sequence[Change]) -> Program:
         """The program with the changes that are of operations."""
@@ -67,6 +68,7 @@ def _made(subject: door.Subject, arrays: list[Any], treedef: Any, loss: door.Los
         slices,
         facts.activation_names(read),
         measure,
+        cache(lambda: memory.recalled(read)),
     )
 
 

@@ -45,6 +45,22 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Loop:
+    """A `scan` as it was before it was opened.
+
+    Attributes:
+        params: of the operation.
+        inputs, outputs: what it takes, constants, carries and slices in turn, and what it makes.
+        inside: the numbers of the values that its opened steps make; none where it stayed closed.
+    """
+
+    params: dict[str, Any]
+    inputs: tuple[int | Constant, ...]
+    outputs: tuple[int | Constant, ...]
+    inside: range
+
+
+@dataclass(frozen=True)
 class Program:
     """A program of one scalar output.
 
@@ -55,6 +71,7 @@ class Program:
         output: the number of the value that comes out, or a constant.
         constants: arrays that were captured, the first inputs.
         closed: loops that were not opened, as `name of length`.
+        loops: all loops, opened or not.
     """
 
     steps: tuple[Step, ...]
@@ -63,6 +80,22 @@ class Program:
     output: int | Constant
     constants: tuple[Any, ...]
     closed: tuple[str, ...]
+    loops: tuple[Loop, ...] = ()
+
+
+@dataclass(frozen=True)
+class Body:
+    """The steps of one turn of a loop, and its outputs."""
+
+    steps: tuple[Step, ...]
+    types: tuple[Any, ...]
+    num_inputs: int
+    outputs: tuple[int | Constant, ...]
+
+
+def body_of(loop: Loop) -> Body:
+    """The body of a loop, opened."""
+    return _Writer().body(loop.params["jaxpr"])
 
 
 At = Callable[[int, Any], Any]
@@ -82,9 +115,9 @@ def _read(values: dict[int, Any], one: int | Constant) -> Any:
     return one.value if isinstance(one, Constant) else values[one]
 
 
-def traced(function: Callable[..., Array], *arguments: Any) -> Program:
-    """The program of a function of flat arrays."""
-    return _Writer().program(jax.make_jaxpr(function)(*arguments))
+def traced(function: Callable[..., Array], *arguments: Any, num_data: int = 0) -> Program:
+    """The program of a function of flat arrays, the last `num_data` of which are a batch's."""
+    return _Writer().program(jax.make_jaxpr(function)(*arguments), num_data)
 
 
 class _Writer:
@@ -94,9 +127,12 @@ class _Writer:
         self.steps: list[Step] = []
         self.types: list[Any] = []
         self.closed: list[str] = []
+        self.loops: list[Loop] = []
+        self.of_data = set[int]()  # values that depend on the batch
 
-    def program(self, closed: ClosedJaxpr) -> Program:
+    def program(self, closed: ClosedJaxpr, num_data: int) -> Program:
         inputs = [self._new(v.aval) for v in (*closed.jaxpr.constvars, *closed.jaxpr.invars)]
+        self.of_data.update(inputs[len(inputs) - num_data :])
         # A captured number is a literal, as the slope of an activation.
         given: list[int | Constant] = [*inputs]
         for k, constant in enumerate(closed.consts):
@@ -105,8 +141,20 @@ class _Writer:
         (output,) = self._write(closed.jaxpr, given)
         steps = tuple(_needed(self.steps, output))
         return Program(
-            steps, tuple(self.types), len(inputs), output, tuple(closed.consts), tuple(self.closed)
+            steps,
+            tuple(self.types),
+            len(inputs),
+            output,
+            tuple(closed.consts),
+            tuple(self.closed),
+            tuple(self.loops),
         )
+
+    def body(self, closed: ClosedJaxpr) -> Body:
+        """The body of a loop; its inputs are the values from 0 on."""
+        inputs = [self._new(v.aval) for v in closed.jaxpr.invars]
+        outputs = self._call(closed, inputs)
+        return Body(tuple(self.steps), tuple(self.types), len(inputs), tuple(outputs))
 
     def _new(self, aval: Any) -> int:
         self.types.append(aval)
@@ -132,13 +180,27 @@ class _Writer:
             return self._call(eqn.params.get("jaxpr") or eqn.params["call_jaxpr"], given)
         if name == "scan":
             if self._may_open(eqn, given):
-                return self._loop(eqn.params, given)
+                start = len(self.types)
+                made = self._loop(eqn.params, given)
+                self._note(eqn, given, made, range(start, len(self.types)))
+                return made
             self.closed.append(f"a loop of {eqn.params['length']} steps")
         if name == "convert_element_type" and isinstance(given[0], Constant):
             return [Constant(jnp.asarray(given[0].value, eqn.outvars[0].aval.dtype))]
         outputs = tuple(self._new(v.aval) for v in eqn.outvars)
+        self._mark(given, outputs)
         self.steps.append(Step(name, tuple(given), outputs, _runner(eqn), eqn.params))
+        if name == "scan":
+            self._note(eqn, given, outputs, range(0))
         return outputs
+
+    def _mark(self, given: Sequence[int | Constant], outputs: Sequence[int]) -> None:
+        """What is made of the batch depends on it."""
+        if any(isinstance(one, int) and one in self.of_data for one in given):
+            self.of_data.update(outputs)
+
+    def _note(self, eqn: Any, given: Sequence[Any], made: Sequence[Any], inside: range) -> None:
+        self.loops.append(Loop(eqn.params, tuple(given), tuple(made), inside))
 
     def _call(self, inner: Any, given: Sequence[int | Constant]) -> list[int | Constant]:
         if isinstance(inner, Jaxpr):
@@ -158,6 +220,7 @@ class _Writer:
             v
             for v in values
             if isinstance(v, int)
+            and v not in self.of_data
             and len(self.types[v].shape) >= 3
             and jnp.issubdtype(self.types[v].dtype, jnp.floating)
         }
@@ -180,6 +243,7 @@ class _Writer:
             return Constant(value.value[k])
         kind = self.types[value]
         output = self._new(kind.update(shape=kind.shape[1:]))
+        self._mark((value,), (output,))
         self.steps.append(Step("index", (value,), (output,), lambda x: [x[k]], {"index": k}))
         return output
 
@@ -187,6 +251,7 @@ class _Writer:
         first = values[0]
         kind = self.types[first] if isinstance(first, int) else jax.typeof(first.value)
         output = self._new(kind.update(shape=(len(values), *kind.shape)))
+        self._mark(values, (output,))
         self.steps.append(Step("stack", tuple(values), (output,), lambda *x: [jnp.stack(x)]))
         return output
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from gradlab.errors import BadInput
 
 if TYPE_CHECKING:
+    from gradlab.diagnosis.changes import Change
     from gradlab.diagnosis.examination import Finding
 
 VERSION = 1
@@ -51,7 +52,7 @@ def _finding(finding: Finding) -> dict[str, Any]:
         "remedy": None
         if remedy is None
         else {
-            "changes": [vars(change) for change in remedy.changes],
+            "changes": [_given(change) for change in remedy.changes],
             **{k: _number(v) for k, v in vars(remedy).items() if k != "changes"},
         },
         "follows": [_finding(other) for other in finding.follows],
@@ -122,3 +123,9 @@ def _near(one: float, other: float) -> bool:
     if one == other or (math.isnan(one) and math.isnan(other)):
         return True
     return one > 0 and other > 0 and abs(math.log(one / other)) < math.log(10)
+
+
+def _given(change: Change) -> dict[str, Any]:
+    """What a change says; of no part, nothing."""
+    said = vars(change) | {"part": list(change.part or ())}
+    return {key: value for key, value in said.items() if key != "part" or value}

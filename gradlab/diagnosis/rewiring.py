@@ -32,6 +32,10 @@ def rewired(anatomy: Anatomy, changes: Sequence[Change], slices: Slices) -> Prog
             program = _multiplied(anatomy, program, change)
         elif change.call == "single_stream":
             program = _single(anatomy, program, change)
+        elif change.call == "add_stream":
+            program = _filled(anatomy, program, change)
+        elif change.call == "without_activation":
+            program = _bare(anatomy, program, change)
     return program
 
 
@@ -61,6 +65,56 @@ def _single(anatomy: Anatomy, program: Program, change: Change) -> Program:
     made = {step.outputs: k for k, step in enumerate(program.steps)}
     residuals = anatomy.residuals
     return _with(program, {made[(residuals[k].total,)]: step for k, step in steps.items()})
+
+
+def _filled(anatomy: Anatomy, program: Program, change: Change) -> Program:
+    gaps = {
+        gap.end: gap
+        for gap in anatomy.gaps
+        if fnmatch.fnmatch(anatomy.layers[gap.layer].name, change.pattern)
+    }
+    if not gaps:
+        raise BadInput(f'"{change.pattern}" ends no block that lacks the sum its alike have.')
+    return _with(
+        program,
+        {
+            k: _plus(step, gaps[step.outputs[0]].stream)
+            for k, step in enumerate(program.steps)
+            if step.outputs[0] in gaps
+        },
+    )
+
+
+def _plus(step: Step, stream: int) -> Step:
+    """The step that adds a stream to what another one makes."""
+
+    def run(*inputs: Any) -> Sequence[Any]:
+        *own, state = inputs
+        (made,) = step.run(*own)
+        return [made + state.astype(made.dtype)]
+
+    return replace(step, inputs=(*step.inputs, stream), run=run)
+
+
+def _bare(anatomy: Anatomy, program: Program, change: Change) -> Program:
+    layers: dict[tuple[int | None, ...], int] = {
+        (one.activated.activated,): one.activated.pre
+        for one in anatomy.rectified
+        if fnmatch.fnmatch(one.activated.name, change.pattern)
+    }
+    if not layers:
+        raise BadInput(f'"{change.pattern}" makes no logits that an activation stands on.')
+    kinds = program.types
+
+    def bare(step: Step) -> Step:
+        kind = kinds[step.outputs[0]]
+        pre = layers[step.outputs]
+        return replace(
+            step, name="copy", inputs=(pre,), run=lambda value: [value.astype(kind.dtype)]
+        )
+
+    steps = enumerate(program.steps)
+    return _with(program, {k: bare(step) for k, step in steps if step.outputs in layers})
 
 
 def _names(anatomy: Anatomy, k: int) -> list[str]:

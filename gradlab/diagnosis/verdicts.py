@@ -61,9 +61,20 @@ KINDS = {
             "convention",
         ),
         Kind(
+            "forgetting",
+            "each loop's state outlasts its steps, or need not",
+            "the product of what a step keeps is above 2^-24: Tallec and Ollivier 2018",
+        ),
+        Kind(
             "attention logits",
             "attention is not frozen: logits lie below √(2 log length)",
             "Derrida 1981",
+        ),
+        Kind(
+            "broken stream",
+            "each block passes its stream on as its alike do",
+            "one sum x + f(x) for each of alike blocks, with a gradient of 1 through x: He et al. "
+            "2016",
         ),
         Kind(
             "doubled stream",
@@ -84,6 +95,11 @@ KINDS = {
             "output logits",
             "the classifier's logits lie below √(2 log classes), or the loss below a guess's",
             "Derrida 1981",
+        ),
+        Kind(
+            "rectified logits",
+            "no activation stands on a classifier's logits",
+            "the loss's derivative by each logit, p - y, is nowhere 0",
         ),
         Kind(
             "format", "no gradient leaves the range of its format", "smallest number of the format"

@@ -12,7 +12,6 @@ from gradlab.diagnosis import changes, laws
 from gradlab.diagnosis.anatomy import starred
 from gradlab.diagnosis.facts import Facts
 from gradlab.diagnosis.verdicts import Verdict
-from gradlab.theory import attention
 
 
 def attention_logits(facts: Facts) -> Iterator[Verdict]:
@@ -22,13 +21,14 @@ def attention_logits(facts: Facts) -> Iterator[Verdict]:
         loads = [float(numbers["load"][k]) for k in members]
         std = float(np.sqrt(np.mean(np.square([numbers["std"][k] for k in members]))))
         length = int(max(numbers["length"][k] for k in members))
+        critical = float(max(numbers["critical"][k] for k in members))
         rows = float(min(numbers["rows"][k] for k in members))
         frozen = sum(laws.saturation(load) > 1 for load in loads)
         yield Verdict(
             "attention logits",
             roles[0],
             laws.saturation(float(np.mean(loads))),
-            1 / float(attention.critical_std(max(length, 2))),
+            1 / critical,
             0.0,
             1 + facts.z * math.sqrt(1 / (2 * max(rows, 1.0))),
             f"Attention is frozen in {frozen} of {len(members)}: logits have a standard deviation "
@@ -71,7 +71,7 @@ def output_logits(facts: Facts) -> Iterator[Verdict]:
             "output logits",
             names[0],
             load if facts.measured.loss > guess else min(load, 1.0),
-            1 / float(attention.critical_std(max(length, 2))),
+            1 / float(numbers["critical"][k]),
             0.0,
             (1 + facts.z * math.sqrt(1 / (2 * max(rows, 1.0)))) * spare,
             f"Logits have a standard deviation of {std:.3g}, above √(2 log {length}): the loss is "

@@ -6,8 +6,7 @@ arrives there. All lengths are logs of root mean squares, and of norms, which no
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,7 +19,7 @@ from jax import Array
 from gradlab.diagnosis import anatomy as anatomies
 from gradlab.diagnosis.anatomy import Anatomy
 from gradlab.diagnosis.layers import Layer
-from gradlab.diagnosis.program import evaluate
+from gradlab.diagnosis.program import Constant, evaluate
 from gradlab.measuring import leaf_norms
 from gradlab.theory import attention
 
@@ -28,9 +27,6 @@ Numbers = dict[str, np.ndarray]
 
 # Below this a logit is masked out, by -inf or by a large negative number.
 _MASKED = -1e4
-
-# Arrays of more entries are not put beside each other, which would copy them.
-_LARGE = 2**19
 
 
 @dataclass(frozen=True)
@@ -44,16 +40,16 @@ class Measured:
             input), `mean_pre`, `slope`
             (mean phi'²), `spread` (its relative variance), `flat` (share of units with phi' = 0 on
             the whole batch), `log_gradient` (log of the norm that arrives), `log_median` (of
-            examples), `zeros` (share of entries of the gradient that are 0), `largest`.
+            examples).
         residuals: by residual sum, `log_stream`, `log_branch`, `log_total`, `log_gradient`.
         gates: by gate, `slope` (mean of the logistic function's slope over its largest, 1/4),
             `mean` and `rms` of its pre-activation.
         softmaxes: by softmax, `load` (mean variance of a row over its critical one), `std`,
-            `length`.
+            `length` of the longest row and its `critical` standard deviation, `rows`.
         rectified: by activation on logits, `still` (share of them without a slope).
         shifts: by sum with a parameter, `log_added`, `log_state` (log rms).
-        params: by parameter, `log_gradient`, `zeros`, `largest`; by slice where stacked, in
-            `slices`, and by row where looked up, in `rows` (log norms).
+        params: by parameter, `log_gradient`; by slice where stacked, in `slices`, and by row where
+            looked up, in `rows` (log norms).
     """
 
     loss: float
@@ -75,23 +71,83 @@ class Measured:
 
 
 def compiled(anatomy: Anatomy, batch_size: int | None) -> Callable[..., Measured]:
-    """`measure(inputs, factor)`: the numbers of a pass, the loss being multiplied by `factor`."""
-    run = jax.jit(partial(_pass, anatomy, batch_size))
+    """`measure(inputs, factor)`: the numbers of a pass, the loss being multiplied by `factor`.
+
+    The pass is one program; what is measured of its states is a small one for each kind of layer,
+    which alike layers share. Inside the pass each of them would be compiled anew.
+    """
+    run = jax.jit(partial(_pass, anatomy))
+    of_layers = _layer_functions(anatomy, batch_size)
+    activated = [rectified.activated for rectified in anatomy.rectified]
+    of_rectified = [(one.pre, jax.jit(partial(_of_rectified, one))) for one in activated]
+    layers = anatomy.layers
+    stacked = sorted({layer.param for layer in layers if layer.index is not None})
 
     def measure(inputs: Sequence[Any], factor: float = 1.0) -> Measured:
-        loss, *rest = jax.device_get(run(list(inputs), factor))
-        return Measured(float(loss), *rest)
+        value, seen, by_states, by_params = run(list(inputs), factor)
+
+        def read(one: int | Constant) -> Any:
+            if isinstance(one, Constant):
+                return one.value
+            return inputs[one] if one < anatomy.program.num_inputs else seen[str(one)]
+
+        def of_layer(k: int, layer: Layer) -> dict[str, Array]:
+            factors = [read(one) for one, _ in layer.factors]
+            arrays = (read(layer.weight), read(layer.state), seen[str(layer.pre)])
+            return of_layers[k](*arrays, by_states[str(layer.pre)], factors)
+
+        def of_rows(numbers: Iterable[int]) -> dict[int, Array]:
+            return {k: _log_norms(by_params[k]) for k in numbers if by_params[k].ndim}
+
+        measured = (
+            [of_layer(k, layer) for k, layer in enumerate(layers)],
+            [
+                _of_residual(read(r.stream), read(r.branch), read(r.total), by_states[str(r.total)])
+                for r in anatomy.residuals
+            ],
+            [_of_softmax(read(s.value), tuple(map(int, s.axes))) for s in anatomy.softmaxes],
+            [_of_gate(read(gate.value)) for gate in anatomy.gates],
+            [rectified(read(pre)) for pre, rectified in of_rectified],
+            [_of_shift(read(shift.added), read(shift.state)) for shift in anatomy.shifts],
+            [_of_gradient(gradient) for gradient in by_params],
+        )
+        loss, tables, *rows = jax.device_get(
+            (value, measured, of_rows(stacked), of_rows(sorted(anatomy.embedded)))
+        )
+        return Measured(float(loss), *map(_table, tables), *rows)
 
     return measure
 
 
-def _pass(
-    anatomy: Anatomy, batch_size: int | None, inputs: list[Any], factor: Array
-) -> tuple[Any, ...]:
+def _table(rows: Sequence[dict[str, Any]]) -> Numbers:
+    """The numbers of each thing under one name, a column for each name."""
+    return {name: np.array([row[name] for row in rows]) for name in (rows[0] if rows else ())}
+
+
+def _layer_functions(
+    anatomy: Anatomy, batch_size: int | None
+) -> list[Callable[..., dict[str, Array]]]:
+    """What measures each layer, compiled once for layers of one kind."""
+    known: dict[Any, Callable[..., dict[str, Array]]] = {}
+    found = []
+    for layer in anatomy.layers:
+        divides = tuple(divides for _, divides in layer.factors)
+        kind = anatomies.phi_signature(layer, anatomy.program), divides
+        if kind not in known:
+            known[kind] = jax.jit(partial(_of_layer, layer, batch_size))
+        found.append(known[kind])
+    return found
+
+
+def _pass(anatomy: Anatomy, inputs: list[Any], factor: Array) -> tuple[Any, ...]:
+    """The loss, the values that are looked at, and the gradients by states and by parameters.
+
+    What went in is not among the values, since it would be copied.
+    """
     program, num = anatomy.program, len(anatomy.names)
     first = anatomy.first_param
     watched = {layer.pre for layer in anatomy.layers} | {r.total for r in anatomy.residuals}
-    kept = watched | _seen(anatomy)
+    kept = {v for v in watched | _seen(anatomy) if v >= program.num_inputs}
     zeros = {str(v): jnp.zeros(program.types[v].shape, program.types[v].dtype) for v in watched}
 
     def loss(params: Sequence[Any], zeros: dict[str, Array]) -> tuple[Array, dict[str, Any]]:
@@ -107,59 +163,9 @@ def _pass(
         value = evaluate(program, [*inputs[:first], *params, *inputs[first + num :]], at)
         return jnp.asarray(value), seen
 
-    params = inputs[first : first + num]
-    value, pull, seen = jax.vjp(loss, params, zeros, has_aux=True)
+    value, pull, seen = jax.vjp(loss, inputs[first : first + num], zeros, has_aux=True)
     by_params, by_states = pull(jnp.asarray(factor, value.dtype))
-    # What is measured is not mixed with the model's own operations, which would compile for long.
-    seen, by_states, by_params = jax.lax.optimization_barrier((seen, by_states, by_params))
-    layers, residuals = anatomy.layers, anatomy.residuals
-    pres = [(seen[str(layer.pre)], by_states[str(layer.pre)]) for layer in layers]
-    kinds = [anatomies.phi_signature(layer, program) for layer in layers]
-    return (
-        value,
-        {
-            "log_weight": _logs([seen[str(layer.weight)] for layer in layers]),
-            "log_factor": jnp.stack([_factor(layer, seen) for layer in layers])
-            if layers
-            else jnp.zeros(0),
-            "log_state": _logs([seen[str(layer.state)] for layer in layers]),
-            "state_spread": _logs([seen[str(layer.state)] for layer in layers], spread),
-            **_grouped(
-                lambda k, h, gradient: _of_layer(layers[k], h, gradient, batch_size), pres, kinds
-            ),
-        },
-        {
-            "log_stream": _logs([seen[str(r.stream)] for r in residuals]),
-            "log_branch": _logs([seen[str(r.branch)] for r in residuals]),
-            "log_total": _logs([seen[str(r.total)] for r in residuals]),
-            "log_gradient": _logs([by_states[str(r.total)] for r in residuals], log_norm),
-        },
-        _grouped(
-            lambda k, value: _of_softmax(value, anatomy.softmaxes[k].axes),
-            [(seen[str(s.value)],) for s in anatomy.softmaxes],
-            [s.axes for s in anatomy.softmaxes],
-        ),
-        _grouped(lambda _, h: _of_gate(h), [(seen[str(g.value)],) for g in anatomy.gates]),
-        {
-            "still": jnp.asarray(
-                [_still(r.activated, seen[str(r.activated.pre)]) for r in anatomy.rectified]
-            )
-        },
-        {
-            "log_added": _logs([seen[str(s.added)] for s in anatomy.shifts]),
-            "log_state": _logs([seen[str(s.state)] for s in anatomy.shifts]),
-        },
-        _grouped(lambda _, g: _of_gradient(g), [(g,) for g in by_params]),
-        {
-            k: jax.vmap(log_norm)(by_params[k])
-            for k in sorted({layer.param for layer in layers if layer.index is not None})
-        },
-        {
-            k: jax.vmap(log_norm)(by_params[k])
-            for k in sorted(anatomy.embedded)
-            if by_params[k].ndim
-        },
-    )
+    return value, seen, by_states, by_params
 
 
 def _seen(anatomy: Anatomy) -> set[int]:
@@ -172,64 +178,53 @@ def _seen(anatomy: Anatomy) -> set[int]:
     return layers | sums | softmaxes | shifts | {gate.value for gate in anatomy.gates}
 
 
-def _logs(arrays: Sequence[Array], function: Callable[[Array], Array] | None = None) -> Array:
-    """The log rms, or another number, of each array."""
-    chosen = function or log_rms
-    return _grouped(lambda _, x: {"x": chosen(x)}, [(x,) for x in arrays]).get("x", jnp.zeros(0))
-
-
-def _grouped(
-    function: Callable[..., dict[str, Array]],
-    rows: Sequence[tuple[Array, ...]],
-    kinds: Sequence[Any] | None = None,
+def _of_layer(
+    layer: Layer,
+    batch_size: int | None,
+    weight: Array,
+    state: Array,
+    h: Array,
+    gradient: Array,
+    factors: Sequence[Array],
 ) -> dict[str, Array]:
-    """`function(k, *row)` of every row; those of one kind and shape at once, if they are small.
-
-    One program for alike layers is what keeps compilation short.
-    """
-    groups: dict[Any, list[int]] = defaultdict(list)
-    for k, row in enumerate(rows):
-        large = max(x.size for x in row) > _LARGE
-        shapes = tuple((x.shape, str(x.dtype)) for x in row)
-        groups[k if large else (kinds[k] if kinds else None, shapes)].append(k)
-    order = [k for members in groups.values() for k in members]
-    parts = []
-    for members in groups.values():
-        columns = [jnp.stack(column) for column in zip(*(rows[k] for k in members), strict=True)]
-        parts.append(jax.vmap(partial(function, members[0]))(*columns))
-    if not parts:
-        return {}
-    back = np.argsort(order)
-    return {key: jnp.concatenate([part[key] for part in parts])[back] for key in parts[0]}
-
-
-def _of_layer(layer: Layer, h: Array, gradient: Array, batch_size: int | None) -> dict[str, Array]:
+    signs = [-1 if divides else 1 for _, divides in layer.factors]
+    sizes = [sign * log_rms(jnp.asarray(x)) for sign, x in zip(signs, factors, strict=True)]
     return {
+        "log_weight": log_rms(weight),
+        "log_factor": sum(sizes, jnp.zeros(())),
+        "log_state": log_rms(state),
+        "state_spread": spread(state),
         "log_pre": log_rms(h),
         "mean_pre": jnp.mean(_wide(h)),
         **_slopes(layer, h),
         "log_median": _median(gradient, batch_size),
-        **_of_gradient(gradient),
-    }
-
-
-def _factor(layer: Layer, seen: dict[str, Any]) -> Array:
-    """The log of the root mean square of what multiplies a layer's product."""
-    total = jnp.zeros(())
-    for one, divides in layer.factors:
-        value = seen[str(one)] if isinstance(one, int) else jnp.asarray(one.value)
-        total = total + (-1 if divides else 1) * log_rms(value)
-    return total
-
-
-def _of_gradient(gradient: Array) -> dict[str, Array]:
-    size = jnp.abs(_wide(gradient))
-    largest = jnp.max(size, initial=0.0)
-    return {
         "log_gradient": log_norm(gradient),
-        "zeros": jnp.mean(size == 0, dtype=size.dtype),
-        "largest": largest,
     }
+
+
+@jax.jit
+def _of_residual(stream: Array, branch: Array, total: Array, gradient: Array) -> dict[str, Array]:
+    return {
+        "log_stream": log_rms(stream),
+        "log_branch": log_rms(branch),
+        "log_total": log_rms(total),
+        "log_gradient": log_norm(gradient),
+    }
+
+
+@jax.jit
+def _of_shift(added: Array, state: Array) -> dict[str, Array]:
+    return {"log_added": log_rms(added), "log_state": log_rms(state)}
+
+
+@jax.jit
+def _log_norms(rows: Array) -> Array:
+    return jax.vmap(log_norm)(rows)
+
+
+@jax.jit
+def _of_gradient(gradient: Array) -> dict[str, Array]:
+    return {"log_gradient": log_norm(gradient)}
 
 
 def _slopes(layer: Layer, h: Array) -> dict[str, Array]:
@@ -242,22 +237,21 @@ def _slopes(layer: Layer, h: Array) -> dict[str, Array]:
         return dict.fromkeys(("slope", "spread", "flat"), jnp.full((), jnp.nan, _wide(h).dtype))
     slope = _wide(jax.jvp(phi, (h,), (jnp.ones_like(h),))[1])
     axis = _unit_axis(layer, h.shape)
-    flat = jnp.all(slope == 0, axis=tuple(a for a in range(h.ndim) if a != axis))
+    largest = jnp.max(jnp.abs(slope), axis=tuple(a for a in range(h.ndim) if a != axis), initial=0)
     mean = jnp.mean(jnp.square(slope))
     fourth = jnp.mean(jnp.square(jnp.square(slope)))
     return {
         "slope": mean,
         "spread": fourth / jnp.where(mean > 0, jnp.square(mean), 1) - 1,
-        "flat": jnp.mean(flat, dtype=slope.dtype),
+        "flat": jnp.mean(largest == 0, dtype=slope.dtype),
     }
 
 
-def _still(layer: Layer, h: Array) -> Array:
-    """The share of pre-activations at which phi has no slope."""
+def _of_rectified(layer: Layer, h: Array) -> dict[str, Array]:
     phi = anatomies.function(layer)
     assert phi is not None
     slope = jax.jvp(phi, (h,), (jnp.ones_like(h),))[1]
-    return jnp.mean(slope == 0, dtype=_wide(h).dtype)
+    return {"still": jnp.mean(slope == 0, dtype=_wide(h).dtype)}
 
 
 def _unit_axis(layer: Layer, shape: tuple[int, ...]) -> int:
@@ -266,25 +260,28 @@ def _unit_axis(layer: Layer, shape: tuple[int, ...]) -> int:
     return fits[-1] if fits else len(shape) - 1
 
 
+@partial(jax.jit, static_argnums=1)
 def _of_softmax(value: Array, axes: tuple[int, ...]) -> dict[str, Array]:
-    axes = tuple(int(axis) for axis in axes)
     wide = _wide(value)
-    counted = wide > _MASKED
-    length = jnp.sum(counted, axis=axes, keepdims=True)
-    mean = jnp.sum(jnp.where(counted, wide, 0), axis=axes, keepdims=True) / jnp.maximum(length, 1)
-    square = jnp.sum(jnp.where(counted, jnp.square(wide - mean), 0), axis=axes, keepdims=True)
-    rows = length > 1
-    variance = jnp.where(rows, square / jnp.maximum(length - 1, 1), 0)
-    load = jnp.where(rows, variance / attention.critical_std(jnp.maximum(length, 2)) ** 2, 0)
-    num = jnp.maximum(jnp.sum(rows), 1)
+    counted = (wide > _MASKED).astype(wide.dtype)
+    length = jnp.sum(counted, axis=axes)
+    entries = jnp.where(counted > 0, wide, 0)
+    mean = jnp.expand_dims(jnp.sum(entries, axis=axes) / jnp.maximum(length, 1), axes)
+    square = jnp.sum(counted * jnp.square(entries - mean), axis=axes)
+    variance = square / jnp.maximum(length - 1, 1)  # 0 of a row of one
+    load = variance / jnp.square(attention.critical_std(jnp.maximum(length, 2)))
+    num = jnp.maximum(jnp.sum((length > 1).astype(wide.dtype)), 1)
+    longest = jnp.max(length, initial=0)
     return {
         "load": jnp.sum(load) / num,
         "std": jnp.sqrt(jnp.sum(variance) / num),
-        "length": jnp.max(length),
+        "length": longest,
+        "critical": attention.critical_std(jnp.maximum(longest, 2)),
         "rows": num,
     }
 
 
+@jax.jit
 def _of_gate(value: Array) -> dict[str, Array]:
     wide = _wide(value)
     # sigma(h) sigma(-h), which keeps its digits at both ends.

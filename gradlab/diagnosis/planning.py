@@ -99,5 +99,9 @@ def _permuted(leaf: Any, seed: int) -> Any:
     )
     if is_mask or leaf.size < 2:
         return leaf
-    order = np.random.default_rng(seed).permutation(leaf.size)
+    return _reordered(leaf, np.random.default_rng(seed).permutation(leaf.size))
+
+
+@jax.jit
+def _reordered(leaf: Any, order: Any) -> Any:
     return leaf.ravel()[order].reshape(leaf.shape)

@@ -141,7 +141,7 @@ def losses(key: jax.Array, cfg: Config) -> tuple[jax.Array, jax.Array]:
         apply = partial(gl.transformer.classify, post(skip=skip))
         seen = gl.training.train(apply, start, adam, data, batches)
         hand = gl.backpropagation.of_reader(start, post(skip=skip), batch)
-        return jnp.mean(seen.loss[-last:]), gl.backpropagation.first_step(seen, hand)
+        return jnp.mean(seen.loss[-last:]), gl.backpropagation.compared(seen, hand)
 
     return jax.lax.map(lambda r: jax.lax.map(lambda s: one(r, s), cfg.skip), cfg.ratio)
 
@@ -225,7 +225,7 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
         rule=2 * data.chain_rule,
     )
     sizes = [data.attrs[name] for name in ("num_blocks", "batch_size", "num_units", "num_units")]
-    yield gl.claim.first_step(data["first"], kinked=[8 * data.loss.size, *sizes])
+    yield gl.claim.backpropagated(data["first"], kinked=[8 * data.loss.size, *sizes])
     sentence = "a skip of nearly nothing leaves more of the loss than the largest, at any logits"
     won = data.loss.isel(skip=0) - data.loss.isel(skip=-1)
     yield gl.claim.gain(sentence, won, f"{PAPER}: rank collapse", over="run")

@@ -133,7 +133,7 @@ def trained(
     descent = optax.chain(gl.clipping.clip_by_global_norm(tau), optax.sgd(cfg.learning_rate))
     seen = gl.training.train(gl.training.ten_logits, model, descent, data, batches)
     moved = jax.tree.map(jnp.subtract, seen.params, model)
-    first = gl.backpropagation.first_step(seen, hand)
+    first = gl.backpropagation.compared(seen, hand)
     return gl.training.norms_by_layer(moved), seen.gradient, first
 
 
@@ -199,7 +199,7 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
         )
     yield gl.claim.weights(data.entries.rename(chain="draw"), CHI)
     names = "depth", "width", "width", "batch_size"
-    yield gl.claim.first_step(data["first"], kinked=[data.attrs[name] for name in names])
+    yield gl.claim.backpropagated(data["first"], kinked=[data.attrs[name] for name in names])
     sentence = "a state is W phi(z) + b of that before, a gradient's log that of all J_k's product"
     off, rounding = data.off.transpose("size", ...)
     # Where relu's input is so near 0 that rounding has it on either side, slopes differ.

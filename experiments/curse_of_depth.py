@@ -129,7 +129,7 @@ def run(cfg: Config, key: jax.Array) -> tuple[jax.Array, ...]:
         square, distance, _ = jnp.stack([look(reader), look(seen.params)], axis=1)
         move = jnp.max(jnp.abs(seen.watched[1] - seen.watched[0]))
         hand = gl.backpropagation.of_reader(reader, design, batch)
-        return square, distance, seen.loss, move, gl.backpropagation.first_step(seen, hand)
+        return square, distance, seen.loss, move, gl.backpropagation.compared(seen, hand)
 
     return jax.lax.map(one, gains(cfg.num_blocks))
 
@@ -222,7 +222,7 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     sentence, sums = "a norm leaves the mean 0 and the mean square 1", 4 * data.attrs["width"]
     yield gl.claim.everywhere(sentence, data.norm, 0.0, NORM, rounding_of_sums=sums * eps)
     sizes = "num_runs", "num_blocks", "num_tokens", "batch_size", "num_units", "num_units"
-    yield gl.claim.first_step(data["first"], kinked=[2, *(data.attrs[name] for name in sizes)])
+    yield gl.claim.backpropagated(data["first"], kinked=[2, *(data.attrs[name] for name in sizes)])
     rms = data["first"].isel(way=0, number=-2) / (10 * data.attrs["num_units"]) ** 0.5
     yield gl.claim.everywhere(
         "Adam's first step moves a weight by the learning rate",

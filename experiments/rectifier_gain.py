@@ -119,7 +119,7 @@ def trained(cfg: Config, key: jax.Array) -> tuple[jax.Array, ...]:
         descent = optax.sgd(cfg.learning_rate)
         run = gl.training.train(gl.training.apply_model, model, descent, data, batches)
         hand = gl.backpropagation.of_readout(model[0].params, readout[0], relu, batch)
-        return run.loss, logs[0] - logs[-1], gl.backpropagation.first_step(run, hand)
+        return run.loss, logs[0] - logs[-1], gl.backpropagation.compared(run, hand)
 
     return jax.lax.map(one, cfg.start)
 
@@ -215,7 +215,7 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     rounding = 2 * eps * float(np.sum(9 * np.asarray(data.attrs["channels"])))
     yield gl.claim.everywhere(sentence, data.log_lost, data.log_lost_law, VGG, rounding=rounding)
     sizes = [data.attrs[name] for name in ("depth", "batch_size", "width", "width")]
-    yield gl.claim.first_step(data["first"], kinked=[data.log2_left.size, *sizes])
+    yield gl.claim.backpropagated(data["first"], kinked=[data.log2_left.size, *sizes])
     weak, end = (data.start / 2) ** (depth / 2) < 1e-3, ending(data)  # of signal and logits
     if weak.any():
         yield gl.claim.everywhere(

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from gradlab.arithmetic import precision
+from gradlab.arithmetic import precision, scaled
 from gradlab.measuring.training import Data, Trajectory
 from gradlab.models.activations import Activation
 from gradlab.models.ensembles import Affine
@@ -36,7 +36,7 @@ class Pass(NamedTuple):
     rounding: Array
 
 
-def first_step(ran: Trajectory, by_hand: Pass) -> Array:
+def compared(ran: Trajectory, by_hand: Pass) -> Array:
     """Norms of gradients, then the loss, of a training's first batch, `(3, num_norms + 1)`.
 
     As the training has them, by hand, and by how much rounding can make the two differ.
@@ -97,7 +97,8 @@ def of_readout(layers: Affine, readout: Array, phi: Activation, batch: Data) -> 
     z_L, states = jax.lax.scan(ahead, batch.x, layers)
     loss, off = _loss_and_slope(z_L @ readout.T, batch.y)
     own = jax.lax.scan(back, off @ readout, (layers, states), reverse=True)[1]
-    last, (depth, width) = off.T @ z_L, layers.b.shape
+    last = off.T @ z_L
+    depth, width = layers.b.shape
     norms = jnp.append(_by_layer(own), jnp.linalg.norm(last))
     return _with_rounding(loss, (own, last), norms, depth + 1, width, len(batch.y))
 
@@ -122,7 +123,7 @@ def of_reader(reader: ImageReader, design: Design, batch: Data) -> Pass:
     seen, back = jax.vjp(logits, reader)
     loss, off = _loss_and_slope(seen, batch.y)
     (gradient,) = back(off)
-    norms = jnp.stack([jnp.linalg.norm(leaf.ravel()) for leaf in jax.tree.leaves(gradient)])
+    norms = jnp.stack([jnp.sqrt(jnp.sum(leaf**2)) for leaf in jax.tree.leaves(gradient)])
     depth, _, width = reader.weights.V.shape
     # A block multiplies by eight matrices: five of weights, attention twice, and its norms' sums.
     return _with_rounding(loss, gradient, norms, 8 * depth, width, len(batch.y))
@@ -168,7 +169,7 @@ def _with_rounding(
     over examples that cancel by the root of their number more. A state that is off is so much
     farther off at the end as the gradient is larger before it, and moves what is there as much.
     """
-    most, eps = jnp.max(norms), jnp.finfo(norms.dtype).eps
+    most, eps = jnp.max(norms), scaled.eps(norms.dtype)
     relative = 4 * num_products * width**1.5 * batch_size**0.5 * eps * most / norms[-1]
     return Pass(loss, gradient, norms, relative * jnp.maximum(loss, most))
 

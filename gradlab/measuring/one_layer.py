@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from gradlab.arithmetic import scaled
 from gradlab.models import ensembles
 from gradlab.models.activations import Phi
 
@@ -28,7 +29,7 @@ def step_error(layers: ensembles.Affine, phi: Phi, states: Array) -> Array:
         phi: an activation.
         states: `(depth + 1, width)`, the input first.
     """
-    terms, eps = layers.W * phi(states[:-1])[:, None], jnp.finfo(states.dtype).eps
+    terms, eps = layers.W * phi(states[:-1])[:, None], scaled.eps(states.dtype)
     off = states[1:] - jnp.sum(terms, axis=2) - layers.b
     size = jnp.sum(jnp.abs(terms), axis=2) + jnp.abs(layers.b)
     rounding = 2 * (states.shape[1] + 2) * eps * size

@@ -87,6 +87,8 @@ class Audit:
         )
         late = [f.layer for f in self.findings if time.monotonic() - start > limit and not f.remedy]
         self.left_out = list(dict.fromkeys(plan.anatomy.program.closed))
+        if num_complex := door.num_complex(subject):
+            self.left_out.append(f"{num_complex} complex arrays, which are not differentiated")
         if late:
             self.left_out.append(
                 f"remedies after {limit:g} seconds: {len(late)} findings have none"
@@ -305,21 +307,29 @@ def audit(
         seconds: after so many, no further remedy is tried.
 
     Raises:
-        BadInput: for a loss that is not a number, a batch of other shapes, or a model without
-            parameters.
+        BadInput: for a loss that is not a number, an empty batch or one of other shapes, a model
+            without parameters, or `layers` that fit none.
     """
     door.check(model, loss)
     subject = door.opened(model)
+    num_complex = door.num_complex(subject)
     if not subject.params:
         raise BadInput(
-            f"A {type(model).__name__} holds no array of floating point numbers to audit; "
+            f"All {num_complex} arrays of the model are complex; give the real and the imaginary "
+            "part of each as two parameters."
+            if num_complex
+            else f"A {type(model).__name__} holds no array of floating point numbers to audit; "
             "give a module, (params, function), a list of layers or a gl.chain.Chain."
         )
     leaves, treedef = jax.tree_util.tree_flatten(batch)
     arrays = [planning.as_array(leaf) for leaf in leaves]
+    planning.check_batch(arrays)
     others = planning.other_batch(other, treedef, arrays)
     plan_of = partial(planning.planned, subject, treedef, loss)
-    return Audit(subject, plan_of, (arrays, others), layers, seconds)
+    found = Audit(subject, plan_of, (arrays, others), layers, seconds)
+    if layers != "*" and not found.layers:
+        raise BadInput(f'layers="{layers}" fits none of {len(found.facts.layers)} layers.')
+    return found
 
 
 def _of_one_type(leaf: Any) -> Any:

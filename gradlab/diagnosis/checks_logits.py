@@ -62,9 +62,10 @@ def output_logits(facts: Facts) -> Iterator[Verdict]:
     for k in classifiers(facts):
         softmax = facts.anatomy.softmaxes[k]
         load, std = laws.saturation(float(numbers["load"][k])), float(numbers["std"][k])
-        length, rows = int(numbers["length"][k]), float(numbers["rows"][k])
+        length = int(numbers["length"][k])
         guess = math.log(max(length, 2))
         names = list(dict.fromkeys(facts.layers[i].name for i in softmax.layers))
+        # Logits of like examples are alike: what was drawn is n - 1 differences, not more by rows.
         # The length of what the head reads is a matter of chance too.
         spare = math.exp(facts.z * max(_length_error(facts, i) for i in softmax.layers) / 2)
         yield Verdict(
@@ -73,7 +74,7 @@ def output_logits(facts: Facts) -> Iterator[Verdict]:
             load if facts.measured.loss > guess else min(load, 1.0),
             1 / float(numbers["critical"][k]),
             0.0,
-            (1 + facts.z * math.sqrt(1 / (2 * max(rows, 1.0)))) * spare,
+            (1 + facts.z * math.sqrt(1 / (2 * max(length - 1, 1)))) * spare,
             f"Logits have a standard deviation of {std:.3g}, above √(2 log {length}): the loss is "
             f"{facts.measured.loss:.3g}, a blind guess has {guess:.3g}.",
             tuple(changes.scale(name, 1 / std) for name in names) if 0 < std < math.inf else (),

@@ -274,7 +274,10 @@ def _whole_model(facts: Facts, told: set[str]) -> Iterator[Verdict]:
         scaled = any(_is_depth_scaling(by, len(run)) for run in streams(facts.anatomy))
         if _is_transposed(layer, by, _error(weights) * facts.z, power):
             usual = ""
-        if name not in told and not usual and not scaled and abs(by) > laws.SAME:
+        # Entries of no drawn distribution have been trained: no law says how far they moved.
+        is_drawn = laws.shape_of(weights, facts.z) != ""
+        least = laws.SAME if is_drawn else math.log(laws.MOST_TRAINED)
+        if name not in told and not usual and not scaled and abs(by) > least:
             yield _against(
                 facts, name, math.log(weights.std), math.log(weights.std) - by, _error(weights), 2
             )

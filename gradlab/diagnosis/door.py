@@ -74,7 +74,13 @@ def scalar_loss(loss: Loss, model: Any, batch: Any) -> Array:
     value = loss(model, batch)
     if isinstance(value, tuple) and value:
         value = value[0]
-    value = jnp.asarray(value)
+    try:
+        value = jnp.asarray(value)
+    except (TypeError, ValueError):
+        raise BadInput(
+            f"The loss returns a {type(value).__name__}; it must return one real number, "
+            "loss(model, batch)."
+        ) from None
     if value.shape or not jnp.issubdtype(value.dtype, jnp.floating):
         raise BadInput(
             f"The loss returns {value.dtype} of shape {value.shape}; it must return one real "
@@ -102,6 +108,12 @@ def check(model: Any, loss: Any) -> None:
 def differentiated(leaf: Any) -> bool:
     """Whether a leaf is an array of real floating point numbers."""
     return isinstance(leaf, jax.Array | np.ndarray) and jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
+def num_complex(subject: Subject) -> int:
+    """How many arrays of a model are complex, which are not differentiated."""
+    kinds = (getattr(leaf, "dtype", np.dtype(bool)) for leaf in subject.rest)
+    return sum(jnp.issubdtype(kind, jnp.complexfloating) for kind in kinds)
 
 
 def path_name(path: tuple[Any, ...]) -> str:

@@ -74,7 +74,19 @@ def _made(subject: door.Subject, arrays: list[Any], treedef: Any, loss: door.Los
 
 def as_array(leaf: Any) -> Any:
     """A leaf of a batch as an array of jax's."""
-    return leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf)
+    try:
+        return leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf)
+    except (TypeError, ValueError):
+        raise BadInput(
+            f"The batch holds a {type(leaf).__name__}; it must be an array or a pytree of arrays."
+        ) from None
+
+
+def check_batch(arrays: Sequence[Any]) -> None:
+    """Raise where a batch has no example."""
+    if arrays and (facts.batch_size(arrays) == 0 or all(a.size == 0 for a in arrays)):
+        shapes = ", ".join(str(a.shape) for a in arrays)
+        raise BadInput(f"The batch is empty: {shapes}; it must hold one example at least.")
 
 
 def other_batch(other: Any, treedef: Any, arrays: list[Any]) -> list[Any]:

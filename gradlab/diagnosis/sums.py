@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from gradlab.diagnosis.dependence import ELEMENTWISE, RESHAPING, Reader, bits, last
+from gradlab.diagnosis.program import Step, inner_programs
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,9 @@ class Shift:
 def shifts_of(reader: Reader, first: int) -> Iterator[Shift]:
     """The shifts of floats in front of other layers, but those that a gate reads, in their order.
 
-    A classifier's bias may be the classes' frequencies; a gate has a law of its own.
+    A classifier's bias may be the classes' frequencies; a gate has a law of its own. A softplus
+    that is no activation makes a size, which its bias sets: a selective scan's step of 1e-3 to 1e-1
+    (Gu and Dao 2023), or a standard deviation.
     """
     steps = reader.program.steps
     read = {v for k in bits(reader.linear) for v in steps[k].reads if v in reader.before}
@@ -45,7 +48,7 @@ def shifts_of(reader: Reader, first: int) -> Iterator[Shift]:
         wanted |= reader.before[value]
     of_gates = 0
     for step in steps:
-        if step.name == "logistic" and step.reads:
+        if step.reads and (step.name == "logistic" or _makes_a_size(reader, step)):
             of_gates |= _alone(reader, step.reads[0])
     for k in bits(wanted & ~of_gates):
         step = steps[k]
@@ -54,6 +57,15 @@ def shifts_of(reader: Reader, first: int) -> Iterator[Shift]:
         if step.name in {"add", "add_any"} and len(state) == len(added) == 1:
             params = tuple(sorted(p - first for p in reader.roots[added[0]]))
             yield Shift(state[0], added[0], params)
+
+
+def _makes_a_size(reader: Reader, step: Step) -> bool:
+    """Whether a step is softplus, and no weight is multiplied by what it makes alone."""
+    inner = {eqn.primitive.name for one in inner_programs(step.params) for eqn in one.eqns}
+    if step.name != "custom_jvp_call" or not {"exp", "log1p"} <= inner:
+        return False
+    (made,) = step.outputs
+    return not any(reader.linear >> k & 1 for k in reader.users[made])
 
 
 def _alone(reader: Reader, value: int) -> int:

@@ -15,6 +15,7 @@ import pytest
 import gradlab as gl
 from gradlab.diagnosis import command, record
 from gradlab.diagnosis.audit import Audit
+from gradlab.errors import BadInput
 from tests.diagnosis import sick
 
 # One structure for each: what is changed between cases are weights, so that little is compiled.
@@ -205,8 +206,51 @@ def test_the_command_has_an_exit_status(capsys: Any, tmp_path: Path) -> None:
     assert command.command(["tests.diagnosis.test_audit:make_model", "--save", str(path)]) == 0
     assert "no finding" in capsys.readouterr().out
     assert path.exists()
-    assert command.command(["nowhere.at.all:make"]) == 2
-    assert "cannot be imported" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("nowhere.at.all:make", "The module nowhere.at.all cannot be imported"),
+        ("tests.diagnosis.test_audit:none", 'has no "none"'),
+        ("tests.diagnosis.test_audit:DEPTH", "is a int; it must be a function"),
+        (":make", "names no function"),
+        (
+            "tests.diagnosis.test_audit:make_error",
+            "raised ZeroDivisionError: no reason (test_audit",
+        ),
+        ("tests.diagnosis.test_audit:make_narrow", "raised TypeError"),
+    ],
+)
+def test_what_the_command_cannot_audit_has_a_status_of_its_own(
+    name: str, told: str, capsys: Any
+) -> None:
+    assert command.command([name]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("gradlab audit: ")
+    assert message.count("\n") == 1
+    assert told in message
+
+
+def make_error() -> Any:
+    raise ZeroDivisionError("no reason")
+
+
+def make_narrow() -> Any:
+    return relu(), (BATCH[0][:, :-1], BATCH[1]), sick.classified
+
+
+@pytest.mark.parametrize(
+    ("batch", "loss", "told"),
+    [
+        ("text", sick.classified, "The batch holds a str"),
+        ((BATCH[0][:0], BATCH[1][:0]), sick.classified, "The batch is empty"),
+        (BATCH, lambda *_: None, "The loss returns a NoneType"),
+    ],
+)
+def test_a_batch_or_a_loss_that_is_none_is_refused(batch: Any, loss: Any, told: str) -> None:
+    with pytest.raises(BadInput, match=told):
+        gl.audit(relu(), batch, loss)
 
 
 @pytest.mark.verify

@@ -141,7 +141,7 @@ def losses(key: jax.Array, cfg: Config) -> tuple[jax.Array, jax.Array]:
         apply = partial(gl.transformer.classify, post(skip=skip))
         seen = gl.training.train(apply, start, adam, data, batches)
         hand = gl.backpropagation.of_reader(start, post(skip=skip), batch)
-        return jnp.mean(seen.loss[-last:]), gl.backpropagation.compared(seen, hand)
+        return jnp.mean(seen.loss[-last:]), gl.backpropagation.with_training(seen, hand)
 
     return jax.lax.map(lambda r: jax.lax.map(lambda s: one(r, s), cfg.skip), cfg.ratio)
 

@@ -133,7 +133,7 @@ def trained(
     descent = optax.chain(gl.clipping.clip_by_global_norm(tau), optax.sgd(cfg.learning_rate))
     seen = gl.training.train(gl.training.ten_logits, model, descent, data, batches)
     moved = jax.tree.map(jnp.subtract, seen.params, model)
-    first = gl.backpropagation.compared(seen, hand)
+    first = gl.backpropagation.with_training(seen, hand)
     return gl.training.norms_by_layer(moved), seen.gradient, first
 
 

@@ -129,7 +129,7 @@ def run(cfg: Config, key: jax.Array) -> tuple[jax.Array, ...]:
         square, distance, _ = jnp.stack([look(reader), look(seen.params)], axis=1)
         move = jnp.max(jnp.abs(seen.watched[1] - seen.watched[0]))
         hand = gl.backpropagation.of_reader(reader, design, batch)
-        return square, distance, seen.loss, move, gl.backpropagation.compared(seen, hand)
+        return square, distance, seen.loss, move, gl.backpropagation.with_training(seen, hand)
 
     return jax.lax.map(one, gains(cfg.num_blocks))
 

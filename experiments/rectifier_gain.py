@@ -119,7 +119,7 @@ def trained(cfg: Config, key: jax.Array) -> tuple[jax.Array, ...]:
         descent = optax.sgd(cfg.learning_rate)
         run = gl.training.train(gl.training.apply_model, model, descent, data, batches)
         hand = gl.backpropagation.of_readout(model[0].params, readout[0], relu, batch)
-        return run.loss, logs[0] - logs[-1], gl.backpropagation.compared(run, hand)
+        return run.loss, logs[0] - logs[-1], gl.backpropagation.with_training(run, hand)
 
     return jax.lax.map(one, cfg.start)
 

@@ -331,7 +331,7 @@ def backpropagated(first: Any, *, kinked: Sequence[float]) -> Claim:
     """The claim that a training's first loss and gradients are those of backpropagation by hand.
 
     Args:
-        first: of `backpropagation.compared`, its three ways along the axis `way`.
+        first: of `backpropagation.with_training`, its three ways along the axis `way`.
         kinked: numbers whose product is that of the sums that any relu sees, times terms of each;
             0 of a smooth activation. One may be so near 0 that the two ways have it on either side
             of the kink: of so many eps are, in the mean.

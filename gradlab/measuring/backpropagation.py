@@ -17,7 +17,7 @@ from gradlab.arithmetic import precision, scaled
 from gradlab.measuring.training import Data, Trajectory
 from gradlab.models.activations import Activation
 from gradlab.models.ensembles import Affine
-from gradlab.models.transformer import Design, ImageReader, Weights
+from gradlab.models.transformer import Design, ImageReader
 
 
 class Pass(NamedTuple):
@@ -36,7 +36,7 @@ class Pass(NamedTuple):
     rounding: Array
 
 
-def compared(ran: Trajectory, by_hand: Pass) -> Array:
+def with_training(ran: Trajectory, by_hand: Pass) -> Array:
     """Norms of gradients, then the loss, of a training's first batch, `(3, num_norms + 1)`.
 
     As the training has them, by hand, and by how much rounding can make the two differ.
@@ -99,7 +99,7 @@ def of_readout(layers: Affine, readout: Array, phi: Activation, batch: Data) -> 
     own = jax.lax.scan(back, off @ readout, (layers, states), reverse=True)[1]
     last = off.T @ z_L
     depth, width = layers.b.shape
-    norms = jnp.append(_by_layer(own), jnp.linalg.norm(last))
+    norms = jnp.append(_by_layer(own), jnp.sqrt(jnp.sum(last**2)))
     return _with_rounding(loss, (own, last), norms, depth + 1, width, len(batch.y))
 
 
@@ -141,7 +141,7 @@ def _written_out(reader: ImageReader, design: Design, image: Array) -> Array:
         spread = jnp.std(x, axis=1, keepdims=True)
         return (x - on * jnp.mean(x, axis=1, keepdims=True)) / (on * spread + (1 - on))
 
-    def block(x: Array, at: tuple[Weights, Design]) -> tuple[Array, None]:
+    def block(x: Array, at: Any) -> tuple[Array, None]:
         (Q, K, V, W_1, W_2), (before, _, after, gain, skip, branch) = at
 
         def summed(x: Array, added: Array) -> Array:

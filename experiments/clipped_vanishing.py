@@ -105,8 +105,9 @@ def one_chain(cfg: Config, data: gl.training.Data, key: jax.Array) -> tuple[jax.
     model, phi = network(cfg, key_chain), gl.activations.PHI[cfg.activation]
     digit = data.x[jax.random.randint(key_digit, (), 0, len(data.y))]
     x, v = jnp.pad(digit, (0, cfg.width - digit.size)), jax.random.normal(key_back, (cfg.width,))
-    back = gl.jacobians.log_gradient_norms, gl.chain_rule.log_norms_back
-    logs, literal = (way(model, x, lambda z: jnp.vdot(v, z)) for way in back)
+    given = model, x, partial(jnp.vdot, v)
+    logs = gl.jacobians.log_gradient_norms(*given)
+    literal = gl.chain_rule.log_norms_back(*given)
     z = gl.chain.states(model, x)
     mean = cfg.sigma_w**2 * jnp.mean(jnp.square(phi(z[:-1])), axis=1) + cfg.sigma_b**2
     length = jnp.log(jnp.mean(jnp.square(z[1:]), axis=1) / mean)

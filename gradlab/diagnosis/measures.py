@@ -78,7 +78,7 @@ def compiled(anatomy: Anatomy, batch_size: int | None) -> Callable[..., Measured
     """
     run = jax.jit(partial(_pass, anatomy))
     of_layers = _layer_functions(anatomy, batch_size)
-    activated = [rectified.activated for rectified in anatomy.rectified]
+    activated = [one.activated for one in anatomy.rectified]
     of_rectified = [(one.pre, jax.jit(partial(_of_rectified, one))) for one in activated]
     layers = anatomy.layers
     stacked = sorted({layer.param for layer in layers if layer.index is not None})
@@ -107,14 +107,26 @@ def compiled(anatomy: Anatomy, batch_size: int | None) -> Callable[..., Measured
             ],
             [_of_softmax(read(s.value), tuple(map(int, s.axes))) for s in anatomy.softmaxes],
             [_of_gate(read(gate.value)) for gate in anatomy.gates],
-            [rectified(read(pre)) for pre, rectified in of_rectified],
+            [of_one(read(pre)) for pre, of_one in of_rectified],
             [_of_shift(read(shift.added), read(shift.state)) for shift in anatomy.shifts],
             [_of_gradient(gradient) for gradient in by_params],
         )
-        loss, tables, *rows = jax.device_get(
+        loss, tables, slices, rows = jax.device_get(
             (value, measured, of_rows(stacked), of_rows(sorted(anatomy.embedded)))
         )
-        return Measured(float(loss), *map(_table, tables), *rows)
+        table, residuals, softmaxes, gates, rectified, shifts, params = map(_table, tables)
+        return Measured(
+            float(loss),
+            table,
+            residuals,
+            softmaxes,
+            gates,
+            rectified,
+            shifts,
+            params,
+            slices,
+            rows,
+        )
 
     return measure
 

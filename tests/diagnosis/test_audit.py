@@ -208,6 +208,14 @@ def test_the_command_has_an_exit_status(capsys: Any, tmp_path: Path) -> None:
     assert path.exists()
 
 
+def make_error() -> Any:
+    raise ZeroDivisionError("no reason")
+
+
+def make_narrow() -> Any:
+    return relu(), (BATCH[0][:, :-1], BATCH[1]), sick.classified
+
+
 @pytest.mark.parametrize(
     ("name", "told"),
     [
@@ -215,11 +223,8 @@ def test_the_command_has_an_exit_status(capsys: Any, tmp_path: Path) -> None:
         ("tests.diagnosis.test_audit:none", 'has no "none"'),
         ("tests.diagnosis.test_audit:DEPTH", "is a int; it must be a function"),
         (":make", "names no function"),
-        (
-            "tests.diagnosis.test_audit:make_error",
-            "raised ZeroDivisionError: no reason (test_audit",
-        ),
-        ("tests.diagnosis.test_audit:make_narrow", "raised TypeError"),
+        (f"{__name__}:{make_error.__name__}", "raised ZeroDivisionError: no reason (test_audit"),
+        (f"{__name__}:{make_narrow.__name__}", "raised TypeError"),
     ],
 )
 def test_what_the_command_cannot_audit_has_a_status_of_its_own(
@@ -230,14 +235,6 @@ def test_what_the_command_cannot_audit_has_a_status_of_its_own(
     assert message.startswith("gradlab audit: ")
     assert message.count("\n") == 1
     assert told in message
-
-
-def make_error() -> Any:
-    raise ZeroDivisionError("no reason")
-
-
-def make_narrow() -> Any:
-    return relu(), (BATCH[0][:, :-1], BATCH[1]), sick.classified
 
 
 @pytest.mark.parametrize(

@@ -120,10 +120,9 @@ def begun(cfg: Config, name: str, key: jax.Array) -> tuple[gl.chain.Chain, jax.A
     key_weights, key_inputs, key_loss = jax.random.split(key, 3)
     drawn = gl.recurrent.weights(key_weights, name, cfg.width, cfg.sigma_w, cfg.sigma_u, cfg.bias)
     inputs = jax.random.normal(key_inputs, (2 * cfg.num_lags, cfg.width))
-    before, after = jnp.split(inputs, 2)
-    size = cfg.width * gl.recurrent.CELLS[name].num_states
-    state = gl.recurrent.unrolled(name, drawn, before)(jnp.zeros(size))
-    return gl.recurrent.unrolled(name, drawn, after), state, jax.random.normal(key_loss, (size,))
+    before, after = (gl.recurrent.unrolled(name, drawn, part) for part in jnp.split(inputs, 2))
+    state = before(jnp.zeros(cfg.width * gl.recurrent.CELLS[name].num_states))
+    return after, state, jax.random.normal(key_loss, state.shape)
 
 
 def gated(cfg: Config, name: str, key: jax.Array) -> jax.Array:
@@ -237,6 +236,7 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
 FAULTS = {
     "no slope": gl.fault.result("recurrent.latch", lambda c: gl.chain.linear(1.01 * c.params.W)),
     "W times 4": gl.fault.argument("recurrent.unrolled", weights=lambda w: w._replace(W=4 * w.W)),
+    "logs 1 % too large": gl.fault.scale("jacobians.log_gradient_norms", 1.01),
     "lags counted from the wrong end": gl.fault.result("by_lag", lambda logs: logs[::-1]),
     "Jacobians 0.1 % off": gl.fault.argument("chain_rule.rows_through", J=lambda J: 1.001 * J),
     "gates biased by 0.1 more": gl.fault.argument("recurrent.weights", bias=lambda b: b + 0.1),

@@ -242,7 +242,7 @@ HARMLESS = {"the loss halved": SLOW, "a derivative 1 % off": SLOW, FORMAT: "no d
 FAULTS = {
     "layers 3 % off": gl.fault.argument("ensembles.random", sigma_w=lambda s: 1.03 * s),
     "reversed": gl.fault.argument("trials.fates", loss=lambda x: x.at[1].set(x[1, :, :, ::-1])),
-    "half a loss": gl.fault.argument("trials.fates", loss=lambda x: x.at[1].set(x[1] / 2)),
+    "networks 3 % off": gl.fault.argument("ensembles.gaussian", sigma_w=lambda s: 1.03 * s),
     "one scale": gl.fault.result("losses", lambda r: [0 * r[0] + r[0].mean(2)[:, :, None], r[1]]),
 }
 

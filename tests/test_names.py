@@ -14,6 +14,7 @@ SHARED = {
     "add": "the sum of two numbers of the room's kind",
     "entries": "the keys of a config class, of the suite, of a run",
     "latch": "the unit x = w tanh x: recurrent.latch is the cell, clipping.latch its fixed point",
+    "Loop": "a loop over steps: as an audit opens it, and as a chain",
     "lengths": "the mean square of h in each layer, of a plain or a residual network",
     "compare": "what two differ in: a clip and the exact formula, two runs",
     "load": "from disk: an experiment from its file, a run from its folder",

@@ -63,6 +63,10 @@ ELSEWHERE = {
         ("diagnosis.rewiring", "diagnosis.checks_streams"),
         ("diagnosis/test_streams.py", "a stream that is wired wrongly is found, and rewired"),
     ),
+    **dict.fromkeys(
+        ("diagnosis.memory", "diagnosis.outputs", "diagnosis.skips"),
+        ("diagnosis/test_wiring.py", "what a loop, a logit or a block lacks is found, and given"),
+    ),
     "diagnosis.exceptional": (
         "diagnosis/test_operations.py",
         "the operation that is at fault is named, and changed",

@@ -24,7 +24,7 @@ from gradlab.measuring import leaf_norms
 
 _KEPT_AS_IT_IS = {"convert_element_type", "copy", "copy_p", "name", "optimization_barrier"}
 
-Numbers = dict[int, Any]
+Values = dict[int, Any]
 
 
 @dataclass(frozen=True)
@@ -154,10 +154,10 @@ def _passes(step: Step, on_way: Any) -> bool:
     return step.name in {"add", "add_any", "sub", "mul", "neg", *_KEPT_AS_IT_IS}
 
 
-def _coefficients(body: Body, values: Numbers, start: int) -> Numbers:
+def _coefficients(body: Body, values: Values, start: int) -> Values:
     """The derivative of each value by the one at `start` along the direct way, entry by entry."""
     shape = body.types[start].shape
-    found: Numbers = {start: jnp.ones_like(values[start])}
+    found: Values = {start: jnp.ones_like(values[start])}
     for step in body.steps:
         out = step.outputs[0]
         is_on = any(v in found for v in step.reads) and _passes(step, found)
@@ -166,7 +166,7 @@ def _coefficients(body: Body, values: Numbers, start: int) -> Numbers:
     return found
 
 
-def _derivative(step: Step, values: Numbers, found: Numbers) -> Any:
+def _derivative(step: Step, values: Values, found: Values) -> Any:
     read = partial(_read, values)
     by = [found.get(one, 0.0) if isinstance(one, int) else 0.0 for one in step.inputs]
     if step.name in {"add", "add_any"}:
@@ -185,7 +185,7 @@ def _derivative(step: Step, values: Numbers, found: Numbers) -> Any:
     return by[0]
 
 
-def _read(values: Numbers, one: int | Constant) -> Any:
+def _read(values: Values, one: int | Constant) -> Any:
     return one.value if isinstance(one, Constant) else values[one]
 
 
@@ -262,7 +262,7 @@ def _run(
         extra, parts = sliced
         if is_cut:
             carry = list(map(jax.lax.stop_gradient, carry))
-        values: Numbers = dict(enumerate([*consts, *carry, *parts]))
+        values: Values = dict(enumerate([*consts, *carry, *parts]))
         for step in time.body.steps:
             made = step.run(*(_read(values, one) for one in step.inputs))
             values.update(zip(step.outputs, made, strict=True))

@@ -152,7 +152,7 @@ def perceptron(
 
 
 def realised_in_pairs(model: Sequence[Chain]) -> Array:
-    """`ensembles.realised` of weights and of biases, by pairs of layers, `(part, 2, 4)`.
+    """`ensembles.realised` of weights and of biases, by pairs of layers, `(part, 2, 6)`.
 
     Args:
         model: a perceptron; of a chain with an odd number of layers the last is left out.

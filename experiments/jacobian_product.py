@@ -93,7 +93,7 @@ def num_roundings(cfg: Config) -> jax.Array:
 
 
 def moments(cfg: Config, key: jax.Array) -> jax.Array:
-    """`networks.realised_in_pairs` of a draw's networks, `(sigma_w, part, 2, 4)`."""
+    """`networks.realised_in_pairs` of a draw's networks, `(sigma_w, part, 2, 6)`."""
     drawn = partial(gl.networks.perceptron, key, sizes(cfg), gl.activations.PHI["linear"])
     return jax.lax.map(lambda s: gl.networks.realised_in_pairs(drawn(s, cfg.sigma_b)), cfg.sigma_w)
 

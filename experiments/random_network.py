@@ -94,7 +94,7 @@ def network(key: jax.Array, cfg: Config, phi: Any, kind: str, sigma_w: jax.Array
 
 
 def drawn(key: jax.Array, cfg: Config) -> jax.Array:
-    """The moments of the weights that all networks of a draw have, over σ_w, `(4,)`."""
+    """The moments of the weights that all networks of a draw have, over σ_w, `(6,)`."""
     model = network(key, cfg, gl.activations.PHI["tanh"], "plain", jnp.ones(()))[0]
     return gl.ensembles.realised(model.params.W)
 

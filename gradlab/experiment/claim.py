@@ -312,7 +312,8 @@ def weights(
     """The claim that weights were drawn as is said, each layer's by itself, by their moments.
 
     Args:
-        moments: `ensembles.realised` of several draws, along the axis `moment`.
+        moments: `ensembles.realised` of several draws, along the axis `moment`. Of continuous
+            weights no two draws have the same, so the claim fails where two do.
         source: where it is said.
         of: whose they are, where an experiment has several such claims.
         variance: n Var W, n being the fan-in; a number or a labelled array, and so is
@@ -324,7 +325,19 @@ def weights(
     words = {"moment": list(MOMENTS)}
     expected = xr.concat(laws, "moment").assign_coords(words)
     sentence = f"{of} are drawn as is said: powers 1, 2, 4 of W √n, all layers alike, independent"
-    return mean(sentence, moments.assign_coords(words), expected, source, over=over)
+    moments = moments.assign_coords(words)
+    few_values = (v == 0) | (xr.DataArray(excess) == -2)  # of which chance may draw the same again
+    fresh = moments.where(few_values | ~_has_repeats(moments, over))
+    return mean(sentence, fresh, expected, source, over=over)
+
+
+def _has_repeats(moments: Any, over: str) -> xr.DataArray:
+    """Whether two draws have the very same moments, at every place along the other axes."""
+    rows = moments.transpose(..., over, "moment")
+    places = np.ascontiguousarray(rows.values).reshape(-1, *rows.shape[-2:])
+    same = [len({row.tobytes() for row in place}) < len(place) for place in places]
+    like = rows.isel({over: 0, "moment": 0}, drop=True)
+    return like.copy(data=np.reshape(same, like.shape))
 
 
 def backpropagated(first: Any, *, kinked: Sequence[float]) -> Claim:

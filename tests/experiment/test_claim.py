@@ -132,6 +132,24 @@ def test_weights_are_judged_by_their_moments_each_kind_by_its_own_law() -> None:
     assert not claim(drawn[:1]).holds  # the spread of one draw is not known
 
 
+def test_no_two_draws_of_continuous_weights_have_the_same_moments() -> None:
+    rng = np.random.default_rng(5)
+    normal, signs = rng.normal(size=(20, 8, 8, 8)), rng.choice([-1.0, 1.0], (20, 2, 2, 2))
+
+    def claim(entries: Any, order: Any = ..., **said: Any) -> gl.Claim:
+        moments = jax.vmap(gl.ensembles.realised)(jnp.asarray(entries) / entries.shape[-1] ** 0.5)
+        named = xr.DataArray(moments[order], dims=("draw", "moment"))
+        return gl.claim.weights(named, "made up", **said)
+
+    again = np.minimum(np.arange(20), 18)  # the last but one used for the last
+
+    assert claim(normal).holds
+    assert not claim(normal, again).holds
+    # Of 256 stacks of signs chance draws some twice.
+    assert claim(signs, again, excess=-2).holds
+    assert claim(0 * normal, variance=0).holds
+
+
 ONE_IN_15_800 = math.erfc(4 / math.sqrt(2))
 
 

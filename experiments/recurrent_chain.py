@@ -1,9 +1,8 @@
 """Why can a recurrent net not both remember and learn, and what do gates change?
 
-Bengio, Simard and Frasconi 1994, section IV: a unit latches a bit where x = w tanh x has a stable
-fixed point x* > 0, and there its Jacobian w sech²(x*) is below 1. Pascanu, Mikolov and Bengio 2013,
-section 2.1: a largest singular value of W below 1/max|phi'| suffices for vanishing; above is
-necessary for exploding, not sufficient. In an LSTM or a GRU gates multiply the gradient instead.
+A unit latches a bit where x = w tanh x has a stable fixed point, and there its Jacobian is below 1
+(Bengio et al. 1994). A largest singular value of W below 1/max|phi'| suffices for vanishing, above
+it does not for exploding (Pascanu et al. 2013). Gates multiply the gradient (Gers et al. 2000).
 
 Answers: rnn vanishing gradient spectral radius or singular value; lstm forget gate bias init 1.
 """
@@ -62,6 +61,7 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     lag, tanh = jnp.arange(1, cfg.num_lags + 1), gl.activations.PHI["tanh"]
     chi = gl.theory.meanfield.chi_1(tanh, cfg.sigma_w, cfg.sigma_u)
     gate = gl.theory.clipping.gate_log_mean(cfg.bias, cfg.sigma_u**2)
+    drawn = over(lambda key: begun(cfg, cells[-1], key)[0].params[0].W[0], key_cells)
     halved = over(partial(by_lag, replace(cfg, width=cfg.width // 2), "plain"), key_cells)
     # The largest singular value of a square Gaussian matrix is 2 (Geman 1980): sigma_w is half.
     wide = gl.theory.meanfield.chi_1(tanh, cfg.singular_value / 2, cfg.sigma_u)
@@ -72,12 +72,12 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         "state_law": gl.named(state_law, "w"),
         "slope_law": gl.named(slope_law, "w", long_name="w sech²(x*)"),
         "w_fine": gl.named(fine, "w_fine", long_name="weight w of the cell"),
-        "state_fine": gl.named(curve[0], "w_fine"),
-        "slope_fine": gl.named(curve[1], "w_fine"),
+        "curve": gl.named(jnp.stack(curve), "part w_fine", long_name="x*, and the Jacobian there"),
         "log_product": gl.named(growth, "draw singular_value lag", units="nats"),
         "log_rate_wide": gl.named(jnp.log(wide) / 2, "singular_value", long_name="√chi_1, log"),
         "log_half": gl.named(halved, "draw lag", long_name="plain, half the width", units="nats"),
         "cells": gl.named(cells, "cells"),
+        "entries": gl.named(jax.vmap(gl.ensembles.realised)(drawn), "draw moment"),
         "log_gradient": gl.named(jnp.stack(backs), "cells draw lag", units="nats"),
         "log_gradient_law": gl.named(lag * jnp.log(chi) / 2, "lag", long_name="plain, wide"),
         "log_gate": gl.named(gates[:, :, 0], "cell draw lag", long_name="mean over the state"),
@@ -145,8 +145,8 @@ def figure(data: xr.Dataset) -> gl.Figure:
     """The latch; growth by the largest singular value, under its bound; gradients by lag."""
     fig, (latch, growth, lags) = gl.figures.panels(1, 3, height=2.9)
     remembers, passes, grown = gl.figures.series(3)
-    gl.figures.predicted(latch, data.w_fine, data.state_fine)
-    gl.figures.predicted(latch, data.w_fine, data.slope_fine)
+    for part in data.curve:
+        gl.figures.predicted(latch, data.w_fine, part)
     gl.figures.measured(latch, data.w, data.state, remembers, "what it holds: x*")
     gl.figures.measured(latch, data.w, data.slope, passes, "what it passes back: Jacobian")
     gl.figures.rule(latch, y=1.0)
@@ -165,8 +165,7 @@ def figure(data: xr.Dataset) -> gl.Figure:
     ends = [*data.log_gradient.median("draw").isel(lag=-1).values, float(data.log_gate_law[-1])]
     named = xr.DataArray(ends, {"row": [*data.cells.values, "gate alone"]}, "row")
     gl.figures.ends(lags, steps, named / gl.LN10)
-    top = 1.35 * float(data.state_fine.max())
-    latch.set(xlabel="weight w of x = w tanh x", ylabel=" ", ylim=(None, top))
+    latch.set(xlabel="weight w", ylabel=" ", ylim=(None, 1.35 * float(data.curve[0].max())))
     growth.minorticks_off()
     growth.set(yticks=[0.25, 0.5, 1, 2, 4], yticklabels=["¼", "½", "1", "2", "4"])
     growth.set(xlabel="largest singular value of W", ylabel="largest growth a step")
@@ -214,6 +213,7 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     if vain.any():
         sentence = "a largest singular value above 1 does not suffice: such products vanish too"
         yield gl.claim.mean(sentence, last, 0.0, PASCANU, relation="<=", where=vain)
+    yield gl.claim.weights(data.entries, "recurrent.weights", variance=data.attrs["sigma_w"] ** 2)
     plain, half = data.log_gradient.sel(cells="plain"), data.log_half
     error = half.std("draw", ddof=1) / half.sizes["draw"] ** 0.5
     yield gl.claim.mean(

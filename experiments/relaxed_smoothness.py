@@ -44,6 +44,8 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
 
     fixed = jax.vmap(lambda x, rates: jax.vmap(lambda h: over_draws(x, h, jnp.inf))(rates))(x, rate)
     clipped = jax.vmap(lambda x: over_draws(x, jnp.asarray(cfg.learning_rate), cfg.tau))(x)
+    fixed_end = by_hand(x[:, None], rate[..., None], jnp.inf, fixed)
+    clipped_end = by_hand(x, jnp.asarray(cfg.learning_rate), cfg.tau, clipped)
     theory = gl.theory.clipping
     largest = jnp.max(jnp.abs(x), axis=-1)
     most = theory.quartic_clipped_steps(
@@ -56,6 +58,8 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         "share": gl.named(cfg.share, "share", long_name="fixed step × start²"),
         "fixed": gl.named(fixed, "start share draw", long_name="steps with a fixed step"),
         "clipped": gl.named(clipped, "start draw", long_name="steps, clipped"),
+        "fixed_end": gl.named(fixed_end, "start share draw side", long_name="see by_hand"),
+        "clipped_end": gl.named(clipped_end, "start draw side", long_name="see by_hand"),
         "fixed_least": gl.named(
             theory.quartic_fixed_steps(largest, jnp.abs(x), cfg.gradient), "start draw"
         ),
@@ -101,6 +105,27 @@ def steps(cfg: Config, x: jax.Array, rate: jax.Array | float, tau: jax.Array | f
         goes_on, lambda carry: (descended(carry[0], rate, tau), carry[1] + 1), (x, jnp.asarray(0))
     )
     return jnp.where(size(x) <= cfg.gradient, step.astype(float), jnp.inf)
+
+
+def by_hand(x: jax.Array, rate: jax.Array, tau: float, num_steps: jax.Array) -> jax.Array:
+    """|4x³| one step before the last of so many, and behind it, `(..., 2)`; nan if none ends."""
+    ends = jnp.isfinite(num_steps) & (num_steps > 0)
+    last = jnp.where(ends, num_steps, 0.0)
+    x, rate = jnp.broadcast_to(x, (*last.shape, x.shape[-1])), jnp.broadcast_to(rate, last.shape)
+
+    def norm(x: jax.Array) -> jax.Array:
+        return 4 * jnp.sqrt(jnp.sum(x**6, axis=-1))
+
+    def step(i: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        x, before = carry
+        length = rate * jnp.minimum(1.0, tau / norm(x))
+        goes_on = i < last
+        later = jnp.where(goes_on[..., None], x - length[..., None] * 4 * x**3, x)
+        return later, jnp.where(goes_on, norm(x), before)
+
+    most = jnp.max(last).astype(int)
+    x, before = jax.lax.fori_loop(0, most, step, (x, jnp.full(last.shape, jnp.nan)))
+    return jnp.stack([before, jnp.where(ends, norm(x), jnp.nan)], axis=-1)
 
 
 def textbook(cfg: Config) -> jax.Array:
@@ -177,6 +202,18 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
         # Each 1/x² is rounded at each step, and what they add up to is the bound.
         rounding_of_steps=8 * eps * data.fixed_least * np.minimum(data.fixed, attrs["max_steps"]),
     )
+    for name in ("fixed", "clipped"):
+        before, behind = data[f"{name}_end"].transpose("side", ...)
+        ends = np.isfinite(data[name]) & (data[name] > 0)
+        # A step is a few roundings, none of which the later ones make larger.
+        away = xr.where(behind > attrs["gradient"], behind, np.minimum(before, attrs["gradient"]))
+        if bool(ends.any()):
+            yield gl.claim.everywhere(
+                f"{name} descent, by hand, is at the end after as many steps, and not one earlier",
+                *(away, attrs["gradient"], "x - h 4x³ min(1, τ/|4x³|)"),
+                where=ends,
+                rounding_of_steps=16 * eps * data[name] * attrs["gradient"],
+            )
     too_long = data.share > 0.5 * (1 + 8 * eps)
     if bool(too_long.any()):
         yield gl.claim.equal(
@@ -190,6 +227,17 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
             *(far.clipped.max(), far.fixed.min(), DERIVED),
         )
     plain, clipped = data.textbook
+    hand = [[3.0], [3.0]]
+    for row, most in zip(hand, (np.inf, tau), strict=True):
+        for _ in range(4):
+            row.append(row[-1] - 0.1 * float(np.clip(4 * row[-1] ** 3, -most, most)))
+    law = np.abs(data.textbook.copy(data=np.array(hand)))
+    # A step multiplies a relative error by 4 at most, and adds a few roundings.
+    yield gl.claim.everywhere(
+        "and from 3 each of four steps of 0.1, plain or clipped, is where it is by hand",
+        *(data.textbook, law, "direct computation"),
+        rounding=8 * eps * law * 4.0 ** xr.DataArray(np.arange(5), dims="step"),
+    )
     if eta == 0.1 and tau <= 1:
         yield gl.claim.always(
             "from 3 with step 0.1 plain descent is beyond 10⁶ at the third step, clipped it falls",

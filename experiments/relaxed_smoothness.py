@@ -206,7 +206,7 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
         before, behind = data[f"{name}_end"].transpose("side", ...)
         ends = np.isfinite(data[name]) & (data[name] > 0)
         # A step is a few roundings, none of which the later ones make larger.
-        away = xr.where(behind > attrs["gradient"], behind, np.minimum(before, attrs["gradient"]))
+        away = behind.where(behind > attrs["gradient"], np.minimum(before, attrs["gradient"]))
         if bool(ends.any()):
             yield gl.claim.everywhere(
                 f"{name} descent, by hand, is at the end after as many steps, and not one earlier",

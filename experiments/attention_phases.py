@@ -132,7 +132,7 @@ def losses(key: jax.Array, cfg: Config) -> tuple[jax.Array, jax.Array]:
     train, _ = gl.training.digits(float)
     data = train._replace(x=(train.x - jnp.mean(train.x)) / jnp.std(train.x))
     batches = gl.training.schedule(key_batches, len(data.y), cfg.batch_size, cfg.num_steps)
-    batch = gl.training.batch(data, *(part[0] for part in batches))
+    batch = gl.backpropagation.first_batch(data, batches)
     critical, last = gl.theory.attention.critical_std(8), max(1, cfg.num_steps // 10)
     sizes, adam = (cfg.num_blocks, cfg.num_units, 8, 64, 10), optax.adam(cfg.learning_rate)
 

@@ -58,7 +58,7 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         return size, seen.step_size, gl.training.loss(logits, seen.params, held_out), first
 
     def by_hand(gain: jax.Array) -> jax.Array:
-        batch = gl.training.batch(train, batches.indices[0], gain)
+        batch = gl.backpropagation.first_batch(train, batches._replace(gain=gain[None]))
         found = gl.backpropagation.by_matrices(model.params, gl.activations.PHI["relu"], batch, 10)
         return jnp.append(found.norms, found.loss)
 

@@ -51,7 +51,7 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     clipped = jax.vmap(lambda key: shares(cfg, network(cfg, key), some))(keys)
     batches = gl.training.schedule(key_batches, len(train.y), cfg.batch_size, cfg.num_steps)
     threshold = jnp.concatenate([jnp.array([jnp.inf]), cfg.tau])
-    batch = gl.training.batch(train, *(part[0] for part in batches))
+    batch = gl.backpropagation.first_batch(train, batches)
     made = network(cfg, keys[0]).params, gl.activations.PHI[cfg.activation]
     hand = gl.backpropagation.by_matrices(*made, batch, 10)
     run = partial(trained, cfg, network(cfg, keys[0]), batches, train, hand)

@@ -114,7 +114,7 @@ def run(cfg: Config, key: jax.Array) -> tuple[jax.Array, ...]:
     batches = gl.training.schedule(key_batches, len(train.y), cfg.batch_size, cfg.num_steps)
     images, adam = held_out.x[: cfg.batch_size], optax.adam(cfg.learning_rate)
     u = jax.random.normal(key_u, (len(images), cfg.num_tokens * cfg.num_units))
-    batch = gl.training.batch(train, *(part[0] for part in batches))
+    batch = gl.backpropagation.first_batch(train, batches)
 
     def one(gain: jax.Array) -> tuple[jax.Array, ...]:
         design = gl.transformer.Design(before=1.0, gain=gain)

@@ -108,7 +108,7 @@ def trained(cfg: Config, key: jax.Array) -> tuple[jax.Array, ...]:
     relu = gl.activations.PHI["relu"]
     data = gl.training.digits_of_width(key_project, cfg.width, float)
     batches = gl.training.schedule(key_batches, len(data.y), cfg.batch_size, cfg.num_steps)
-    batch = gl.training.batch(data, *(part[0] for part in batches))
+    batch = gl.backpropagation.first_batch(data, batches)
     readout = gl.ensembles.unit_gaussian(key_readout, (1, 10, cfg.width), float)
 
     def one(variance: jax.Array) -> tuple[jax.Array, ...]:

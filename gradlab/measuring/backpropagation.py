@@ -14,7 +14,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from gradlab.arithmetic import precision, scaled
-from gradlab.measuring.training import Data, Trajectory
+from gradlab.measuring.training import Data, Schedule, Trajectory
 from gradlab.models.activations import Activation
 from gradlab.models.ensembles import Affine
 from gradlab.models.transformer import Design, ImageReader
@@ -46,6 +46,12 @@ def with_training(ran: Trajectory, by_hand: Pass) -> Array:
     return jnp.stack([seen, hand, jnp.full_like(seen, by_hand.rounding)])
 
 
+def first_batch(data: Data, batches: Schedule) -> Data:
+    """The examples of a schedule's first step, `(batch_size, ...)`, not by way of `training`."""
+    chosen, gain = batches.indices[0], batches.gain[0].astype(data.x.dtype)
+    return Data(data.x[chosen] * gain, data.y[chosen])
+
+
 @precision.highest
 def by_matrices(layers: Affine, phi: Activation, batch: Data, num_classes: int) -> Pass:
     """The pass of a batch through layers W phi(z) + b of one width, the first outputs being logits.
@@ -75,24 +81,36 @@ def by_matrices(layers: Affine, phi: Activation, batch: Data, num_classes: int) 
 
 
 @precision.highest
-def of_readout(layers: Affine, readout: Array, phi: Activation, batch: Data) -> Pass:
+def of_readout(
+    layers: Affine,
+    readout: Array,
+    phi: Activation,
+    batch: Data,
+    skip: ArrayLike = 0.0,
+    factor: ArrayLike = 1.0,
+) -> Pass:
     """The pass of a batch through layers phi(W z + b) of one width, and a linear read-out.
+
+    Or through residual layers `skip z + factor phi(W z + b)`.
 
     Args:
         layers: W `(depth, width, width)` and b `(depth, width)`.
         readout: `(num_classes, width)`; its gradient, and that one's norm, is the last.
         phi: the activation, whose `dphi` is taken for its slope.
         batch: inputs `(batch_size, width)` and labels.
+        skip: factor of the identity beside each layer; 0 for none.
+        factor: of each layer.
     """
+    kept, taken = (jnp.asarray(number, batch.x.dtype) for number in (skip, factor))
 
     def ahead(z: Array, layer: Affine) -> tuple[Array, tuple[Array, Array]]:
         h = z @ layer.W.T + layer.b[None]
-        return phi(h), (z, h)
+        return kept * z + taken * phi(h), (z, h)
 
     def back(delta: Array, at: tuple[Affine, tuple[Array, Array]]) -> tuple[Array, Affine]:
         layer, (z, h) = at
-        at_h = delta * phi.dphi(h)
-        return at_h @ layer.W, Affine(at_h.T @ z, jnp.sum(at_h, axis=0))
+        at_h = taken * delta * phi.dphi(h)
+        return kept * delta + at_h @ layer.W, Affine(at_h.T @ z, jnp.sum(at_h, axis=0))
 
     z_L, states = jax.lax.scan(ahead, batch.x, layers)
     loss, off = _loss_and_slope(z_L @ readout.T, batch.y)

@@ -51,6 +51,36 @@ def test_behind_a_read_out_it_has_them_too(name: str) -> None:
     np.testing.assert_allclose(found.norms, norms, atol=float(found.rounding))
 
 
+@pytest.mark.parametrize(("skip", "factor"), [(1.0, 0.5), (0.5, 2.0)])
+def test_beside_an_identity_it_has_them_too(skip: float, factor: float) -> None:
+    phi, keys = gl.activations.PHI["tanh"], jax.random.split(jax.random.key(4), 3)
+    params = gl.ensembles.gaussian(keys[0], 4, 9, phi, 1.4, 0.3).params
+    x, first = jax.random.normal(keys[1], (6, 9)), jnp.eye(5, 9)
+    batch = gl.training.Data(x, jax.random.randint(keys[2], (6,), 0, 5))
+
+    def loss(params: gl.ensembles.Affine) -> jax.Array:
+        z = x
+        for W, b in zip(*params, strict=True):
+            z = skip * z + factor * jnp.tanh(z @ W.T + b[None])
+        return gl.training.cross_entropy(z @ first.T, batch.y)
+
+    found = gl.backpropagation.of_readout(params, first, phi, batch, skip, factor)
+    value, slopes = jax.value_and_grad(loss)(params)
+    np.testing.assert_allclose(found.loss, value, atol=float(found.rounding))
+    for own, by_jax in zip(found.gradient[0], slopes, strict=True):
+        np.testing.assert_allclose(own, by_jax, atol=float(found.rounding))
+
+
+def test_the_first_batch_is_that_of_the_first_step() -> None:
+    data, _ = gl.training.digits(float)
+    batches = gl.training.schedule(jax.random.key(5), len(data.y), 7, 3)
+    batches = gl.training.with_freak(batches, 0, 3.0)
+
+    found = gl.backpropagation.first_batch(data, batches)
+    np.testing.assert_array_equal(found.x, 3 * data.x[batches.indices[0]])
+    np.testing.assert_array_equal(found.y, data.y[batches.indices[0]])
+
+
 @pytest.mark.parametrize("name", ["Post", "Pre"])
 def test_a_reader_written_out_has_the_loss_and_the_gradients_of_its_blocks(name: str) -> None:
     design = gl.transformer.DESIGNS[name]._replace(skip=1.5, gain=jnp.array([1.0, 0.5, 0.3]))

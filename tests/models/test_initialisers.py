@@ -96,7 +96,8 @@ def haiku() -> Any:
     def forward(x: Any) -> Any:
         return hk.Linear(NUM_OUT)(x)
 
-    drawn = hk.transform(forward).init(KEY, jnp.ones(NUM_IN))["linear"]
+    params: Any = hk.transform(forward).init(KEY, jnp.ones(NUM_IN))
+    drawn = params["linear"]
     return drawn["w"], drawn["b"]
 
 
@@ -110,7 +111,7 @@ def linen() -> Any:
 def nnx() -> Any:
     from flax import nnx
 
-    layer = nnx.Linear(NUM_IN, NUM_OUT, rngs=nnx.Rngs(3))
+    layer: Any = nnx.Linear(NUM_IN, NUM_OUT, rngs=nnx.Rngs(3))
     return layer.kernel[...], layer.bias[...]
 
 

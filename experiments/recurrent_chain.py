@@ -206,14 +206,14 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     sentence = "k steps multiply a gradient by the k-th power of W's largest singular value"
     # A product of n x n matrices: n^1.5 eps of its norm (Higham 2002, section 3.5), and W's.
     rounding = 4 * eps * width**1.5 * data.lag
-    bound = data.lag * np.log(data.singular_value / gl.theory.clipping.vanishing_threshold("tanh"))
+    bound = data.lag * np.log(data.singular_value)  # |tanh'| is 1 at most
     yield gl.claim.at_most(sentence, data.log_product, bound, PASCANU, rounding=rounding)
     lags, last = data.sizes["lag"], data.log_product.isel(lag=-1)  # whose peak is log √(e k)
     vain = (data.singular_value > 1) & (lags * data.log_rate_wide + (1 + np.log(lags)) / 2 < 0)
     if vain.any():
         sentence = "a largest singular value above 1 does not suffice: such products vanish too"
         yield gl.claim.mean(sentence, last, 0.0, PASCANU, relation="<=", where=vain)
-    yield gl.claim.weights(data.entries, "recurrent.weights", variance=data.attrs["sigma_w"] ** 2)
+    yield gl.claim.weights(data.entries, "the normal law", variance=data.attrs["sigma_w"] ** 2)
     plain, half = data.log_gradient.sel(cells="plain"), data.log_half
     error = half.std("draw", ddof=1) / half.sizes["draw"] ** 0.5
     yield gl.claim.mean(

@@ -172,7 +172,7 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     yield gl.claim.everywhere(
         "of independent norms the quantile clips the share that their ranks say",
         *(data.stream_fired.mean(), law.mean(), RANKS),
-        sampling=gl.claim.sampling(float(np.sqrt((law * (1 - law)).sum()) / law.size)),
+        sampling=gl.estimate.Sampling(float(np.sqrt((law * (1 - law)).sum()) / law.size)),
     )
     depth, width, num_digits = (int(data.attrs[name]) for name in ("depth", "width", "batch_size"))
     rate, part, tau = (data.attrs[name] for name in ("learning_rate", "part", "tau"))

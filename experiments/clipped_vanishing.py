@@ -215,7 +215,7 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     yield gl.claim.everywhere(
         "the weights and biases are of the size asked for: |z| has its law, given the layer before",
         *(data.length.mean(), data.log_mean, CHI),
-        sampling=gl.claim.sampling(np.sqrt(data.log_variance / data.length.size)),
+        sampling=gl.estimate.Sampling(np.sqrt(data.log_variance / data.length.size)),
     )
     steps, last = int(data.attrs["num_steps"]), data.reach.isel(layer=-1)
     # Weights are rounded at each step, by half an ulp of numbers below 8 deviations.

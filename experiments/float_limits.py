@@ -194,7 +194,7 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     yield gl.claim.everywhere(
         "one vector grows by Newman's exponent a layer, at every width",
         *(data.growth, data.exponent, NEWMAN),
-        sampling=gl.claim.sampling(np.sqrt(data.variance / depth)),
+        sampling=gl.estimate.Sampling(np.sqrt(data.variance / depth)),
         rounding=2 * eps * data.width,  # of a matrix times a vector (Higham 2002, section 3.5)
     )
     yield gl.claim.weights(data.entries, NEWMAN, over="part")

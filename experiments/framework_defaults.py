@@ -217,7 +217,7 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     ways = data.fast, data.literal, GRADIENT
     yield gl.claim.everywhere(sentence, *ways, rounding=data.rounding)
     seen, num = data.log_left.mean("draw"), data.sizes["draw"]
-    error = gl.claim.sampling(data.log_left.std("draw", ddof=1) / num**0.5, num)
+    error = gl.estimate.Sampling(data.log_left.std("draw", ddof=1) / num**0.5, num)
     unsure = error.amount(seen.size) + data.log_left_beyond
     sure = np.abs(np.abs(data.log_left_law) - data.most) > unsure
     if sure.any():

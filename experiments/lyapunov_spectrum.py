@@ -208,14 +208,14 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
         data.exponent.mean("draw").sum(),
         data.exponent_predicted.sum(),
         GOODMAN,
-        sampling=gl.claim.sampling(np.sqrt(data.variance_predicted.sum() / steps)),
+        sampling=gl.estimate.Sampling(np.sqrt(data.variance_predicted.sum() / steps)),
     )
     yield gl.claim.at_most(
         "the largest exponent is below 0: at this width a typical gradient vanishes, though its "
         "mean square keeps its size",
         *(data.exponent.isel(direction=0).mean("draw"), 0.0, NEWMAN),
         # The mean is exactly known to be below 0; a short chain may be above it by chance.
-        sampling=gl.claim.sampling(np.sqrt(data.variance_predicted[0] / steps)),
+        sampling=gl.estimate.Sampling(np.sqrt(data.variance_predicted[0] / steps)),
     )
 
 

@@ -229,7 +229,7 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     yield gl.claim.everywhere(
         "their mean excess is what 1024 draws a variance lack without Bessel's factor",
         *(data.excess.mean(), 1 / 2048, BESSEL),
-        sampling=gl.claim.sampling(error, data.sizes["phi"]),
+        sampling=gl.estimate.Sampling(error, data.sizes["phi"]),
     )
 
 

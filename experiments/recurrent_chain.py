@@ -221,7 +221,7 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
         *(plain, data.log_gradient_law, "Schoenholz et al. 2017, section 4; Chen et al. 2018"),
         # A mean log is off its limit by c/width: by what half the width changes.
         finite_width=np.abs(half.mean("draw") - plain.mean("draw")),
-        half_width_sampling=gl.claim.sampling(error, half.sizes["draw"]),
+        half_width_sampling=gl.estimate.Sampling(error, half.sizes["draw"]),
     )
     sentence = "a gradient at each of a few lags, and two norms, are those of J_k multiplied out"
     fast, literal, rounding = data.few.transpose("way", ...)

@@ -221,7 +221,7 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     if freedom > 0 and np.ptp(rows.log_xi.values) > 0:
         power = gl.estimate.slope(rows.log_xi, rows.log_at)
         away = (np.array([power.value, 1.0]) - 0.5) / max(float(power.error), 1e-30)
-        chance, of_one = gl.claim.tail(away, freedom)
+        chance, of_one = gl.estimate.tail(away, freedom)
         if of_one < 0.01:  # else too few to tell 1 from 1/2
             less = "deep in order depth/ξ_c varies less than depth: their logs' slope is above 1/2"
             yield gl.Claim(less, power.value, 0.5, {}, DEPTHS, ">=", chance=min(0.5, chance))
@@ -232,7 +232,7 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
         "what is forecast with a probability happens as often, in each interval",
         *(data.bin_observed, data.bin_forecast, BRIER),
         where=data.bin_number > 0,
-        sampling=gl.claim.sampling(data.bin_error),
+        sampling=gl.estimate.Sampling(data.bin_error),
         one_network=1 / data.bin_number.clip(1),  # counts are whole
     )
 

@@ -202,7 +202,7 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
         rounding=rounding,
         # A mean log is off its limit by c/width: by what half the width changes.
         finite_width=np.abs(half.mean("draw") - mean).fillna(0.0),
-        half_width_sampling=gl.claim.sampling(half_error, half.sizes["draw"]),
+        half_width_sampling=gl.estimate.Sampling(half_error, half.sizes["draw"]),
     )
     if gated.any():
         bound = "an LSTM lets its forget gate's share through", *law, GERS
@@ -220,7 +220,7 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     if not none.all():  # the plain chain comes first
         far, moved = np.abs(mean.isel(layer=-1)), data.log10_moved
         error = data.log10.isel(layer=-1).std("draw", ddof=1) / half.sizes["draw"] ** 0.5
-        sampling = gl.claim.sampling(np.hypot(error[0], error[~none]), half.sizes["draw"])
+        sampling = gl.estimate.Sampling(np.hypot(error[0], error[~none]), half.sizes["draw"])
         sentence, nearer = "every trick's product is nearer to 1, in decades", far[0] - far[~none]
         yield gl.claim.at_least(sentence, nearer, 0.0, SOURCE, sampling=sampling)
         more = "by every trick layer 1 moves more on the same batches, in decades, in the mean"

@@ -3,8 +3,8 @@
 A claim over an array is about its worst entry, which is judged by its own tolerance, cause by
 cause. `everywhere` finds that entry; the other functions say common laws shorter.
 
-Draws are sampled, so chance alone may break a true claim. `sampling` turns a standard error into a
-cause of the tolerance, wide enough for all entries together, and the claim states its chance.
+Draws are sampled, so chance alone may break a true claim. `estimate.Sampling` makes a standard
+error a cause of the tolerance, wide enough for all entries together; the claim states its chance.
 """
 
 from __future__ import annotations
@@ -28,9 +28,6 @@ _RELATIONS = get_args(Relation)
 
 # What `ensembles.realised` says of weights, in words.
 MOMENTS = ("mean", "square", "fourth power", "neighbours", "layers apart", "mirrored")
-
-# Standard deviations of a normal that are allowed: chance alone goes beyond once in 15,800 times.
-NUM_ERRORS = 4.0
 
 
 @dataclass(frozen=True)
@@ -115,59 +112,6 @@ class Claim:
         }
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """A cause of a tolerance: the mean of draws is off by its own error, in units of that error.
-
-    Attributes:
-        standard_error: of each entry, a number or a labelled array.
-        num_draws: from how many draws the error was estimated; infinite where it is known.
-        num_errors: how many standard errors of a normal are as likely as what is allowed.
-    """
-
-    standard_error: Any
-    num_draws: float = math.inf
-    num_errors: float = NUM_ERRORS
-
-    @property
-    def chance(self) -> float:
-        """The probability, at most, that any entry is off by more than its amount, up or down."""
-        return 2 * float(stats.norm.sf(self.num_errors))
-
-    def amount(self, num_entries: int = 1) -> Any:
-        """The deviation that is allowed each of so many entries, in the shape of the error.
-
-        The entries share the chance evenly (Bonferroni): by the union bound, whether or not they
-        share draws, one of them is beyond its amount with at most that probability.
-        """
-        return num_errors(self.num_draws, num_entries, self.num_errors) * self.standard_error
-
-
-def sampling(
-    standard_error: Any, num_draws: float = math.inf, num_errors: float = NUM_ERRORS
-) -> Sampling:
-    """The cause of a tolerance that is the sampling of draws, for `everywhere` and its kin.
-
-    Args:
-        standard_error: of each entry, a number or a labelled array.
-        num_draws: from how many draws it was estimated (Student's t); infinite where it is known.
-        num_errors: as many of a normal are allowed a single entry; more where there are many.
-    """
-    return Sampling(standard_error, num_draws, num_errors)
-
-
-def num_errors(
-    num_draws: float, num_entries: int = 1, num_errors_of_normal: float = NUM_ERRORS
-) -> float:
-    """The standard errors, estimated from so many draws, that are as likely as `NUM_ERRORS`.
-
-    By Student's t, of a mean of normal draws (Student 1908): 5.1 of 20 draws, 4.2 of 100. That any
-    of several entries is beyond them is as likely, at most: of 20 draws 7.3 for 100 entries.
-    """
-    chance = stats.norm.sf(num_errors_of_normal) / num_entries
-    return float(stats.t.isf(chance, num_draws - 1))
-
-
 def everywhere(
     sentence: str,
     measured: Any,
@@ -200,7 +144,7 @@ def everywhere(
     Raises:
         ValueError: the statement is about no entry at all.
     """
-    samplings = {cause: one for cause, one in causes.items() if isinstance(one, Sampling)}
+    samplings = {cause: one for cause, one in causes.items() if isinstance(one, estimate.Sampling)}
     errors = {cause: one.standard_error for cause, one in samplings.items()}
     named = {"measured": measured, "expected": expected, "where": where} | causes | errors
     arrays = dict(zip(named, xr.broadcast(*map(xr.DataArray, named.values())), strict=True))
@@ -280,7 +224,7 @@ def mean(
     if _are_twins(rows):
         value = np.full_like(value, np.nan)
     like = draws.isel({over: 0}, drop=True)
-    of_mean = sampling(like.copy(data=np.asarray(error)), max(2, len(rows)))
+    of_mean = estimate.Sampling(like.copy(data=np.asarray(error)), max(2, len(rows)))
     return everywhere(
         sentence,
         like.copy(data=np.asarray(value)),
@@ -364,16 +308,11 @@ def chi_squared(sentence: str, scores: Any, source: str) -> Claim:
 
     Allowed is up to the quantiles of chi squared that are as likely as `NUM_ERRORS` of a normal.
     """
-    degrees, tail = np.size(scores), stats.norm.sf(NUM_ERRORS)
+    degrees, tail = np.size(scores), stats.norm.sf(estimate.NUM_ERRORS)
     total = float(np.sum(np.square(scores)))
     limit = stats.chi2.isf(tail, degrees) if total > degrees else stats.chi2.ppf(tail, degrees)
     sampling = {"sampling": abs(limit - degrees)}
     return Claim(sentence, total, degrees, sampling, source, chance=2 * tail)
-
-
-def tail(t: Any, degrees: float) -> Any:
-    """The probability that Student's t of so many degrees of freedom is above `t`."""
-    return stats.t.sf(t, degrees)
 
 
 def gain(sentence: str, gained: Any, source: str, *, over: str = "draw") -> Claim:
@@ -385,14 +324,14 @@ def gain(sentence: str, gained: Any, source: str, *, over: str = "draw") -> Clai
     won, num = gained.mean(over), gained.sizes[over]
     won = won.where((won != 0) & (not _are_twins(gained.transpose(over, ...).values)))
     error = np.sqrt(gained.var(over).mean() / (num - 1)) if num > 1 else np.nan
-    by_chance = float(np.sum(tail(won / error, max(1, gained.size - won.size))))
+    by_chance = float(np.sum(estimate.tail(won / error, max(1, gained.size - won.size))))
     return at_least(sentence, won, 0.0, source, chance=min(0.5, by_chance))
 
 
 def guessing(num_classes: int, batch_size: int, num_batches: int) -> dict[str, Any]:
     """The causes for which the loss of who guesses is off ln num_classes in so many batches."""
     gained = estimate.label_gain(num_classes, batch_size, max(1, num_batches))
-    return {"labels_of_a_batch": gained.value, "sampling": sampling(gained.error)}
+    return {"labels_of_a_batch": gained.value, "sampling": estimate.Sampling(gained.error)}
 
 
 def slope(sentence: str, x: Any, y: Any, expected: Any, source: str, **causes: Any) -> Claim:
@@ -422,16 +361,8 @@ def first_depth(
     """
     beyond = deepest + 1.0
     seen, awaited = (np.minimum(one, beyond) for one in (measured, predicted))
-    amounts = {cause: _within(amount, beyond) for cause, amount in causes.items()}
+    amounts = {cause: estimate.within(amount, beyond) for cause, amount in causes.items()}
     return everywhere(sentence, seen, awaited, source, where=where, chance=chance, **amounts)
-
-
-def _within(amount: Any, most: float) -> Any:
-    """An amount, or the standard error of one, that is no larger than `most`."""
-    if isinstance(amount, Sampling):
-        within = np.minimum(amount.standard_error, most)
-        return dataclasses.replace(amount, standard_error=within)
-    return np.minimum(amount, most)
 
 
 def _excess(measured: Any, expected: Any, relation: Relation) -> Any:

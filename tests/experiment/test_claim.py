@@ -157,7 +157,7 @@ ONE_IN_15_800 = math.erfc(4 / math.sqrt(2))
 def test_an_allowed_deviation_is_the_quantile_that_entries_share(
     num_draws: float, num_entries: int
 ) -> None:
-    amount = gl.claim.sampling(0.5, num_draws).amount(num_entries)
+    amount = gl.estimate.Sampling(0.5, num_draws).amount(num_entries)
     beyond = stats.t(num_draws - 1) if num_draws < math.inf else stats.norm
     either_side = 2 * num_entries * beyond.cdf(-amount / 0.5)
 
@@ -165,7 +165,10 @@ def test_an_allowed_deviation_is_the_quantile_that_entries_share(
 
 
 def test_a_claim_states_the_chance_of_all_its_samplings_whatever_the_entries() -> None:
-    noise: dict[str, Any] = {"a": gl.claim.sampling(line([0.1, 0.2])), "b": gl.claim.sampling(1.0)}
+    noise: dict[str, Any] = {
+        "a": gl.estimate.Sampling(line([0.1, 0.2])),
+        "b": gl.estimate.Sampling(1.0),
+    }
     alone = gl.claim.everywhere("s", line([0.0, 0.0]), 0.0, "x", rounding=1.0)
     both = gl.claim.everywhere("s", line([0.0, 0.0]), 0.0, "x", rounding=1.0, **noise)
     bound = gl.claim.at_most("s", line([0.0, 0.0]), 0.0, "x", chance=0.01, **noise)
@@ -180,8 +183,10 @@ def test_a_claim_states_the_chance_of_all_its_samplings_whatever_the_entries() -
 
 def test_entries_left_out_do_not_widen_what_the_others_are_allowed() -> None:
     error, some = line([0.1] * 50), line([True] * 2 + [False] * 48)
-    few = gl.claim.everywhere("s", error, 0.0, "x", where=some, noise=gl.claim.sampling(error, 8))
-    alone = gl.claim.sampling(0.1, 8).amount(2)
+    few = gl.claim.everywhere(
+        "s", error, 0.0, "x", where=some, noise=gl.estimate.Sampling(error, 8)
+    )
+    alone = gl.estimate.Sampling(0.1, 8).amount(2)
 
     assert few.tolerance["noise"] == alone
 
@@ -193,7 +198,7 @@ def test_true_claims_over_many_entries_fail_no_more_often_than_stated(shared: fl
     common, own = rng.normal(size=(6, 4_000, 1)), rng.normal(size=(6, 4_000, 40))
     draws = math.sqrt(shared) * common + math.sqrt(1 - shared) * own
     value, error = gl.estimate.mean(draws)
-    noise = gl.claim.sampling(error, 6, num_errors=2.0)
+    noise = gl.estimate.Sampling(error, 6, num_errors=2.0)
     failed = int((np.abs(value) > noise.amount(40)).any(-1).sum())
 
     # Of independent entries nearly as often as stated: then the bound is no wider than it must be.
@@ -202,7 +207,7 @@ def test_true_claims_over_many_entries_fail_no_more_often_than_stated(shared: fl
 
 
 def test_a_first_depth_has_its_sampling_capped_and_its_chance_kept() -> None:
-    noise = gl.claim.sampling(line([0.5, math.inf]))
+    noise = gl.estimate.Sampling(line([0.5, math.inf]))
     found = gl.claim.first_depth(
         "s", line([3.0, 9.0]), line([4.0, 500.0]), "x", deepest=100, fluctuation=noise
     )

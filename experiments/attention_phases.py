@@ -83,7 +83,7 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         "chain_rule": gl.named(theory.overlaps_error(jnp.max(sizes[:, 0]), T, NODES), ""),
         "entries": gl.named(entries, "draw matrix moment", long_name="of Q, K, V, W_1 and W_2"),
         "loss": gl.named(loss, "run ratio skip", long_name="loss at the end", units="nats"),
-        "first": gl.named(first, "run ratio skip way number", long_name="norms, loss, at step 0"),
+        "first": gl.named(first, "run ratio skip way first_step number"),
     }
 
 
@@ -127,21 +127,21 @@ def chains(key: jax.Array, cfg: Config, sizes: jax.Array) -> tuple[jax.Array, ja
 
 
 def losses(key: jax.Array, cfg: Config) -> tuple[jax.Array, jax.Array]:
-    """The loss over the last tenth of steps of readers, `(ratio, skip)`; their first step."""
+    """The loss over the last tenth of steps of readers, `(ratio, skip)`; their first steps."""
     key_reader, key_batches = jax.random.split(key)
     train, _ = gl.training.digits(float)
     data = train._replace(x=(train.x - jnp.mean(train.x)) / jnp.std(train.x))
     batches = gl.training.schedule(key_batches, len(data.y), cfg.batch_size, cfg.num_steps)
-    batch = gl.backpropagation.first_batch(data, batches)
     critical, last = gl.theory.attention.critical_std(8), max(1, cfg.num_steps // 10)
     sizes, adam = (cfg.num_blocks, cfg.num_units, 8, 64, 10), optax.adam(cfg.learning_rate)
+    rule = gl.backpropagation.adam(cfg.learning_rate)
 
     def one(ratio: jax.Array, skip: jax.Array) -> tuple[jax.Array, jax.Array]:
         start = gl.transformer.reader(key_reader, *sizes, sigma_q=critical * ratio)
         apply = partial(gl.transformer.classify, post(skip=skip))
-        seen = gl.training.train(apply, start, adam, data, batches)
-        hand = gl.backpropagation.of_reader(start, post(skip=skip), batch)
-        return jnp.mean(seen.loss[-last:]), gl.backpropagation.with_training(seen, hand)
+        ran = gl.training.train(apply, start, adam, data, batches)
+        hand = partial(gl.backpropagation.of_reader, post(skip=skip)), rule
+        return jnp.mean(ran.loss[-last:]), gl.backpropagation.first_steps(ran, *hand, data, batches)
 
     return jax.lax.map(lambda r: jax.lax.map(lambda s: one(r, s), cfg.skip), cfg.ratio)
 

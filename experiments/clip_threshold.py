@@ -9,6 +9,7 @@ on handwritten digits, with freak batches at a swept rate.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import gradlab as gl
@@ -17,7 +18,6 @@ from gradlab.lazy import jax, jnp, np, optax, xr
 GROUP = "clipping"
 ALGORITHM = "Pascanu, Mikolov and Bengio 2013, algorithm 1"
 RANKS = "Rényi 1962: ranks of independent draws; gradlab.theory.clipping.quantile_fires"
-BACK = "Rumelhart, Hinton and Williams 1986; gradlab.measuring.backpropagation"
 MOMENTS = "moments of the normal law"
 ORDER = "order statistics: the k-th smallest of n is a freak's only if fewer than k are not"
 RULES = ("fixed", "quantile", "not clipped")
@@ -54,13 +54,10 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         steps = batches._replace(gain=gain)
         seen = gl.training.train(logits, model, optimizer(rule, cfg), train, steps)
         size = jnp.linalg.norm(seen.gradient, axis=1)
-        first = jnp.append(seen.gradient[0], seen.loss[0])
+        hand = partial(gl.backpropagation.by_matrices, gl.activations.PHI["relu"], 10)
+        by_hand = gl.backpropagation.Rule(cfg.learning_rate, thresholds(rule, size, cfg))
+        first = gl.backpropagation.first_steps(seen, hand, by_hand, train, steps)
         return size, seen.step_size, gl.training.loss(logits, seen.params, held_out), first
-
-    def by_hand(gain: jax.Array) -> jax.Array:
-        batch = gl.backpropagation.first_batch(train, batches._replace(gain=gain[None]))
-        found = gl.backpropagation.by_matrices(model.params, gl.activations.PHI["relu"], batch, 10)
-        return jnp.append(found.norms, found.loss)
 
     # One after another, since a clip's branches are both taken where it is mapped by `vmap`.
     each = [jax.lax.map(lambda gain, rule=rule: run(rule, gain), gains) for rule in RULES]
@@ -79,8 +76,7 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         "gradient": gl.named(size, axes, long_name="norm before the clip"),
         "step_size": gl.named(step_size, axes, long_name="length of the step"),
         "loss": gl.named(loss, "rule rate", long_name="held-out loss at the end", units="nats"),
-        "first": gl.named(first, "rule rate number", long_name="layers' gradients, loss, at first"),
-        "by_hand": gl.named(jax.lax.map(by_hand, gains[:, 0]), "rate number"),
+        "first": gl.named(first, "rule rate way first_step number"),
         "drawn": gl.named(drawn, "draw moment", long_name="of weights, times powers of n"),
         "stream_fired": gl.named(fires(stream, cfg.part), "norm"),
         "stream_law": gl.named(fired_law, "norm"),
@@ -91,6 +87,14 @@ def network(cfg: Config, key: jax.Array) -> gl.chain.Chain:
     """A chain of layers W relu(z) of one width."""
     sizes = cfg.depth, cfg.width, gl.activations.PHI["relu"], cfg.sigma_w, 0.0
     return gl.ensembles.random(key, *sizes, draw="gaussian", layer="preactivation")
+
+
+def thresholds(rule: str, size: jax.Array, cfg: Config) -> Any:
+    """What a rule clips the first three steps to, `(3,)`, given their gradients' norms."""
+    first, second = size[0], size[1]
+    both = jnp.where(cfg.part > 0.5, jnp.maximum(first, second), jnp.minimum(first, second))
+    quantile = jnp.stack([jnp.inf, first, both])
+    return {"fixed": cfg.tau, "quantile": quantile, "not clipped": jnp.inf}[rule]
 
 
 def optimizer(rule: str, cfg: Config) -> Any:
@@ -187,16 +191,9 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
         where=np.isfinite(before(np.maximum, data.gradient)) & np.isfinite(asked),
         rounding=sums * asked,
     )
-    # As many products forwards as back, twice; n^1.5 eps each where signs are random (sections 3.5
-    # and 3.7), and what cancels over digits. A relu so near 0 may be seen on either side.
-    chance = depth * width * num_digits * data.sizes["rate"] * width * eps
-    if chance < 0.01:
-        yield gl.claim.everywhere(
-            "the first loss, and each layer's gradient, are those of backpropagation by hand",
-            *(data["first"], data.by_hand, BACK),
-            chance=chance,
-            rounding=4 * depth * width**1.5 * num_digits**0.5 * eps * data.by_hand.max("number"),
-        )
+    yield gl.claim.backpropagated(
+        data["first"], kinked=[data.loss.size, depth, width, width, num_digits]
+    )
     yield gl.claim.weights(data.drawn, MOMENTS, variance=data.attrs["sigma_w"] ** 2)
     step, size = (data[name].sel(rule="quantile") for name in ("step_size", "gradient"))
     calm = before(np.maximum, size.where(~data.is_freak, 0))

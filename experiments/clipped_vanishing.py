@@ -51,10 +51,7 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     clipped, whole = jax.vmap(lambda key: shares(cfg, network(cfg, key), some))(keys)
     batches = gl.training.schedule(key_batches, len(train.y), cfg.batch_size, cfg.num_steps)
     threshold = jnp.concatenate([jnp.array([jnp.inf]), cfg.tau])
-    batch = gl.backpropagation.first_batch(train, batches)
-    made = network(cfg, keys[0]).params, gl.activations.PHI[cfg.activation]
-    hand = gl.backpropagation.by_matrices(*made, batch, 10)
-    run = partial(trained, cfg, network(cfg, keys[0]), batches, train, hand)
+    run = partial(trained, cfg, network(cfg, keys[0]), batches, train)
     moved, gradient, first = jax.vmap(run)(threshold)
     kept = jnp.minimum(1, threshold[:, None] / jnp.linalg.norm(gradient, axis=-1))
     reach = cfg.learning_rate * jnp.sum(kept[..., None] * gradient, axis=1)
@@ -78,7 +75,7 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         "log_mean": gl.named(theory.linear_log_mean(cfg.width), "", long_name="E log(chi²/width)"),
         "log_variance": gl.named(theory.linear_log_variance(cfg.width), ""),
         "entries": gl.named(entries, "chain moment", long_name="moments of W √width / σ_w"),
-        "first": gl.named(first, "threshold way number", long_name="norms, loss, at step 0"),
+        "first": gl.named(first, "threshold way first_step number"),
         "off": gl.named(off, "chain of size", long_name="off: a state, a log; rounding"),
         "reach": gl.named(reach, "threshold layer", long_name="learning rate times clipped ones"),
     }
@@ -130,13 +127,15 @@ def growth(cfg: Config) -> tuple[jax.Array, ...]:
 
 
 def trained(
-    cfg: Config, model: Any, batches: Any, data: gl.training.Data, hand: Any, tau: jax.Array
+    cfg: Config, model: Any, batches: Any, data: gl.training.Data, tau: jax.Array
 ) -> tuple[jax.Array, ...]:
-    """How far each layer went, `(depth,)`, its gradients' norms by `step`, and the first step."""
+    """How far each layer went, `(depth,)`, its gradients' norms by `step`, and the first steps."""
     descent = optax.chain(gl.clipping.clip_by_global_norm(tau), optax.sgd(cfg.learning_rate))
     seen = gl.training.train(gl.training.ten_logits, model, descent, data, batches)
     moved = jax.tree.map(jnp.subtract, seen.params, model)
-    first = gl.backpropagation.with_training(seen, hand)
+    phi, rule = gl.activations.PHI[cfg.activation], gl.backpropagation.Rule(cfg.learning_rate, tau)
+    hand = partial(gl.backpropagation.by_matrices, phi, 10)
+    first = gl.backpropagation.first_steps(seen, hand, rule, data, batches)
     return gl.training.norms_by_layer(moved), seen.gradient, first
 
 

@@ -9,6 +9,7 @@ times tau (Zhang, He, Sra and Jadbabaie 2020, section 1). Both are seen on handw
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import gradlab as gl
@@ -52,12 +53,10 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     threshold = jnp.concatenate([jnp.array([jnp.inf]), cfg.tau])
     entries = gl.grid.over_draws(lambda key: moments(cfg, key), key_model, cfg.num_draws)
     model = network(cfg, jax.random.split(key_model, cfg.num_draws)[0])
-    batch, phi = gl.backpropagation.first_batch(train, batches), gl.activations.PHI[cfg.activation]
-    hand = gl.backpropagation.by_matrices(model.params, phi, batch, 10)
 
     def run(gain: jax.Array, tau: jax.Array) -> tuple[jax.Array, ...]:
         steps = gl.training.with_freak(batches, cfg.freak_step, gain)
-        return trained(cfg, model, steps, tau, train, some, hand)
+        return trained(cfg, model, steps, tau, train, some)
 
     gains = jnp.array([1.0, cfg.freak_gain])
     seen = jax.vmap(lambda gain: jax.vmap(lambda tau: run(gain, tau))(threshold))(gains)
@@ -71,7 +70,7 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         "step_size": gl.named(step_size, axes, long_name="length of the step"),
         "distance": gl.named(distance, axes, long_name="distance from the start, after it"),
         "gradient": gl.named(gradient, axes, long_name="norm of the gradient before the clip"),
-        "first": gl.named(first, "kind threshold way number", long_name="norms, loss, at step 0"),
+        "first": gl.named(first, "kind threshold way first_step number"),
         "longest": gl.named(longest, "threshold", long_name="learning rate times τ"),
         "parameter": gl.named(["W √width", "b"], "parameter"),
         "entries": gl.named(entries, "draw parameter moment", long_name="at the start"),
@@ -92,7 +91,7 @@ def moments(cfg: Config, key: jax.Array) -> jax.Array:
 
 
 def trained(
-    cfg: Config, model: Any, steps: Any, tau: jax.Array, train: Any, held_out: Any, hand: Any
+    cfg: Config, model: Any, steps: Any, tau: jax.Array, train: Any, held_out: Any
 ) -> tuple[jax.Array, ...]:
     """Loss, length of the step, distance and gradient's norm at every step; the first by hand."""
     import optax
@@ -105,7 +104,9 @@ def trained(
         steps,
         watch=lambda model: gl.training.loss(gl.training.ten_logits, model, held_out),
     )
-    first = gl.backpropagation.with_training(seen, hand)
+    phi, rule = gl.activations.PHI[cfg.activation], gl.backpropagation.Rule(cfg.learning_rate, tau)
+    hand = partial(gl.backpropagation.by_matrices, phi, 10)
+    first = gl.backpropagation.first_steps(seen, hand, rule, train, steps)
     length = jnp.linalg.norm(seen.gradient, axis=1)
     return seen.watched, seen.step_size, seen.distance, length, first
 

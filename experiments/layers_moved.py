@@ -67,7 +67,7 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         "parameter": gl.named(["W", "b"], "parameter"),
         "variance": gl.named(jnp.stack([cfg.sigma_w, cfg.sigma_b]) ** 2, "parameter"),
         "entries": gl.named(found["entries"][:, 0], "run parameter pair moment"),
-        "by_hand": gl.named(found["by_hand"], "run kind way number", long_name="at step 0"),
+        "by_hand": gl.named(found["by_hand"], "run kind way first_step number"),
         "off": gl.named(found["off"], "run kind", long_name="of the steps' lengths, relative"),
         "size": gl.named(found["size"], by_layer, long_name="|W_0|"),
         "chi_1": gl.named(gl.theory.meanfield.chi_1(phi, cfg.sigma_w, cfg.sigma_b), ""),
@@ -96,22 +96,23 @@ def trained(
     def moved(params: Any) -> jax.Array:
         return gl.training.norms_by_layer(jax.tree.map(jnp.subtract, params, model))
 
+    def by_hand(model: gl.chain.Chain, batch: gl.training.Data) -> Any:
+        read = model, gl.chain.linear(jnp.eye(10, cfg.width)[None])  # the first ten outputs
+        found = gl.backpropagation.of_readout(phi, read, batch, skip, factor)
+        return found._replace(gradient=found.gradient[0], norms=found.norms[:-1])
+
     skip, factor = (1.0, cfg.factor) if kind == RESIDUAL else (0.0, 1.0)
-    batch = gl.backpropagation.first_batch(data, batches)
-    batch = batch._replace(x=jnp.pad(batch.x, ((0, 0), (0, cfg.width - batch.x.shape[1]))))
-    first = model.params, jnp.eye(10, cfg.width), phi, batch  # the first ten outputs are read
-    hand = gl.backpropagation.of_readout(*first, skip, factor)
-    hand = hand._replace(norms=hand.norms[:-1])
+    tau = cfg.tau if kind == CLIPPED else jnp.inf
+    rule = gl.backpropagation.Rule(cfg.learning_rate, tau)
     run = gl.training.train(partial(logits, kind, cfg), model, descent, data, batches, moved)
     (W, b), realised = model.params, gl.ensembles.realised_in_parts
-    length = jnp.linalg.norm(run.gradient, axis=1, keepdims=True)
-    kept = jnp.minimum(1.0, cfg.tau / length) if kind == CLIPPED else jnp.ones_like(length)
+    kept = jnp.minimum(1.0, tau / (length := jnp.linalg.norm(run.gradient, axis=1, keepdims=True)))
     return {
         "moved": jnp.concatenate([run.watched[1:], moved(run.params)[None]]),
         "step": kept * run.gradient,
         "gradient": run.gradient[0],
         "off": jnp.nanmax(jnp.abs(run.step_size / (cfg.learning_rate * kept * length)[:, 0] - 1)),
-        "by_hand": gl.backpropagation.with_training(run, hand),
+        "by_hand": gl.backpropagation.first_steps(run, by_hand, rule, data, batches),
         "size": gl.training.norms_by_layer(model),
         "entries": jnp.stack([realised(W, 2), realised(b[..., None], 2)]),
         "loss": jnp.mean(run.loss[-max(1, cfg.num_steps // 10) :]),

@@ -67,7 +67,7 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         "critical": gl.named(2 / (1 + cfg.slope**2), "slope", long_name="n Var W of gain 1"),
         "step": gl.named(jnp.arange(cfg.num_steps), "step", long_name="step"),
         "loss": gl.named(loss, "run start step", long_name="loss of a batch", units="nats"),
-        "first": gl.named(first, "run start way number", long_name="norms, loss, at step 0"),
+        "first": gl.named(first, "run start way first_step number"),
         "log2_left": gl.named(left, "run start", long_name="log2 |dL/dz_0| / |dL/dz_L|"),
         "log_lost": gl.named(convolved(cfg, key_convolutions), "", long_name="measured"),
         "log_lost_law": gl.named(lost, "", long_name="sum of log(He's over fixed)"),
@@ -103,23 +103,23 @@ def rates(cfg: Config, key: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def trained(cfg: Config, key: jax.Array) -> tuple[jax.Array, ...]:
-    """The loss of each step, log2 of the gradient that is left, the first step: by start."""
+    """The loss of each step, log2 of the gradient that is left, the first steps: by start."""
     key_chain, key_project, key_readout, key_batches = jax.random.split(key, 4)
     relu = gl.activations.PHI["relu"]
     data = gl.training.digits_of_width(key_project, cfg.width, float)
     batches = gl.training.schedule(key_batches, len(data.y), cfg.batch_size, cfg.num_steps)
-    batch = gl.backpropagation.first_batch(data, batches)
     readout = gl.ensembles.unit_gaussian(key_readout, (1, 10, cfg.width), float)
+    rule, descent = gl.backpropagation.Rule(cfg.learning_rate), optax.sgd(cfg.learning_rate)
+    by_hand = partial(gl.backpropagation.of_readout, relu), rule
 
     def one(variance: jax.Array) -> tuple[jax.Array, ...]:
         drawn = key_chain, cfg.depth, cfg.width, relu, jnp.sqrt(variance), 0.0
         model = [gl.ensembles.gaussian(*drawn), gl.chain.linear(readout)]
         read = model[:1], data.x[0], lambda z: readout[0, 0] @ z
         logs = gl.jacobians.log_gradient_norms(*read) / jnp.log(2)
-        descent = optax.sgd(cfg.learning_rate)
         run = gl.training.train(gl.training.apply_model, model, descent, data, batches)
-        hand = gl.backpropagation.of_readout(model[0].params, readout[0], relu, batch)
-        return run.loss, logs[0] - logs[-1], gl.backpropagation.with_training(run, hand)
+        first = gl.backpropagation.first_steps(run, *by_hand, data, batches)
+        return run.loss, logs[0] - logs[-1], first
 
     return jax.lax.map(one, cfg.start)
 

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from platform import python_version
-from typing import Any
+from typing import Any, NamedTuple
 
 import absl.logging
 import hypothesis
@@ -94,28 +94,30 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--minutes",
         type=float,
         default=math.inf,
-        help="skip what has not begun by then; what the record says was skipped comes first",
+        help="skip what has not begun by then; what passed longest ago by the record comes first",
     )
 
 
 @pytest.hookimpl(trylast=True)  # of what is to run
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What the last record was too short of time for is first.
+    """What has not passed yet is first, then what did longest ago, by the record if there is one.
 
     Then workers begin with what has slow tests, then most tests: none waits long at the end.
     """
-    file: Path | None = config.getoption("record")
-    late = not_reached(file.read_text(encoding="utf-8")) if file and file.is_file() else set[str]()
+    rows = recorded(config.getoption("record"))
+    passed = {row.test: row.when for row in rows if row.outcome == "passed"}
     if not hasattr(config, "workerinput"):
-        items.sort(key=lambda item: item.nodeid not in late)
+        items.sort(key=lambda item: passed.get(item.nodeid, ""))
         return
     scopes = {item.nodeid: taken_together(item.nodeid) for item in items}
     slow = Counter(scopes[item.nodeid] for item in items if item.get_closest_marker("slow"))
-    held, missed = Counter(scopes.values()), {taken_together(nodeid) for nodeid in late}
+    held, oldest = Counter(scopes.values()), dict[str, str]()
+    for nodeid, scope in scopes.items():
+        oldest[scope] = min(oldest.get(scope, "9"), passed.get(nodeid, ""))
 
-    def turn(item: pytest.Item) -> tuple[bool, int, int, str]:
+    def turn(item: pytest.Item) -> tuple[str, int, int, str]:
         scope = scopes[item.nodeid]
-        return scope not in missed, -slow[scope], -held[scope], scope
+        return oldest[scope], -slow[scope], -held[scope], scope
 
     items.sort(key=turn)
 
@@ -128,33 +130,48 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """The record of `make verify`: when, with what, and how each of its tests ended."""
+    """The record of `make verify`: with what, and how and when each of its tests last ended."""
     file: Path | None = config.getoption("record")
     if file is None:
         return
-    rows = [
-        row(report)
+    today = f"{datetime.now(UTC):%Y-%m-%d}"
+    ended = [
+        outcome(report, today)
         for reports in terminalreporter.stats.values()
         for report in reports
         if getattr(report, "when", "") == "call" or getattr(report, "outcome", "passed") != "passed"
     ]
+    before = {row.test: row for row in recorded(file) if row.outcome != NOT_REACHED}
+    rows = [before.get(row.test, row) if row.outcome == NOT_REACHED else row for row in ended]
     versions = ", ".join(f"{name} {version(name)}" for name in ("jax", "numpy", "optax"))
-    head = (
-        f"# make verify, {datetime.now(UTC):%Y-%m-%d}\n\n{versions}, Python {python_version()}.\n"
-    )
-    table = ["| test | outcome | seconds |", "|---|---|---|", *sorted(rows)]
+    head = [f"# make verify, {today}", "", f"{versions}, Python {python_version()}.", ""]
+    table = ["| test | outcome | seconds | when |", "|---|---|---|---|"]
+    lines = [f"| {' | '.join(row)} |" for row in sorted(rows)]
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("\n".join([head, *table, ""]), encoding="utf-8")
+    file.write_text("\n".join([*head, *table, *lines, ""]), encoding="utf-8")
 
 
-def row(report: Any) -> str:
+class Row(NamedTuple):
+    """How a test ended, and on which day; the cells of a line of the record."""
+
+    test: str
+    outcome: str
+    seconds: str
+    when: str
+
+
+def outcome(report: Any, today: str) -> Row:
     """A test's line in the record."""
     is_late = report.outcome == "skipped" and NOT_REACHED in str(report.longrepr)
-    outcome = NOT_REACHED if is_late else report.outcome
-    return f"| {report.nodeid} | {outcome} | {getattr(report, 'duration', 0.0):.1f} |"
+    if is_late:
+        return Row(report.nodeid, NOT_REACHED, "", "")
+    return Row(report.nodeid, report.outcome, f"{getattr(report, 'duration', 0.0):.1f}", today)
 
 
-def not_reached(record: str) -> set[str]:
-    """The tests of which a record says that there was no time for them."""
-    cells = (line.strip("| ").rsplit(" | ", 2) for line in record.splitlines())
-    return {found[0] for found in cells if found[1:2] == [NOT_REACHED]}
+def recorded(file: Path | None) -> list[Row]:
+    """The lines of a record, none where there is no file; a test's name may hold a bar."""
+    if file is None or not file.is_file():
+        return []
+    lines = file.read_text(encoding="utf-8").splitlines()
+    cells = [line[2:-2].rsplit(" | ", 3) for line in lines if line.startswith("| ")]
+    return [Row(*found) for found in cells if len(found) == len(Row._fields)][1:]  # below the head

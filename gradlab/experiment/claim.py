@@ -285,21 +285,24 @@ def _has_repeats(moments: Any, over: str) -> xr.DataArray:
 
 
 def backpropagated(first: Any, *, kinked: Sequence[float]) -> Claim:
-    """The claim that a training's first loss and gradients are those of backpropagation by hand.
+    """The claim that a training's first losses, gradients and steps are those by hand.
 
     Args:
-        first: of `backpropagation.with_training`, its three ways along the axis `way`.
-        kinked: numbers whose product is that of the sums that any relu sees, times terms of each;
-            0 of a smooth activation. One may be so near 0 that the two ways have it on either side
-            of the kink: of so many eps are, in the mean.
+        first: of `backpropagation.first_steps`, its three ways along the axis `way`.
+        kinked: numbers whose product is that of the sums that any relu sees in a step, times terms
+            of each; 0 of a smooth activation. One may be so near 0 that the two ways have it on
+            either side of the kink: of so many eps are, in the mean.
+
+    A step that no number can hold, by hand, is not judged.
     """
     seen, hand, rounding = first.transpose("way", ...)
-    chance = float(np.finfo(first.dtype).eps) * math.prod(map(float, kinked))
+    of_a_step = float(np.finfo(first.dtype).eps) * math.prod(map(float, kinked))
     return everywhere(
-        "the first loss, and the norm of each gradient, are those of backpropagation by hand",
+        "the first losses, norms of gradients and steps are those of backpropagation by hand",
         *(seen, hand, "Rumelhart, Hinton and Williams 1986; gradlab.measuring.backpropagation"),
-        chance=min(0.5, chance),
-        rounding=rounding,
+        where=np.isfinite(hand),  # a training may diverge
+        chance=min(0.5, first.sizes["first_step"] * of_a_step),
+        rounding=rounding.fillna(0.0),
     )
 
 

@@ -6,6 +6,7 @@ a transformer by pulling softmax less the label back through plain sums and prod
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,9 +14,10 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from gradlab.arithmetic import precision, scaled
+from gradlab.arithmetic import formats, precision, scaled
 from gradlab.measuring.training import Data, Schedule, Trajectory
 from gradlab.models.activations import Activation
+from gradlab.models.chain import Chain
 from gradlab.models.ensembles import Affine
 from gradlab.models.transformer import Design, ImageReader
 
@@ -36,34 +38,122 @@ class Pass(NamedTuple):
     rounding: Array
 
 
-def with_training(ran: Trajectory, by_hand: Pass) -> Array:
-    """Norms of gradients, then the loss, of a training's first batch, `(3, num_norms + 1)`.
+class Rule(NamedTuple):
+    """What makes a step of gradients: descent, or Adam (Kingma and Ba 2015, algorithm 1).
 
-    As the training has them, by hand, and by how much rounding can make the two differ.
+    Attributes:
+        rate: the learning rate.
+        tau: the threshold of a clip of each gradient before, `()` or `(num_steps,)`; inf for none.
+        beta_1: of the mean of gradients; 0 for the last one.
+        beta_2: of the mean of squares; None of descent, which divides by no root of it.
+        eps: what is added to that root.
     """
-    seen = jnp.append(ran.gradient[0], ran.loss[0])
-    hand = jnp.append(by_hand.norms, by_hand.loss)
-    return jnp.stack([seen, hand, jnp.full_like(seen, by_hand.rounding)])
+
+    rate: float | Array
+    tau: ArrayLike = jnp.inf
+    beta_1: float = 0.0
+    beta_2: float | None = None
+    eps: float = 1e-8
 
 
-def first_batch(data: Data, batches: Schedule) -> Data:
-    """The examples of a schedule's first step, `(batch_size, ...)`, not by way of `training`."""
-    chosen, gain = batches.indices[0], batches.gain[0].astype(data.x.dtype)
-    return Data(data.x[chosen] * gain, data.y[chosen])
+def adam(rate: float | Array) -> Rule:
+    """Adam with the constants of its paper."""
+    return Rule(rate, beta_1=0.9, beta_2=0.999)
 
 
 @precision.highest
-def by_matrices(layers: Affine, phi: Activation, batch: Data, num_classes: int) -> Pass:
+def first_steps(
+    ran: Trajectory,
+    one_pass: Callable[[Any, Data], Pass],
+    rule: Rule,
+    data: Data,
+    batches: Schedule,
+) -> Array:
+    """A training's first losses, norms of gradients and steps, `(3, num_steps, num_norms + 2)`.
+
+    As the training has them, by hand, and by how much rounding can make the two differ. Each step
+    by hand is at the parameters that the training had there, of a batch taken from the data not by
+    way of `training`: so nothing accumulates but the moments of Adam. Of the entries of a step only
+    that is looked at which differs most, in units of what it may.
+
+    Args:
+        ran: a training, of which the first `training.FIRST` steps are looked at, or all.
+        one_pass: from parameters and a batch to the pass, whose gradient has leaves in their order.
+        rule: what its optimiser ought to do.
+        data: what the schedule's indices point into.
+        batches: its schedule.
+    """
+    now = jax.tree.map(lambda kept: kept[:-1], ran.first)
+    later = jax.tree.map(lambda kept: kept[1:], ran.first)
+    num_steps = len(jax.tree.leaves(now)[0])
+    early = jax.tree.map(lambda part: part[:num_steps], batches)
+
+    def by_hand(at: tuple[Any, Schedule]) -> Pass:
+        params, (chosen, gain) = at
+        return one_pass(params, Data(data.x[chosen] * gain.astype(data.x.dtype), data.y[chosen]))
+
+    passes = jax.lax.map(by_hand, (now, early))
+    G, before, after = map(_in_rows, (passes.gradient, now, later))
+    step, moved = _update(rule, G, jax.lax.cummax(passes.rounding)[:, None])
+    moved += 4 * scaled.eps(G.dtype) * (jnp.abs(before) + jnp.abs(after) + jnp.abs(step))
+    worst = jnp.argmax(jnp.abs(after - before - step) / moved, axis=1)[:, None]
+
+    def row(norms: Array, loss: Array, steps: Array) -> Array:
+        at_worst = jnp.take_along_axis(steps, worst, axis=1)
+        return jnp.concatenate([norms, loss[:, None], at_worst], axis=1)
+
+    allowed = jnp.broadcast_to(passes.rounding[:, None], passes.norms.shape)
+    seen = row(ran.gradient[:num_steps], ran.loss[:num_steps], after - before)
+    hand = row(passes.norms, passes.loss, step)
+    return jnp.stack([seen, hand, row(allowed, passes.rounding, moved)])
+
+
+def _in_rows(tree: Any) -> Array:
+    """All entries of a pytree whose leaves begin with the axis of steps, `(num_steps, n)`."""
+    leaves = jax.tree.leaves(tree)
+    return jnp.concatenate([leaf.reshape(len(leaf), -1) for leaf in leaves], axis=1)
+
+
+def _update(rule: Rule, G: Array, rounding: Array) -> tuple[Array, Array]:
+    """The steps that gradients `(num_steps, n)` make, and by how much their rounding moves them.
+
+    A clip moves an entry by its own rounding and by that of the norm. A mean whose weights add up
+    to 1 moves by no more than what it is of, and so does the root of a mean square. So
+    u = m / (r + eps) moves by no more than (1 + |u|) / (r + eps) as much, and where r itself is
+    rounding by no more than twice the largest that it can be.
+    """
+    norms = jnp.sqrt(jnp.sum(G**2, axis=1, keepdims=True))
+    tau = jnp.asarray(rule.tau, G.dtype).reshape(-1, 1)
+    G, rounding = jnp.where(norms > tau, G * tau / norms, G), rounding * (1 + (norms > tau))
+    age = jnp.arange(len(G))[:, None] - jnp.arange(len(G))[None]
+
+    def weights(beta: float) -> Array:
+        w = jnp.where(age < 0, 0.0, jnp.asarray(beta, G.dtype) ** jnp.maximum(age, 0))
+        return w / jnp.sum(w, axis=1, keepdims=True)
+
+    m = weights(rule.beta_1) @ G
+    if rule.beta_2 is None:
+        return -rule.rate * m, rule.rate * jnp.broadcast_to(rounding, m.shape)
+    root = jnp.sqrt(weights(rule.beta_2) @ G**2) + rule.eps
+    squares = weights(rule.beta_1) ** 2 / jnp.where(age < 0, 1.0, weights(rule.beta_2))
+    most = 2 * jnp.sqrt(jnp.sum(squares, axis=1, keepdims=True))  # Cauchy and Schwarz
+    moved = jnp.minimum(rounding * (1 + jnp.abs(m) / root) / root, most)
+    return -rule.rate * m / root, rule.rate * moved
+
+
+@precision.highest
+def by_matrices(phi: Activation, num_classes: int, model: Chain, batch: Data) -> Pass:
     """The pass of a batch through layers W phi(z) + b of one width, the first outputs being logits.
 
     Args:
-        layers: W `(depth, width, width)` and b `(depth, width)`.
         phi: the activation, whose `dphi` is taken for its slope.
-        batch: inputs `(batch_size, num_pixels)`, followed by zeros up to the width, and labels.
         num_classes: how many of the outputs are logits.
+        model: its parameters are W `(depth, width, width)` and b `(depth, width)`.
+        batch: inputs `(batch_size, num_pixels)`, followed by zeros up to the width, and labels.
     """
+    layers: Affine = model.params
     width = layers.b.shape[1]
-    z_0 = jnp.pad(batch.x, ((0, 0), (0, width - batch.x.shape[1])))
+    z_0 = _padded(batch.x, width)
 
     def ahead(z: Array, layer: Affine) -> tuple[Array, Array]:
         return phi(z) @ layer.W.T + layer.b[None], z
@@ -82,9 +172,8 @@ def by_matrices(layers: Affine, phi: Activation, batch: Data, num_classes: int) 
 
 @precision.highest
 def of_readout(
-    layers: Affine,
-    readout: Array,
     phi: Activation,
+    model: Sequence[Chain],
     batch: Data,
     skip: ArrayLike = 0.0,
     factor: ArrayLike = 1.0,
@@ -94,13 +183,14 @@ def of_readout(
     Or through residual layers `skip z + factor phi(W z + b)`.
 
     Args:
-        layers: W `(depth, width, width)` and b `(depth, width)`.
-        readout: `(num_classes, width)`; its gradient, and that one's norm, is the last.
         phi: the activation, whose `dphi` is taken for its slope.
-        batch: inputs `(batch_size, width)` and labels.
+        model: a chain of W `(depth, width, width)` and b `(depth, width)`, and a linear one of the
+            read-out `(1, num_classes, width)`, whose gradient, and its norm, is the last.
+        batch: inputs `(batch_size, num_pixels)`, followed by zeros up to the width, and labels.
         skip: factor of the identity beside each layer; 0 for none.
         factor: of each layer.
     """
+    layers, (readout,) = (part.params for part in model)
     kept, taken = (jnp.asarray(number, batch.x.dtype) for number in (skip, factor))
 
     def ahead(z: Array, layer: Affine) -> tuple[Array, tuple[Array, Array]]:
@@ -112,13 +202,17 @@ def of_readout(
         at_h = taken * delta * phi.dphi(h)
         return kept * delta + at_h @ layer.W, Affine(at_h.T @ z, jnp.sum(at_h, axis=0))
 
-    z_L, states = jax.lax.scan(ahead, batch.x, layers)
+    depth, width = layers.b.shape
+    z_L, states = jax.lax.scan(ahead, _padded(batch.x, width), layers)
     loss, off = _loss_and_slope(z_L @ readout.T, batch.y)
     own = jax.lax.scan(back, off @ readout, (layers, states), reverse=True)[1]
     last = off.T @ z_L
-    depth, width = layers.b.shape
     norms = jnp.append(_by_layer(own), jnp.sqrt(jnp.sum(last**2)))
-    return _with_rounding(loss, (own, last), norms, depth + 1, width, len(batch.y))
+    return _with_rounding(loss, (own, last[None]), norms, depth + 1, width, len(batch.y))
+
+
+def _padded(x: Array, width: int) -> Array:
+    return jnp.pad(x, ((0, 0), (0, width - x.shape[1])))
 
 
 def _by_layer(gradient: Affine) -> Array:
@@ -126,12 +220,12 @@ def _by_layer(gradient: Affine) -> Array:
 
 
 @precision.highest
-def of_reader(reader: ImageReader, design: Design, batch: Data) -> Pass:
+def of_reader(design: Design, reader: ImageReader, batch: Data) -> Pass:
     """The pass of a batch of images through a transformer, its equations written out once more.
 
     Args:
-        reader: its embedding, blocks and read-out.
         design: the same in all blocks, or one for each; no norm inside a branch.
+        reader: its embedding, blocks and read-out.
         batch: images `(batch_size, num_pixels)` and labels.
     """
 
@@ -188,7 +282,8 @@ def _with_rounding(
     farther off at the end as the gradient is larger before it, and moves what is there as much.
     """
     most, eps = jnp.max(norms), scaled.eps(norms.dtype)
-    relative = 4 * num_products * width**1.5 * batch_size**0.5 * eps * most / norms[-1]
+    last = jnp.maximum(norms[-1], formats.finfo(norms.dtype).tiny)  # which is 0 if all of them are
+    relative = 4 * num_products * width**1.5 * batch_size**0.5 * eps * most / last
     return Pass(loss, gradient, norms, relative * jnp.maximum(loss, most))
 
 

@@ -27,6 +27,9 @@ from gradlab.models.chain import Chain
 Params = Any  # any pytree of real floating arrays
 Apply = Callable[[Params, Array], Array]  # parameters and one input to the logits
 
+FIRST = 3
+"""Steps of a training whose parameters it keeps: what it can be held against by hand."""
+
 # Every fifth image is held out. The file is ordered by writer, so both parts know every hand.
 _HELD_OUT = 5
 
@@ -59,6 +62,7 @@ class Trajectory(NamedTuple):
         step_size: `(num_steps,)` norm of the change of all parameters.
         distance: `(num_steps,)` norm of the parameters less those at the start, after the step.
         watched: what `watch` returned of the parameters before the step, `(num_steps, ...)`.
+        first: the parameters at the start and after each of the first `FIRST` steps, a new axis.
         params: at the end.
         optimizer: the optimiser's state at the end, where a monitor keeps its record.
     """
@@ -68,6 +72,7 @@ class Trajectory(NamedTuple):
     step_size: Array
     distance: Array
     watched: Any
+    first: Params
     params: Params
     optimizer: Any
 
@@ -275,8 +280,8 @@ def train(
         watch: what else to record, of the parameters before each step.
     """
 
-    def one_step(carry: tuple[Params, Any], step: Schedule) -> tuple[tuple[Params, Any], Any]:
-        now, state = carry
+    def one_step(carry: tuple[Params, Any, Params], at: Any) -> tuple[Any, Any]:
+        (now, state, first), (k, step) = carry, at
         value, grads = jax.value_and_grad(
             lambda params: loss(apply, params, batch(data, step.indices, step.gain))
         )(now)
@@ -284,10 +289,13 @@ def train(
         later = optax.apply_updates(now, updates)
         moved = jax.tree.map(jnp.subtract, later, params)
         sizes = norms_by_layer(grads), fast_norm(updates), fast_norm(moved)
-        return (later, state), (value, sizes, watch(now))
+        first = jax.tree.map(lambda kept, p: kept.at[k + 1].set(p, mode="drop"), first, later)
+        return (later, state, first), (value, sizes, watch(now))
 
-    start = (params, optimizer.init(params))
-    (end, state), (values, (gradient, step_size, distance), watched) = jax.lax.scan(
-        one_step, start, batches
+    num_steps = len(batches.gain)
+    rows = min(FIRST, num_steps) + 1
+    kept = jax.tree.map(lambda p: jnp.broadcast_to(p, (rows, *p.shape)), params)
+    (end, state, first), (values, (gradient, step_size, distance), watched) = jax.lax.scan(
+        one_step, (params, optimizer.init(params), kept), (jnp.arange(num_steps), batches)
     )
-    return Trajectory(values, gradient, step_size, distance, watched, end, state)
+    return Trajectory(values, gradient, step_size, distance, watched, first, end, state)

@@ -1,10 +1,13 @@
 """Backpropagation by hand is what JAX differentiates, of a network by its own layers."""
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import gradlab as gl
@@ -16,7 +19,7 @@ def test_it_has_the_loss_and_the_gradient_of_every_layer_that_jax_has(name: str)
     made = (5, 12, phi, 1.3, 0.2)
     model = gl.ensembles.random(keys[0], *made, draw="gaussian", layer="preactivation")
     x, y = jax.random.normal(keys[1], (7, 9)), jax.random.randint(keys[2], (7,), 0, 4)
-    found = gl.backpropagation.by_matrices(model.params, phi, gl.training.Data(x, y), 4)
+    found = gl.backpropagation.by_matrices(phi, 4, model, gl.training.Data(x, y))
 
     def logits(model: gl.chain.Chain, x: jax.Array) -> jax.Array:
         return model(jnp.pad(x, (0, 3)))[:4]
@@ -34,15 +37,17 @@ def test_it_has_the_loss_and_the_gradient_of_every_layer_that_jax_has(name: str)
 @pytest.mark.parametrize("name", ["relu", "tanh"])
 def test_behind_a_read_out_it_has_them_too(name: str) -> None:
     phi, keys = gl.activations.PHI[name], jax.random.split(jax.random.key(3), 4)
-    model = gl.ensembles.gaussian(keys[0], 4, 9, phi, 1.4, 0.3)
+    layers = gl.ensembles.gaussian(keys[0], 4, 9, phi, 1.4, 0.3)
     readout, x = jax.random.normal(keys[1], (5, 9)), jax.random.normal(keys[2], (6, 9))
     batch = gl.training.Data(x, jax.random.randint(keys[3], (6,), 0, 5))
 
-    def loss(model: gl.chain.Chain, readout: jax.Array) -> jax.Array:
-        return gl.training.cross_entropy(jax.vmap(model)(x) @ readout.T, batch.y)
+    model = [layers, gl.chain.linear(readout[None])]
 
-    found = gl.backpropagation.of_readout(model.params, readout, phi, batch)
-    value, slopes = jax.value_and_grad(loss, (0, 1))(model, readout)
+    def loss(model: list[gl.chain.Chain]) -> jax.Array:
+        return gl.training.loss(gl.training.apply_model, model, batch)
+
+    found = gl.backpropagation.of_readout(phi, model, batch)
+    value, slopes = jax.value_and_grad(loss)(model)
     assert 0 < found.rounding < 1e-9
     np.testing.assert_allclose(found.loss, value, atol=float(found.rounding))
     for own, by_jax in zip(*map(jax.tree.leaves, (found.gradient, slopes)), strict=True):
@@ -54,7 +59,7 @@ def test_behind_a_read_out_it_has_them_too(name: str) -> None:
 @pytest.mark.parametrize(("skip", "factor"), [(1.0, 0.5), (0.5, 2.0)])
 def test_beside_an_identity_it_has_them_too(skip: float, factor: float) -> None:
     phi, keys = gl.activations.PHI["tanh"], jax.random.split(jax.random.key(4), 3)
-    params = gl.ensembles.gaussian(keys[0], 4, 9, phi, 1.4, 0.3).params
+    model = gl.ensembles.gaussian(keys[0], 4, 9, phi, 1.4, 0.3)
     x, first = jax.random.normal(keys[1], (6, 9)), jnp.eye(5, 9)
     batch = gl.training.Data(x, jax.random.randint(keys[2], (6,), 0, 5))
 
@@ -64,21 +69,91 @@ def test_beside_an_identity_it_has_them_too(skip: float, factor: float) -> None:
             z = skip * z + factor * jnp.tanh(z @ W.T + b[None])
         return gl.training.cross_entropy(z @ first.T, batch.y)
 
-    found = gl.backpropagation.of_readout(params, first, phi, batch, skip, factor)
-    value, slopes = jax.value_and_grad(loss)(params)
+    found = gl.backpropagation.of_readout(
+        phi, [model, gl.chain.linear(first[None])], batch, skip, factor
+    )
+    value, slopes = jax.value_and_grad(loss)(model.params)
     np.testing.assert_allclose(found.loss, value, atol=float(found.rounding))
     for own, by_jax in zip(found.gradient[0], slopes, strict=True):
         np.testing.assert_allclose(own, by_jax, atol=float(found.rounding))
 
 
-def test_the_first_batch_is_that_of_the_first_step() -> None:
-    data, _ = gl.training.digits(float)
-    batches = gl.training.schedule(jax.random.key(5), len(data.y), 7, 3)
-    batches = gl.training.with_freak(batches, 0, 3.0)
+NUM_STEPS, RATE = 5, 0.01
 
-    found = gl.backpropagation.first_batch(data, batches)
-    np.testing.assert_array_equal(found.x, 3 * data.x[batches.indices[0]])
-    np.testing.assert_array_equal(found.y, data.y[batches.indices[0]])
+RULES: dict[str, tuple[optax.GradientTransformation, gl.backpropagation.Rule]] = {
+    "descent": (optax.sgd(RATE), gl.backpropagation.Rule(RATE)),
+    "Adam": (optax.adam(RATE), gl.backpropagation.adam(RATE)),
+    "clipped Adam": (
+        optax.chain(optax.clip_by_global_norm(0.1), optax.adam(RATE)),
+        gl.backpropagation.adam(RATE)._replace(tau=0.1),
+    ),
+    "clipped": (
+        optax.chain(optax.clip_by_global_norm(0.1), optax.sgd(RATE)),
+        gl.backpropagation.Rule(RATE, 0.1),
+    ),
+}
+
+
+def share(
+    optimizer: optax.GradientTransformation,
+    rule: gl.backpropagation.Rule,
+    *,
+    num_steps: int = NUM_STEPS,
+    of_data: Callable[[gl.training.Data], gl.training.Data] = lambda data: data,
+    of_batches: Callable[[gl.training.Schedule], gl.training.Schedule] = lambda batches: batches,
+) -> jax.Array:
+    """How far a training is off its first steps by hand, in units of what is allowed."""
+    phi, (data, _) = gl.activations.PHI["tanh"], gl.training.digits(float)
+    made = 2, 64, phi, 1.3, 0.2
+    model = gl.ensembles.random(jax.random.key(6), *made, draw="gaussian", layer="preactivation")
+    batches = gl.training.schedule(jax.random.key(5), len(data.y), 7, num_steps)
+    batches = gl.training.with_freak(batches, 0, 3.0)
+    ran = gl.training.train(
+        gl.training.ten_logits, model, optimizer, of_data(data), of_batches(batches)
+    )
+    hand = functools.partial(gl.backpropagation.by_matrices, phi, 10)
+    seen, found, rounding = gl.backpropagation.first_steps(ran, hand, rule, data, batches)
+    assert seen.shape == (min(3, num_steps), 2 + 2)
+    assert bool(jnp.all(rounding > 0))
+    assert float(jnp.max(rounding[:, :-1])) < 1e-8
+    return jnp.abs(seen - found) / rounding
+
+
+@pytest.mark.parametrize("num_steps", [1, NUM_STEPS])
+@pytest.mark.parametrize("rule", RULES)
+def test_the_first_steps_of_a_training_are_those_by_hand(rule: str, num_steps: int) -> None:
+    assert float(jnp.max(share(*RULES[rule], num_steps=num_steps))) < 1
+
+
+def with_other(batches: gl.training.Schedule) -> gl.training.Schedule:
+    return batches._replace(indices=batches.indices.at[2].set(batches.indices[1]))
+
+
+@pytest.mark.parametrize(
+    ("rule", "fault"),
+    [
+        ("Adam", {"optimizer": optax.adam(RATE, b2=0.998)}),
+        ("Adam", {"optimizer": optax.adam(RATE, b1=0.899)}),
+        ("Adam", {"optimizer": optax.adam(1.001 * RATE)}),
+        ("Adam", {"optimizer": optax.adam(RATE, eps=1e-6)}),
+        ("Adam", {"optimizer": optax.adam(RATE, nesterov=True)}),
+        ("Adam", {"optimizer": optax.adamw(RATE, weight_decay=1e-3)}),
+        ("Adam", {"optimizer": optax.amsgrad(RATE)}),
+        ("clipped Adam", {"optimizer": optax.adam(RATE)}),
+        ("descent", {"optimizer": optax.sgd(RATE, momentum=0.01)}),
+        ("descent", {"optimizer": optax.chain(optax.add_decayed_weights(1e-3), optax.sgd(RATE))}),
+        ("descent", {"of_batches": with_other}),
+        ("descent", {"of_batches": lambda batches: batches._replace(gain=jnp.ones(NUM_STEPS))}),
+        ("descent", {"of_data": lambda data: data._replace(y=jnp.roll(data.y, 1))}),
+        ("descent", {"of_data": lambda data: data._replace(x=0.999 * data.x)}),
+    ],
+)
+def test_what_is_wrong_with_a_training_is_far_beyond_its_rounding(
+    rule: str, fault: dict[str, Any]
+) -> None:
+    optimizer, ought = RULES[rule]
+    beyond = share(fault.pop("optimizer", optimizer), ought, **fault)
+    assert float(jnp.max(beyond)) > 100
 
 
 @pytest.mark.parametrize("name", ["Post", "Pre"])
@@ -93,7 +168,7 @@ def test_a_reader_written_out_has_the_loss_and_the_gradients_of_its_blocks(name:
         apply = functools.partial(gl.transformer.classify, design)
         return gl.training.loss(apply, reader, batch)
 
-    found = gl.backpropagation.of_reader(reader, design, batch)
+    found = gl.backpropagation.of_reader(design, reader, batch)
     value, slopes = jax.value_and_grad(loss)(reader)
     assert 0 < found.rounding < 1e-9
     np.testing.assert_allclose(found.loss, value, atol=float(found.rounding))

@@ -51,7 +51,7 @@ def test_an_interrupted_sweep_keeps_what_is_done_and_says_how_to_go_on(toy: Toy)
 
 
 @pytest.mark.slow
-def test_a_sweep_killed_at_ten_moments_ends_as_an_undisturbed_one(toy: Toy) -> None:
+def test_a_sweep_killed_at_five_moments_ends_as_an_undisturbed_one(toy: Toy) -> None:
     draws = random.Random(7)
     begun = time.monotonic()
     assert end(toy.start(*SWEEP, SLOW)).status == 0
@@ -63,7 +63,7 @@ def test_a_sweep_killed_at_ten_moments_ends_as_an_undisturbed_one(toy: Toy) -> N
         path.rmdir() if path.is_dir() else path.unlink()
     shutil.rmtree(toy.store)
     killed = 0
-    while killed < 10:
+    while killed < 5:
         process = toy.start(*SWEEP, SLOW)
         try:
             # Most of the time goes by before the first chunk; moments after it count more.

@@ -180,32 +180,34 @@ def of_readout(
 ) -> Pass:
     """The pass of a batch through layers phi(W z + b) of one width, and a linear read-out.
 
-    Or through residual layers `skip z + factor phi(W z + b)`.
+    Or through residual layers `skip z + factor phi(W z + b)`, the same in all, or one for each.
 
     Args:
         phi: the activation, whose `dphi` is taken for its slope.
         model: a chain of W `(depth, width, width)` and b `(depth, width)`, and a linear one of the
             read-out `(1, num_classes, width)`, whose gradient, and its norm, is the last.
         batch: inputs `(batch_size, num_pixels)`, followed by zeros up to the width, and labels.
-        skip: factor of the identity beside each layer; 0 for none.
-        factor: of each layer.
+        skip: factor of the identity beside each layer, `()` or `(depth,)`; 0 for none.
+        factor: of each layer, likewise.
     """
     layers, (readout,) = (part.params for part in model)
-    kept, taken = (jnp.asarray(number, batch.x.dtype) for number in (skip, factor))
+    depth, width = layers.b.shape
+    factors = [jnp.broadcast_to(jnp.asarray(f, batch.x.dtype), depth) for f in (skip, factor)]
 
-    def ahead(z: Array, layer: Affine) -> tuple[Array, tuple[Array, Array]]:
+    def ahead(z: Array, at: tuple[Affine, list[Array]]) -> tuple[Array, tuple[Array, Array]]:
+        layer, (kept, taken) = at
         h = z @ layer.W.T + layer.b[None]
         return kept * z + taken * phi(h), (z, h)
 
-    def back(delta: Array, at: tuple[Affine, tuple[Array, Array]]) -> tuple[Array, Affine]:
-        layer, (z, h) = at
+    def back(delta: Array, at: Any) -> tuple[Array, Affine]:
+        (layer, (kept, taken)), (z, h) = at
         at_h = taken * delta * phi.dphi(h)
         return kept * delta + at_h @ layer.W, Affine(at_h.T @ z, jnp.sum(at_h, axis=0))
 
-    depth, width = layers.b.shape
-    z_L, states = jax.lax.scan(ahead, _padded(batch.x, width), layers)
+    every = layers, factors
+    z_L, states = jax.lax.scan(ahead, _padded(batch.x, width), every)
     loss, off = _loss_and_slope(z_L @ readout.T, batch.y)
-    own = jax.lax.scan(back, off @ readout, (layers, states), reverse=True)[1]
+    own = jax.lax.scan(back, off @ readout, (every, states), reverse=True)[1]
     last = off.T @ z_L
     norms = jnp.append(_by_layer(own), jnp.sqrt(jnp.sum(last**2)))
     return _with_rounding(loss, (own, last[None]), norms, depth + 1, width, len(batch.y))

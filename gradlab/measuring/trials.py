@@ -7,18 +7,20 @@ so that a network costs what its own layers cost, and memory is that of one.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax import Array
 from jax.typing import ArrayLike
 
-from gradlab.measuring import training
-from gradlab.measuring.training import Data
+from gradlab.measuring import backpropagation, training
+from gradlab.measuring.training import Data, Schedule, Trajectory
 from gradlab.models import ensembles
-from gradlab.models.activations import Phi
-from gradlab.models.chain import Chain
+from gradlab.models.activations import Activation, Phi
+from gradlab.models.chain import Chain, linear
 
 
 class Candidate(NamedTuple):
@@ -84,7 +86,8 @@ def losses(
     flat = jax.tree.map(jnp.ravel, networks)
 
     def one(network: tuple[Array, Candidate]) -> tuple[Array, Array]:
-        return trained(*network, phis, data, budget)
+        ran, _ = trained(*network, phis, data, budget)
+        return ran.loss, ensembles.realised(ran.first[0].params.W[0])
 
     every = jax.lax.map(one, (jax.random.split(key, flat.kind.size), flat))
     loss, moments = (part.reshape(*networks.kind.shape, -1) for part in every)
@@ -93,13 +96,13 @@ def losses(
 
 def trained(
     key: Array, network: Candidate, phis: Sequence[Phi], data: Data, budget: Budget
-) -> tuple[Array, Array]:
-    """The loss of one network before each step, `(num_steps,)`, and `realised` of it, `(6,)`."""
+) -> tuple[Trajectory, Schedule]:
+    """The training of one network, of a chain and its linear read-out, and its batches."""
     key_chain, key_readout, key_batches = jax.random.split(key, 3)
     dtype, width = data.x.dtype, budget.width
     scales = (jnp.asarray(scale, dtype) for scale in (network.sigma_w, network.sigma_b))
     model = ensembles.gaussian(key_chain, budget.deepest, width, phis[0], *scales, dtype=dtype)
-    readout = ensembles.unit_gaussian(key_readout, (budget.num_classes, width), dtype)
+    readout = ensembles.unit_gaussian(key_readout, (1, budget.num_classes, width), dtype)
     is_there = jnp.arange(budget.deepest) < network.depth
     kind = jnp.broadcast_to(network.kind, is_there.shape)  # a layer closes over no traced number
 
@@ -108,17 +111,40 @@ def trained(
         return jax.lax.cond(there, lambda: jax.lax.switch(kind, phis, affine(z)), lambda: z)
 
     def logits(params: Any, x: Array) -> Array:
-        return params[1] @ Chain(layer, (params[0].params, is_there, kind))(x)
-
-    def step(params: Any, now: training.Schedule) -> tuple[Any, Array]:
-        picked = training.batch(data, now.indices, now.gain)
-        value, slopes = jax.value_and_grad(lambda p: training.loss(logits, p, picked))(params)
-        rate = jnp.asarray(network.rate, dtype)
-        return jax.tree.map(lambda p, slope: p - rate * slope, params, slopes), value
+        layers, read = params
+        return read(Chain(layer, (layers.params, is_there, kind))(x))
 
     batches = training.schedule(key_batches, data.y.size, budget.batch_size, budget.num_steps)
-    loss = jax.lax.scan(step, (model, readout), batches)[1]
-    return loss, ensembles.realised(model.params.W)
+    descent = optax.sgd(jnp.asarray(network.rate, dtype))
+    return training.train(logits, (model, linear(readout)), descent, data, batches), batches
+
+
+def first_steps(
+    key: Array, networks: Candidate, phis: Sequence[Activation], data: Data, budget: Budget
+) -> Array:
+    """The `backpropagation.first_steps` of networks, `(..., 3, num_steps, deepest + 3)`.
+
+    `...` is as of the networks, which are trained for no more than these steps. The rounding of
+    short formats hides much in deep ones.
+    """
+    budget = budget._replace(num_steps=min(training.FIRST, budget.num_steps))
+
+    def one(at: tuple[Array, Candidate]) -> Array:
+        key, network = at
+        ran, batches = trained(key, network, phis, data, budget)
+        is_there = jnp.arange(budget.deepest) < network.depth
+        phi, dphi, d2phi = (
+            partial(jax.lax.switch, network.kind, [getattr(phi, name) for phi in phis])
+            for name in ("phi", "dphi", "d2phi")
+        )
+        own = Activation("its own", phi, dphi, d2phi)
+        hand = partial(backpropagation.of_readout, own, skip=~is_there, factor=is_there)
+        rule = backpropagation.Rule(network.rate)
+        return backpropagation.first_steps(ran, hand, rule, data, batches)
+
+    flat = jax.tree.map(jnp.ravel, networks)
+    found = jax.lax.map(one, (jax.random.split(key, flat.kind.size), flat))
+    return found.reshape(*networks.kind.shape, *found.shape[1:])
 
 
 def fates(loss: Array, num_classes: int) -> Array:

@@ -194,7 +194,7 @@ def caption(data: xr.Dataset) -> str:
     return f"""In order, half of a guess's loss is left at {most.value:.1f} ξ_c ({most.low:.1f} to
         {most.high:.1f}) after {data.attrs["num_steps"]} steps; nearer to chaos the budget ends
         first. Brier scores of {data.fate.size} forecasts: {scores[0]:.2f} by theory, fixed on other
-        seeds, {scores[1]:.2f} by plain numbers, {scores[2]:.2f} of the plain guess; worst {worst}."""
+        seeds, {scores[1]:.2f} by plain numbers, {scores[2]:.2f} of guessing; worst {worst}."""
 
 
 def headline(data: xr.Dataset) -> Iterator[gl.Headline]:

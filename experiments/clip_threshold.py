@@ -180,17 +180,11 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     )
     depth, width, num_digits = (int(data.attrs[name]) for name in ("depth", "width", "batch_size"))
     rate, part, tau = (data.attrs[name] for name in ("learning_rate", "part", "tau"))
-    # A norm is the root of a rounded sum of squares (Higham 2002, section 3.1), here and there.
-    sums = (depth * width * (width + 1) / 2 + 4) * eps
     quantile = quantiles(data.gradient, part)
     limit = quantile.where(data.rule == "quantile", np.inf).where(data.rule != "fixed", tau)
-    asked = rate * np.minimum(data.gradient, limit)
-    yield gl.claim.everywhere(
-        "every step has the length that its rule asks for, by the norms so far",
-        *(data.step_size, asked, ALGORITHM),
-        where=np.isfinite(before(np.maximum, data.gradient)) & np.isfinite(asked),
-        rounding=sums * asked,
-    )
+    num_entries = depth * width * (width + 1)
+    given = data.step_size, data.gradient, limit, rate, num_entries, ALGORITHM
+    yield gl.claim.step_lengths(*given)
     yield gl.claim.backpropagated(
         data["first"], kinked=[data.loss.size, depth, width, width, num_digits]
     )
@@ -203,6 +197,7 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     few = np.ceil(part * num) <= num - before(np.add, data.is_freak.astype(float))
     usual = "while freaks are fewer than the quantile's share no step is longer than a usual one"
     through = "where they are more, it lets a freak's step through"
+    sums = (num_entries / 2 + 4) * eps  # of norms, here and there (Higham 2002, section 3.1)
     for sentence, relation, bound, where in (
         (usual, gl.claim.at_most, rate * calm, finite & few),
         (through, gl.claim.at_least, rate * freak, finite & ~few & (size > freak)),

@@ -170,24 +170,16 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     depth, width, num_digits = (int(data.attrs[name]) for name in ("depth", "width", "batch_size"))
     # The norm of a step is the root of a rounded sum of n squares (Higham 2002, section 3.1); an
     # entry of it is rounded when it is clipped and when it is multiplied by the learning rate.
-    relative = {"sums": depth * width * (width + 1) * eps / 4, "entries": 2 * eps}
+    num_entries = depth * width * (width + 1)
     clipped = data.isel(threshold=slice(1, None))
-    longest = data.attrs["learning_rate"] * np.minimum(data.gradient, data.threshold)
-    causes, exact = (
-        {f"rounding_of_{name}": amount * size for name, amount in relative.items()}
-        for size in (clipped.longest, longest)
-    )
     yield gl.claim.at_most(
         "no clipped step, freak or not, is longer than the learning rate times tau",
         *(clipped.step_size, clipped.longest, ALGORITHM),
-        **causes,
+        rounding_of_sums=num_entries * eps / 4 * clipped.longest,
+        rounding_of_entries=2 * eps * clipped.longest,
     )
-    yield gl.claim.everywhere(
-        "every step is the learning rate times its gradient long, or times tau if that is less",
-        *(data.step_size, longest, ALGORITHM),
-        where=np.isfinite(longest) & np.isfinite(data.step_size),
-        **exact,
-    )
+    given = data.gradient, data.threshold, data.attrs["learning_rate"], num_entries
+    yield gl.claim.step_lengths(data.step_size, *given, ALGORITHM)
     sizes = [2 * data.sizes["threshold"], depth, num_digits, width, width]
     yield gl.claim.backpropagated(data["first"], kinked=sizes)
     before = data.isel(step=slice(freak))

@@ -51,7 +51,7 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         runs = [trained(kind, cfg, key_model, batches, train) for kind in KINDS]
         found = {name: jnp.stack([run[name] for run in runs]) for name in runs[0]}
         found["reach"] = cfg.learning_rate * jnp.cumsum(found["step"], axis=1)[:, at]
-        return found | {"moved": found["moved"][:, at], "first": found["moved"][:, 0]}
+        return found | {"moved": found["moved"][:, at]}
 
     found = gl.grid.over_draws(one, key, cfg.num_runs)
     phi = gl.activations.PHI[cfg.activation]
@@ -62,13 +62,12 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         "num_taken": gl.named(jnp.array(steps), "num_taken", long_name="steps taken"),
         "moved": gl.named(found["moved"], by_step, long_name="|W - W_0| of a layer"),
         "reach": gl.named(found["reach"], by_step, long_name="sum of its steps' lengths"),
-        "first": gl.named(found["first"], by_layer, long_name="|W - W_0| after one step"),
-        "gradient": gl.named(found["gradient"], by_layer, long_name="its first gradient"),
         "parameter": gl.named(["W", "b"], "parameter"),
         "variance": gl.named(jnp.stack([cfg.sigma_w, cfg.sigma_b]) ** 2, "parameter"),
         "entries": gl.named(found["entries"][:, 0], "run parameter pair moment"),
         "by_hand": gl.named(found["by_hand"], "run kind way first_step number"),
-        "off": gl.named(found["off"], "run kind", long_name="of the steps' lengths, relative"),
+        "length": gl.named(found["length"], "run kind step", long_name="of the whole gradient"),
+        "step_size": gl.named(found["step_size"], "run kind step"),
         "size": gl.named(found["size"], by_layer, long_name="|W_0|"),
         "chi_1": gl.named(gl.theory.meanfield.chi_1(phi, cfg.sigma_w, cfg.sigma_b), ""),
         "loss": gl.named(found["loss"], "run kind", long_name="at the end", units="nats"),
@@ -110,8 +109,8 @@ def trained(
     return {
         "moved": jnp.concatenate([run.watched[1:], moved(run.params)[None]]),
         "step": kept * run.gradient,
-        "gradient": run.gradient[0],
-        "off": jnp.nanmax(jnp.abs(run.step_size / (cfg.learning_rate * kept * length)[:, 0] - 1)),
+        "step_size": run.step_size,
+        "length": length[:, 0],
         "by_hand": gl.backpropagation.first_steps(run, by_hand, rule, data, batches),
         "size": gl.training.norms_by_layer(model),
         "entries": jnp.stack([realised(W, 2), realised(b[..., None], 2)]),
@@ -162,19 +161,17 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     # Weights are rounded at each step by half an ulp of numbers below 8 deviations of 1/√width.
     deviation = max(float(data.attrs["sigma_w"]) / width**0.5, float(data.attrs["sigma_b"]))
     of_weights = eps * 4 * deviation * num**0.5
-    total = np.sqrt(np.square(data.gradient).sum("layer"))
-    kept = np.minimum(1, tau / total).where(data.kind == CLIPPED, 1.0)
-    step = rate * kept * data.gradient
+    first = data.isel(num_taken=0)
     yield gl.claim.everywhere(
         "the first step moves each layer by the rate times its gradient, and all clipped by one",
-        *(data["first"], step, ALGORITHM),
-        rounding_of_sums=2 * num * eps * step,
+        *(first.moved, first.reach, ALGORITHM),
+        rounding_of_sums=2 * num * eps * first.reach,
         rounding_of_weights=2 * of_weights,
     )
-    sentence = "every step is the rate times its gradient long, or times the threshold if clipped"
-    rounding = 2 * data.layer.size * num * eps
-    yield gl.claim.everywhere(sentence, data.off, 0.0, ALGORITHM, rounding=rounding)
-    sizes = data.off.size, data.attrs["batch_size"], data.layer.size, width, width
+    limit = data.kind.copy(data=np.where(data.kind == CLIPPED, tau, np.inf))
+    given = data.step_size, data.length, limit, rate, num * data.layer.size
+    yield gl.claim.step_lengths(*given, ALGORITHM)
+    sizes = data.loss.size, data.attrs["batch_size"], data.layer.size, width, width
     yield gl.claim.backpropagated(data.by_hand, kinked=sizes)
     taken = data.num_taken
     yield gl.claim.at_most(
@@ -187,7 +184,9 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     yield gl.claim.weights(drawn, "the normal law", variance=data.variance)
     first = np.log10(data.moved.isel(layer=0, num_taken=-1))
     plain, clipped, residual = first.transpose("kind", ...)
-    if (kept.sel(kind=CLIPPED) < 1).all():  # else a run may be none the shorter
+    if (
+        data.length.sel(kind=CLIPPED).isel(step=0) > tau
+    ).all():  # else a run may be none the shorter
         sentence = "clipped, the first layer moves less than in the same training not clipped"
         yield gl.claim.gain(f"{sentence}, in decades", plain - clipped, ALGORITHM, over="run")
     # The plain gradient loses √chi_1 a layer, that of a branch its factor: else nothing is gained.

@@ -176,7 +176,7 @@ HOMES: dict[str, set[str]] = {
     },
     "optax": {
         *("lazy", "measuring.clip_rules", "measuring.clipping", "measuring.monitor"),
-        *("measuring.training", "measuring.coordinates", "diagnosis.watching"),
+        *("measuring.training", "measuring.coordinates", "measuring.trials", "diagnosis.watching"),
     },
     "pandas": {"sweeping.from_python", "sweeping.outcomes"},
     "rich": {"running", "sweeping"},

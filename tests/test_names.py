@@ -63,6 +63,7 @@ SHARED = {
     "plain": "without gates, and without a branch",
     "log_norm": "of any array: of reals, and of complex numbers by modulus",
     "spread": "the relative variance of squares: of reals, and of complex numbers",
+    "first_steps": "by hand: of a training, and of several networks that it trains",
     "overlaps": "of two tokens' rows of attention: as drawn, and their law",
     "P": "of a generic function: its parameters",
     "R": "of a generic function: what it returns",

@@ -306,6 +306,34 @@ def backpropagated(first: Any, *, kinked: Sequence[float]) -> Claim:
     )
 
 
+def step_lengths(
+    step_size: Any, gradient: Any, limit: Any, rate: Any, num_entries: float, source: str
+) -> Claim:
+    """The claim that every step of descent is the rate times its gradient long, or the limit.
+
+    Args:
+        step_size: lengths of steps, a labelled array.
+        gradient: norms of the gradients before any clip.
+        limit: what they are clipped to, infinite where they are not.
+        rate: the learning rate.
+        num_entries: of all parameters.
+        source: where the clip is defined.
+
+    What no number can hold is not judged: a training may diverge.
+    """
+    asked = rate * np.minimum(gradient, limit)
+    eps = float(np.finfo(step_size.dtype).eps)
+    return everywhere(
+        "every step is the learning rate times its gradient long, or times its threshold if less",
+        *(step_size, asked, source),
+        where=np.isfinite(asked) & np.isfinite(step_size),
+        # The root of a rounded sum of squares (Higham 2002, section 3.1), here and there, of
+        # entries that are rounded when they are clipped and when they are multiplied by the rate.
+        rounding_of_sums=num_entries / 2 * eps * asked,
+        rounding_of_entries=4 * eps * asked,
+    )
+
+
 def chi_squared(sentence: str, scores: Any, source: str) -> Claim:
     """The claim that scores, each a standard normal, have the sum of squares that they should.
 

@@ -1,5 +1,7 @@
 """Networks of many depths in one program, each held against itself alone."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,6 +52,26 @@ def test_each_network_is_trained_as_if_alone(data: training.Data) -> None:
     drawn = [ensembles.gaussian(jax.random.split(k, 3)[0], 5, 8, PHIS[0], 1.3, 0.2) for k in keys]
     expected = [ensembles.realised(model.params.W) for model in drawn]
     np.testing.assert_allclose(moments, jnp.stack(expected), rtol=1e-12)
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_the_first_steps_of_each_are_those_by_hand(wrong: bool, data: training.Data) -> None:
+    kind, depth = jnp.array([0, 1, 1]), jnp.array([5, 2, 4])
+    scales = (jnp.full(3, value) for value in (1.3, 0.2, 0.1))
+    # One that is differentiated as it ought not to be: tanh with the slope of the logistic.
+    slope = PHI["logistic"].dphi if wrong else PHIS[0].dphi
+    phis = [dataclasses.replace(PHIS[0], dphi=slope), PHIS[1]]
+    networks = trials.Candidate(kind, depth, *scales)
+
+    seen, hand, rounding = jnp.moveaxis(
+        trials.first_steps(jax.random.key(7), networks, phis, data, BUDGET), -3, 0
+    )
+
+    assert seen.shape == (3, 3, BUDGET.deepest + 3)
+    share = jnp.max(jnp.abs(seen - hand) / rounding, axis=(1, 2))
+    np.testing.assert_array_equal(share < 1, [not wrong, True, True])
+    np.testing.assert_array_equal(seen[1, :, 2:5], 0)  # layers that are not there
+    assert float(jnp.max(rounding)) < 1e-9
 
 
 def test_a_grid_has_every_combination_in_each_draw() -> None:

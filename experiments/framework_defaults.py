@@ -61,7 +61,7 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         "log_left": gl.named(left, f"draw {by_library}", long_name="log of |dL/dz_0| / |dL/dz_k|"),
         "log_left_law": gl.named(expected, by_library, units="nats"),
         "log_left_beyond": gl.named(beyond, by_library, long_name="what the law leaves out"),
-        **{way: gl.named(logs, "activation of", units="nats") for way, logs in ways.items()},
+        **{way: gl.named(logs, "activation of layer", units="nats") for way, logs in ways.items()},
         "gain": gl.named(gain, by_library, long_name="factor of the mean squared gradient there"),
         "most": gl.named(jnp.asarray(gl.theory.meanfield.DEPTH_SCALES / 2), "", units="nats"),
         "spread_law": gl.named(jnp.sqrt(spread / 4), "depth", long_name="its deviation, of relu"),
@@ -213,7 +213,7 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
         scores = (row.log_left - row.log_left_law) / row.spread_law
         spread = "relu's log gradient spreads over draws as 5/(4n) a layer"
         yield gl.claim.chi_squared(spread, scores, SPREAD)
-    sentence = "a gradient over a few layers, and two norms, are those of the J_k multiplied out"
+    sentence = "a gradient and two norms, at each of a few layers, are those of J_k multiplied out"
     ways = data.fast, data.literal, GRADIENT
     yield gl.claim.everywhere(sentence, *ways, rounding=data.rounding)
     seen, num = data.log_left.mean("draw"), data.sizes["draw"]

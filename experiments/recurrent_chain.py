@@ -51,7 +51,15 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     over = partial(gl.grid.over_draws, num_draws=cfg.num_draws)
     backs = [over(partial(by_lag, cfg, name), key_cells) for name in cells]
     gates = jnp.stack([over(partial(gated, cfg, name), key_gates) for name in cfg.cell])
-    few = few_steps(replace(cfg, num_lags=gl.certificate.FEW), cells, key_few)
+    short, back = replace(cfg, num_lags=gl.certificate.FEW), []  # so few that no wrong step hides
+    for name in cells:
+        ways = gl.certificate.both_ways(*begun(short, name, key_few))
+        lags = by_lag(short, name, key_few)[::-1]
+        back.append(jnp.stack(ways._replace(fast=ways.fast.at[0].set(lags))))
+    plain = partial(begun, short, "plain", key_few)
+    ways = jax.lax.map(lambda s: gl.certificate.both_ways(*plain(s)), cfg.singular_value)
+    ways = ways._replace(fast=ways.fast.at[:, 1].set(products(short, key_few)))
+    few = jnp.concatenate([jnp.stack(back), jnp.stack(ways, axis=1)])
     lag, tanh = jnp.arange(1, cfg.num_lags + 1), gl.activations.PHI["tanh"]
     chi = gl.theory.meanfield.chi_1(tanh, cfg.sigma_w, cfg.sigma_u)
     gate = gl.theory.clipping.gate_log_mean(cfg.bias, cfg.sigma_u**2)
@@ -110,19 +118,6 @@ def begun(cfg: Config, name: str, key: jax.Array, largest: Any = None) -> tuple[
     before, after = (gl.recurrent.unrolled(name, drawn, part) for part in jnp.split(inputs, 2))
     state = before(jnp.zeros(cfg.width * gl.recurrent.CELLS[name].num_states))
     return after, state, jax.random.normal(key_loss, state.shape)
-
-
-def few_steps(cfg: Config, cells: list[str], key: jax.Array) -> jax.Array:
-    """`both_ways` with what is measured here in it, `(network, 3, 3, num_lags)`."""
-
-    def held(given: tuple[Any, ...], row: int, seen: jax.Array) -> jax.Array:
-        ways = gl.certificate.both_ways(*given)
-        return jnp.stack(ways._replace(fast=ways.fast.at[row].set(seen)))
-
-    back = [held(begun(cfg, name, key), 0, by_lag(cfg, name, key)[::-1]) for name in cells]
-    grown = cfg.singular_value, products(cfg, key)
-    ahead = jax.lax.map(lambda at: held(begun(cfg, "plain", key, at[0]), 1, at[1]), grown)
-    return jnp.concatenate([jnp.stack(back), ahead])
 
 
 def gated(cfg: Config, name: str, key: jax.Array) -> jax.Array:

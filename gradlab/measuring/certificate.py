@@ -58,11 +58,11 @@ class Enclosure(NamedTuple):
 
 
 class BothWays(NamedTuple):
-    """One chain's products by the fast path and multiplied out; each `(3, depth)`, k = 1 ... L.
+    """One chain's products by the fast path and multiplied out; each `(4, depth)`, k = 1 ... L.
 
     Attributes:
-        fast: `log |v J_L ... J_k|/|v|`, backpropagated, `log |P_k|_2` and `log |P_k|` (nats), by
-            `jacobians`.
+        fast: `log |v J_L ... J_k|/|v|`, backpropagated, `log |P_k|_2`, `log |P_k|` and
+            `log |v P_k|/|v|` (nats), by `jacobians`.
         literal: the same of every `J_k`, multiplied.
         rounding: by how much rounding can make them differ.
     """
@@ -74,7 +74,7 @@ class BothWays(NamedTuple):
 
 @precision.highest
 def both_ways(model: Chain, x: Array, v: Array) -> BothWays:
-    """What a row becomes on its way back, and two norms, at every layer by both paths.
+    """A row through the last and the first layers, and two norms, at every layer by both paths.
 
     Either path adds `D_k |P_{k-1}|` to `P_k` in layer k, with `D_k` as in `log_norm_bound`, and
     what it had lost before grows by `|J_k|_2` at most; of a row it is the same, from the end. And
@@ -88,7 +88,9 @@ def both_ways(model: Chain, x: Array, v: Array) -> BothWays:
         v: a row, `(width,)`.
     """
     back = jacobians.log_gradient_norms(model, x, lambda z: v @ z)
-    norms = jacobians.log_spectral_norms(model, x), jacobians.log_norms(model, x)
+    ahead = jacobians.log_spectral_norms(model, x), jacobians.log_norms(model, x)
+    through = jacobians.along(model, x, lambda P: _log_norm(Scaled(v @ P.mantissa, P.exponent[0])))
+    log_v = jnp.log(jnp.linalg.norm(v))
     J, P = chain_rule.products(model, x)
     first, later = chain_rule.rows_through(v, J)
     row = jnp.log(jnp.linalg.norm(jnp.concatenate([first[None], later]), axis=1))
@@ -100,10 +102,14 @@ def both_ways(model: Chain, x: Array, v: Array) -> BothWays:
     stretch = _norms(J, 2)
     of_product = _running_error(own, stretch, jnp.append(jnp.log(x.size) / 2, norm))
     of_row = _running_error(own[::-1], stretch[::-1], row[::-1])[::-1]
-    lost = jnp.stack([of_row, of_product * jnp.exp(norm - spectral), of_product])
+    part = chain_rule.log_lengths(v, P) - log_v
+    lost = jnp.stack(
+        [of_row, *(of_product * jnp.exp(norm - log) for log in (spectral, norm, part))]
+    )
     rounding = jnp.where(lost < 1, -2 * jnp.log1p(-jnp.minimum(lost, 1)), jnp.inf)
-    ends = jnp.stack([back[:-1] - back[-1], *norms])
-    return BothWays(ends, jnp.stack([row[:-1] - row[-1], spectral, norm]), rounding)
+    fast = jnp.stack([back[:-1] - back[-1], *ahead, through - log_v])
+    literal = jnp.stack([row[:-1] - log_v, spectral, norm, part])
+    return BothWays(fast, literal, rounding)
 
 
 def of_few_layers(

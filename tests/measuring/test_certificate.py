@@ -184,7 +184,8 @@ def test_both_ways_agree_within_the_rounding_that_they_state_and_that_is_little(
             )
             arrived = np.linalg.norm(v @ jax.jacrev(tail)(states[k])) / np.linalg.norm(v)
             P = jax.jacrev(head)(x)
-            norms = np.log([arrived, np.linalg.norm(P, 2), np.linalg.norm(P)])
+            through = np.linalg.norm(v @ P) / np.linalg.norm(v)
+            norms = np.log([arrived, np.linalg.norm(P, 2), np.linalg.norm(P), through])
             np.testing.assert_allclose(both.literal[:, k], norms, rtol=1e-10, atol=1e-12)
 
         np.testing.assert_array_less(np.abs(both.fast - both.literal), both.rounding)
@@ -204,7 +205,7 @@ def test_the_rounding_of_both_ways_is_above_that_of_a_shorter_format() -> None:
             np.testing.assert_array_less(np.abs(path - exact), both.rounding)
 
 
-def test_a_wrong_layer_of_either_norm_or_of_a_row_is_beyond_the_rounding() -> None:
+def test_a_wrong_layer_of_a_norm_or_of_a_row_is_beyond_the_rounding() -> None:
     phi = gl.activations.PHI["tanh"]
     model = gl.ensembles.gaussian(jax.random.key(0), 6, 5, phi, 1.3, 0.1)
     both = certificate.both_ways(model, jnp.ones(5), jnp.ones(5))

@@ -15,6 +15,7 @@ flax Dense default init relu gain; haiku truncated normal not corrected; equinox
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import gradlab as gl
@@ -42,7 +43,9 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     """The realised variances, and what is left of the gradient with its laws, by library."""
     key_draws, key_few = jax.random.split(key)
     entries, left = gl.grid.over_draws(lambda key: one(cfg, key), key_draws, cfg.num_draws)
-    few = [few_layers(cfg, gl.activations.PHI[name], key_few) for name in cfg.activation]
+    sizes = cfg.width, max(cfg.depth)
+    drawn = [partial(network, cfg, gl.activations.PHI[name]) for name in cfg.activation]
+    few = [gl.certificate.of_few_layers(key_few, each, *sizes) for each in drawn]
     ways = jax.tree.map(lambda *rows: jnp.stack(rows), *few)._asdict()
     laws = [law(cfg, gl.activations.PHI[name]) for name in cfg.activation]
     by_library = "library activation depth"
@@ -61,7 +64,7 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         "log_left": gl.named(left, f"draw {by_library}", long_name="log of |dL/dz_0| / |dL/dz_k|"),
         "log_left_law": gl.named(expected, by_library, units="nats"),
         "log_left_beyond": gl.named(beyond, by_library, long_name="what the law leaves out"),
-        **{way: gl.named(logs, "activation of", units="nats") for way, logs in ways.items()},
+        **{way: gl.named(logs, "activation of layer", units="nats") for way, logs in ways.items()},
         "gain": gl.named(gain, by_library, long_name="factor of the mean squared gradient there"),
         "most": gl.named(jnp.asarray(gl.theory.meanfield.DEPTH_SCALES / 2), "", units="nats"),
         "spread_law": gl.named(jnp.sqrt(spread / 4), "depth", long_name="its deviation, of relu"),
@@ -95,13 +98,9 @@ def one(cfg: Config, key: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jnp.stack(entries, 1), jnp.stack([left(name) for name in cfg.activation], 1)
 
 
-def few_layers(cfg: Config, phi: gl.activations.Activation, key: jax.Array) -> Any:
-    """A row and two norms by two paths, of a few layers of the first library."""
-
-    def drawn(key: jax.Array, depth: int) -> gl.chain.Chain:
-        return gl.initialisers.chain(key, depth, cfg.width, phi, cfg.library[0])
-
-    return gl.certificate.of_few_layers(key, drawn, cfg.width, max(cfg.depth))
+def network(cfg: Config, phi: Any, key: jax.Array, depth: int) -> gl.chain.Chain:
+    """A chain with the weights of the first library."""
+    return gl.initialisers.chain(key, depth, cfg.width, phi, cfg.library[0])
 
 
 def law(cfg: Config, phi: gl.activations.Activation) -> tuple[jax.Array, ...]:
@@ -213,7 +212,7 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
         scores = (row.log_left - row.log_left_law) / row.spread_law
         spread = "relu's log gradient spreads over draws as 5/(4n) a layer"
         yield gl.claim.chi_squared(spread, scores, SPREAD)
-    sentence = "a gradient over a few layers, and two norms, are those of the J_k multiplied out"
+    sentence = "a gradient and two norms, at each of a few layers, are those of J_k multiplied out"
     ways = data.fast, data.literal, GRADIENT
     yield gl.claim.everywhere(sentence, *ways, rounding=data.rounding)
     seen, num = data.log_left.mean("draw"), data.sizes["draw"]

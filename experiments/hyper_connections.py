@@ -15,6 +15,7 @@ stochastic residual streams collapse to one; sinkhorn backward gain 1.6.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import gradlab as gl
 from gradlab.lazy import jax, jnp, np, xr
@@ -47,15 +48,15 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     norm, gain, mixed = gl.grid.over_draws(lambda key: free(cfg, key), key_free, cfg.num_draws)
     sums = gl.grid.over_draws(lambda key: projected(cfg, key), key_mixed, cfg.num_draws)
     rows, columns, left, end, logits = sums
-    drawn = gl.mixing.near_identity(key_free, cfg.depth, cfg.num_streams, cfg.s[0])
-    few = gl.certificate.both_ways(gl.chain.linear(drawn), *jnp.eye(cfg.num_streams)[:2])
+    mixing = partial(gl.mixing.near_identity, num_streams=cfg.num_streams, deviation=cfg.s[0])
+    few = gl.certificate.of_few_layers(
+        key_free, lambda *sizes: gl.chain.linear(mixing(*sizes)), cfg.num_streams, cfg.depth
+    )
     block = jnp.arange(1, cfg.depth + 1)
     rate = gl.theory.products.identity_plus_log_mean(cfg.num_streams, cfg.s)
     even = gl.mixing.sinkhorn(cfg.diagonal * jnp.eye(cfg.num_streams), 1)
-    second = gl.jacobians.product(
-        gl.chain.linear(jnp.broadcast_to(even, (cfg.depth, *even.shape))),
-        jnp.ones(cfg.num_streams),
-    )
+    alike = gl.chain.linear(jnp.broadcast_to(even, (cfg.depth, *even.shape)))
+    second = gl.jacobians.product(alike, jnp.ones(cfg.num_streams))
     apart = jnp.zeros(cfg.num_streams).at[:2].set(jnp.array([1.0, -1.0]))
     off = jnp.exp(-cfg.diagonal)
     return {
@@ -69,9 +70,7 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         "row": gl.named(rows, "draw layers num_sweeps stream", long_name="row sums"),
         "column": gl.named(columns, "draw layers num_sweeps stream", long_name="column sums"),
         "log_left": gl.named(left, "draw layers block", long_name="log range of streams"),
-        "log_fast": gl.named(few.fast, "of", long_name="a row and norms, free", units="nats"),
-        "log_literal": gl.named(few.literal, "of", long_name="multiplied out", units="nats"),
-        "rounding": gl.named(few.rounding, "of", long_name="between the two", units="nats"),
+        **{way: gl.named(part, "of layer", units="nats") for way, part in few._asdict().items()},
         "end": gl.named(end, "draw layers", long_name="states from the product's"),
         "kept": gl.named((second @ apart)[0], "", long_name="of a difference, even mixing"),
         "kept_law": gl.named(((1 - off) / (1 + (cfg.num_streams - 1) * off)) ** cfg.depth, ""),
@@ -189,7 +188,7 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     # Sums of n products of numbers between 0 and 1, in each layer (Higham 2002, section 3.5).
     rounding = 4 * eps * n * data.attrs["depth"]
     sentence = "free mixing: rows go back, and norms grow, as by the matrices multiplied out"
-    ways = data.log_fast, data.log_literal
+    ways = data.fast, data.literal
     yield gl.claim.everywhere(sentence, *ways, "the chain rule", rounding=data.rounding)
     sentence = "projected: the first state is the input, and the last the composite's of it"
     yield gl.claim.everywhere(sentence, data.end, 0.0, "the chain rule", rounding=rounding)

@@ -63,7 +63,7 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         "entries": gl.named(drawn, "draw variance moment", long_name="moments of W √n"),
         "rate": gl.named(rate, "draw slope variance", long_name="growth of log |Jv|²", **nats),
         "rate_law": gl.named(law, "slope variance", long_name="its mean at this width", **nats),
-        **{way: gl.named(part, "of", units="nats") for way, part in few._asdict().items()},
+        **{way: gl.named(part, "of layer", units="nats") for way, part in few._asdict().items()},
         "critical": gl.named(2 / (1 + cfg.slope**2), "slope", long_name="n Var W of gain 1"),
         "step": gl.named(jnp.arange(cfg.num_steps), "step", long_name="step"),
         "loss": gl.named(loss, "run start step", long_name="loss of a batch", units="nats"),
@@ -207,7 +207,7 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     data = data.isel(draw=np.isfinite(data.rate).all(("slope", "variance")).values)
     sentence = "a layer multiplies |Jv|² by n Var W (1 + a²)/2, less what the width takes, in log"
     yield gl.claim.mean(sentence, data.rate, data.rate_law, EXACT)
-    sentence = "a gradient over a few layers, and two norms, are those of the J_k multiplied out"
+    sentence = "a gradient and two norms, at each of a few layers, are those of J_k multiplied out"
     yield gl.claim.everywhere(sentence, data.fast, data.literal, EXACT, rounding=data.rounding)
     eps, depth = float(np.finfo(data.loss.dtype).eps), data.attrs["depth"]
     sentence = "a fixed deviation costs the product of He's deviations over it, in log"

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import gradlab as gl
 from gradlab.lazy import jax, jnp, np, xr
@@ -50,14 +51,15 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     over = partial(gl.grid.over_draws, num_draws=cfg.num_draws)
     backs = [over(partial(by_lag, cfg, name), key_cells) for name in cells]
     gates = jnp.stack([over(partial(gated, cfg, name), key_gates) for name in cfg.cell])
-    short = replace(cfg, num_lags=8)  # so few that rounding cannot hide a wrong step
-    few = []
+    short, back = replace(cfg, num_lags=gl.certificate.FEW), []  # so few that no wrong step hides
     for name in cells:
-        model, x, v = begun(short, name, key_few)
-        logs, rounding = gl.chain_rule.log_norms_back(model, x, partial(jnp.dot, v))
-        lags = by_lag(short, name, key_few), (logs - logs[-1])[-2::-1], rounding[1:]
-        ways = gl.certificate.both_ways(model, x, v)
-        few.append(jnp.stack([jnp.append(*pair) for pair in zip(ways, lags, strict=True)]))
+        ways = gl.certificate.both_ways(*begun(short, name, key_few))
+        lags = by_lag(short, name, key_few)[::-1]
+        back.append(jnp.stack(ways._replace(fast=ways.fast.at[0].set(lags))))
+    plain = partial(begun, short, "plain", key_few)
+    ways = jax.lax.map(lambda s: gl.certificate.both_ways(*plain(s)), cfg.singular_value)
+    ways = ways._replace(fast=ways.fast.at[:, 1].set(products(short, key_few)))
+    few = jnp.concatenate([jnp.stack(back), jnp.stack(ways, axis=1)])
     lag, tanh = jnp.arange(1, cfg.num_lags + 1), gl.activations.PHI["tanh"]
     chi = gl.theory.meanfield.chi_1(tanh, cfg.sigma_w, cfg.sigma_u)
     gate = gl.theory.clipping.gate_log_mean(cfg.bias, cfg.sigma_u**2)
@@ -82,30 +84,21 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         "log_gradient_law": gl.named(lag * jnp.log(chi) / 2, "lag", long_name="plain, wide"),
         "log_gate": gl.named(gates[:, :, 0], "cell draw lag", long_name="mean over the state"),
         "log_gate_read": gl.named(gates[:, :, 1], "cell draw lag", long_name="by gates alone"),
-        "few": gl.named(jnp.stack(few), "cells way of", long_name="a few steps", units="nats"),
+        "few": gl.named(few, "network way of step", long_name="in a few steps", units="nats"),
         "log_gate_law": gl.named(lag * gate, "lag", long_name="gates alone", units="nats"),
     }
 
 
 def latched(w: jax.Array, cfg: Config) -> tuple[jax.Array, jax.Array]:
     """Where x = w tanh x ends from x = w, and the Jacobian of a step there, by JAX."""
-    model = gl.ensembles.recurrent(gl.recurrent.latch(w), cfg.num_latched)
-    x = model(jnp.ones(1) * w)
+    x = gl.ensembles.recurrent(gl.recurrent.latch(w), cfg.num_latched)(jnp.ones(1) * w)
     return x[0], gl.jacobians.product(gl.recurrent.latch(w), x)[0, 0]
 
 
 def products(cfg: Config, key: jax.Array) -> jax.Array:
     """Log of the largest singular value of dh_T/dh_(T-k), by that of W, `(singular_value, lag)`."""
-    key_weights, key_inputs = jax.random.split(key)
-    drawn = gl.recurrent.weights(key_weights, "plain", cfg.width, 1.0, cfg.sigma_u, 0.0)
-    unit = drawn.W / jnp.linalg.norm(drawn.W, ord=2)
-    inputs = jax.random.normal(key_inputs, (cfg.num_lags, cfg.width))
-
-    def one(value: jax.Array) -> jax.Array:
-        model = gl.recurrent.unrolled("plain", drawn._replace(W=value * unit), inputs)
-        return gl.jacobians.log_spectral_norms(model, jnp.zeros(cfg.width))
-
-    return jax.lax.map(one, cfg.singular_value)
+    norms = gl.jacobians.log_spectral_norms
+    return jax.lax.map(lambda s: norms(*begun(cfg, "plain", key, s)[:2]), cfg.singular_value)
 
 
 def by_lag(cfg: Config, name: str, key: jax.Array) -> jax.Array:
@@ -115,10 +108,12 @@ def by_lag(cfg: Config, name: str, key: jax.Array) -> jax.Array:
     return (logs - logs[-1])[-2::-1]
 
 
-def begun(cfg: Config, name: str, key: jax.Array) -> tuple[gl.chain.Chain, jax.Array, jax.Array]:
-    """A cell over `num_lags` steps, its state after as many before them, and a random row."""
+def begun(cfg: Config, name: str, key: jax.Array, largest: Any = None) -> tuple[Any, ...]:
+    """Steps of a cell (W scaled to a `largest` singular value), its state after as many, a row."""
     key_weights, key_inputs, key_loss = jax.random.split(key, 3)
     drawn = gl.recurrent.weights(key_weights, name, cfg.width, cfg.sigma_w, cfg.sigma_u, cfg.bias)
+    if largest is not None:
+        drawn = drawn._replace(W=drawn.W * (largest / jnp.linalg.norm(drawn.W, ord=2)))
     inputs = jax.random.normal(key_inputs, (2 * cfg.num_lags, cfg.width))
     before, after = (gl.recurrent.unrolled(name, drawn, part) for part in jnp.split(inputs, 2))
     state = before(jnp.zeros(cfg.width * gl.recurrent.CELLS[name].num_states))
@@ -223,7 +218,7 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
         finite_width=np.abs(half.mean("draw") - plain.mean("draw")),
         half_width_sampling=gl.estimate.Sampling(error, half.sizes["draw"]),
     )
-    sentence = "a gradient at each of a few lags, and two norms, are those of J_k multiplied out"
+    sentence = "a gradient and two norms, at each of a few steps, are those of J_k multiplied out"
     fast, literal, rounding = data.few.transpose("way", ...)
     yield gl.claim.everywhere(sentence, fast, literal, PASCANU, rounding=rounding)
     sentence = "LSTM, GRU: gates that read inputs alone multiply the gradient by themselves, in log"

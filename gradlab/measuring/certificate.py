@@ -35,7 +35,7 @@ from gradlab.models import chain
 from gradlab.models.chain import Chain, Layer, Model
 
 FEW = 8
-"""Layers whose product is multiplied out to judge that of many."""
+"""Layers whose products are multiplied out to judge that of many."""
 
 
 class Residuals(NamedTuple):
@@ -58,11 +58,12 @@ class Enclosure(NamedTuple):
 
 
 class BothWays(NamedTuple):
-    """One product by the fast path and multiplied out; each `(3,)`, of `v P_L` and of `P_L`.
+    """One chain's products by the fast path and multiplied out; each `(4, depth)`, k = 1 ... L.
 
     Attributes:
-        fast: `log |v P_L|`, backpropagated, `log |P_L|_2` and `log |P_L|` (nats), by `jacobians`.
-        literal: the same by `chain_rule`.
+        fast: `log |v J_L ... J_k|/|v|`, backpropagated, `log |P_k|_2`, `log |P_k|` and
+            `log |v P_k|/|v|` (nats), by `jacobians`.
+        literal: the same of every `J_k`, multiplied.
         rounding: by how much rounding can make them differ.
     """
 
@@ -72,45 +73,53 @@ class BothWays(NamedTuple):
 
 
 @precision.highest
-def both_ways(model: Model, x: Array, v: Array) -> BothWays:
-    """What a row becomes on its way back, and two norms, by both paths, and their rounding.
+def both_ways(model: Chain, x: Array, v: Array) -> BothWays:
+    """A row through the last and the first layers, and two norms, at every layer by both paths.
 
-    Either is off by `log_norm_bound` of `|v| |P_L| / |v P_L|`, and by its states: one that is moved
-    by as many roundings as there are layers before it moves its Jacobian, relative to its norm, by
-    no more in a layer whose second derivative is at most as large as its first.
+    Either path adds `D_k |P_{k-1}|` to `P_k` in layer k, with `D_k` as in `log_norm_bound`, and
+    what it had lost before grows by `|J_k|_2` at most; of a row it is the same, from the end. And
+    either is off by its states: one that is moved by as many roundings as there are layers before
+    it moves its Jacobian, relative to its norm, by no more in a layer whose second derivative is at
+    most as large as its first.
 
     Args:
-        model: a chain, or a sequence of chains and callables, each one layer.
-        x: its input, `(width_0,)`.
-        v: a row, `(width_L,)`.
+        model: a chain that keeps the width, of so few layers that its products are in range.
+        x: its input, `(width,)`.
+        v: a row, `(width,)`.
     """
     back = jacobians.log_gradient_norms(model, x, lambda z: v @ z)
-    every = chain_rule.products(model, x).products
-    P = jax.tree.map(lambda leaf: leaf[-1], every) if isinstance(model, Chain) else every[-1]
+    ahead = jacobians.log_spectral_norms(model, x), jacobians.log_norms(model, x)
+    through = jacobians.along(model, x, lambda P: _log_norm(Scaled(v @ P.mantissa, P.exponent[0])))
     log_v = jnp.log(jnp.linalg.norm(v))
-    row = chain_rule.log_lengths(v, jax.tree.map(lambda leaf: leaf[None], P))[0]
-    scale = jnp.log(2.0) * P.exponent[0, 0].astype(x.dtype)
-    norms = jnp.log(jnp.stack([jnp.linalg.norm(P.mantissa, order) for order in (2, "fro")])) + scale
-    depth, width = len(back) - 1, max(chain.widths(model, x))
-    states = depth**2 * (width + 8) * scaled.eps(x.dtype)
-    lost = jnp.exp(norms[1] + jnp.stack([log_v - row, *-norms]))
-    ahead = jacobians.log_spectral_norms(model, x)[-1], jacobians.log_norms(model, x)[-1]
-    behind = back[0] - back[-1] + log_v  # from one end to the other, so that both are seen
-    return BothWays(
-        jnp.stack([behind, *ahead]),
-        jnp.stack([row, *norms]),
-        2 * lost * (log_norm_bound(model, x) + states),
+    J, P = chain_rule.products(model, x)
+    first, later = chain_rule.rows_through(v, J)
+    row = jnp.log(jnp.linalg.norm(jnp.concatenate([first[None], later]), axis=1))
+    scale = jnp.log(2.0) * P.exponent[:, 0, 0].astype(x.dtype)
+    spectral, norm = (jnp.log(_norms(P.mantissa, order)) + scale for order in (2, "fro"))
+    gamma = (x.size + 8) * scaled.eps(x.dtype)
+    states = len(J) * gamma * _norms(J, "fro")
+    own = jnp.exp(_own_and_later_log_norms((model,), x, gamma)[0]) + states
+    stretch = _norms(J, 2)
+    of_product = _running_error(own, stretch, jnp.append(jnp.log(x.size) / 2, norm))
+    of_row = _running_error(own[::-1], stretch[::-1], row[::-1])[::-1]
+    part = chain_rule.log_lengths(v, P) - log_v
+    lost = jnp.stack(
+        [of_row, *(of_product * jnp.exp(norm - log) for log in (spectral, norm, part))]
     )
+    rounding = jnp.where(lost < 1, -2 * jnp.log1p(-jnp.minimum(lost, 1)), jnp.inf)
+    fast = jnp.stack([back[:-1] - back[-1], *ahead, through - log_v])
+    literal = jnp.stack([row[:-1] - log_v, spectral, norm, part])
+    return BothWays(fast, literal, rounding)
 
 
 def of_few_layers(
-    key: Array, drawn: Callable[[Array, int], Model], width: int, depth: int
+    key: Array, drawn: Callable[[Array, int], Chain], width: int, depth: int
 ) -> BothWays:
     """`both_ways` of at most `FEW` layers, so that rounding hides no wrong step of any.
 
     Args:
         key: of weights, input and row, which are normal.
-        drawn: from a key and a depth to a model.
+        drawn: from a key and a depth to a chain.
         width: of its input and its output.
         depth: of the model that it speaks for; it has no more layers.
     """
@@ -191,6 +200,21 @@ def enclosure(matrices: Sequence[Any], tolerance: float) -> Enclosure:
 
 
 # ---- the product's norm -----------------------------------------------------------------------
+
+
+def _norms(matrices: Array, order: Any) -> Array:
+    return jnp.linalg.norm(matrices, order, axis=(1, 2))
+
+
+def _running_error(own: Array, stretch: Array, logs: Array) -> Array:
+    """`e_k = |J_k|_2 e_{k-1} + D_k |P_{k-1}|` over `|P_k|`, whose logs they are, `(depth,)`."""
+    shrunk = jnp.exp(logs[:-1] - logs[1:])
+
+    def step(error: Array, at_layer: tuple[Array, Array]) -> tuple[Array, Array]:
+        error = at_layer[0] * error + at_layer[1]
+        return error, error
+
+    return jax.lax.scan(step, jnp.zeros((), own.dtype), (stretch * shrunk, own * shrunk))[1]
 
 
 def _own_and_later_log_norms(parts: Sequence[Chain], x: Array, gamma: float) -> tuple[Array, Array]:

@@ -42,7 +42,7 @@ class Config:
 def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     """How far each layer is from its start after so many steps, and what its gradients were."""
     train, _ = gl.training.digits(float)
-    steps = gl.grid.depths(cfg.num_steps, 24)
+    steps = sorted({1, *gl.grid.depths(cfg.num_steps, 24)})
     at = jnp.array(steps) - 1
 
     def one(key: jax.Array) -> dict[str, jax.Array]:

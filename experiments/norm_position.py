@@ -24,6 +24,7 @@ from gradlab.lazy import jax, jnp, np, xr
 GROUP = "depth"
 LEMMA = "Xiong et al. 2020, lemma 2"
 THEOREM = "Xiong et al. 2020, theorem 1; gradlab.theory.transformer"
+VASWANI = "Vaswani et al. 2017, equations 1 and 2; gradlab.measuring.one_block"
 NORM = "Ba, Kiros and Hinton 2016, section 3"
 SIGN = "derived: W_2 and V are as often negative, so that a branch adds its own square in the mean"
 SUMMED = ("Post", "Pre")  # the branch ends without a norm
@@ -64,6 +65,7 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         "last": gl.named(seen["last"], at, long_name="log |dL/dW_2|²/d², last block", **nats),
         "ratio": gl.named(seen["ratio"], "draw position", long_name="over what is exact"),
         "norm": gl.named(seen["norm"], "draw position", long_name="a norm's mean or square, off"),
+        "off": gl.named(seen["off"], f"{at} way", long_name="off the equations, allowed"),
         "entries": gl.named(seen["entries"], "draw matrix moment", long_name="of K, V, W_1, W_2"),
         "by_block": gl.named(seen["by_block"], at, long_name="log |dL/dW_2|²/d²", **nats),
         **{name: gl.named(part, "position block") for name, part in law._asdict().items()},
@@ -101,6 +103,7 @@ def network(cfg: Config, weights: Any, design: Any, keys: list[jax.Array]) -> di
         "last": jnp.log(last) - scale,
         "ratio": jnp.mean(last / exact),
         "norm": gl.one_layer.norm_error(parts.layer_norm(z.reshape(-1, cfg.width))),
+        "off": gl.one_block.block_errors(weights, design, z),
         "by_block": jnp.log(jnp.sum(slopes**2, axis=(1, 2))) - scale,
     }
 
@@ -158,6 +161,9 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     summed, fixed = data.position.isin(SUMMED), data.position != "Pre"
     eps = float(np.finfo(data.last.dtype).eps)
     yield gl.claim.weights(data.entries, THEOREM)
+    off, rounding = data.off.transpose("way", ...)
+    sentence = "every token behind a block is that of the equations, to rounding"
+    yield gl.claim.everywhere(sentence, off, 0.0, VASWANI, rounding=rounding)
     sentence, sums = "every norm leaves the mean 0 and the mean square 1", 4 * data.attrs["width"]
     yield gl.claim.everywhere(sentence, data.norm, 0.0, NORM, rounding_of_sums=sums * eps)
     yield gl.claim.mean(

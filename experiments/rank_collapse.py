@@ -23,6 +23,7 @@ from gradlab.lazy import jax, jnp, np, xr
 GROUP = "attention"
 DONG = "Dong, Cordonnier and Loukas 2021, abstract; the power derived: a softmax sees differences"
 NOCI = "Noci et al. 2022, abstract; gradlab.theory.transformer"
+VASWANI = "Vaswani et al. 2017, equation 1; gradlab.measuring.one_block"
 MEAN = "derived: V adds the square of the tokens' mean, and no cross term in the mean"
 ISOTROPIC = "derived: V and K turn what tokens differ by in every direction alike"
 VARIANTS = ("alone", "skip", "1/√L", "Post", "Pre")
@@ -66,12 +67,14 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         "log_apart": gl.named(seen["apart"], at, long_name="log (1 - correlation)", **nats),
         "log_share": gl.named(seen["share"], at, long_name="log |dL/dQ|²/|dL/dV|²", **nats),
         "key": gl.named(seen["key"], at, long_name="|dL/dK|²"),
+        "off": gl.named(seen["off"], f"{at} way", long_name="off the equations, allowed"),
         "added": gl.named(seen["added"], "draw variant", long_name="mean square over its mean"),
         "query": gl.named(seen["query"], "draw variant", long_name="|dL/dQ|² over its mean"),
         "entries": gl.named(seen["entries"], "draw matrix moment", long_name="of K and V"),
         **{name: gl.named(part, "variant layer", **nats) for name, part in law._asdict().items()},
         "log_cubed": gl.named(cubed[:, 0], "draw difference", long_name="log rms behind", **nats),
         "cubed": gl.named(cubed[:, 1], "draw difference", long_name="its square over its mean"),
+        "cubed_off": gl.named(cubed[:, 2:], "draw way difference", long_name="off, allowed"),
     }
 
 
@@ -115,11 +118,12 @@ def layers(cfg: Config, weights: Any, keys: list[jax.Array], design: Any) -> dic
     # Behind one layer of attention alone nothing but rounding is left of the differences.
     left = jnp.where(design.skip > 0, 1.0, jnp.arange(cfg.depth) == 0)
     query = jnp.sum(jnp.where(left > 0, seen["query"], 0.0)) / jnp.sum(left)
-    return seen | {"added": jnp.mean(seen["added"]), "query": query}
+    off = gl.one_block.attention_errors(weights, design, z)
+    return seen | {"added": jnp.mean(seen["added"]), "query": query, "off": off}
 
 
 def queried(cfg: Config, key: jax.Array, size: jax.Array) -> jax.Array:
-    """The log rms of what small differences become behind attention alone; square over mean."""
+    """Log rms that small differences have behind attention alone; square over mean; off by hand."""
     key_weights, key_shared, key_rest = jax.random.split(key, 3)
     drawn = gl.transformer.weights(key_weights, 1, cfg.width, cfg.sigma_q)
     shared = jax.random.normal(key_shared, (cfg.width,))
@@ -130,7 +134,9 @@ def queried(cfg: Config, key: jax.Array, size: jax.Array) -> jax.Array:
         y = gl.transformer.attention(gl.chain.params_at(drawn, 0), x)
         square = jnp.mean((y - jnp.mean(y, axis=0)[None]) ** 2)
         mean = gl.theory.attention.left_of_differences(x - jnp.mean(x, axis=0)[None], cfg.sigma_q)
-        return jnp.stack([jnp.log(square) / 2, square / mean])
+        states, alone = jnp.stack([x.ravel(), y.ravel()]), design("alone", 1)
+        (off,) = gl.one_block.attention_errors(drawn, alone, states)
+        return jnp.stack([jnp.log(square) / 2, square / mean, *off])
 
     return jax.lax.map(one, size).T
 
@@ -170,12 +176,6 @@ def caption(data: xr.Dataset) -> str:
         draws (b: 80 %); black: laws. With queries one layer cubes small differences."""
 
 
-def powers(data: xr.Dataset) -> xr.DataArray:
-    """The power to which a layer with queries takes small differences, `(draw,)`."""
-    slope = gl.estimate.slope(np.log(data.difference), data.log_cubed.transpose("draw", ...)).value
-    return data.log_cubed.isel(difference=0, drop=True).copy(data=np.asarray(slope))
-
-
 def headline(data: xr.Dataset) -> Iterator[gl.Headline]:
     """What is left between tokens at the end."""
     for name in data.variant.values[-gl.headline.MOST :]:
@@ -187,6 +187,10 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     """What attention adds, how tokens become one, and what the queries get of the gradient."""
     eps, num_tokens = float(np.finfo(data.log_apart.dtype).eps), data.attrs["num_tokens"]
     yield gl.claim.weights(data.entries, MEAN)
+    for what, states in (("every token", data.off), ("with queries, too,", data.cubed_off)):
+        off, rounding = states.transpose("way", ...)
+        sentence = f"{what} behind a layer is that of the equations, to rounding"
+        yield gl.claim.everywhere(sentence, off, 0.0, VASWANI, rounding=rounding)
     sentence = "attention adds the square of the tokens' mean to the mean square, exactly"
     yield gl.claim.mean(sentence, data.added, 1.0, MEAN)
     sentence = "the queries' gradient is made of what tokens differ by, twice, exactly"
@@ -198,18 +202,12 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
         yield gl.claim.at_most(sentence, row, rounding, DONG)
     kept = data.variant != "alone"
     if kept.any():
-        yield gl.claim.mean(
-            "with a skip differences stay: tokens become alike as what they share grows, by law",
-            *(data.log_apart, data.log_apart_law, NOCI),
-            where=kept,
-            finite_width=data.log_beyond,
-        )
-        yield gl.claim.mean(
-            "the queries' share falls as q² (1 - c)²: to nothing with norms, not in a plain skip",
-            *(data.log_share, data.log_share_law, NOCI),
-            where=kept,
-            finite_width=2 * data.log_beyond,
-        )
+        sentence = "a skip keeps differences: tokens become alike as what they share grows, by law"
+        apart, width = (data.log_apart, data.log_apart_law, NOCI), data.log_beyond
+        yield gl.claim.mean(sentence, *apart, where=kept, finite_width=width)
+        sentence = "the queries' share falls as q² (1 - c)²: to 0 with norms, not in a plain skip"
+        share = data.log_share, data.log_share_law, NOCI
+        yield gl.claim.mean(sentence, *share, where=kept, finite_width=2 * width)
     if "1/√L" in data.variant:
         one, most = data.sel(variant="1/√L"), np.log(num_tokens / (num_tokens + np.e - 1))
         sentence = "branches times 1/√L: correlation stays below (e - 1)/(T + e - 1) at any depth"
@@ -221,7 +219,7 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
         span = np.log(large / small)
         yield gl.claim.mean(
             "with queries attention alone takes small differences to their third power",
-            *(powers(data), 3.0, DONG),
+            *(gl.estimate.log_slopes(data.log_cubed, "difference"), 3.0, DONG),
             # The softmax's next order is smaller by the largest logit; both ends may be off.
             next_order=data.attrs["sigma_q"] * large / span,
             rounding=num_tokens**0.5 * eps / (data.attrs["sigma_q"] * small**3) / span,

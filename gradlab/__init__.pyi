@@ -33,6 +33,7 @@ from .measuring import coordinates as coordinates
 from .measuring import forecast as forecast
 from .measuring import jacobians as jacobians
 from .measuring import monitor as monitor
+from .measuring import one_block as one_block
 from .measuring import one_layer as one_layer
 from .measuring import spectra as spectra
 from .measuring import training as training

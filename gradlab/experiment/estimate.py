@@ -133,13 +133,13 @@ def exponent(x: ArrayLike, log_y: ArrayLike, chance: float) -> Exponent:
     return Exponent(fit.value, fit.value - half, fit.value + half)
 
 
-def log_slopes(logs: Any) -> Any:
-    """The exponent of the width in what a labelled array has the logs of, row by row.
+def log_slopes(logs: Any, over: str = "width") -> Any:
+    """The exponent of the width, or another axis, in what a labelled array has the logs of, by row.
 
     The least-squares slopes, without their errors: draws, if there are any, have each its own.
     """
-    value = slope(np.log(logs.width), logs.transpose(..., "width")).value
-    return logs.isel(width=0, drop=True).copy(data=np.asarray(value))
+    value = slope(np.log(logs[over]), logs.transpose(..., over)).value
+    return logs.isel({over: 0}, drop=True).copy(data=np.asarray(value))
 
 
 def _power(x: np.ndarray, rows: np.ndarray) -> Interval:

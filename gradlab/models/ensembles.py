@@ -291,8 +291,9 @@ def realised(W: Array) -> Array:
     and its odd ones, are larger than those of other layers together, 0 of a single layer; and the
     mean product with the entry at the mirrored place, 0 of a single row. In the mean 0, s²,
     (3 + k) s⁴, 0, 0 and 0, whatever the size, for independent entries of deviation s/√fan_in and
-    excess kurtosis k. They notice a wrong size or law, one layer's too, long before any state does,
-    which sees one direction of W.
+    excess kurtosis k. The last is nan where a layer has the same row or column twice, which chance
+    does not draw of continuous entries and no mean over all pairs would show. They notice a wrong
+    size or law, one layer's too, long before any state does, which sees one direction of W.
 
     Args:
         W: `(layer, out, in)`, or `(out, in)` of a single layer.
@@ -300,7 +301,8 @@ def realised(W: Array) -> Array:
     entries = math.sqrt(W.shape[-1]) * W.reshape(-1, *W.shape[-2:])
     powers = [jnp.mean(entries**power) for power in (1, 2, 4)]
     across = entries[1:] * entries[:-1]
-    return jnp.stack([*powers, _mean(across), _layers_apart(entries), _mean(_mirrored(entries))])
+    mirrored = jnp.where(_has_twins(entries), jnp.nan, _mean(_mirrored(entries)))
+    return jnp.stack([*powers, _mean(across), _layers_apart(entries), mirrored])
 
 
 def _mean(x: Array) -> Array:
@@ -323,6 +325,20 @@ def _mirrored(entries: Array) -> Array:
     """Each product of entries i, j and j, i of a layer's square part, i < j, `(layer, pair)`."""
     i, j = np.triu_indices(min(entries.shape[-2:]), 1)
     return entries[:, i, j] * entries[:, j, i]
+
+
+def _has_twins(entries: Array) -> Array:
+    """Whether any layer has two equal rows or columns, `()`; not of single entries, nor of signs.
+
+    Equal rows begin with equal entries, so that they are neighbours when sorted by these.
+    """
+    sizes = jnp.abs(entries).reshape(len(entries), -1)
+    found = jnp.zeros(len(entries), bool)
+    for rows in (entries, entries.swapaxes(1, 2)):
+        if rows.shape[2] > 1:
+            ordered = jnp.take_along_axis(rows, jnp.argsort(rows[:, :, :1], axis=1), axis=1)
+            found |= jnp.any(jnp.all(ordered[:, 1:] == ordered[:, :-1], axis=2), axis=1)
+    return jnp.any(found & (jnp.max(sizes, axis=1) > jnp.min(sizes, axis=1)))
 
 
 def realised_in_parts(W: Array, num_layers: int) -> Array:

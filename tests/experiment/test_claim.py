@@ -128,6 +128,8 @@ def test_weights_are_judged_by_their_moments_each_kind_by_its_own_law() -> None:
     assert claim(drawn * uneven).at.endswith("moment = layers apart")
     symmetric = np.tril(drawn) + np.tril(drawn, -1).swapaxes(-1, -2)
     assert claim(symmetric).at.endswith("moment = mirrored")
+    row_twice = drawn[..., np.array([0, 1, 2, 3, 4, 5, 6, 2]), :]
+    assert claim(row_twice).at.endswith("moment = mirrored")
     assert not any(claim(wrong).holds for wrong in (1.1 * drawn, drawn + 0.1))
     assert not claim(drawn[:1]).holds  # the spread of one draw is not known
 

@@ -259,3 +259,15 @@ def test_moments_of_entries_tell_normal_ones_from_others() -> None:
     for found, law in ((normal, (0, 1, 3)), (uniform, (0, 1, 9 / 5)), (signs, (0, 1, 1))):
         errors = np.array([1.0, 2**0.5, 96**0.5]) / 20_000**0.5
         assert np.all(np.abs(found - np.array(law)) < 4 * errors)
+
+
+@pytest.mark.parametrize("place", [((1, 2), (1, 5)), ((1, slice(None), 0), (1, slice(None), 3))])
+def test_one_row_or_column_that_a_layer_has_twice_is_told(place: Any) -> None:
+    W = jax.random.normal(KEY, (3, 6, 7))
+    twice = W.at[place[0]].set(W[place[1]])
+    # In another layer it is another's, and of signs chance draws some twice.
+    across, signs = W.at[0, 2].set(W[1, 5]), jnp.sign(twice)
+
+    assert jnp.isnan(ensembles.realised(twice)[5])
+    for none in (W, across, signs, 0 * W, W[:, :1], W[:, :, :1]):
+        assert jnp.all(jnp.isfinite(ensembles.realised(none)))

@@ -1,0 +1,161 @@
+"""The networks with a name, held against each other: what arrives of a gradient, and a training.
+
+Each of `networks.NETWORKS`, from the same key: a row on its way back through Gaussian inputs, and
+gradient descent on handwritten digits, clipped or not; and both with all layers written out.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+from jax.typing import ArrayLike
+
+from gradlab.arithmetic import scaled
+from gradlab.measuring import backpropagation, clipping, jacobians, passes, training
+from gradlab.measuring.training import Data, Schedule, Trajectory
+from gradlab.models import ensembles, networks
+from gradlab.models.chain import Chain
+from gradlab.models.networks import Made
+
+
+class Case(NamedTuple):
+    """A network and how it is trained.
+
+    Attributes:
+        name: a name of `networks.NETWORKS`.
+        made: what the name does not say.
+        depth: number of layers.
+        width: number of neurons in each.
+        batch_size: number of examples in a batch.
+        num_steps: number of steps of gradient descent.
+        rate: its learning rate.
+        tau: the threshold of its clip, inf for none.
+    """
+
+    name: str
+    made: Made
+    depth: int
+    width: int
+    batch_size: int
+    num_steps: int
+    rate: ArrayLike
+    tau: ArrayLike
+
+
+class Probe(NamedTuple):
+    """A network, a batch `(batch_size, width)`, and a row that comes back from its output."""
+
+    model: Chain
+    x: Array
+    row: Array
+
+
+class Reader(NamedTuple):
+    """A network with its read-out, the digits that it reads, `(num_examples, width)`, by steps."""
+
+    params: tuple[Chain, Array]
+    digits: Data
+    batches: Schedule
+
+
+def weights(params: Any) -> Array:
+    """W of a chain's parameters, `(depth, width, width)`, an LSTM's `(depth, 4 width, width)`."""
+    W: Array = getattr(params, "affine", params).W
+    return W
+
+
+def drawn(key: Array, case: Case) -> Chain:
+    """The network, its weights drawn."""
+    return networks.NETWORKS[case.name](key, case.depth, case.width, case.made)
+
+
+def probe(key: Array, case: Case) -> Probe:
+    """The network, and inputs and a row that are normal."""
+    key_chain, key_batch, key_row = jax.random.split(key, 3)
+    x = jax.random.normal(key_batch, (case.batch_size, case.width))
+    row = jax.random.normal(key_row, networks.states(case.name, x)[0].shape)
+    return Probe(drawn(key_chain, case), x, row)
+
+
+def arriving(case: Case, given: Probe) -> Array:
+    """Log of the row's norm behind the input and behind each layer, `(depth + 1,)` (nats).
+
+    From the output of the first example, or of the batch where that is one state; all norms
+    together clipped to tau.
+    """
+    z = networks.states(case.name, given.x)[0]
+    norms = jacobians.log_gradient_norms(given.model, z, lambda z: jnp.vdot(given.row, z))
+    return clipping.log_norms_after(norms, case.tau)
+
+
+def arriving_by_hand(case: Case, given: Probe) -> passes.Pulled:
+    """The same with all layers written out, and not clipped."""
+    x = given.x if case.name == "batch norm" else given.x[:1]
+    return passes.pulled_back(case.name, given.model.params, x, given.row)
+
+
+def reader(key: Array, case: Case) -> Reader:
+    """The network with a read-out, digits that are projected at random, and the steps' batches."""
+    key_chain, key_project, key_readout, key_batches = jax.random.split(key, 4)
+    digits = training.digits_of_width(key_project, case.width, float)
+    size = case.width * (2 if case.name == "LSTM" else 1)
+    readout = ensembles.unit_gaussian(key_readout, (10, size), float)
+    batches = training.schedule(key_batches, len(digits.y), case.batch_size, case.num_steps)
+    return Reader((drawn(key_chain, case), readout), digits, batches)
+
+
+def trained(key: Array, case: Case) -> Trajectory:
+    """The trajectory of `reader`; watched after each step: log10 |dW_1| / |W_1|."""
+    start = reader(key, case)
+    W = weights(start.params[0].params)[0]
+    clip = optax.clip_by_global_norm(case.tau)  # type: ignore[arg-type]  # a traced one too
+
+    def logits(params: Any, x: Array) -> Array:
+        ends = jax.vmap(params[0])(networks.states(case.name, x))
+        return ends.reshape(len(x), -1) @ params[1].T
+
+    def moved(params: Any) -> Array:
+        change = jnp.linalg.norm(weights(params[0].params)[0] - W)
+        return jnp.log10(change / jnp.linalg.norm(W))
+
+    run = training.train(
+        *(logits, start.params, optax.chain(clip, optax.sgd(case.rate))),
+        *training.whole_batches(start.digits, start.batches),
+        moved,
+    )
+    return run._replace(watched=jnp.append(run.watched[1:], moved(run.params)))
+
+
+def lengths_off(case: Case, run: Trajectory) -> Array:
+    """How far, at most, a step's length is off the rate times what the clip leaves, relative.
+
+    Of any number of trajectories, `(...,)`.
+    """
+    due = case.rate * jnp.minimum(jnp.linalg.norm(run.gradient, axis=-1), case.tau)
+    # Where all of a layer is off there is no gradient, and no step is due.
+    off = jnp.where(run.step_size == due, 0.0, jnp.abs(run.step_size / due - 1))
+    return jnp.max(off, axis=-1)
+
+
+def first_step(key: Array, run: Trajectory, case: Case) -> Array:
+    """How far `trained` moved W_1, over the rate, norms and loss, at the first step, `(3, number)`.
+
+    As `backpropagation.with_training`: of the training, with all layers written out for inputs of
+    mean square 1, and by how much rounding can make the two differ.
+    """
+    (model, readout), digits, batches = reader(key, case)
+    x, y = backpropagation.first_batch(digits, batches)
+    batch = Data(x / jnp.sqrt(jnp.mean(x**2, axis=1, keepdims=True)), y)
+    hand = passes.of_network(case.name, model.params, readout, batch)
+    kept = jnp.minimum(1.0, case.tau / jnp.sqrt(jnp.sum(hand.norms**2)))
+    way = kept * jnp.sqrt(jnp.sum(weights(hand.gradient[0])[0] ** 2))
+    size = jnp.sqrt(jnp.sum(weights(model.params)[0] ** 2)) / case.rate
+    seen = run._replace(gradient=jnp.append(10 ** run.watched[0] * size, run.gradient[0])[None])
+    # A weight that moves is rounded by eps of its size.
+    rounding = hand.rounding + scaled.eps(x.dtype) * size
+    hand = hand._replace(norms=jnp.append(way, hand.norms), rounding=rounding)
+    return backpropagation.with_training(seen, hand)

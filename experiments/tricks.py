@@ -57,8 +57,8 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         logs, *about = arriving(name, cfg, key_product, cfg.width)
         half = arriving(name, cfg, key_half, cfg.width // 2)[0] if name in FIELD else jnp.nan * logs
         one = case(name, cfg)
-        runs = gl.grid.over_draws(partial(gl.by_name.trained, case=one), key_runs, cfg.num_runs)
-        first = jax.vmap(partial(gl.by_name.first_step, case=one))(starts, runs)
+        runs = gl.grid.over_draws(partial(gl.by_name.descent, case=one), key_runs, cfg.num_runs)
+        first = jax.vmap(partial(gl.by_name.first_step_by_hand, case=one))(starts, runs)
         trained = runs.watched[:, -1], jnp.mean(runs.loss[:, -last:], axis=1), first
         rows.append((half, logs, *about, *trained, gl.by_name.lengths_off(one, runs), laws[name]))
     half, logs, hand, rounding, entries, moved, loss, first, off, law = (
@@ -81,12 +81,12 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     }
 
 
-def case(name: str, cfg: Config) -> gl.by_name.Case:
+def case(name: str, cfg: Config) -> gl.by_name.ByName:
     """The network of that name, and how it is trained."""
     chain, tau = (PLAIN, cfg.tau) if name == CLIPPING else (name, jnp.inf)
     made = gl.networks.Made(cfg.sigma_w, cfg.factor, cfg.forget_bias)
     steps = cfg.batch_size, cfg.num_steps, cfg.learning_rate, tau
-    return gl.by_name.Case(chain, made, cfg.depth, cfg.width, *steps)
+    return gl.by_name.ByName(chain, made, cfg.depth, cfg.width, *steps)
 
 
 def arriving(name: str, cfg: Config, key: jax.Array, width: int) -> tuple[jax.Array, ...]:
@@ -95,7 +95,10 @@ def arriving(name: str, cfg: Config, key: jax.Array, width: int) -> tuple[jax.Ar
 
     def of_draw(key: jax.Array) -> tuple[jax.Array, ...]:
         probe = gl.by_name.probe(key, one)
-        norms, hand = gl.by_name.arriving(one, probe), gl.by_name.arriving_by_hand(one, probe)
+        norms, hand = (
+            gl.by_name.log_arriving(one, probe),
+            gl.by_name.arriving_written_out(one, probe),
+        )
         logs = ((ln - ln[-2])[-3::-1] / gl.LN10 for ln in (norms, hand.logs))
         W = gl.by_name.weights(probe.model.params)
         return *logs, hand.rounding, gl.ensembles.realised(W)

@@ -39,6 +39,7 @@ from .measuring import passes as passes
 from .measuring import spectra as spectra
 from .measuring import training as training
 from .measuring import trials as trials
+from .measuring import wide as wide
 from .models import activations as activations
 from .models import chain as chain
 from .models import ensembles as ensembles

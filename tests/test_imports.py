@@ -46,7 +46,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "jacobians",
         *("product_svd", "spectra", "certificate", "global_norm", "histogram", "leaf_norms"),
         *("monitor", "clip_report", "clipping", "clip_rules", "training", "coordinates"),
-        *("backpropagation", "trials", "forecast", "one_layer", "passes", "by_name"),
+        *("backpropagation", "trials", "forecast", "one_layer", "passes", "by_name", "wide"),
     ),
     "measuring.product_svd": (
         *("thresholds", "elimination", "complete_pivoting", "factors", "ratios", "trial"),
@@ -176,7 +176,7 @@ HOMES: dict[str, set[str]] = {
     },
     "optax": {
         *("lazy", "measuring.clip_rules", "measuring.clipping", "measuring.monitor"),
-        *("measuring.training", "measuring.coordinates", "diagnosis.watching"),
+        *("measuring.training", "measuring.coordinates", "measuring.by_name", "diagnosis.watching"),
     },
     "pandas": {"sweeping.from_python", "sweeping.outcomes"},
     "rich": {"running", "sweeping"},

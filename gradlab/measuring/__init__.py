@@ -22,6 +22,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "linearisation",
             "monitor",
         ),
-        *("forecast", "one_layer", "by_name", "passes", "spectra", "training", "trials"),
+        *("forecast", "one_layer", "by_name", "passes", "wide", "spectra", "training", "trials"),
     ],
 )

@@ -22,7 +22,7 @@ from gradlab.models.chain import Chain
 from gradlab.models.networks import Made
 
 
-class Case(NamedTuple):
+class ByName(NamedTuple):
     """A network and how it is trained.
 
     Attributes:
@@ -54,7 +54,7 @@ class Probe(NamedTuple):
     row: Array
 
 
-class Reader(NamedTuple):
+class Reading(NamedTuple):
     """A network with its read-out, the digits that it reads, `(num_examples, width)`, by steps."""
 
     params: tuple[Chain, Array]
@@ -68,20 +68,20 @@ def weights(params: Any) -> Array:
     return W
 
 
-def drawn(key: Array, case: Case) -> Chain:
+def _drawn(key: Array, case: ByName) -> Chain:
     """The network, its weights drawn."""
     return networks.NETWORKS[case.name](key, case.depth, case.width, case.made)
 
 
-def probe(key: Array, case: Case) -> Probe:
+def probe(key: Array, case: ByName) -> Probe:
     """The network, and inputs and a row that are normal."""
     key_chain, key_batch, key_row = jax.random.split(key, 3)
     x = jax.random.normal(key_batch, (case.batch_size, case.width))
     row = jax.random.normal(key_row, networks.states(case.name, x)[0].shape)
-    return Probe(drawn(key_chain, case), x, row)
+    return Probe(_drawn(key_chain, case), x, row)
 
 
-def arriving(case: Case, given: Probe) -> Array:
+def log_arriving(case: ByName, given: Probe) -> Array:
     """Log of the row's norm behind the input and behind each layer, `(depth + 1,)` (nats).
 
     From the output of the first example, or of the batch where that is one state; all norms
@@ -92,27 +92,27 @@ def arriving(case: Case, given: Probe) -> Array:
     return clipping.log_norms_after(norms, case.tau)
 
 
-def arriving_by_hand(case: Case, given: Probe) -> passes.Pulled:
+def arriving_written_out(case: ByName, given: Probe) -> passes.Pulled:
     """The same with all layers written out, and not clipped."""
     x = given.x if case.name == "batch norm" else given.x[:1]
     return passes.pulled_back(case.name, given.model.params, x, given.row)
 
 
-def reader(key: Array, case: Case) -> Reader:
+def reading(key: Array, case: ByName) -> Reading:
     """The network with a read-out, digits that are projected at random, and the steps' batches."""
     key_chain, key_project, key_readout, key_batches = jax.random.split(key, 4)
     digits = training.digits_of_width(key_project, case.width, float)
     size = case.width * (2 if case.name == "LSTM" else 1)
     readout = ensembles.unit_gaussian(key_readout, (10, size), float)
     batches = training.schedule(key_batches, len(digits.y), case.batch_size, case.num_steps)
-    return Reader((drawn(key_chain, case), readout), digits, batches)
+    return Reading((_drawn(key_chain, case), readout), digits, batches)
 
 
-def trained(key: Array, case: Case) -> Trajectory:
-    """The trajectory of `reader`; watched after each step: log10 |dW_1| / |W_1|."""
-    start = reader(key, case)
+def descent(key: Array, case: ByName) -> Trajectory:
+    """The trajectory of `reading`; watched after each step: log10 |dW_1| / |W_1|."""
+    start = reading(key, case)
     W = weights(start.params[0].params)[0]
-    clip = optax.clip_by_global_norm(case.tau)  # type: ignore[arg-type]  # a traced one too
+    clip = optax.clip_by_global_norm(case.tau)
 
     def logits(params: Any, x: Array) -> Array:
         ends = jax.vmap(params[0])(networks.states(case.name, x))
@@ -130,7 +130,7 @@ def trained(key: Array, case: Case) -> Trajectory:
     return run._replace(watched=jnp.append(run.watched[1:], moved(run.params)))
 
 
-def lengths_off(case: Case, run: Trajectory) -> Array:
+def lengths_off(case: ByName, run: Trajectory) -> Array:
     """How far, at most, a step's length is off the rate times what the clip leaves, relative.
 
     Of any number of trajectories, `(...,)`.
@@ -141,21 +141,20 @@ def lengths_off(case: Case, run: Trajectory) -> Array:
     return jnp.max(off, axis=-1)
 
 
-def first_step(key: Array, run: Trajectory, case: Case) -> Array:
-    """How far `trained` moved W_1, over the rate, norms and loss, at the first step, `(3, number)`.
+def first_step_by_hand(key: Array, run: Trajectory, case: ByName) -> Array:
+    """How far `descent` moved W_1, over the rate, norms and loss, at the first step, `(3, number)`.
 
     As `backpropagation.with_training`: of the training, with all layers written out for inputs of
     mean square 1, and by how much rounding can make the two differ.
     """
-    (model, readout), digits, batches = reader(key, case)
-    x, y = backpropagation.first_batch(digits, batches)
-    batch = Data(x / jnp.sqrt(jnp.mean(x**2, axis=1, keepdims=True)), y)
+    (model, readout), digits, batches = reading(key, case)
+    batch = passes.rescaled(backpropagation.first_batch(digits, batches))
     hand = passes.of_network(case.name, model.params, readout, batch)
     kept = jnp.minimum(1.0, case.tau / jnp.sqrt(jnp.sum(hand.norms**2)))
     way = kept * jnp.sqrt(jnp.sum(weights(hand.gradient[0])[0] ** 2))
     size = jnp.sqrt(jnp.sum(weights(model.params)[0] ** 2)) / case.rate
     seen = run._replace(gradient=jnp.append(10 ** run.watched[0] * size, run.gradient[0])[None])
     # A weight that moves is rounded by eps of its size.
-    rounding = hand.rounding + scaled.eps(x.dtype) * size
+    rounding = hand.rounding + scaled.eps(size.dtype) * size
     hand = hand._replace(norms=jnp.append(way, hand.norms), rounding=rounding)
     return backpropagation.with_training(seen, hand)

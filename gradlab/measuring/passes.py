@@ -92,7 +92,8 @@ def _backwards(name: str, params: Any, seen: Any, delta: Array) -> tuple[Any, Ar
     """The gradient of all parameters, and what comes behind the input and behind each layer."""
 
     def back(delta: Array, at: Any) -> tuple[Array, tuple[Any, Array]]:
-        before, own = _back(name, *at, delta)
+        params, seen = at
+        before, own = _back(name, params, seen, delta)
         return before, (own, before)
 
     own, before = jax.lax.scan(back, delta, (params, seen), reverse=True)[1]
@@ -122,8 +123,8 @@ def _back(name: str, params: Any, seen: tuple[Array, Array], delta: Array) -> tu
         delta_c += delta_h * o * (1 - out**2)
         gates = delta_c * c * f * (1 - f), delta_c * g * i * (1 - i), delta_h * out * o * (1 - o)
         at_sums = jnp.concatenate([*gates, delta_c * i * (1 - g**2)], axis=1)
-        own = Affine(at_sums.T @ h, jnp.sum(at_sums, axis=0))
-        return jnp.concatenate([at_sums @ W, delta_c * f], axis=1), own
+        before = jnp.concatenate([at_sums @ W, delta_c * f], axis=1)
+        return before, Affine(at_sums.T @ h, jnp.sum(at_sums, axis=0))
     (phi, slope), (n, deviation) = _phi(name), _standardised(name, sums)
     x = phi(n)
     at_n = factor * delta * slope(x)
@@ -132,11 +133,11 @@ def _back(name: str, params: Any, seen: tuple[Array, Array], delta: Array) -> tu
         along = jnp.mean(at_n * n, axis=_STANDARDISED[name], keepdims=True)
         at_n = (at_n - mean - n * along) / deviation
     affine = Affine(at_n.T @ z, jnp.sum(at_n, axis=0))
-    own = Branch(affine, jnp.sum(delta * x)) if isinstance(params, Branch) else affine
-    return skip * delta + at_n @ W, own
+    before = skip * delta + at_n @ W
+    return before, Branch(affine, jnp.sum(delta * x)) if isinstance(params, Branch) else affine
 
 
-def _parts(params: Any) -> tuple[Array, Array, float, ArrayLike]:
+def _parts(params: Any) -> tuple[Array, Array, float, Any]:
     """W, b, and the factors of the identity and of the branch."""
     return (*params.affine, 1.0, params.factor) if isinstance(params, Branch) else (*params, 0.0, 1)
 
@@ -180,6 +181,11 @@ def _largest(loss: Array, norms: Array, logits: Array) -> Array:
 
 def _norm(x: Array) -> Array:
     return jnp.sqrt(jnp.sum(x**2))
+
+
+def rescaled(data: Data) -> Data:
+    """The data with inputs `(num_examples, width)` of mean square 1 each, as they ought to be."""
+    return data._replace(x=data.x / jnp.sqrt(jnp.mean(data.x**2, axis=1, keepdims=True)))
 
 
 # ---- a tanh network without biases

@@ -100,7 +100,9 @@ def test_its_states_are_moved_as_by_an_optimiser(is_sign: int) -> None:
     )
     assert 0 < np.max(rounding) < 1e-9
     for own, other, allowed in zip(found, expected, rounding, strict=True):
-        assert np.all((own == other) | (np.abs(own - other) <= allowed))  # -inf of what does not move
+        assert np.all(
+            (own == other) | (np.abs(own - other) <= allowed)
+        )  # -inf of what does not move
 
 
 def test_its_losses_are_those_of_a_training() -> None:
@@ -116,3 +118,39 @@ def test_its_losses_are_those_of_a_training() -> None:
     assert np.all(np.abs(losses[:, 0] - run.loss) <= losses[:, 1])
     for own, other in zip(found, run.params, strict=True):
         np.testing.assert_allclose(own, other, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("tau", [0.1, np.inf])
+@pytest.mark.parametrize("name", NAMES)
+def test_what_arrives_and_a_first_step_are_as_written_out(name: str, tau: float) -> None:
+    one = gl.by_name.ByName(name, MADE, 3, 12, 6, 2, 0.05, tau)
+    key = jax.random.key(7)
+    probe = gl.by_name.probe(key, one)
+    logs, hand = gl.by_name.log_arriving(one, probe), gl.by_name.arriving_written_out(one, probe)
+    free = gl.by_name.log_arriving(one._replace(tau=jnp.inf), probe)
+    np.testing.assert_allclose(free, hand.logs, rtol=0, atol=float(hand.rounding))
+    np.testing.assert_allclose(jnp.diff(logs), jnp.diff(free), rtol=0, atol=1e-14)
+
+    run = gl.by_name.descent(key, one)
+    seen, expected, rounding = gl.by_name.first_step_by_hand(key, run, one)
+    assert np.all(np.abs(seen - expected) <= rounding)
+    assert 0 < np.max(rounding) < 1e-8
+    assert gl.by_name.lengths_off(one, run) < 1e-13  # the sum of a few hundred squares
+
+
+def test_a_wide_network_moves_as_written_out() -> None:
+    settings = jnp.array([[1.0, 0.5, 1e-3, 1e-3, 1e-3], [0.0, 1.0, 1.0, 0.0, 0.0]])
+    task = gl.wide.ManySettings(16, settings, batch_size=3, num_steps=2)
+    logs, entries = gl.wide.moves_in_all(jax.random.key(8), task)
+    hand, rounding = gl.wide.moves_by_hand(jax.random.key(8), task)
+    assert entries.shape == (3, 6)
+    seen = jnp.stack(logs, 1)[..., :3]
+    assert np.all((seen == hand) | (np.abs(seen - hand) <= rounding))
+    assert not np.isinf(rounding[0]).any()
+    assert np.isinf(rounding[1, 2]).all()  # at the rate 1 tanh may be 1 to the last digit
+
+    W, data = gl.wide.matrices(jax.random.key(9), 16, 0.5), gl.wide.unit_digits()
+    batches = gl.training.schedule(jax.random.key(10), data.y.size, 4, 3)
+    seen = gl.wide.losses_of_signs(W, settings[0], data, batches)[:2]
+    loss, off = gl.wide.first_losses_by_hand(W, settings[0], data, batches).T
+    assert np.all(np.abs(seen - loss) <= off)

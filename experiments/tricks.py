@@ -9,8 +9,9 @@ which does nothing to it: each against its law, and then in training on handwrit
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from typing import Any
+from functools import partial
 
 import gradlab as gl
 from gradlab.lazy import jax, jnp, np, optax, xr
@@ -24,6 +25,8 @@ SOURCE = "the source text: every trick is a way to keep the product of Jacobians
 LAWS = "Hanin and Nica 2020 (relu); Schoenholz 2017; Yang 2017, 2019; gradlab.theory.normalisation"
 GERS = "Gers et al. 2000: dc'/dc = f, the logistic of its bias where the weights are 0"
 ONE = "one factor for all (Pascanu et al. 2013); one in each layer, as relu(a z) = a relu(z)"
+RULE = "Rumelhart, Hinton and Williams 1986; gradlab.measuring.passes"
+VARIANCE = {"Xavier": 1.0, "residual": 1.0, "LSTM": 1.0, "He": 2.0, "ReZero": 2.0}  # width Var W
 SAME = {CLIPPING: "clipping changes no product", "He": "He's is the plain product, √2/σ_w larger"}
 
 
@@ -48,47 +51,61 @@ class Config:
 def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     """The gradient that arrives, by layers, with its law; and what training makes of it."""
     key_product, key_half, key_runs = jax.random.split(key, 3)
-    names = list(dict.fromkeys((PLAIN, *cfg.trick)))
-    laws, unasked = log_laws(cfg), jnp.full((cfg.num_draws, cfg.depth), jnp.nan)
-    logs, half, runs = [], [], []
+    starts, last = jax.random.split(key_runs, cfg.num_runs), max(1, cfg.num_steps // 10)
+    names, laws, rows = list(dict.fromkeys((PLAIN, *cfg.trick))), log_laws(cfg), []
     for name in names:
-        logs.append(arriving(name, cfg, key_product, cfg.width))
-        half.append(arriving(name, cfg, key_half, cfg.width // 2) if name in FIELD else unasked)
-        runs.append(trained(name, cfg, key_runs))
-    moved, loss = (jnp.stack(found) for found in zip(*runs, strict=True))
+        logs, *about = arriving(name, cfg, key_product, cfg.width)
+        half = arriving(name, cfg, key_half, cfg.width // 2)[0] if name in FIELD else jnp.nan * logs
+        one = case(name, cfg)
+        runs = gl.grid.over_draws(partial(gl.by_name.descent, case=one), key_runs, cfg.num_runs)
+        first = jax.vmap(partial(gl.by_name.first_steps_by_hand, case=one))(starts, runs)
+        trained = runs.watched[:, -1], jnp.mean(runs.loss[:, -last:], axis=1), first
+        steps = runs.step_size, jnp.linalg.norm(runs.gradient, axis=2)
+        rows.append((half, logs, *about, *trained, *steps, laws[name]))
+    half, logs, hand, rounding, entries, moved, loss, first, step_size, gradient, law = (
+        jnp.stack(each) for each in zip(*rows, strict=True)
+    )
     label, at = "log10 |dL/dz_(L-m)| / |dL/dz_L|", "network draw layer"
     return {
         "network": gl.named(names, "network"),
         "layer": gl.named(jnp.arange(1, cfg.depth + 1), "layer", long_name="layers back, m"),
-        "log10": gl.named(jnp.stack(logs), at, long_name=label),
-        "log10_half": gl.named(jnp.stack(half), at, long_name=label + ", half the width"),
-        "log10_law": gl.named(jnp.stack([laws[name] for name in names]), "network layer"),
+        "log10": gl.named(logs, at, long_name=label),
+        "log10_half": gl.named(half, at, long_name=label + ", half the width"),
+        "log10_by_hand": gl.named(hand, at, long_name=label + ", layers written out"),
+        "log10_law": gl.named(law, "network layer"),
+        "rounding": gl.named(rounding, "network draw", long_name="of a way to it, relative"),
+        "entries": gl.named(entries, "network draw moment", long_name="of all weights"),
         "log10_moved": gl.named(moved, "network run", long_name="log10 |dW_1| / |W_1|"),
         "loss": gl.named(loss, "network run", units="nats"),
+        "step_size": gl.named(step_size, "network run step"),
+        "gradient": gl.named(gradient, "network run step", long_name="of all layers"),
+        "first": gl.named(first, "network run way first_step number"),
     }
 
 
-def network(name: str, cfg: Config, key: jax.Array, depth: int, width: int) -> gl.chain.Chain:
-    """The chain of that name."""
+def case(name: str, cfg: Config) -> gl.by_name.ByName:
+    """The network of that name, and how it is trained."""
+    chain, tau = (PLAIN, cfg.tau) if name == CLIPPING else (name, jnp.inf)
     made = gl.networks.Made(cfg.sigma_w, cfg.factor, cfg.forget_bias)
-    return gl.networks.NETWORKS[PLAIN if name == CLIPPING else name](key, depth, width, made)
+    steps = cfg.batch_size, cfg.num_steps, cfg.learning_rate, tau
+    return gl.by_name.ByName(chain, made, cfg.depth, cfg.width, *steps)
 
 
-def arriving(name: str, cfg: Config, key: jax.Array, width: int) -> jax.Array:
-    """`log10 |v J_L ... J_(L-m+1)| / |v|`, `(num_draws, depth)`; v came through one more layer."""
+def arriving(name: str, cfg: Config, key: jax.Array, width: int) -> tuple[jax.Array, ...]:
+    """`log10 |v J_L ... J_(L-m+1)| / |v|`, v through one more layer; by hand; weights' moments."""
+    one = case(name, cfg)._replace(depth=cfg.depth + 1, width=width)
 
-    def one(key: jax.Array) -> jax.Array:
-        key_chain, key_batch, key_back = jax.random.split(key, 3)
-        model = network(name, cfg, key_chain, cfg.depth + 1, width)
-        batch = jax.random.normal(key_batch, (cfg.batch_size, width))
-        z = gl.networks.states(name, batch)[0]
-        back = jax.random.normal(key_back, z.shape)
-        norms = gl.jacobians.log_gradient_norms(model, z, lambda z: jnp.vdot(back, z))
-        if name == CLIPPING:
-            norms = gl.clipping.log_norms_after(norms, cfg.tau)
-        return (norms - norms[-2])[-3::-1] / gl.LN10
+    def of_draw(key: jax.Array) -> tuple[jax.Array, ...]:
+        probe = gl.by_name.probe(key, one)
+        hand, norms = (
+            gl.by_name.arriving_written_out(one, probe),
+            gl.by_name.log_arriving(one, probe),
+        )
+        logs = ((ln - ln[-2])[-3::-1] / gl.LN10 for ln in (norms, hand.logs))
+        W = gl.by_name.weights(probe.model.params)
+        return *logs, hand.rounding, gl.ensembles.realised(W)
 
-    return gl.grid.over_draws(one, key, cfg.num_draws)
+    return gl.grid.over_draws(of_draw, key, cfg.num_draws)
 
 
 def log_laws(cfg: Config) -> dict[str, jax.Array]:
@@ -110,33 +127,6 @@ def log_laws(cfg: Config) -> dict[str, jax.Array]:
     }
     last_first = {name: jnp.broadcast_to(log, cfg.depth)[::-1] for name, log in logs.items()}
     return {name: jnp.cumsum(log) / gl.LN10 for name, log in last_first.items()}
-
-
-def trained(name: str, cfg: Config, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """How far the first layer moves, log10, and the loss (last tenth of steps), `(num_runs,)`."""
-
-    def one(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        key_chain, key_project, key_readout, key_batches = jax.random.split(key, 4)
-        digits, _ = gl.training.digits(float)
-        P = gl.ensembles.unit_gaussian(key_project, (cfg.width, digits.x.shape[1]), float)
-        model = network(name, cfg, key_chain, cfg.depth, cfg.width)
-        size = cfg.width * (2 if name == "LSTM" else 1)
-        readout = gl.ensembles.unit_gaussian(key_readout, (10, size), float)
-        picked = gl.training.schedule(key_batches, len(digits.y), cfg.batch_size, cfg.num_steps)
-        batches = gl.training.whole_batches(gl.training.projected(digits, P), picked)
-        clip = optax.clip_by_global_norm(cfg.tau if name == CLIPPING else jnp.inf)
-        descent = optax.chain(clip, optax.sgd(cfg.learning_rate))
-
-        def logits(params: Any, batch: jax.Array) -> jax.Array:
-            ends = jax.vmap(params[0])(gl.networks.states(name, batch))
-            return ends.reshape(cfg.batch_size, size) @ params[1].T
-
-        run = gl.training.train(logits, (model, readout), descent, *batches)
-        W = [getattr(p.params, "affine", p.params).W[0] for p in (model, run.params[0])]
-        moved = jnp.linalg.norm(W[1] - W[0]) / jnp.linalg.norm(W[0])
-        return jnp.log10(moved), jnp.mean(run.loss[-max(1, cfg.num_steps // 10) :])
-
-    return gl.grid.over_draws(one, key, cfg.num_runs)
 
 
 def figure(data: xr.Dataset) -> gl.Figure:
@@ -214,6 +204,24 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
         if name in data.network:
             logs = data.log10.sel(network=name), plain.log10 + data.layer * np.log10(factor)
             yield gl.claim.everywhere(SAME[name], *logs, ONE, rounding=taken, chance=chance)
+    sizes = data.attrs["batch_size"], data.attrs["width"], data.attrs["width"]
+    written_out = "what arrives is what each layer's chain rule, written out, makes of it"
+    yield gl.claim.everywhere(
+        *(written_out, data.log10, data.log10_by_hand, RULE),
+        chance=min(0.5, float(eps) * data.log10.size * math.prod(sizes)),  # of a relu on in one
+        rounding=2 * data.rounding / gl.LN10,
+    )
+    kinked = data.loss.size, data.attrs["depth"], *sizes
+    yield gl.claim.backpropagated(data["first"], kinked=kinked)
+    limit = data.network.copy(data=np.where(data.network == CLIPPING, data.attrs["tau"], np.inf))
+    terms = 4 * data.attrs["depth"] * (data.attrs["width"] + 1) ** 2  # of an LSTM, which has most
+    steps = data.step_size, data.gradient, limit, data.attrs["learning_rate"], terms, ONE
+    yield gl.claim.step_lengths(*steps)
+    random = data.isel(network=(data.network != "orthogonal").values)  # whose entries are not
+    variance = [VARIANCE.get(name, data.attrs["sigma_w"] ** 2) for name in random.network.values]
+    uniform = {"excess": -1.2 * (random.network == "Xavier")}
+    moments = xr.DataArray(variance, dims="network")
+    yield gl.claim.weights(random.entries, LAWS, variance=moments, **uniform)
     allowed = gl.claim.guessing(10, data.attrs["batch_size"], data.attrs["num_steps"] // 10)
     guessing = "without a trick the loss stays that of guessing", data.loss, gl.LN10, SOURCE
     yield gl.claim.everywhere(*guessing, where=none, **allowed)
@@ -236,15 +244,10 @@ FAULTS = {
     "each clipped": gl.fault.replace(
         "clipping.log_norms_after", lambda log, tau: jnp.minimum(log, jnp.log(tau))
     ),
-    "plain: a residual": gl.fault.argument("network", name=lambda n: {PLAIN: "residual"}.get(n, n)),
+    "plain: a residual": gl.fault.argument("case", name=lambda n: {PLAIN: "residual"}.get(n, n)),
     "signs": gl.fault.argument("training.train", optimizer=lambda _: optax.sign_sgd(1e-3)),
 }
-ALIKE = "all networks are trained alike, and held against each other"
-HARMLESS = dict.fromkeys(("chain.Chain.__call__", "training.loss", "training.train"), ALIKE) | {
-    "a Jacobian transposed": "a Gaussian matrix is as likely as its transpose",
-    "each matrix used for two layers": "but for 1/width, no layer's law knows of another layer",
-    "the loss halved": "what arrives is a ratio",
-}
+HARMLESS = {"the loss halved": "what arrives is a ratio"}
 
 if __name__ == "__main__":
     gl.run(__file__)

@@ -25,6 +25,7 @@ from .experiment.schema import key as key
 from .arithmetic import formats as formats
 from .arithmetic import scaled as scaled
 from .measuring import backpropagation as backpropagation
+from .measuring import by_name as by_name
 from .measuring import certificate as certificate
 from .measuring import chain_rule as chain_rule
 from .measuring import clip_rules as clip_rules
@@ -35,9 +36,11 @@ from .measuring import jacobians as jacobians
 from .measuring import monitor as monitor
 from .measuring import one_block as one_block
 from .measuring import one_layer as one_layer
+from .measuring import passes as passes
 from .measuring import spectra as spectra
 from .measuring import training as training
 from .measuring import trials as trials
+from .measuring import wide as wide
 from .models import activations as activations
 from .models import chain as chain
 from .models import ensembles as ensembles

@@ -47,6 +47,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         *("product_svd", "spectra", "certificate", "global_norm", "histogram", "leaf_norms"),
         *("monitor", "clip_report", "clipping", "clip_rules", "training", "coordinates"),
         *("backpropagation", "trials", "forecast", "one_layer", "one_block"),
+        *("passes", "by_name", "wide"),
     ),
     "measuring.product_svd": (
         *("thresholds", "elimination", "complete_pivoting", "factors", "ratios", "trial"),
@@ -176,7 +177,8 @@ HOMES: dict[str, set[str]] = {
     },
     "optax": {
         *("lazy", "measuring.clip_rules", "measuring.clipping", "measuring.monitor"),
-        *("measuring.training", "measuring.coordinates", "measuring.trials", "diagnosis.watching"),
+        *("measuring.training", "measuring.coordinates", "measuring.by_name"),
+        *("measuring.trials", "diagnosis.watching"),
     },
     "pandas": {"sweeping.from_python", "sweeping.outcomes"},
     "rich": {"running", "sweeping"},

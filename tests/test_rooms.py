@@ -76,6 +76,10 @@ ELSEWHERE = {
         "the order of events, as planted into a run that is watched",
     ),
     "models.callables": ("models/test_chain.py", "a callable is right if the chain of it is"),
+    **dict.fromkeys(
+        ("measuring.by_name", "measuring.wide"),
+        ("measuring/test_passes.py", "a run is right if it is as with its layers written out"),
+    ),
     "measuring.leaf_norms": (MONITOR, "norms and steps kept, held against a run recorded in full"),
     "page.citation": ("page/test_page.py", "how to cite a figure, as its card says it"),
     "page.build": ("page/test_page.py", "both pages are made from folders of results"),

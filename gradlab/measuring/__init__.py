@@ -22,6 +22,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "linearisation",
             "monitor",
         ),
-        *("forecast", "one_block", "one_layer", "spectra", "training", "trials"),
+        *("forecast", "one_block", "one_layer", "by_name", "passes", "wide", "spectra"),
+        *("training", "trials"),
     ],
 )

@@ -164,7 +164,7 @@ def by_matrices(phi: Activation, num_classes: int, model: Chain, batch: Data) ->
         return (delta @ layer.W) * phi.dphi(z), own
 
     z_L, states = jax.lax.scan(ahead, z_0, layers)
-    loss, off = _loss_and_slope(z_L[:, :num_classes], batch.y)
+    loss, off = loss_and_slope(z_L[:, :num_classes], batch.y)
     delta = jnp.pad(off, ((0, 0), (0, width - num_classes)))
     gradient = jax.lax.scan(back, delta, (layers, states), reverse=True)[1]
     return _with_rounding(loss, gradient, _by_layer(gradient), len(layers.b), width, len(batch.y))
@@ -206,7 +206,7 @@ def of_readout(
 
     every = layers, factors
     z_L, states = jax.lax.scan(ahead, _padded(batch.x, width), every)
-    loss, off = _loss_and_slope(z_L @ readout.T, batch.y)
+    loss, off = loss_and_slope(z_L @ readout.T, batch.y)
     own = jax.lax.scan(back, off @ readout, (every, states), reverse=True)[1]
     last = off.T @ z_L
     norms = jnp.append(_by_layer(own), jnp.sqrt(jnp.sum(last**2)))
@@ -235,7 +235,7 @@ def of_reader(design: Design, reader: ImageReader, batch: Data) -> Pass:
         return jax.vmap(lambda image: _written_out(reader, design, image))(batch.x)
 
     seen, back = jax.vjp(logits, reader)
-    loss, off = _loss_and_slope(seen, batch.y)
+    loss, off = loss_and_slope(seen, batch.y)
     (gradient,) = back(off)
     norms = jnp.stack([jnp.sqrt(jnp.sum(leaf**2)) for leaf in jax.tree.leaves(gradient)])
     depth, _, width = reader.weights.V.shape
@@ -289,7 +289,7 @@ def _with_rounding(
     return Pass(loss, gradient, norms, relative * jnp.maximum(loss, most))
 
 
-def _loss_and_slope(logits: Array, labels: Array) -> tuple[Array, Array]:
+def loss_and_slope(logits: Array, labels: Array) -> tuple[Array, Array]:
     """The mean cross-entropy, `()`, and its slope by the logits: softmax less the label."""
     log_p = logits - jax.nn.logsumexp(logits, axis=1, keepdims=True)
     is_label = jax.nn.one_hot(labels, logits.shape[1], dtype=logits.dtype)

@@ -124,8 +124,7 @@ def linear_squares(cfg: Config, depths: tuple[int, ...], key: jax.Array) -> jax.
 def left(cfg: Config, key: jax.Array) -> jax.Array:
     """log10 of what is left where F' has the eigenvalue w: alone, or beside others, `(w, 2)`."""
     rest = jax.random.normal(key, (cfg.depth_edge, cfg.width, cfg.width)) / math.sqrt(cfg.width)
-    rest = cfg.s * rest.at[:, 0].set(0).at[:, :, 0].set(0)  # beside the first axis
-    first = jnp.eye(cfg.width)[0]
+    rest, first = cfg.s * rest.at[:, 0].set(0).at[:, :, 0].set(0), jnp.eye(cfg.width)[0]
 
     def one(w: jax.Array) -> jax.Array:
         wide = gl.chain.linear(jnp.eye(cfg.width) + rest.at[:, 0, 0].set(w))
@@ -229,6 +228,7 @@ FAULTS = {
     "no branch norms": gl.fault.scale("branch_norms", 0.0),
     "norms 1 % off": gl.fault.result("jacobians.log_norms", lambda log_norms: log_norms + 0.01),
     "singular values 1 % off": gl.fault.scale("spectra.log_singular_values", 1.01),
+    "singular values 1 % of them": gl.fault.scale("spectra.log_singular_values", 0.01),
     "eigenvalue 1 % off": gl.fault.argument("ensembles.scalar_residual", w=lambda w: 0.99 * w),
 }
 HARMLESS = {"jacobians.log_abs_det": "a matrix has the determinant of its transpose"}

@@ -62,9 +62,8 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         trained = runs.watched[:, -1], jnp.mean(runs.loss[:, -last:], axis=1), first
         steps = runs.step_size, jnp.linalg.norm(runs.gradient, axis=2)
         rows.append((half, logs, *about, *trained, *steps, laws[name]))
-    half, logs, hand, rounding, entries, moved, loss, first, step_size, gradient, law = (
-        jnp.stack(each) for each in zip(*rows, strict=True)
-    )
+    stacked = (jnp.stack(each) for each in zip(*rows, strict=True))
+    half, logs, hand, rounding, entries, moved, loss, first, step_size, gradient, law = stacked
     label, at = "log10 |dL/dz_(L-m)| / |dL/dz_L|", "network draw layer"
     return {
         "network": gl.named(names, "network"),
@@ -181,17 +180,15 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     mean, half, plain = data.log10.mean("draw"), data.log10_half, data.sel(network=PLAIN)
     half_error = half.std("draw", ddof=1).fillna(0.0) / half.sizes["draw"] ** 0.5
     eps, none = np.finfo(data.log10.dtype).eps, data.network.isin(NO_TRICK)
-    # The first layers behind a batch are not yet those that batch_norm_factor is about.
+    # Of a batch the first layers are not yet those that batch_norm_factor is about.
     settled = (data.network != "batch norm") | (data.layer <= data.attrs["depth"] // 2)
     law, gated = (data.log10, data.log10_law), data.network == "LSTM"
-    # Of v W, and of an orthogonal W, √width eps width (Higham 2002, sections 3.5 and 19.3).
-    rounding = 2 * eps * data.attrs["width"] ** 1.5 * data.layer / gl.LN10
+    rounding = 2 * eps * data.attrs["width"] ** 1.5 * data.layer / gl.LN10  # Higham 2002, 3.5, 19.3
     yield gl.claim.mean(
         *("what arrives follows its law at every depth", *law, LAWS),
         where=settled & ~gated,
         rounding=rounding,
-        # A mean log is off its limit by c/width: by what half the width changes.
-        finite_width=np.abs(half.mean("draw") - mean).fillna(0.0),
+        finite_width=np.abs(half.mean("draw") - mean).fillna(0.0),  # c/width, as half of it has 2c
         half_width_sampling=gl.estimate.Sampling(half_error, half.sizes["draw"]),
     )
     if gated.any():
@@ -211,8 +208,8 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
         chance=min(0.5, float(eps) * data.log10.size * math.prod(sizes)),  # of a relu on in one
         rounding=2 * data.rounding / gl.LN10,
     )
-    kinked = data.loss.size, data.attrs["depth"], *sizes
-    yield gl.claim.backpropagated(data["first"], kinked=kinked)
+    sizes = data.loss.size, data.attrs["depth"], *sizes
+    yield gl.claim.backpropagated(data["first"], kinked=sizes)
     limit = data.network.copy(data=np.where(data.network == CLIPPING, data.attrs["tau"], np.inf))
     terms = 4 * data.attrs["depth"] * (data.attrs["width"] + 1) ** 2  # of an LSTM, which has most
     steps = data.step_size, data.gradient, limit, data.attrs["learning_rate"], terms, ONE

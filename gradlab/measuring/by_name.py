@@ -42,7 +42,7 @@ class ByName(NamedTuple):
     width: int
     batch_size: int
     num_steps: int
-    rate: ArrayLike
+    rate: float | Array
     tau: ArrayLike
 
 
@@ -138,7 +138,7 @@ def first_steps_by_hand(key: Array, run: Trajectory, case: ByName) -> Array:
     """
     _, digits, batches = reading(key, case)
 
-    def one_pass(params: Any, batch: Data) -> passes.Pass:
+    def one_pass(params: Any, batch: Data) -> backpropagation.Pass:
         model, readout = params
         return passes.of_network(case.name, model.params, readout, passes.rescaled(batch))
 

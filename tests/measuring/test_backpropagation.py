@@ -11,6 +11,7 @@ import optax
 import pytest
 
 import gradlab as gl
+from tests.toys import quickly_compiled
 
 
 @pytest.mark.parametrize("name", ["relu", "tanh", "linear"])
@@ -19,7 +20,8 @@ def test_it_has_the_loss_and_the_gradient_of_every_layer_that_jax_has(name: str)
     made = (5, 12, phi, 1.3, 0.2)
     model = gl.ensembles.random(keys[0], *made, draw="gaussian", layer="preactivation")
     x, y = jax.random.normal(keys[1], (7, 9)), jax.random.randint(keys[2], (7,), 0, 4)
-    found = gl.backpropagation.by_matrices(phi, 4, model, gl.training.Data(x, y))
+    hand = jax.jit(functools.partial(gl.backpropagation.by_matrices, phi, 4))
+    found = hand(model, gl.training.Data(x, y))
 
     def logits(model: gl.chain.Chain, x: jax.Array) -> jax.Array:
         return model(jnp.pad(x, (0, 3)))[:4]
@@ -46,8 +48,8 @@ def test_behind_a_read_out_it_has_them_too(name: str) -> None:
     def loss(model: list[gl.chain.Chain]) -> jax.Array:
         return gl.training.loss(gl.training.apply_model, model, batch)
 
-    found = gl.backpropagation.of_readout(phi, model, batch)
-    value, slopes = jax.value_and_grad(loss)(model)
+    found = jax.jit(functools.partial(gl.backpropagation.of_readout, phi))(model, batch)
+    value, slopes = jax.jit(jax.value_and_grad(loss))(model)
     assert 0 < found.rounding < 1e-9
     np.testing.assert_allclose(found.loss, value, atol=float(found.rounding))
     for own, by_jax in zip(*map(jax.tree.leaves, (found.gradient, slopes)), strict=True):
@@ -108,11 +110,16 @@ def share(
     model = gl.ensembles.random(jax.random.key(6), *made, draw="gaussian", layer="preactivation")
     batches = gl.training.schedule(jax.random.key(5), len(data.y), 7, num_steps)
     batches = gl.training.with_freak(batches, 0, 3.0)
-    ran = gl.training.train(
-        gl.training.ten_logits, model, optimizer, of_data(data), of_batches(batches)
-    )
     hand = functools.partial(gl.backpropagation.by_matrices, phi, 10)
-    seen, found, rounding = gl.backpropagation.first_steps(ran, hand, rule, data, batches)
+
+    @jax.jit
+    def ways(model: gl.chain.Chain) -> jax.Array:
+        given = optimizer, of_data(data), of_batches(batches)
+        ran = gl.training.train(gl.training.ten_logits, model, *given)
+        return gl.backpropagation.first_steps(ran, hand, rule, data, batches)
+
+    with quickly_compiled():
+        seen, found, rounding = ways(model)
     assert seen.shape == (min(3, num_steps), 2 + 2)
     assert bool(jnp.all(rounding > 0))
     assert float(jnp.max(rounding[:, :-1])) < 1e-8
@@ -168,8 +175,8 @@ def test_a_reader_written_out_has_the_loss_and_the_gradients_of_its_blocks(name:
         apply = functools.partial(gl.transformer.classify, design)
         return gl.training.loss(apply, reader, batch)
 
-    found = gl.backpropagation.of_reader(design, reader, batch)
-    value, slopes = jax.value_and_grad(loss)(reader)
+    found = jax.jit(functools.partial(gl.backpropagation.of_reader, design))(reader, batch)
+    value, slopes = jax.jit(jax.value_and_grad(loss))(reader)
     assert 0 < found.rounding < 1e-9
     np.testing.assert_allclose(found.loss, value, atol=float(found.rounding))
     for own, by_jax in zip(*map(jax.tree.leaves, (found.gradient, slopes)), strict=True):

@@ -208,8 +208,8 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
         chance=min(0.5, float(eps) * data.log10.size * math.prod(sizes)),  # of a relu on in one
         rounding=2 * data.rounding / gl.LN10,
     )
-    sizes = data.loss.size, data.attrs["depth"], *sizes
-    yield gl.claim.backpropagated(data["first"], kinked=sizes)
+    kinked = data.loss.size, data.attrs["depth"], *sizes
+    yield gl.claim.backpropagated(data["first"], kinked=kinked)
     limit = data.network.copy(data=np.where(data.network == CLIPPING, data.attrs["tau"], np.inf))
     terms = 4 * data.attrs["depth"] * (data.attrs["width"] + 1) ** 2  # of an LSTM, which has most
     steps = data.step_size, data.gradient, limit, data.attrs["learning_rate"], terms, ONE

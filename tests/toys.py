@@ -221,11 +221,12 @@ class Toy:
 @contextlib.contextmanager
 def quickly_compiled() -> Iterator[None]:
     """XLA without most of its optimisations, for a program that runs once."""
+    before = jax.config.jax_disable_most_optimizations
     jax.config.update("jax_disable_most_optimizations", True)
     try:
         yield
     finally:
-        jax.config.update("jax_disable_most_optimizations", False)
+        jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture

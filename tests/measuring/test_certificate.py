@@ -57,7 +57,7 @@ def test_no_error_is_above_its_bound(name: str, seed: int, dtype: Any) -> None:
     assert abs(LOG_NORMS(model, x)[-1] - norm) <= NORM_BOUND(model, x) + ulps.max()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     name=st.sampled_from(sorted(ENSEMBLES | HARD)),
     seed=st.integers(0, 2**32 - 1),

@@ -221,7 +221,7 @@ class Toy:
 @contextlib.contextmanager
 def quickly_compiled() -> Iterator[None]:
     """XLA without most of its optimisations, for a program that runs once."""
-    before = jax.config.jax_disable_most_optimizations
+    before = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", True)
     try:
         yield

@@ -230,6 +230,7 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
 HARMLESS = {"the loss halved": "a factor is no power of the width, and no sign"}
 FAULTS = {
     "the other readout's scale": gl.fault.argument("wide.matrices", readout=lambda scale: scale**0),
+    "states 1 % too large": gl.fault.scale("wide.states", 1.01),
     "uniform weights": gl.fault.replace("ensembles.unit_gaussian", gl.ensembles.unit_uniform),
     "wider taken for narrower": gl.fault.argument("setting", wider=lambda wider: 1 / wider),
     "rates in reverse": gl.fault.argument(

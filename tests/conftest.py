@@ -132,7 +132,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     """The record of `make verify`: with what, and how and when each of its tests last ended."""
     file: Path | None = config.getoption("record")
-    if file is None:
+    if file is None or hasattr(config, "workerinput"):  # a worker knows of its own tests alone
         return
     today = f"{datetime.now(UTC):%Y-%m-%d}"
     ended = [

@@ -319,14 +319,14 @@ def step_lengths(
         num_entries: of all parameters.
         source: where the clip is defined.
 
-    What no number can hold is not judged: a training may diverge.
+    A step that no number can hold is not judged: a training may diverge.
     """
     asked = rate * np.minimum(gradient, limit)
     eps = float(np.finfo(step_size.dtype).eps)
     return everywhere(
         "every step is the learning rate times its gradient long, or times its threshold if less",
         *(step_size, asked, source),
-        where=np.isfinite(asked) & np.isfinite(step_size),
+        where=np.isfinite(asked),
         # The root of a rounded sum of squares (Higham 2002, section 3.1), here and there, of
         # entries that are rounded when they are clipped and when they are multiplied by the rate.
         rounding_of_sums=num_entries / 2 * eps * asked,

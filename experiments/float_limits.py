@@ -21,7 +21,7 @@ NEWMAN = "Newman 1986"
 RANGE = "IEEE 754-2019, section 3.3"
 EXACT = "multiplication by a power of two is exact"
 NUM_PARTS = 100  # of the layers, whose weights are samples of one law
-CHANCE = 1e-4  # that any product is turned away from its gradient as far as `window` allows
+CHANCE = 1e-4  # that any product is turned away from its gradient as far as `ranges.outside` allows
 
 
 @gl.config
@@ -39,14 +39,16 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     """The first depth at which a norm is wrong by a factor of two, and where the range ends."""
     names, keys = gl.grid.formats(cfg.dtype), jax.random.split(key, len(cfg.width))
     fine = jnp.geomspace(jnp.min(cfg.sigma_w), jnp.max(cfg.sigma_w), cfg.num_fine)
-    rows, theory = [], gl.theory.products
+    rows, theory, ranges = [], gl.theory.products, gl.theory.ranges
     for key_width, width in zip(keys, cfg.width, strict=True):
         unit = gl.ensembles.unit_gaussian(key_width, (cfg.depth, width, width), float)
         formats = jnp.stack([first_wrong(unit, cfg, name) for name in names])
         parts = gl.ensembles.realised_in_parts(unit, max(2, cfg.depth // NUM_PARTS))
         rows.append((formats, one_growth(unit), parts, both_ways(unit)))
     found, growth, entries, ways = map(jnp.stack, zip(*rows, strict=True))
-    ends = [[theory.range_end(fine, width, name) for name in names] for width in cfg.width]
+    ends = [[ranges.mean_end(fine, width, name) for name in names] for width in cfg.width]
+    chance = CHANCE / found[..., 0].size
+    sure = [[ranges.sure_end(cfg.sigma_w, n, name, chance) for name in names] for n in cfg.width]
     laws = [(theory.lyapunov_exponents(n, 1 / n), theory.lyapunov_variances(n)) for n in cfg.width]
     plain, rescaled, half, earliest, latest = jnp.moveaxis(found, -1, 0)
     axes, units = "width format sigma_w", {"units": "layers"}
@@ -66,6 +68,7 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         "variance": gl.named(jnp.stack([variances[0] for _, variances in laws]), "width"),
         "both_ways": gl.named(ways, "width way", long_name="log |P_L|", units="nats"),
         "range_end_fine": gl.named(jnp.array(ends), "width format sigma_fine", **units),
+        "sure_end": gl.named(jnp.array(sure), "width format side sigma_w", **units),
     }
 
 
@@ -84,7 +87,7 @@ def both_ways(unit: jax.Array) -> jax.Array:
 
 
 def first_wrong(unit: jax.Array, cfg: Config, name: str) -> jax.Array:
-    """The depths of a factor of two, plain and rescaled, of √2, and of `window`, `(sigma_w, 5)`."""
+    """First depths: off by two, plain and rescaled, and by √2; `ranges.outside`. `(sigma_w, 5)`."""
     depth, width, _ = unit.shape
     truth = gl.jacobians.log_norms(gl.chain.linear(unit), jnp.zeros(width))
     row = jnp.log(jnp.max(jnp.linalg.norm(unit, axis=2), axis=1))
@@ -95,33 +98,10 @@ def first_wrong(unit: jax.Array, cfg: Config, name: str) -> jax.Array:
         off = jnp.abs(log_norms((sigma * unit).astype(name)) - path[:, None])
         far = ~(off <= LN2)
         happens = [far[:, 0], far[:, 1], ~(off[:, 1] <= LN2 / 2)]
-        happens += window(path, row + jnp.log(sigma), width, name, CHANCE / cells)
+        happens += gl.theory.ranges.outside(path, row + jnp.log(sigma), width, name, CHANCE / cells)
         return gl.grid.first(jnp.stack(happens))
 
     return jax.lax.map(one, cfg.sigma_w)
-
-
-def window(
-    path: jax.Array, row: jax.Array, width: int, name: str, chance: float
-) -> tuple[jax.Array, jax.Array]:
-    """Where the exact log norm `path` may be out of the format's range, and where it surely is."""
-    format_ = gl.theory.scalar.FORMATS[name]
-    smallest, normal = LN2 * format_.log2_smallest, LN2 * format_.log2_smallest_normal
-    # No partial sum of an entry is above a row's norm times a column's; an entry is at least the
-    # norm over the width, and by rounding, if no factor of two is lost, half of that.
-    before = jnp.concatenate([jnp.array([math.log(width) / 2]), path[:-1]])
-    overflow = LN2 * format_.log2_overflow
-    over = before + row >= overflow, path >= overflow + math.log(width) + LN2
-    # A flushed product of entries is off by the smallest normal number, a layer's product by width
-    # (width + 1) of them in norm; what earlier layers lost has shrunk since. That is √2 of what is
-    # left, 1/(1 - 1/√2), or more where the product is turned away from the direction v that the
-    # layers to come keep: |<u, v>| is below x with a probability of less than x √(2 width/π), u
-    # being uniform (its density at 0 is the largest).
-    rate = jnp.maximum(-(path[-1] - path[0]) / path.size, 1 / path.size)
-    turned = math.log(math.sqrt(2 * width / math.pi) / chance)
-    lost = math.log(3.5 * width * (width + 1)) - jnp.log(-jnp.expm1(-rate)) + turned
-    under = (path <= normal + lost) & (path[-1] < path[0]), path <= smallest - LN2
-    return tuple(a | b for a, b in zip(over, under, strict=True))
 
 
 def log_norms(J: jax.Array) -> jax.Array:
@@ -216,6 +196,13 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
         "every plain product is lost when no entry of it can be in the range",
         *(plain, ends.latest, RANGE),
     )
+    first, last = np.minimum(data.sure_end, beyond).transpose("side", ...)
+    yield gl.claim.everywhere(
+        "no entry can be in the range from the layer on that moments of Gaussian products allow",
+        *(ends.latest, (first + last) / 2, NEWMAN),
+        chance=CHANCE,
+        law_of_the_norm=(last - first) / 2,
+    )
     # Only a product that grows has no entry below the range while the norm is within it.
     early = (rescaled < ends.earliest) & (data.exponent + np.log(data.sigma_w) > 0)
     if early.any():
@@ -228,7 +215,7 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
             *(rescaled.isel(format=np.flatnonzero(long)), beyond, EXACT),
             # Roundings, if independent, turn a product by about its unit over √width along any one
             # direction (Higham and Mary 2019). It is halved where what is left is as little: in the
-            # words of `window`, with a probability of about two units a layer.
+            # words of `ranges.outside`, with a probability of about two units a layer.
             chance=min(0.5, 2 * float(units[long].max()) * depth * data.sizes["width"]),
         )
 

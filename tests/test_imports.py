@@ -55,7 +55,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     ),
     "theory": (
         *("gauss", "meanfield", "dropout", "scalar", "residual", "normalisation", "finite_width"),
-        *("products", "spectra", "tangent_kernel"),
+        *("products", "ranges", "spectra", "tangent_kernel"),
         *("clipping", "attention", "transformer", "collapse", "parametrisation"),
     ),
     "experiment": (

@@ -19,7 +19,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "meanfield",
             "normalisation",
         ),
-        *("parametrisation", "products", "residual", "scalar", "spectra", "tangent_kernel"),
-        "transformer",
+        *("parametrisation", "products", "ranges", "residual", "scalar", "spectra"),
+        *("tangent_kernel", "transformer"),
     ],
 )

@@ -16,8 +16,6 @@ from jax.scipy.special import xlog1py, xlogy
 from jax.typing import ArrayLike
 from scipy.special import digamma, gammaln, polygamma
 
-from gradlab.theory import scalar
-
 # ---- products of square Gaussian matrices: Lyapunov exponents
 
 
@@ -28,17 +26,6 @@ def lyapunov_exponents(width: int, variance: ArrayLike) -> Array:
     """
     half = jnp.asarray(digamma(_degrees(width) / 2) / 2)
     return jnp.log(2 * jnp.asarray(variance, float)) / 2 + half
-
-
-def range_end(sigma_w: ArrayLike, width: int, name: str) -> Array:
-    """`log(end)/exponent`, a depth: where the mean log norm leaves a format's normal numbers.
-
-    Of a product of matrices with entries N(0, sigma_w²/width), by Newman's largest exponent.
-    """
-    format_ = scalar.FORMATS[name]
-    rate = lyapunov_exponents(width, 1 / width)[0] + jnp.log(jnp.asarray(sigma_w, float))
-    ends = format_.log2_smallest_normal, format_.log2_overflow
-    return math.log(2) * jnp.where(rate < 0, *ends) / rate
 
 
 def lyapunov_variances(width: int) -> Array:

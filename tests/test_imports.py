@@ -46,7 +46,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "jacobians",
         *("product_svd", "spectra", "certificate", "global_norm", "histogram", "leaf_norms"),
         *("monitor", "clip_report", "clipping", "clip_rules", "training", "coordinates"),
-        *("backpropagation", "trials", "forecast", "one_layer", "one_block"),
+        *("one_block", "backpropagation", "trials", "forecast", "one_layer"),
         *("passes", "by_name", "wide"),
     ),
     "measuring.product_svd": (

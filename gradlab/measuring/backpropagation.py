@@ -15,11 +15,12 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from gradlab.arithmetic import formats, precision, scaled
+from gradlab.measuring import one_block
 from gradlab.measuring.training import Data, Schedule, Trajectory
 from gradlab.models.activations import Activation
 from gradlab.models.chain import Chain
 from gradlab.models.ensembles import Affine
-from gradlab.models.transformer import Design, ImageReader
+from gradlab.models.transformer import Design, ImageReader, Weights
 
 
 class Pass(NamedTuple):
@@ -226,7 +227,7 @@ def of_reader(design: Design, reader: ImageReader, batch: Data) -> Pass:
     """The pass of a batch of images through a transformer, its equations written out once more.
 
     Args:
-        design: the same in all blocks, or one for each; no norm inside a branch.
+        design: the same in all blocks, or one for each.
         reader: its embedding, blocks and read-out.
         batch: images `(batch_size, num_pixels)` and labels.
     """
@@ -244,34 +245,17 @@ def of_reader(design: Design, reader: ImageReader, batch: Data) -> Pass:
 
 
 def _written_out(reader: ImageReader, design: Design, image: Array) -> Array:
-    """The logits, `(num_classes,)`: Vaswani et al. 2017, equations 1 and 2, and a norm by moments.
+    """The logits, `(num_classes,)`, by `one_block`'s equations."""
+    num_tokens, depth = len(reader.places), len(reader.weights.V)
 
-    A norm that stands nowhere is the mean 0 and the deviation 1.
-    """
-    num_tokens, width = reader.places.shape
-    depth = len(reader.weights.V)
-
-    def norm(x: Array, on: ArrayLike = 1.0) -> Array:
-        spread = jnp.std(x, axis=1, keepdims=True)
-        return (x - on * jnp.mean(x, axis=1, keepdims=True)) / (on * spread + (1 - on))
-
-    def block(x: Array, at: Any) -> tuple[Array, None]:
-        (Q, K, V, W_1, W_2), (before, _, after, gain, skip, branch) = at
-
-        def summed(x: Array, added: Array) -> Array:
-            return norm(skip * x + branch * added, after)
-
-        into = gain * norm(x, before)
-        e = jnp.exp(into @ Q.T @ K @ into.T / width**0.5)
-        x = summed(x, (e / jnp.sum(e, axis=1, keepdims=True)) @ into @ V.T)
-        ahead = gain * norm(x, before) @ W_1.T
-        return summed(x, jnp.where(ahead > 0, ahead, 0.0) @ W_2.T), None
+    def block(x: Array, at: tuple[Weights, Design]) -> tuple[Array, None]:
+        return one_block.block_by_hand(*at, x), None
 
     parts = image[: num_tokens * reader.E.shape[1]].reshape(num_tokens, -1)
     each = Design(*(jnp.broadcast_to(jnp.asarray(one, float), (depth,)) for one in design))
-    x = norm(parts @ reader.E.T + reader.places)
+    x = one_block.norm_by_hand(parts @ reader.E.T + reader.places)
     x = jax.lax.scan(block, x, (reader.weights, each))[0]
-    return reader.W @ jnp.mean(norm(x), axis=0)
+    return reader.W @ jnp.mean(one_block.norm_by_hand(x), axis=0)
 
 
 def _with_rounding(

@@ -48,6 +48,11 @@ class _Rounded:
 _Branch = Callable[[Weights, _Rounded], _Rounded]
 
 
+def block_by_hand(weights: Weights, design: Design, tokens: Array) -> Array:
+    """Tokens `(num_tokens, width)` behind a block: attention, then a feed-forward layer."""
+    return _behind(weights, design, tokens, [_attention, _feed_forward]).value
+
+
 @precision.highest
 def attention_errors(weights: Weights, design: Design, states: Array) -> Array:
     """How far states of attention alone are off what it makes of those before, `(depth, 2)`.
@@ -74,16 +79,22 @@ def _errors(weights: Weights, design: Design, states: Array, branches: Sequence[
 
     def one(at: tuple[Weights, Array, Array]) -> Array:
         weights, z, behind = at
-        x = _exact(z.reshape(-1, width))
-        for branch in branches:
-            added = _norm(
-                branch(weights, _norm(x, design.before).times(design.gain)), design.inside
-            )
-            x = _norm(x.times(design.skip) + added.times(design.branch), design.after)
+        x = _behind(weights, design, z.reshape(-1, width), branches)
         off = jnp.abs(behind.reshape(x.value.shape) - x.value)
         return jnp.stack([jnp.max(off), 2 * jnp.max(x.error)])
 
     return jax.lax.map(one, (weights, states[:-1], states[1:]))
+
+
+def _behind(
+    weights: Weights, design: Design, tokens: Array, branches: Sequence[_Branch]
+) -> _Rounded:
+    x = _exact(tokens)
+    for branch in branches:
+        added = branch(weights, _norm(x, design.before).times(design.gain))
+        added = _norm(added, design.inside).times(design.branch)
+        x = _norm(x.times(design.skip) + added, design.after)
+    return x
 
 
 def _attention(weights: Weights, x: _Rounded) -> _Rounded:
@@ -107,19 +118,24 @@ def _feed_forward(weights: Weights, x: _Rounded) -> _Rounded:
     return _Rounded(jnp.where(h.value > 0, h.value, 0.0), h.error) @ _exact(weights.W_2).T
 
 
+def norm_by_hand(x: Array) -> Array:
+    """Each row less its mean, over its deviation."""
+    return _norm(_exact(x), 1.0).value
+
+
 def _norm(x: _Rounded, on: ArrayLike) -> _Rounded:
     """Each row less its mean, over its deviation; as it is where `on` is 0."""
-    num, eps = x.value.shape[1], _eps(x.value)
+    num, eps, kept = x.value.shape[1], _eps(x.value), jnp.asarray(on) > 0
     size = jnp.mean(jnp.abs(x.value), axis=1, keepdims=True)
     centred = x.value - jnp.mean(x.value, axis=1, keepdims=True)
     error = x.error + jnp.mean(x.error, axis=1, keepdims=True) + num * eps * size
     error = error + eps * jnp.abs(centred)
+    # What is not taken has a slope too, which must not be infinite.
+    spread = jnp.sqrt(jnp.where(kept, jnp.mean(centred**2, axis=1, keepdims=True), 1.0))
     # By the triangle inequality the deviation is off by the rms of what its entries are off by.
-    spread = jnp.sqrt(jnp.mean(centred**2, axis=1, keepdims=True))
     of_spread = jnp.sqrt(jnp.mean(error**2, axis=1, keepdims=True)) + (num + 3) * eps * spread
     y = centred / spread
     rounded = _Rounded(y, error / spread + jnp.abs(y) * (of_spread / spread + eps))
-    kept = jnp.asarray(on) > 0
     return _Rounded(
         jnp.where(kept, rounded.value, x.value), jnp.where(kept, rounded.error, x.error)
     )

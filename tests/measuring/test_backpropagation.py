@@ -26,13 +26,14 @@ def test_it_has_the_loss_and_the_gradient_of_every_layer_that_jax_has(name: str)
     def logits(model: gl.chain.Chain, x: jax.Array) -> jax.Array:
         return model(jnp.pad(x, (0, 3)))[:4]
 
-    loss, slopes = jax.value_and_grad(
+    by_jax = jax.value_and_grad(
         lambda model: gl.training.loss(logits, model, gl.training.Data(x, y))
-    )(model)
+    )
+    loss, slopes = jax.jit(by_jax)(model)
     # Sums of 12, through 5 layers and back.
     np.testing.assert_allclose(found.loss, loss, rtol=1e-13)
-    for own, by_jax in zip(found.gradient, slopes.params, strict=True):
-        np.testing.assert_allclose(own, by_jax, atol=1e-13 * float(jnp.max(jnp.abs(by_jax))))
+    for own, other in zip(found.gradient, slopes.params, strict=True):
+        np.testing.assert_allclose(own, other, atol=1e-13 * float(jnp.max(jnp.abs(other))))
     np.testing.assert_allclose(found.norms, gl.training.norms_by_layer(slopes), rtol=1e-13)
 
 
@@ -71,10 +72,9 @@ def test_beside_an_identity_it_has_them_too(skip: float, factor: float) -> None:
             z = skip * z + factor * jnp.tanh(z @ W.T + b[None])
         return gl.training.cross_entropy(z @ first.T, batch.y)
 
-    found = gl.backpropagation.of_readout(
-        phi, [model, gl.chain.linear(first[None])], batch, skip, factor
-    )
-    value, slopes = jax.value_and_grad(loss)(model.params)
+    hand = functools.partial(gl.backpropagation.of_readout, phi, skip=skip, factor=factor)
+    found = jax.jit(hand)([model, gl.chain.linear(first[None])], batch)
+    value, slopes = jax.jit(jax.value_and_grad(loss))(model.params)
     np.testing.assert_allclose(found.loss, value, atol=float(found.rounding))
     for own, by_jax in zip(found.gradient[0], slopes, strict=True):
         np.testing.assert_allclose(own, by_jax, atol=float(found.rounding))

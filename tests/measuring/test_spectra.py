@@ -127,7 +127,7 @@ def test_directions_that_catch_up_with_others_do_not_bring_old_roundings_along(
 
 
 @pytest.mark.parametrize(
-    ("width", "depth", "seed"), [(32, 100, 0), pytest.param(64, 50, 2, marks=pytest.mark.verify)]
+    ("width", "depth", "seed"), [(32, 40, 0), pytest.param(64, 50, 2, marks=pytest.mark.verify)]
 )
 def test_nothing_is_lost_in_wide_gaussian_chains(
     width: int, depth: int, seed: int, monkeypatch: pytest.MonkeyPatch
@@ -177,7 +177,10 @@ def test_what_rounding_puts_beside_a_few_directions_does_not_come_back(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("dtype", "bar"), [(jnp.float64, 1e-10), (jnp.float32, 1e-2)])
+@pytest.mark.parametrize(
+    ("dtype", "bar"),
+    [(jnp.float64, 1e-10), pytest.param(jnp.float32, 1e-2, marks=pytest.mark.verify)],
+)
 def test_ten_thousand_tanh_layers_keep_all_their_singular_values(dtype: Any, bar: Any) -> None:
     rng = np.random.default_rng(0)
     matrices = jnp.asarray(tanh_jacobians(rng, 1.2, depth=10_000, width=8), dtype)

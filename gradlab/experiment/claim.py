@@ -146,14 +146,17 @@ def everywhere(
     """
     samplings = {cause: one for cause, one in causes.items() if isinstance(one, estimate.Sampling)}
     errors = {cause: one.standard_error for cause, one in samplings.items()}
-    named = {"measured": measured, "expected": expected, "where": where} | causes | errors
+    skewed = {f"{cause} skewness": one.skewness for cause, one in samplings.items()}
+    named = {"measured": measured, "expected": expected, "where": where} | causes | errors | skewed
     arrays = dict(zip(named, xr.broadcast(*map(xr.DataArray, named.values())), strict=True))
     held = arrays.pop("where").astype(bool)
     if not bool(held.any()):
         raise ValueError(f"claim '{sentence}' is about no entry; allowed: at least one")
-    num_entries = int(held.sum())
+    side = 1.0 - 2.0 * (arrays["measured"] < arrays["expected"])
     for cause, one in samplings.items():
-        arrays[cause] = dataclasses.replace(one, standard_error=arrays[cause]).amount(num_entries)
+        error, skewness = arrays[cause], arrays[f"{cause} skewness"]
+        of_each = dataclasses.replace(one, standard_error=error, skewness=skewness)
+        arrays[cause] = of_each.amount(int(held.sum()), side)
     amounts = [arrays[cause] for cause in causes]
     off = _excess(arrays["measured"].values, arrays["expected"].values, relation)
     allowed = np.asarray(sum(amount.values for amount in amounts), dtype=float)
@@ -212,19 +215,22 @@ def mean(
     """The claim about the mean over the axis `over`, at every place along the other axes.
 
     Sampling is the first of its causes: as many standard errors, which are estimated from the same
-    draws, as make it no more likely than `NUM_ERRORS` of a normal that any place is beyond them.
-    Draws that were used twice have an error that cannot be known: then the claim fails.
+    draws, as make it no more likely than `NUM_ERRORS` of a normal that any place is beyond them,
+    more on the side where a mean of skewed draws is farther off. Draws that were used twice have
+    an error that cannot be known: then the claim fails.
     """
     rows = draws.transpose(over, ...).values
     with np.errstate(invalid="ignore"):
         value, error = estimate.mean(rows)
     # The spread of one draw, or of some that are not finite, is not known: none is allowed for.
     known = np.isfinite(rows).all(axis=0) & (len(rows) > 1)
-    error = np.where(known, error, 0.0)
+    error, skewness = np.where(known, error, 0.0), estimate.skewness(rows)
     if _are_twins(rows):
         value = np.full_like(value, np.nan)
     like = draws.isel({over: 0}, drop=True)
-    of_mean = estimate.Sampling(like.copy(data=np.asarray(error)), max(2, len(rows)))
+    of_mean = estimate.Sampling(
+        like.copy(data=np.asarray(error)), max(2, len(rows)), skewness=like.copy(data=skewness)
+    )
     return everywhere(
         sentence,
         like.copy(data=np.asarray(value)),

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
+from scipy import stats
 
 from gradlab.experiment import estimate
 from gradlab.experiment.claim import Claim
@@ -82,6 +83,47 @@ def test_the_mean_has_the_error_that_its_draws_show() -> None:
     # 25 standard scores: their sum of squares is chi squared with 25 degrees of freedom.
     chi_squared = np.sum(((found.value - 2.0) / found.error) ** 2)
     assert 8.0 < chi_squared < 55.0  # the 1e-4 quantiles on both sides, roughly
+
+
+def test_means_of_skewed_draws_are_beyond_what_is_allowed_as_often_as_is_stated() -> None:
+    # The least of means of chi squared draws; Student's t of them is beyond 30 times as often.
+    rng, num, stated = np.random.default_rng(1), 40_000, 1e-3
+    errors = float(stats.norm.isf(stated / 2))
+    draws = rng.chisquare(1, (100, num)) - 1
+    value, error = estimate.mean(draws)
+    side = np.sign(value)
+
+    def beyond(skewness: Any) -> int:
+        one = estimate.Sampling(error, 100, num_errors=errors, skewness=skewness)
+        return int(np.sum(np.abs(value) > one.amount(1, side)))
+
+    by_hall, by_student = beyond(estimate.skewness(draws)), beyond(0.0)
+    # An Edgeworth expansion to 1/√num_draws leaves a relative error of a few times that.
+    assert stats.binom.sf(by_hall - 1, num, 1.5 * stated) > 1e-3
+    assert stats.binom.sf(by_student - 1, num, 4 * stated) < 1e-9
+    assert stats.binom.cdf(by_hall, num, stated / 1.5) > 1e-3
+
+
+def test_draws_that_are_not_skewed_have_students_t() -> None:
+    rng = np.random.default_rng(2)
+    found = estimate.skewness(rng.normal(size=(50, 4000)))
+    assert 0.6 < np.mean(found == 0) < 0.76  # within a standard error: 0.68
+    assert estimate.skewness(np.ones((5, 2))).tolist() == [0.0, 0.0]
+    # Half of the draws at 0 and half at 1, and one in five at 1: (1 - 2p)/√(p (1 - p)).
+    few = np.repeat([[0.0, 1.0]] * 100, [4, 1], axis=1).reshape(-1)
+    assert estimate.skewness(few) == pytest.approx(1.5 - math.sqrt(6 / 500), rel=1e-12)
+    student = estimate.Sampling(2.0, 20)
+    assert student.amount(3, -1.0) == student.amount(3, 1.0) == estimate.num_errors(20, 3) * 2.0
+
+
+def test_the_allowance_of_skewed_draws_is_halls_transformation_turned_round() -> None:
+    skewness, num = 0.8, 60
+    one = estimate.Sampling(1.0, num, skewness=skewness)
+    for side in (-1.0, 1.0):
+        t = side * one.amount(1, side)
+        a = skewness / math.sqrt(num)
+        transformed = t + a * t**2 / 3 + a**2 * t**3 / 27 + a / 6
+        assert transformed == pytest.approx(side * estimate.num_errors(num), rel=1e-12)
 
 
 def test_a_power_law_has_its_exponent_and_one_that_drifts_an_interval_with_it() -> None:

@@ -28,7 +28,7 @@ PARALLEL := -n auto --dist loadscope --no-loadscope-reorder --max-worker-restart
 # experiments there are: tests that have not begun by then are first the next time, and fresh seeds,
 # and then mutations, share theirs among all (gradlab/calibration/workers). `make seeds MINUTES=inf`
 # draws all 200 seeds of each, and `make seeds SCALE=full` has a record of its own.
-MINUTES := 18
+MINUTES := 15
 SCALE := smoke
 
 .PHONY: help figures page site docs quick test oldest zoo rivals verify long seeds power lint format lock upgrade clean $(EXPERIMENTS)

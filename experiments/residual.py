@@ -7,7 +7,6 @@ keeps the identity. Often said: it never vanishes. Exactly: it cannot while ever
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from functools import partial
 
@@ -19,7 +18,6 @@ KINDS, EDGES = ("plain", "residual"), ("scalar", "one direction of many")
 HE, WEYL = "He, Zhang, Ren and Sun 2016", "Weyl's inequality for singular values"
 FIELD = "Schoenholz et al. 2017, section 4; Yang and Schoenholz 2017; gradlab.theory.finite_width"
 MOMENT = "E over G of |v + s G v/√width|² = (1 + s²)|v|², layer by layer"
-SCALAR = "(1 + w)^L, the scalar chain of the source text"
 DET = "the product of all singular values is |det J|, and |det J| that of the layers'"
 
 
@@ -45,7 +43,7 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
     key_both, key_linear, key_edge, key_few = jax.random.split(key, 4)
     depths = gl.grid.depths(cfg.depth, 8, every=1)  # the first, which both chains share, and 8
     one, to_here = partial(both, cfg, depths), jnp.tri(cfg.depth, dtype=bool)
-    values, gradient, norm, log_det = gl.grid.over_draws(one, key_both, cfg.num_draws)
+    values, gradient, norm, log_det, size = gl.grid.over_draws(one, key_both, cfg.num_draws)
     bound = gl.theory.residual.log_lower_bound(jnp.where(to_here, norm[:, 0, None, :], 0.0))
     (law, beyond), squares = laws(cfg), linear_squares(cfg, depths, key_linear)
     sizes = cfg.width, gl.activations.PHI[cfg.activation], cfg.sigma_w, cfg.sigma_b, cfg.factor
@@ -65,6 +63,7 @@ def compute(cfg: Config, key: jax.Array) -> dict[str, gl.Named]:
         "log_gradient_beyond": gl.named(beyond, at[2], long_name="the next order", **nats),
         "log_bound": gl.named(bound, at[3], **nats),
         "branch_norm": gl.named(norm, "draw way layer", long_name="|F'_k|, spectral norm"),
+        "log_size": gl.named(size, "draw kind part", long_name="log |P|, its rounding", **nats),
         "log_det": gl.named(log_det, at[3], long_name="log |det| of the residual product"),
         **{way: gl.named(part, "of few", **nats) for way, part in few._asdict().items()},
         "square": gl.named(squares, "linear depths", long_name="|Jv|² / (1 + s²)^L"),
@@ -92,7 +91,9 @@ def both(cfg: Config, depths: tuple[int, ...], key: jax.Array) -> tuple[jax.Arra
     A = cfg.factor * jax.vmap(jax.jacfwd(layer, 1))(models[0].params, states)
     norms = jnp.linalg.norm(residual.jacobians - jnp.eye(cfg.width), ord=2, axis=(1, 2))
     norms = jnp.stack([norms, jnp.sqrt(jnp.linalg.eigvalsh(A.mT @ A)[:, -1])])
-    return values, jnp.stack(gradient), norms, gl.jacobians.log_abs_det(models[1], x)
+    few = [gl.chain.linear(J[: depths[min(1, len(depths) - 1)]]) for J in J]
+    size = jnp.stack([gl.certificate.multiplied_out(model, x) for model in few])
+    return values, jnp.stack(gradient), norms, gl.jacobians.log_abs_det(models[1], x), size
 
 
 def laws(cfg: Config) -> tuple[jax.Array, jax.Array]:
@@ -121,7 +122,7 @@ def linear_squares(cfg: Config, depths: tuple[int, ...], key: jax.Array) -> jax.
 
 def left(cfg: Config, key: jax.Array) -> jax.Array:
     """log10 of what is left where F' has the eigenvalue w: alone, or beside others, `(w, 2)`."""
-    rest = jax.random.normal(key, (cfg.depth_edge, cfg.width, cfg.width)) / math.sqrt(cfg.width)
+    rest = jax.random.normal(key, (cfg.depth_edge, cfg.width, cfg.width)) / cfg.width**0.5
     rest, first = cfg.s * rest.at[:, 0].set(0).at[:, :, 0].set(0), jnp.eye(cfg.width)[0]
 
     def one(w: jax.Array) -> jax.Array:
@@ -183,17 +184,18 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     width, (found, by_hand) = data.attrs["width"], data.branch_norm.transpose("way", ...)
     norm = found.where(found < 1, 0.0)
     # J is known to width eps |J|, which moves no singular value of the product by more, relatively,
-    # than that over the smallest one of J (Ostrowski 1959); |F'| is off by width eps (1 + |F'|).
+    # than that over the smallest one of J (Ostrowski 1959); |F'| is off by width eps (1 + |F'|), by
+    # AᵀA and its root by three times as much.
     rounding = (2 * width * eps * (1 + norm) / (1 - norm)).cumsum("layer").sel(layer=data.depths)
     sentence = "z + F(z): no singular value of the product is below the product of 1 - |F'|"
     plain, kept = (data.log_singular_values.sel(kind=kind) for kind in KINDS)
     yield gl.claim.at_least(sentence, kept[..., -1], here.log_bound, WEYL, rounding=rounding)
-    known = {"rounding": 4 * width * eps * (1 + found)}  # of the norm, and of AᵀA and its root
     sentence = "|F'| of every layer is that of the branch alone, differentiated by itself"
-    yield gl.claim.everywhere(sentence, found, by_hand, HE, **known)
-    sentence = "in the first layer it is the branch's factor times |J| of the plain chain"
-    first = data.attrs["factor"] * np.exp(plain[:, 0, 0])
-    yield gl.claim.everywhere(sentence, found[:, 0], first, HE, rounding=known["rounding"][:, 0])
+    yield gl.claim.everywhere(sentence, found, by_hand, HE, rounding=4 * width * eps * (1 + found))
+    sentence = "squared singular values sum to the squared entries of the product multiplied out"
+    squares, few = 2 * data.log_singular_values, min(1, data.sizes["depths"] - 1)
+    size = np.log(np.exp(squares.isel(depths=few)).sum("direction")) / 2, data.log_size[..., 0]
+    yield gl.claim.everywhere(sentence, *size, "Frobenius' norm", rounding=data.log_size[..., 1])
     sentence = "without the identity the smallest singular value is, in the mean, below that bound"
     if np.isfinite(here.log_bound).all():  # else nothing is promised
         gap = plain[:, -1, -1] - here.log_bound[:, -1]
@@ -215,18 +217,16 @@ def claims(data: xr.Dataset) -> Iterator[gl.Claim]:
     rounding = data.attrs["depth_edge"] * relative / gl.LN10 + 4 * eps * np.abs(law)
     if inside.any():
         sentence = "of a direction with the eigenvalue w of F', |1 + w|^L is left, for every w"
-        yield gl.claim.everywhere(sentence, left, law, SCALAR, where=inside, rounding=rounding)
+        yield gl.claim.everywhere(sentence, left, law, "(1 + w)^L", where=inside, rounding=rounding)
     if not inside.all():
         sentence = "at the eigenvalue -1 of F' nothing is left: 'never' ends here"
-        yield gl.claim.everywhere(sentence, left, -math.inf, DET, where=~inside)
+        yield gl.claim.everywhere(sentence, left, -np.inf, DET, where=~inside)
 
 
 FAULTS = {
     "identity dropped": gl.fault.no_identity(),
     "weights 10 % too large": gl.fault.argument("ensembles.gaussian", sigma_w=lambda s: 1.1 * s),
-    "branch twice as large": gl.fault.argument("ensembles.residual", factor=lambda a: 2 * a),
     "norms 1 % off": gl.fault.result("jacobians.log_norms", lambda log_norms: log_norms + 0.01),
-    "singular values 1 % off": gl.fault.scale("spectra.log_singular_values", 1.01),
     "singular values cubed": gl.fault.scale("spectra.log_singular_values", 3.0),
     "singular values 1 % of them": gl.fault.scale("spectra.log_singular_values", 0.01),
     "eigenvalue 1 % off": gl.fault.argument("ensembles.scalar_residual", w=lambda w: 0.99 * w),

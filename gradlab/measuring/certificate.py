@@ -107,7 +107,7 @@ def both_ways(model: Chain, x: Array, v: Array) -> BothWays:
         [of_row, *(of_product * jnp.exp(norm - log) for log in (spectral, norm, part))]
     )
     rounding = jnp.where(lost < 1, -2 * jnp.log1p(-jnp.minimum(lost, 1)), jnp.inf)
-    fast = jnp.stack([back[:-1] - back[-1], *ahead, through - log_v])
+    fast = jnp.stack([back[:-1] - log_v, *ahead, through - log_v])
     literal = jnp.stack([row[:-1] - log_v, spectral, norm, part])
     return BothWays(fast, literal, rounding)
 
@@ -146,6 +146,17 @@ def log_norm_bound(model: Model, x: Array) -> Array:
     own, after = _own_and_later_log_norms(parts, x, gamma)
     r = jnp.sum(jnp.exp(own + after + before - forward[-1]))
     return jnp.where(r < 1, -jnp.log1p(-jnp.minimum(r, 1)), jnp.inf)
+
+
+@precision.highest
+def multiplied_out(model: Chain, x: Array) -> Array:
+    """`log |P_L|` (Frobenius, nats) of every `J_k`, multiplied, and its rounding and another's.
+
+    `(2,)`; the rounding is twice `log_norm_bound`, of either of two ways.
+    """
+    products = chain_rule.products(model, x).products
+    logs = scaled.log_magnitude(scaled.norm(products, (1, 2)))
+    return jnp.stack([logs.ravel()[-1], 2 * log_norm_bound(model, x)])
 
 
 @precision.highest

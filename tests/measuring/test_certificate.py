@@ -214,6 +214,28 @@ def test_the_rounding_of_both_ways_is_above_that_of_a_shorter_format() -> None:
             np.testing.assert_array_less(np.abs(path - exact), both.rounding)
 
 
+def test_a_loss_that_is_halved_is_beyond_the_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = jacobians.log_gradient_norms
+    monkeypatch.setattr(
+        jacobians,
+        "log_gradient_norms",
+        lambda model, x, loss: honest(model, x, lambda z: loss(z) / 2),
+    )
+    model = gl.ensembles.gaussian(jax.random.key(0), 4, 5, gl.activations.PHI["tanh"], 1.3, 0.1)
+    both = jax.jit(certificate.both_ways)(model, jnp.ones(5), jnp.ones(5))
+    np.testing.assert_allclose(both.literal[0] - both.fast[0], np.log(2), rtol=1e-9)
+
+
+def test_factors_multiplied_out_have_the_norm_of_numpys_product() -> None:
+    matrices = np.random.default_rng(3).normal(size=(7, 4, 4))
+    log, rounding = certificate.multiplied_out(chain.linear(jnp.asarray(matrices)), jnp.zeros(4))
+    expected = np.log(np.linalg.norm(np.linalg.multi_dot(matrices[::-1])))
+    assert abs(log - expected) <= rounding
+    assert rounding < 1e-11
+    other = np.log(np.linalg.norm(np.linalg.multi_dot(matrices)))  # in the other order
+    assert abs(log - other) > 1e6 * rounding
+
+
 @pytest.mark.parametrize("depth", [3, 30])
 def test_few_layers_are_at_most_few_and_the_one_that_they_speak_for_has_no_fewer(
     depth: int,

@@ -21,7 +21,7 @@ NEWMAN = "Newman 1986"
 RANGE = "IEEE 754-2019, section 3.3"
 EXACT = "multiplication by a power of two is exact"
 NUM_PARTS = 100  # of the layers, whose weights are samples of one law
-CHANCE = 1e-4  # that any product is turned away from its gradient as far as `ranges.outside` allows
+CHANCE = 1e-4  # that any product is turned away, or long, as `theory.ranges` has it but for this
 
 
 @gl.config

@@ -152,8 +152,6 @@ def exponent(x: ArrayLike, log_y: ArrayLike, chance: float) -> Exponent:
     changes by without the smallest x. It is nan where a log is not finite, and its interval has no
     ends where x has fewer than three places.
     """
-    from scipy import stats
-
     places, rows = np.asarray(x, dtype=float), np.asarray(log_y, dtype=float)
     fit = _power(places, rows)
     if len(places) < 3 or not np.isfinite(fit.value):

@@ -48,6 +48,7 @@ class _Rounded:
 _Branch = Callable[[Weights, _Rounded], _Rounded]
 
 
+@precision.highest
 def block_by_hand(weights: Weights, design: Design, tokens: Array) -> Array:
     """Tokens `(num_tokens, width)` behind a block: attention, then a feed-forward layer."""
     return _behind(weights, design, tokens, [_attention, _feed_forward]).value
